@@ -1,0 +1,177 @@
+"""One forward pass of the untouched model, with what attribution needs written down."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import HookFiringError, NotFiniteError, PromptError
+from .sites import Model, context_length, is_parallel, model_device, norm_module, resolve
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one forward pass showed, batch dimension removed, in the model's own dtype.
+
+    ``patterns[L]``: attention patterns after softmax. ``scales[name]``: the denominator of the
+    norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
+    the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
+    tensors of the hooks asked for. ``logits``: of the last recorded position range, all positions.
+    """
+
+    tokens: Int[Tensor, " pos"]
+    patterns: tuple[Float[Tensor, "n_heads pos pos"], ...]
+    scales: dict[str, Float[Tensor, "pos 1"]]
+    resid_pre: tuple[Float[Tensor, "pos d_model"], ...]
+    attn_out: tuple[Float[Tensor, "pos d_model"], ...]
+    mlp_out: tuple[Float[Tensor, "pos d_model"], ...]
+    resid_final: Float[Tensor, "pos d_model"]
+    sites: dict[str, Float[Tensor, "pos _"]]
+    logits: Float[Tensor, "pos d_vocab"]
+
+
+def to_tokens(model: Model, prompt: Any) -> Int[Tensor, " pos"]:
+    """Token ids of a prompt: a string (the model's own tokeniser and BOS rule), ids, or a tensor.
+
+    Raises PromptError for an empty prompt, ids that are not whole numbers or not in the
+    vocabulary, more than one sequence, or more tokens than the model's context.
+    """
+    if isinstance(prompt, str):
+        if not prompt:
+            raise PromptError("the prompt is empty; give at least one token.")
+        if getattr(model, "tokenizer", None) is None:
+            raise PromptError("the model has no tokenizer, so give the prompt as token ids.")
+        tokens = model.to_tokens(prompt)[0]
+    else:
+        try:
+            tokens = torch.as_tensor(prompt)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PromptError(f"the prompt must be text or token ids, got {prompt!r}: {error}.") from error
+        if tokens.ndim == 2 and tokens.shape[0] == 1:
+            tokens = tokens[0]
+        if tokens.ndim != 1:
+            raise PromptError(
+                f"the prompt must be one sequence of shape (pos,), got {tuple(tokens.shape)}. "
+                "A graph explains one prompt: loop over the batch."
+            )
+        if tokens.numel() == 0:
+            raise PromptError("the prompt is empty; give at least one token.")
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise PromptError(f"token ids must be whole numbers, got {tokens.dtype}.")
+    d_vocab, n_ctx = int(model.cfg.d_vocab), context_length(model)
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= d_vocab:
+        raise PromptError(
+            f"token ids must be in 0..{d_vocab - 1}, got {low if low < 0 else high}."
+        )
+    if tokens.numel() > n_ctx:
+        raise PromptError(
+            f"the prompt has {tokens.numel()} tokens, the model's context is {n_ctx}. Shorten it."
+        )
+    return tokens.to(device=model_device(model), dtype=torch.long)
+
+
+def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
+    """Position 0 if it holds the beginning-of-sequence token, else nothing."""
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    return (0,) if bos is not None and int(tokens[0]) == int(bos) else ()
+
+
+class Listener:
+    """Collects the tensors of named hooks during one forward pass and counts the firings."""
+
+    def __init__(self, model: Model, names: Iterable[str]):
+        self.seen: dict[str, Tensor] = {}
+        self._counts = dict.fromkeys(names, 0)
+        self._model = model
+
+    def __enter__(self) -> "Listener":
+        with ExitStack() as stack:
+            for name in self._counts:
+                handle = resolve(self._model, name).register_forward_hook(self._keep(name))
+                stack.callback(handle.remove)
+            self._undo = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._undo.close()
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def keep(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._counts[name] += 1
+            self.seen[name] = output
+
+        return keep
+
+    def check(self) -> None:
+        """Raise HookFiringError unless every hook fired exactly once."""
+        wrong = {name: n for name, n in self._counts.items() if n != 1}
+        if wrong:
+            name, n = next(iter(wrong.items()))
+            raise HookFiringError(
+                f"{len(wrong)} of {len(self._counts)} hooks did not fire exactly once in a forward pass, "
+                f"first {name!r} with {n} firings. Is a setting such as use_split_qkv_input on?"
+            )
+
+
+def norm_names(model: Model) -> list[str]:
+    """The hook prefixes of all norms on the residual stream's path, blocks first."""
+    names = [
+        f"blocks.{layer}.{norm}"
+        for layer in range(int(model.cfg.n_layers))
+        for norm in ("ln1", "ln1_post", "ln2", "ln2_post")
+    ]
+    return [name for name in (*names, "ln_final") if norm_module(model, name) is not None]
+
+
+def record(model: Model, tokens: Int[Tensor, " pos"], sites: Iterable[str] = ()) -> Recording:
+    """Run the model once on ``tokens`` and keep what attribution reads.
+
+    ``sites`` are further hook names to keep. Raises HookFiringError if a hook stays silent or
+    fires twice, NotFiniteError naming the first tensor that holds NaN or infinity.
+    """
+    layers = range(int(model.cfg.n_layers))
+    blocks = [f"blocks.{layer}" for layer in layers]
+    last = "ln_final.hook_in" if "ln_final.hook_in" in model.hook_dict else f"{blocks[-1]}.hook_resid_post"
+    norms = norm_names(model)
+    names = [f"{b}.{kind}" for b in blocks for kind in ("attn.hook_pattern", *_ADDED)]
+    names += [f"{name}.hook_scale" for name in norms] + [last]
+    with torch.no_grad(), Listener(model, dict.fromkeys([*names, *sites])) as listener:
+        logits = model(tokens[None])
+    listener.check()
+    seen = {name: _squeeze(name, tensor) for name, tensor in listener.seen.items()}
+    if not torch.isfinite(logits).all():
+        raise NotFiniteError("the model's logits hold NaN or infinity on this prompt.")
+    return Recording(
+        tokens=tokens,
+        patterns=tuple(seen[f"{b}.attn.hook_pattern"] for b in blocks),
+        scales={name: seen[f"{name}.hook_scale"] for name in norms},
+        resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
+        attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
+        mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
+        resid_final=seen[last],
+        sites={name: seen[name] for name in sites},
+        logits=logits[0].detach(),
+    )
+
+
+_ADDED = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+
+
+def _squeeze(name: str, tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.shape[0] != 1:
+        raise HookFiringError(f"{name!r} gave shape {tuple(tensor.shape)}; expected a batch of one first.")
+    if not torch.isfinite(tensor).all():
+        raise NotFiniteError(f"{name!r} holds NaN or infinity on this prompt.")
+    return tensor[0]
+
+
+def resid_mid(recording: Recording, model: Model, layer: int) -> Float[Tensor, "pos d_model"]:
+    """What the MLP's norm reads: the block's input, plus the attention's output unless parallel."""
+    resid = recording.resid_pre[layer].float()
+    return resid if is_parallel(model) else resid + recording.attn_out[layer].float()

@@ -1,0 +1,248 @@
+"""Where things are in a TransformerLens model: hook names, norms and attention weights.
+
+Everything here works alike on ``HookedTransformer`` and ``TransformerBridge``: the model is
+only reached through hook names, ``cfg`` and weight properties.
+"""
+
+import difflib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from .errors import ArchitectureError, UnknownHookError
+
+Model = Any  # HookedTransformer | TransformerBridge | SAELens' subclasses of both
+
+
+def resolve(model: Model, name: str) -> HookPoint:
+    """The HookPoint called ``name``.
+
+    Raises UnknownHookError, with the nearest existing names, where there is none
+    (a TransformerBridge would ignore the name in silence).
+    """
+    points = model.hook_dict
+    if name in points:
+        return points[name]
+    near = difflib.get_close_matches(name, points, n=3)
+    hint = f" Nearest: {', '.join(near)}." if near else " See model.hook_dict for the names."
+    raise UnknownHookError(f"the model has no hook point {name!r}.{hint}")
+
+
+def registry(model: Model) -> dict[str, HookPoint]:
+    """The model's own, writable table of hook points (``hook_dict`` is a copy on a bridge)."""
+    table = model.__dict__.get("_hook_registry")
+    return table if table is not None else model.hook_dict
+
+
+def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: str) -> Callable[[], None]:
+    """Make a HookPoint ``owner.attribute`` known to the model as ``name``; returns the undo."""
+    point = HookPoint()
+    point.name = name
+    tables = [registry(model)]
+    if isinstance(model.__dict__.get("mod_dict"), dict):
+        tables.append(model.mod_dict)  # HookedTransformer.add_hook looks names up here
+    owner.add_module(attribute, point)
+    for table in tables:
+        table[name] = point
+
+    def undo() -> None:
+        for table in tables:
+            if table.get(name) is point:
+                del table[name]
+        if owner._modules.get(attribute) is point:
+            del owner._modules[attribute]
+
+    return undo
+
+
+def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
+    """Make ``blocks.L.mlp.hook_in`` and ``.hook_out`` exist while the context is open.
+
+    TransformerBridge has both. HookedTransformer has neither: there they are created and
+    fired from the MLP module's own forward hooks.
+    """
+    stack = ExitStack()
+    prefix = f"blocks.{layer}.mlp"
+    if f"{prefix}.hook_in" in model.hook_dict:
+        return stack
+    mlp = model.blocks[layer].mlp
+    with stack:
+        for attribute in ("hook_in", "hook_out"):
+            stack.callback(register_point(model, f"{prefix}.{attribute}", mlp, attribute))
+        before = mlp.register_forward_pre_hook(lambda mod, args: (mod.hook_in(args[0]), *args[1:]))
+        stack.callback(before.remove)
+        after = mlp.register_forward_hook(lambda mod, args, output: mod.hook_out(output))
+        stack.callback(after.remove)
+        return stack.pop_all()
+    raise AssertionError("unreachable")
+
+
+def is_parallel(model: Model) -> bool:
+    """Whether attention and MLP both read the block's input (GPT-J, GPT-NeoX)."""
+    return bool(getattr(model.cfg, "parallel_attn_mlp", False))
+
+
+def context_length(model: Model) -> int:
+    """The longest prompt the model takes, in tokens."""
+    return int(model.cfg.n_ctx)
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """A norm ``y = (x - centred·mean(x)) / scale · weight + bias``; ``scale`` is the model's own.
+
+    ``name`` is the hook prefix (``blocks.3.ln1``), ``weight`` and ``bias`` are float32 ``[d_model]``.
+    """
+
+    name: str
+    centred: bool
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+
+
+def norm_module(model: Model, name: str) -> Any:
+    """The norm called ``name`` (``blocks.3.ln2_post``, ``ln_final``), or None if there is none."""
+    if f"{name}.hook_scale" not in model.hook_dict:
+        return None
+    module = model
+    for part in name.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def norm_weights(model: Model, name: str) -> NormWeights | None:
+    """Gain, bias and centring of a norm, or None where the model has no norm of that name.
+
+    Gemma stores its gain as an offset from one (``cfg.rmsnorm_uses_offset`` on a bridge; a
+    HookedTransformer has the one added already).
+    """
+    module = norm_module(model, name)
+    if module is None:
+        return None
+    kind = str(model.cfg.normalization_type)
+    if kind not in ("LN", "LNPre", "RMS", "RMSPre"):
+        raise ArchitectureError(
+            f"{name}: normalization_type {kind!r} is not one of LN, LNPre, RMS, RMSPre."
+        )
+    d_model, device = int(model.cfg.d_model), model_device(model)
+    weight = _parameter(module, "weight", "w")
+    bias = None if kind.startswith("RMS") else _parameter(module, "bias", "b")
+    weight = torch.ones(d_model, device=device) if weight is None else weight.detach().float()
+    if getattr(model.cfg, "rmsnorm_uses_offset", False) and _parameter(module, "weight") is not None:
+        weight = weight + 1.0
+    bias = torch.zeros(d_model, device=device) if bias is None else bias.detach().float()
+    return NormWeights(name, kind.startswith("LN"), weight, bias)
+
+
+def _parameter(module: Any, *names: str) -> Tensor | None:
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor):
+            return value
+    return None
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Value and output weights of one layer, float32, grouped heads not repeated."""
+
+    W_V: Float[Tensor, "n_kv d_model d_head"]
+    b_V: Float[Tensor, "n_kv d_head"]
+    W_O: Float[Tensor, "n_heads d_head d_model"]
+    b_O: Float[Tensor, " d_model"]
+
+
+def attention_weights(model: Model, layer: int) -> AttentionWeights:
+    """The weights through which layer ``layer`` moves information between positions."""
+    attn = model.blocks[layer].attn
+    grouped = getattr(attn, "_W_V", None)  # HookedTransformer's W_V repeats grouped heads
+    W_V = (grouped if isinstance(grouped, Tensor) else attn.W_V).detach().float()
+    W_O = attn.W_O.detach().float()
+    if W_V.ndim != 3 or W_O.ndim != 3 or W_O.shape[0] % W_V.shape[0]:
+        raise ArchitectureError(
+            f"blocks.{layer}.attn: expected W_V [n_kv, d_model, d_head] and W_O [n_heads, d_head, "
+            f"d_model] with n_heads a multiple of n_kv, got {tuple(W_V.shape)} and {tuple(W_O.shape)}."
+        )
+    grouped_bias = getattr(attn, "_b_V", None)
+    b_V = grouped_bias if isinstance(grouped_bias, Tensor) else getattr(attn, "b_V", None)
+    b_O = getattr(attn, "b_O", None)
+    b_V = W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if b_V is None else b_V.detach().float()
+    b_O = W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach().float()
+    return AttentionWeights(W_V, b_V, W_O, b_O)
+
+
+@dataclass(frozen=True)
+class MLPWeights:
+    """One MLP: ``act(x W_gate + b_gate) · (x W_in + b_in)`` or, ungated, ``act(x W_in + b_in)``."""
+
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, " d_mlp"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, " d_model"]
+    W_gate: Float[Tensor, "d_model d_mlp"] | None
+    b_gate: Float[Tensor, " d_mlp"] | None
+    act_fn: str
+
+
+def mlp_weights(model: Model, layer: int) -> MLPWeights:
+    """The weights of layer ``layer``'s MLP, as the model holds them (no copy, own dtype)."""
+    mlp = model.blocks[layer].mlp
+    W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
+    if not isinstance(W_in, Tensor) or not isinstance(W_out, Tensor) or W_in.ndim != 2:
+        raise ArchitectureError(
+            f"blocks.{layer}.mlp has no plain W_in and W_out (a mixture of experts?), so its "
+            "neurons cannot serve as features. Attach transcoders for this layer instead."
+        )
+    W_gate, b_gate = getattr(mlp, "W_gate", None), getattr(mlp, "b_gate", None)
+    b_in, b_out = getattr(mlp, "b_in", None), getattr(mlp, "b_out", None)
+    return MLPWeights(
+        W_in=W_in.detach(),
+        b_in=W_in.new_zeros(W_in.shape[1]).detach() if b_in is None else b_in.detach(),
+        W_out=W_out.detach(),
+        b_out=W_out.new_zeros(W_out.shape[1]).detach() if b_out is None else b_out.detach(),
+        W_gate=None if W_gate is None else W_gate.detach(),
+        b_gate=None if b_gate is None or W_gate is None else b_gate.detach(),
+        act_fn=str(model.cfg.act_fn),
+    )
+
+
+@dataclass(frozen=True)
+class UnembedWeights:
+    """``logits = x W_U + b_U``, then ``softcap · tanh(logits / softcap)`` where there is a cap."""
+
+    W_U: Float[Tensor, "d_model d_vocab"]
+    b_U: Float[Tensor, " d_vocab"]
+    softcap: float | None
+
+
+def unembed_weights(model: Model) -> UnembedWeights:
+    """The unembedding as the model holds it (own dtype) and its soft cap, if any."""
+    W_U = model.W_U.detach()
+    b_U = getattr(model, "b_U", None)
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
+    return UnembedWeights(
+        W_U=W_U,
+        b_U=W_U.new_zeros(W_U.shape[1]) if b_U is None else b_U.detach(),
+        softcap=cap if cap > 0 else None,
+    )
+
+
+def embed_weights(model: Model) -> Float[Tensor, "d_vocab d_model"]:
+    """The token embedding as the model holds it."""
+    return model.W_E.detach()
+
+
+def model_device(model: Model) -> torch.device:
+    """Where the model's first weights lie."""
+    return next(model.parameters()).device
+
+
+def model_dtype(model: Model) -> torch.dtype:
+    """The dtype of the model's first weights."""
+    return next(model.parameters()).dtype

@@ -1,0 +1,111 @@
+"""From expanded rows to a graph: pick the columns that became nodes, and account for the rest."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.attribution.expand import Block, Expansion
+from tl_circuits.attribution.sources import Sources
+from tl_circuits.attribution.targets import LogitTargets, Targets
+from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Nodes
+from tl_circuits.graph.scores import Edges
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where influence starts: logit targets, or the column of one feature."""
+
+    targets: Targets | None
+    weights: Float[Tensor, " root"]
+    column: int | None
+    logits: LogitTargets | None
+
+
+def assemble(
+    expansion: Expansion, roots: Roots, info: GraphInfo, tokens: Int[Tensor, " pos"], position: int
+) -> AttributionGraph:
+    """The graph of all expanded features, errors, tokens and targets."""
+    sources = expansion.sources
+    features = expansion.expanded().sort().values
+    columns = torch.cat([features, sources.error_columns, torch.arange(sources.n_pos)])
+    node_of = torch.full((sources.width,), -1, dtype=torch.long)
+    node_of[columns] = torch.arange(columns.numel())
+    nodes = _nodes(sources, roots, features, tokens, position)
+    parts = [
+        _edges(block, node_of[block.columns], node_of, nodes)
+        for layer in sorted(expansion.blocks)
+        for block in expansion.blocks[layer]
+    ]
+    if expansion.roots is not None:
+        first = columns.numel()
+        targets = torch.arange(first, first + expansion.roots.columns.numel())
+        parts.append(_edges(expansion.roots, targets, node_of, nodes))
+    target, source, weight = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = torch.argsort(target * len(nodes) + source)
+    return AttributionGraph(info, nodes, Edges(source[order], target[order], weight[order]))
+
+
+def _edges(
+    block: Block, targets: Int[Tensor, " n"], node_of: Int[Tensor, " column"], nodes: Nodes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges of one block; writes its biases and residues into ``nodes``."""
+    rows = block.rows.cpu()
+    among = node_of[: rows.shape[1]]
+    kept = rows[:, among >= 0]
+    total, mass = rows.double().sum(-1), rows.double().abs().sum(-1)
+    residue = total - kept.double().sum(-1)
+    nodes.residue[targets] = residue.float()
+    nodes.residue_mass[targets] = (mass - kept.double().abs().sum(-1)).clamp_min(0).float()
+    nodes.bias[targets] = (block.bias.cpu().double() + residue).float()
+    at, column = kept.nonzero(as_tuple=True)
+    return targets[at], among[among >= 0][column], kept[at, column].float()
+
+
+def _nodes(
+    sources: Sources,
+    roots: Roots,
+    features: Int[Tensor, " n"],
+    tokens: Int[Tensor, " pos"],
+    position: int,
+) -> Nodes:
+    """The node table, biases still empty."""
+    table = {name: column.cpu() for name, column in sources.feature_table.items()}
+    index = torch.searchsorted(sources.feature_columns, features)
+    n_pos, n_layers = sources.n_pos, len(sources.layers)
+    with_error = torch.tensor([i for i, s in enumerate(sources.layers) if s.error is not None], dtype=torch.long)
+    n_roots = 0 if roots.logits is None else len(roots.logits.token)
+    counts = [len(features), with_error.numel() * n_pos, n_pos, n_roots]
+    kind = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    every = torch.arange(n_pos)
+    root = roots.logits
+    layer = [table["layer"][index], with_error.repeat_interleave(n_pos), torch.full((n_pos,), -1)]
+    place = [table["position"][index], every.repeat(with_error.numel()), every]
+    feature = [table["feature"][index], torch.full((counts[1],), -1), tokens.cpu()]
+    activation = [table["activation"][index].float(), torch.zeros(counts[1] + n_pos)]
+    value = [table["pre"][index].float(), torch.full((counts[1] + n_pos,), float("nan"))]
+    if root is not None:
+        layer.append(torch.full((n_roots,), n_layers))
+        place.append(torch.full((n_roots,), position))
+        feature.append(torch.tensor(root.token))
+        activation.append(root.value.cpu().float())
+        value.append(root.value.cpu().float())
+    weight = torch.zeros(sum(counts))
+    if root is not None:
+        weight[-n_roots:] = root.weights.cpu()
+    if roots.column is not None:
+        weight[int((features == roots.column).nonzero()[0])] = 1.0
+    zeros = torch.zeros(sum(counts))
+    return Nodes(
+        kind=kind,
+        layer=torch.cat(layer),
+        position=torch.cat(place),
+        feature=torch.cat(feature),
+        activation=torch.cat(activation),
+        value=torch.cat(value),
+        bias=zeros.clone(),
+        residue=zeros.clone(),
+        residue_mass=zeros.clone(),
+        weight=weight,
+    )

@@ -1,0 +1,202 @@
+"""From a prompt to an attribution graph."""
+
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from beartype import beartype
+from jaxtyping import Int, jaxtyped
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.attribution.assemble import Roots, assemble
+from tl_circuits.attribution.autograd import AutogradEngine
+from tl_circuits.attribution.expand import Engine, Expansion, expand
+from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.targets import (
+    FeatureTarget,
+    LogitTargets,
+    Targets,
+    resolve_logits,
+    resolve_position,
+    token_text,
+    top_logits,
+)
+from tl_circuits.errors import ArchitectureError, TargetError
+from tl_circuits.graph.graph import AttributionGraph, GraphInfo
+from tl_circuits.hooks import Recording, Replacement, bos_positions, frozen_norm, record, to_tokens
+
+
+@jaxtyped(typechecker=beartype)
+def attribute(
+    replacement: Replacement,
+    prompt: Any,
+    targets: Any = None,
+    *,
+    position: int = -1,
+    max_nodes: int = 4000,
+    batch_size: int | Literal["auto"] = "auto",
+    engine: Literal["auto", "linear", "autograd"] = "auto",
+    skip_positions: Sequence[int] | None = None,
+    progress: bool = True,
+) -> AttributionGraph:
+    """The attribution graph of one prompt: exact direct effects in the local replacement model.
+
+    Attention patterns and norm denominators are frozen at their values on this prompt and MLPs
+    are replaced by the dictionary's features plus error terms (Ameisen et al. 2025).
+
+    Args:
+        replacement: what :func:`tl_circuits.attach` returned.
+        prompt: text, token ids, or a tensor ``[pos]``.
+        targets: None (the likeliest tokens until 95 % of the probability, at most ten), one or
+            several tokens or token ids, :class:`LogitDifference`, :class:`LogitDirection`, or
+            one :class:`FeatureTarget`.
+        position: where the logits are read; -1 is the last token.
+        max_nodes: how many feature nodes to expand, most influential first.
+        batch_size: targets in one sweep; ``"auto"`` bounds memory by prompt length.
+        engine: ``"linear"`` (closed form), ``"autograd"`` (reference), or ``"auto"``.
+        skip_positions: positions without feature and error nodes, whose MLP outputs count as
+            constants; None takes the beginning-of-sequence token, if the prompt has one.
+        progress: show a progress bar on stderr.
+
+    Raises PromptError, TargetError, ArchitectureError, NotFiniteError, AttachError or ValueError;
+    the model is left as it was.
+    """
+    replacement.require_attached()
+    if max_nodes < 1:
+        raise ValueError(f"max_nodes must be at least 1, got {max_nodes}.")
+    if isinstance(batch_size, int) and batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1 or "auto", got {batch_size}.')
+    model, dictionary = replacement.model, replacement.dictionary
+    tokens = to_tokens(model, prompt)
+    position = resolve_position(position, tokens.numel())
+    skipped = _skipped(model, tokens, skip_positions)
+    sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    with torch.no_grad():
+        recording = record(model, tokens, sites)
+        sources = find_sources(model, dictionary, recording, skipped)
+        chosen = _make_engine(engine, model, recording, sources)
+        roots = _roots(model, recording, sources, targets, position)
+        expansion = Expansion(
+            sources, roots.weights, started_at=() if roots.column is None else (roots.column,)
+        )
+        total = min(max_nodes, sources.feature_columns.numel())
+        with tqdm(total=total, desc="tracing", unit="node", disable=not progress) as bar:
+            expand(
+                chosen,
+                expansion,
+                roots.targets,
+                lambda columns: _feature_targets(recording, sources, columns),
+                max_nodes,
+                batch_size,
+                lambda n: bar.update(n) and None,
+            )
+        info = _info(model, prompt, tokens, roots, sources, chosen, max_nodes)
+        return assemble(expansion, roots, info, tokens, position)
+
+
+def _skipped(model: Any, tokens: Int[Tensor, " pos"], asked: Sequence[int] | None) -> tuple[int, ...]:
+    if asked is None:
+        return bos_positions(model, tokens)
+    return tuple(sorted({resolve_position(p, tokens.numel()) for p in asked}))
+
+
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources) -> Engine:
+    if name == "autograd":
+        return AutogradEngine(model, recording, sources)
+    try:
+        return LinearEngine(model, recording, sources)
+    except ArchitectureError:
+        if name == "linear":
+            raise
+        return AutogradEngine(model, recording, sources)
+
+
+def _roots(model: Any, recording: Recording, sources: Sources, targets: Any, position: int) -> Roots:
+    asked = [targets] if isinstance(targets, (str, int)) or not isinstance(targets, Iterable) else list(targets)
+    if targets is not None and not asked:
+        raise TargetError("targets is an empty list; give at least one target, or None for the likeliest tokens.")
+    if any(isinstance(t, FeatureTarget) for t in asked):
+        if len(asked) > 1:
+            raise TargetError("a FeatureTarget is traced alone; give it without other targets.")
+        column = _feature_column(sources, asked[0])
+        empty = recording.resid_final.new_zeros(0, dtype=torch.float32)
+        return Roots(None, empty, column, None)
+    logits = recording.logits[position]
+    if targets is None:
+        asked = list(top_logits(logits))
+    final = frozen_norm(model, recording, "ln_final")
+    resolved = resolve_logits(model, asked, final.forward(recording.resid_final)[position], logits)
+    n = len(asked)
+    device = resolved.vector.device
+    vectors = Targets(
+        layer=torch.full((n,), len(sources.layers), device=device),
+        position=torch.full((n,), position, device=device),
+        vector=resolved.vector,
+        bias=resolved.bias,
+    )
+    return Roots(vectors, resolved.weights, None, resolved)
+
+
+def _feature_column(sources: Sources, target: FeatureTarget) -> int:
+    table = sources.feature_table
+    match = (
+        (table["layer"] == target.layer)
+        & (table["position"] == target.position)
+        & (table["feature"] == target.feature)
+    ).nonzero()
+    if match.numel() == 0:
+        here = (table["layer"] == target.layer) & (table["position"] == target.position)
+        raise TargetError(
+            f"{target} is not active on this prompt; layer {target.layer} has {int(here.sum())} active features "
+            f"at position {target.position}."
+        )
+    return int(sources.feature_columns[int(match[0])])
+
+
+def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor, " n"]) -> Targets:
+    """Read vectors of the features in ``columns``, at their layers' inputs."""
+    table, dictionary = sources.feature_table, sources.dictionary
+    index = torch.searchsorted(sources.feature_columns, columns).to(table["layer"].device)
+    layer, position, feature = (table[name][index] for name in ("layer", "position", "feature"))
+    d_model = sources.tokens.shape[1]
+    vectors = sources.tokens.new_zeros(len(columns), d_model)
+    bias = sources.tokens.new_zeros(len(columns))
+    for at in layer.unique().tolist():
+        here = (layer == at).nonzero()[:, 0]
+        x = recording.sites[dictionary.input_hook(at)][position[here]]
+        vectors[here], bias[here] = dictionary.read_vectors(at, feature[here], x)
+    return Targets(layer, position, vectors, bias)
+
+
+def _info(
+    model: Any,
+    prompt: Any,
+    tokens: Int[Tensor, " pos"],
+    roots: Roots,
+    sources: Sources,
+    engine: Engine,
+    max_nodes: int,
+) -> GraphInfo:
+    ids = tokens.tolist()
+    texts = tuple(token_text(model, i) for i in ids)
+    logit: LogitTargets | None = roots.logits
+    return GraphInfo(
+        prompt=prompt if isinstance(prompt, str) else "".join(texts),
+        token_ids=tuple(ids),
+        tokens=texts,
+        target_names=() if logit is None else logit.name,
+        target_probabilities=() if logit is None else tuple(logit.weights.tolist()),
+        model=str(getattr(model.cfg, "model_name", "unknown")),
+        dictionary=sources.dictionary.name,
+        n_layers=len(sources.layers),
+        exact=sources.dictionary.exact,
+        engine="linear" if isinstance(engine, LinearEngine) else "autograd",
+        max_nodes=max_nodes,
+        n_active=sources.feature_columns.numel(),
+        version=version("tl_circuits"),
+    )
+
+

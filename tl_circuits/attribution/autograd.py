@@ -1,0 +1,112 @@
+"""The reference engine: rows of direct effects by automatic differentiation of the frozen model.
+
+Slow and obvious. It knows nothing of weights or block layout: one forward pass with patterns and
+denominators detached and every MLP output replaced by a leaf, then one backward pass a target.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attribution.sources import LayerSources, Sources
+from tl_circuits.attribution.targets import Targets
+from tl_circuits.hooks import Recording, differentiable_run, frozen_norm
+
+_TOKENS = "blocks.0.hook_resid_pre"
+_FINAL = "ln_final.hook_normalized"
+
+
+class AutogradEngine:
+    """Direct effects on any targets of one prompt; same columns and meaning as the linear engine."""
+
+    def __init__(self, model: Any, recording: Recording, sources: Sources):
+        self.sources = sources
+        dictionary = sources.dictionary
+        n_layers = len(sources.layers)
+        with torch.inference_mode(False):
+            self._tokens_leaf = recording.resid_pre[0][None].clone().requires_grad_()
+            self._leaves = {
+                layer: self._site_value(recording, layer)[None].clone().requires_grad_()
+                for layer in range(n_layers)
+            }
+            skips = {
+                layer: source.skip.clone()
+                for layer, source in enumerate(sources.layers)
+                if source.skip is not None
+            }
+        inputs: dict[int, Tensor] = {}
+        replaced = [(_TOKENS, lambda tensor: self._tokens_leaf)]
+        for layer in range(n_layers):
+            if layer in skips:
+                replaced.append((dictionary.input_hook(layer), self._keeper(inputs, layer)))
+            replaced.append((self._site(layer), self._writer(layer, skips.get(layer), inputs)))
+        reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
+        seen, _ = differentiable_run(model, recording.tokens, replaced, [*reads, _FINAL])
+        self._values = {layer: seen[dictionary.input_hook(layer)] for layer in dictionary.layers}
+        final = frozen_norm(model, recording, "ln_final").weights
+        with torch.inference_mode(False), torch.enable_grad():
+            self._values[n_layers] = seen[_FINAL].float() * final.weight.clone() + final.bias.clone()
+
+    def _site(self, layer: int) -> str:
+        dictionary = self.sources.dictionary
+        return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
+
+    def _site_value(self, recording: Recording, layer: int) -> Float[Tensor, "pos d_out"]:
+        if layer in self.sources.dictionary.layers:
+            return recording.sites[self._site(layer)]
+        return recording.mlp_out[layer]
+
+    def _keeper(self, inputs: dict[int, Tensor], layer: int) -> Any:
+        def keep(tensor: Tensor) -> Tensor:
+            inputs[layer] = tensor
+            return tensor
+
+        return keep
+
+    def _writer(self, layer: int, skip: Tensor | None, inputs: dict[int, Tensor]) -> Any:
+        """Put the leaf in the output's place; a skip connection stays differentiable beside it."""
+
+        def write(tensor: Tensor) -> Tensor:
+            if skip is None:
+                return self._leaves[layer]
+            through = inputs[layer].float() @ skip.T
+            mask = torch.ones_like(through)
+            mask[:, list(self.sources.skipped)] = 0.0
+            through = through * mask
+            return self._leaves[layer] + (through - through.detach()).to(tensor.dtype)
+
+        return write
+
+    def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
+        """The direct effect of every column on every target, and what is left as bias."""
+        out = targets.vector.new_zeros(len(targets), self.sources.before(int(targets.layer.max())))
+        value = targets.bias.clone()
+        leaves = [self._tokens_leaf, *self._leaves.values()]
+        for i in range(len(targets)):
+            with torch.inference_mode(False), torch.enable_grad():
+                x = self._values[int(targets.layer[i])][int(targets.position[i])].float()
+                scalar = (x * targets.vector[i].clone()).sum()
+                grads = torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
+            value[i] += scalar.detach()
+            tokens, *layers = (None if grad is None else grad[0].float() for grad in grads)
+            if tokens is not None:
+                out[i, : self.sources.n_pos] = (tokens * self.sources.tokens).sum(-1)
+            for layer, grad in enumerate(layers):
+                if grad is not None and layer < int(targets.layer[i]):
+                    self._effects(layer, grad, out[i])
+        return out, value - out.double().sum(-1).float()
+
+    def _effects(self, layer: int, grad: Float[Tensor, "pos d_out"], row: Float[Tensor, " column"]) -> None:
+        source: LayerSources = self.sources.layers[layer]
+        dictionary = self.sources.dictionary
+        writers = dictionary.writers(layer) if layer in dictionary.layers else ()
+        for writer in writers:
+            wrote = self.sources.layers[writer]
+            active = wrote.active
+            decoders = dictionary.decoder_vectors(writer, active.feature, layer)
+            effects = (grad[active.position] * decoders).sum(-1) * active.activation
+            row[wrote.features_at : wrote.errors_at] += effects
+        if source.error is not None:
+            row[source.errors_at : source.errors_at + self.sources.n_pos] = (grad * source.error).sum(-1)

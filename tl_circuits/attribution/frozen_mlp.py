@@ -1,0 +1,115 @@
+"""One layer's MLP as the sweep sees it: features, error and constant written, and the skip path."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attribution.sources import LayerSources, Sources
+from tl_circuits.hooks import ReadMap
+
+CACHED_FLOATS = 2**22  # scaled decoder rows kept per writing layer, 16 MB; above, gathered at use
+DENSE_SHARE = 0.25  # from this share of active features on, one product with the whole decoder wins
+
+
+def position_dot(g: Float[Tensor, "pos n d"], vectors: Float[Tensor, "total_pos d"]) -> Float[Tensor, " n"]:
+    """``Σ_pos g[pos, n]·vectors[pos]``."""
+    return torch.einsum("pnd,pd->n", g, vectors[: g.shape[0]])
+
+
+class Decoder:
+    """What the features of one layer write to one layer's residual stream, position by position."""
+
+    def __init__(self, sources: Sources, writer: int, layer: int):
+        source = sources.layers[writer]
+        self._active = source.active
+        self._norm = sources.layers[layer].norm
+        self._vectors = lambda features: sources.dictionary.decoder_vectors(writer, features, layer)
+        self._first = source.features_at
+        self._bounds = torch.searchsorted(
+            source.active.position.contiguous(),
+            torch.arange(sources.n_pos + 1, device=source.active.position.device),
+        ).tolist()
+        n_active, width = source.active.feature.numel(), sources.dictionary.width(writer)
+        self._dense = n_active > DENSE_SHARE * width * max(1, sources.n_pos - len(sources.skipped))
+        d_out = sources.tokens.shape[1]
+        if self._dense:
+            self._kept = self._vectors(torch.arange(width, device=source.active.feature.device))
+        else:
+            self._kept = self._scaled(0, n_active) if n_active * d_out <= CACHED_FLOATS else None
+
+    def _scaled(self, start: int, stop: int) -> Float[Tensor, "n d_model"]:
+        """Decoder rows of a run of active features, on the residual stream, times the activations."""
+        active = self._active
+        rows = self._vectors(active.feature[start:stop]) * active.activation[start:stop, None]
+        return rows if self._norm is None else self._norm.push(rows, active.position[start:stop])
+
+    def add_effects(self, g: Float[Tensor, "pos n d_model"], out: Float[Tensor, "n column"]) -> None:
+        """Add each feature's direct effect on each target to its column of ``out``."""
+        for position in range(g.shape[0]):
+            start, stop = self._bounds[position], self._bounds[position + 1]
+            if start == stop:
+                continue
+            columns = out[:, self._first + start : self._first + stop]
+            if self._dense:
+                columns += self._dense_effects(g[position], position, start, stop)
+            else:
+                rows = self._scaled(start, stop) if self._kept is None else self._kept[start:stop]
+                columns.addmm_(g[position], rows.T)
+
+    def _dense_effects(
+        self, g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
+    ) -> Float[Tensor, "n active"]:
+        if self._norm is not None:
+            where = torch.full((g.shape[0],), position, device=g.device)
+            g = self._norm.transpose(g, where)
+        features = self._active.feature[start:stop]
+        scores = g @ self._kept.T
+        scores = scores if features.numel() == scores.shape[1] else scores[:, features]
+        return scores * self._active.activation[start:stop]
+
+
+class FrozenMLP:
+    """Direct effects of one layer's MLP output, and the linear way through its skip connection."""
+
+    def __init__(self, sources: Sources, layer: int, read: ReadMap | None):
+        source: LayerSources = sources.layers[layer]
+        dictionary = sources.dictionary
+        self._writers = list(dictionary.writers(layer)) if layer in dictionary.layers else []
+        self._sources, self._layer, self._read, self._source = sources, layer, read, source
+        self._decoders = [Decoder(sources, w, layer) for w in self._writers]
+        positions = torch.arange(sources.n_pos, device=sources.tokens.device)
+        norm = source.norm
+        constant = source.constant
+        if source.skip is not None and read is not None and read.stage == "normed" and read.norm is not None:
+            from_bias = (source.skip @ read.norm.weights.bias).expand_as(constant).clone()
+            from_bias[list(sources.skipped)] = 0.0  # there the whole output is constant already
+            constant = constant + from_bias
+        self._constant = constant if norm is None else norm.forward(constant)
+        error = source.error
+        self._error = norm.push(error, positions) if norm is not None and error is not None else error
+
+    def add_effects(
+        self, g: Float[Tensor, "pos n d_model"], out: Float[Tensor, "n column"], bias: Float[Tensor, " n"]
+    ) -> None:
+        """Add what this layer's output does to every target: features and errors to ``out``, the rest to ``bias``."""
+        for decoder in self._decoders:
+            decoder.add_effects(g, out)
+        bias += position_dot(g, self._constant)
+        if self._error is not None:
+            at, n_pos = self._source.errors_at, g.shape[0]
+            out[:, at : at + n_pos] = torch.einsum("pnd,pd->np", g, self._error[:n_pos])
+
+    def through_skip(self, g: Float[Tensor, "pos n d_model"]) -> Float[Tensor, "pos n d_model"] | None:
+        """Gradients at the stream the MLP reads, through the skip connection; None without one."""
+        skip = self._source.skip
+        if skip is None:
+            return None
+        n_pos, n, d_model = g.shape
+        positions = torch.arange(n_pos, device=g.device).repeat_interleave(n)
+        flat = g.reshape(n_pos * n, d_model)
+        flat = flat if self._source.norm is None else self._source.norm.transpose(flat, positions)
+        at_input, _ = self._read.transpose(flat @ skip, positions)
+        at_input = at_input.reshape(n_pos, n, d_model)
+        skipped = [p for p in self._sources.skipped if p < n_pos]
+        at_input[skipped] = 0.0  # there the whole output counts as constant
+        return at_input

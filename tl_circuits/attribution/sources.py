@@ -1,0 +1,185 @@
+"""Everything that writes to the residual stream on one prompt, laid out as columns of a row.
+
+Columns go with the computation: tokens first, then each layer's features and its errors. A target
+at layer L is reached only by columns before those of layer L, so its row is a prefix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.dictionaries.base import Dictionary, LayerActive
+from tl_circuits.errors import ArchitectureError
+from tl_circuits.hooks import FrozenNorm, Recording, write_norm
+
+# Largest relative gap between an exact dictionary's reconstruction and the MLP's output that
+# rounding explains, by the model's dtype.
+_EXACT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class LayerSources:
+    """What one layer's MLP writes at its output site.
+
+    ``error[pos]``: the part of the output that the features miss (None where there are no error
+    nodes). ``constant[pos]``: what is written whatever the features do. ``norm``: the frozen
+    post-norm between the site and the residual stream, if any.
+    """
+
+    active: LayerActive
+    error: Float[Tensor, "pos d_out"] | None
+    constant: Float[Tensor, "pos d_out"]
+    norm: FrozenNorm | None
+    skip: Float[Tensor, "d_out d_in"] | None
+    features_at: int  # first column of the layer's features
+    errors_at: int  # first column of its errors; also the end of its features
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All columns of one prompt. ``skipped`` positions have no features: their MLPs are constants."""
+
+    dictionary: Dictionary
+    n_pos: int
+    layers: tuple[LayerSources, ...]
+    tokens: Float[Tensor, "pos d_model"]
+    skipped: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        return self.before(len(self.layers))
+
+    def before(self, layer: int) -> int:
+        """How many columns lie before layer ``layer``: the length of a row for a target there."""
+        if layer == 0:
+            return self.n_pos
+        last = self.layers[layer - 1]
+        return last.errors_at + (0 if last.error is None else self.n_pos)
+
+    @cached_property
+    def feature_columns(self) -> Int[Tensor, " n_features"]:
+        """The column of every active feature, layer by layer."""
+        ranges = [torch.arange(s.features_at, s.errors_at) for s in self.layers]
+        return torch.cat(ranges)
+
+    @cached_property
+    def error_columns(self) -> Int[Tensor, " n_errors"]:
+        """The column of every error node, layer by layer."""
+        ranges = [
+            torch.arange(s.errors_at, s.errors_at + self.n_pos) for s in self.layers if s.error is not None
+        ]
+        return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
+
+    @cached_property
+    def feature_table(self) -> dict[str, Tensor]:
+        """``layer position feature pre activation`` of every active feature, in column order."""
+        actives = [s.active for s in self.layers]
+        layer = [torch.full_like(a.position, i) for i, a in enumerate(actives)]
+        table = {"layer": torch.cat(layer)}
+        for name in ("position", "feature", "pre", "activation"):
+            table[name] = torch.cat([getattr(a, name) for a in actives])
+        return table
+
+
+def find_sources(
+    model: Any, dictionary: Dictionary, recording: Recording, skip_positions: Sequence[int]
+) -> Sources:
+    """Encode every layer of one prompt and split each MLP's output into features, error and constant.
+
+    Raises ArchitectureError when an exact dictionary (neurons) does not rebuild an MLP's output.
+    """
+    n_pos = recording.tokens.numel()
+    keep = torch.ones(n_pos, dtype=torch.bool, device=recording.resid_final.device)
+    keep[list(skip_positions)] = False
+    column, layers = n_pos, []
+    for layer in range(len(recording.patterns)):
+        if layer in dictionary.layers:
+            found = _dictionary_layer(model, dictionary, recording, layer, keep, column)
+        else:
+            found = _bare_layer(recording, layer, keep, column)
+        layers.append(found)
+        column = found.errors_at + (0 if found.error is None else n_pos)
+    return Sources(
+        dictionary=dictionary,
+        n_pos=n_pos,
+        layers=tuple(layers),
+        tokens=recording.resid_pre[0].float(),
+        skipped=tuple(skip_positions),
+    )
+
+
+def _dictionary_layer(
+    model: Any, dictionary: Dictionary, recording: Recording, layer: int, keep: Tensor, column: int
+) -> LayerSources:
+    output = recording.sites[dictionary.output_hook(layer)].float()
+    inputs = {w: recording.sites[dictionary.input_hook(w)] for w in dictionary.writers(layer)}
+    acts = {w: dictionary.active(w, x) for w, x in inputs.items()}
+    constant = dictionary.constant(layer).expand_as(output)
+    skip = dictionary.skip(layer)
+    recons = constant.clone()
+    if skip is not None:
+        recons += inputs[layer].float() @ skip.T
+    for writer, active in acts.items():
+        _add_decoded(recons, dictionary, writer, layer, active)
+    error = output - recons
+    if dictionary.exact:
+        _require_rebuilt(layer, output, error, recording.logits.dtype)
+        constant, rest = constant + error, None  # what is left is rounding
+    else:
+        rest = torch.where(keep[:, None], error, 0.0)
+    active = acts[layer]
+    kept = keep[active.position]
+    active = LayerActive(*(getattr(active, n)[kept] for n in ("position", "feature", "pre", "activation")))
+    return LayerSources(
+        active=active,
+        error=rest,
+        constant=torch.where(keep[:, None], constant, output),
+        norm=write_norm(model, recording, layer, dictionary.output_hook(layer)),
+        skip=skip,
+        features_at=column,
+        errors_at=column + active.feature.numel(),
+    )
+
+
+def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> LayerSources:
+    """A layer without a dictionary: its whole MLP output is an error node."""
+    output = recording.mlp_out[layer].float()
+    none = torch.empty(0, dtype=torch.long, device=output.device)
+    empty = LayerActive(none, none, output.new_empty(0), output.new_empty(0))
+    return LayerSources(
+        active=empty,
+        error=torch.where(keep[:, None], output, 0.0),
+        constant=torch.where(keep[:, None], 0.0, output),
+        norm=None,
+        skip=None,
+        features_at=column,
+        errors_at=column,
+    )
+
+
+def _add_decoded(
+    recons: Float[Tensor, "pos d_out"], dictionary: Dictionary, writer: int, layer: int, active: LayerActive
+) -> None:
+    """Add what ``writer``'s active features write to ``layer``, a block of decoder rows at a time."""
+    step = max(1, 2**24 // recons.shape[1])
+    for start in range(0, active.feature.numel(), step):
+        part = slice(start, start + step)
+        rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
+        recons.index_add_(0, active.position[part], rows * active.activation[part, None])
+
+
+def _require_rebuilt(
+    layer: int, output: Float[Tensor, "pos d"], error: Float[Tensor, "pos d"], dtype: torch.dtype
+) -> None:
+    gap, tolerance = float(error.abs().max() / output.abs().max().clamp_min(1e-30)), _EXACT_TOLERANCE[dtype]
+    if gap > tolerance:
+        raise ArchitectureError(
+            f"layer {layer}: the neurons rebuild the MLP's output only to {gap:.1%} (tolerance "
+            f"{tolerance:.1%}), so this MLP is not of a form we know. Attach transcoders instead."
+        )

@@ -1,0 +1,16 @@
+"""Dictionaries: transcoders and neurons, whatever they came from, behind one interface."""
+
+from tl_circuits.dictionaries.base import Dictionary, LayerActive
+from tl_circuits.dictionaries.load import load_transcoders
+from tl_circuits.dictionaries.neurons import Neurons, mlp_neurons
+from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+
+__all__ = [
+    "Dictionary",
+    "LayerActive",
+    "Neurons",
+    "Transcoder",
+    "TranscoderSet",
+    "load_transcoders",
+    "mlp_neurons",
+]

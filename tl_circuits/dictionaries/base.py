@@ -1,0 +1,130 @@
+"""What attribution needs of a dictionary: features that read and write the residual stream linearly."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.errors import DictionaryError, NotFiniteError
+
+
+@dataclass(frozen=True)
+class LayerActive:
+    """The active features of one layer on one prompt, sorted by position, then feature.
+
+    ``pre`` is the quantity whose direct effects a graph lists (the pre-activation; a neuron's
+    activation itself), ``activation`` the factor on the decoder vector.
+    """
+
+    position: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    pre: Float[Tensor, " n"]
+    activation: Float[Tensor, " n"]
+
+
+class Dictionary(ABC):
+    """Features of a contiguous range of layers. ``exact`` ones reconstruct without an error term."""
+
+    name: str
+    exact: bool = False
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[int]:
+        """The layers read, ascending and contiguous."""
+
+    @abstractmethod
+    def width(self, layer: int) -> int:
+        """How many features layer ``layer`` has."""
+
+    @abstractmethod
+    def input_hook(self, layer: int) -> str:
+        """Full name of the hook whose tensor the encoder reads."""
+
+    @abstractmethod
+    def output_hook(self, layer: int) -> str:
+        """Full name of the hook whose tensor the decoders write to."""
+
+    def writers(self, layer: int) -> Sequence[int]:
+        """The layers whose features write to layer ``layer``'s output: its own, unless cross-layer."""
+        return (layer,)
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Raise DictionaryError or NotFiniteError where the dictionary does not fit ``model``."""
+
+    @abstractmethod
+    def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
+        """Pre-activations of every feature of a layer."""
+
+    @abstractmethod
+    def activate(
+        self, layer: int, pre: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch feature"]:
+        """Activations of every feature of a layer, from pre-activations and the encoder's input."""
+
+    @abstractmethod
+    def decode(
+        self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction at layer ``layer`` from its writers' activations, skip and bias included."""
+
+    @abstractmethod
+    def active(self, layer: int, x: Float[Tensor, "pos d_in"]) -> LayerActive:
+        """The features of a layer that are active on ``x``."""
+
+    @abstractmethod
+    def read_vectors(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
+        """Vectors ``v`` and biases ``b`` with ``v·x + b`` = the feature's ``pre`` at input ``x``."""
+
+    @abstractmethod
+    def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+        """The direction of the input that each feature looks for, whatever the prompt."""
+
+    @abstractmethod
+    def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
+        """What one unit of activation of each feature writes to layer ``target``'s output."""
+
+    @abstractmethod
+    def constant(self, layer: int) -> Float[Tensor, " d_out"]:
+        """What is written to layer ``layer``'s output whatever the input (the decoder bias)."""
+
+    def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
+        """The linear skip from a layer's input to its output, if it has one."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, layers {self.layers[0]}..{self.layers[-1]})"
+
+
+def require_contiguous(layers: Sequence[int], n_layers: int | None = None) -> None:
+    """Raise DictionaryError unless ``layers`` is a gapless, non-empty range within the model."""
+    if not layers:
+        raise DictionaryError("the dictionary has no layers.")
+    if list(layers) != list(range(layers[0], layers[0] + len(layers))):
+        missing = sorted(set(range(min(layers), max(layers) + 1)) - set(layers))
+        raise DictionaryError(
+            f"the layers must be contiguous; between {min(layers)} and {max(layers)} these are missing: {missing}."
+        )
+    if n_layers is not None and layers[-1] >= n_layers:
+        raise DictionaryError(f"layer {layers[-1]} does not exist: the model has layers 0..{n_layers - 1}.")
+
+
+def require_shape(layer: int, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise DictionaryError naming layer and both shapes unless they agree."""
+    if tuple(tensor.shape) != expected:
+        raise DictionaryError(
+            f"layer {layer}: {name} has shape {tuple(tensor.shape)}, expected {expected}."
+        )
+
+
+def require_finite(layer: int, name: str, tensor: Tensor) -> None:
+    """Raise NotFiniteError naming layer and tensor if it holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise NotFiniteError(f"layer {layer}: {name} holds NaN or infinity.")

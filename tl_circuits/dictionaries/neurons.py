@@ -1,0 +1,132 @@
+"""The MLP's own neurons as features: no dictionary, no error term."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.dictionaries.base import Dictionary, LayerActive
+from tl_circuits.errors import ArchitectureError
+from tl_circuits.hooks import MLPWeights, mlp_weights
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
+
+
+class Neurons(Dictionary):
+    """MLP neurons with the nonlinearity's ratio ``r = act(g)/g`` frozen.
+
+    An ungated neuron ``h = act(g)`` with ``g = x·W_in + b_in`` is read as ``r (x·W_in + b_in)``. A
+    gated one ``h = act(g) u``, with ``u = x·W_in + b_in`` and ``g = x·W_gate + b_gate``, is read as
+    ``½ r (u g(x) + g u(x))``: half the credit to each factor, and exactly ``h`` at the prompt.
+    """
+
+    exact = True
+
+    def __init__(self, weights: dict[int, MLPWeights]):
+        self.name = "mlp neurons"
+        self._at = weights
+        act_fn = next(iter(weights.values())).act_fn
+        if act_fn not in _ACTIVATIONS:
+            raise ArchitectureError(
+                f"the MLP's activation {act_fn!r} is not one of {', '.join(_ACTIVATIONS)}, so its "
+                "neurons cannot serve as features. Attach transcoders instead."
+            )
+        self._act = _ACTIVATIONS[act_fn]
+
+    @property
+    def layers(self) -> Sequence[int]:
+        return tuple(self._at)
+
+    def width(self, layer: int) -> int:
+        return self._at[layer].W_in.shape[1]
+
+    def input_hook(self, layer: int) -> str:
+        return f"blocks.{layer}.mlp.hook_in"
+
+    def output_hook(self, layer: int) -> str:
+        return f"blocks.{layer}.mlp.hook_out"
+
+    def check(self, model: Any) -> None:
+        """Nothing to check: the weights are the model's own."""
+
+    def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
+        """What the nonlinearity reads: the gate's value where there is a gate."""
+        w = self._at[layer]
+        if w.W_gate is None:
+            return x.float() @ w.W_in.float() + w.b_in.float()
+        g = x.float() @ w.W_gate.float()
+        return g if w.b_gate is None else g + w.b_gate.float()
+
+    def activate(
+        self, layer: int, pre: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch feature"]:
+        w = self._at[layer]
+        h = self._act(pre)
+        return h if w.W_gate is None else h * (x.float() @ w.W_in.float() + w.b_in.float())
+
+    def decode(
+        self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        w = self._at[layer]
+        return acts[layer].float() @ w.W_out.float() + w.b_out.float()
+
+    def active(self, layer: int, x: Float[Tensor, "pos d_in"]) -> LayerActive:
+        acts = self.activate(layer, self.pre_activations(layer, x), x)
+        position, feature = acts.nonzero(as_tuple=True)
+        value = acts[position, feature]
+        return LayerActive(position, feature, value, value)
+
+    def read_vectors(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
+        w, x = self._at[layer], x.float()
+        into, b_in = w.W_in[:, features].T.float(), w.b_in[features].float()
+        u = (x * into).sum(-1) + b_in
+        if w.W_gate is None:
+            r = self._ratio(u)
+            return r[:, None] * into, r * b_in
+        gate = w.W_gate[:, features].T.float()
+        b_gate = b_in.new_zeros(b_in.shape) if w.b_gate is None else w.b_gate[features].float()
+        g = (x * gate).sum(-1) + b_gate
+        half = 0.5 * self._ratio(g)
+        vectors = half[:, None] * (u[:, None] * gate + g[:, None] * into)
+        return vectors, half * (u * b_gate + g * b_in)
+
+    def _ratio(self, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """``act(g)/g``; at ``g = 0``, where every activation here is zero, the ratio plays no part."""
+        return torch.where(g == 0, torch.zeros_like(g), self._act(g) / torch.where(g == 0, 1.0, g))
+
+    def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+        """The gate's direction where there is a gate: it decides whether the neuron fires."""
+        w = self._at[layer]
+        return (w.W_in if w.W_gate is None else w.W_gate)[:, features].T.float()
+
+    def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
+        return self._at[layer].W_out[features].float()
+
+    def constant(self, layer: int) -> Float[Tensor, " d_out"]:
+        return self._at[layer].b_out.float()
+
+
+def mlp_neurons(model: Any) -> Neurons:
+    """The neurons of every MLP of ``model`` as a dictionary that needs no training.
+
+    Raises ArchitectureError for mixtures of experts and unknown activation functions.
+    """
+    return Neurons({layer: mlp_weights(model, layer) for layer in range(int(model.cfg.n_layers))})

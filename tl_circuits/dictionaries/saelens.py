@@ -1,0 +1,72 @@
+"""SAELens transcoders as ours. sae_lens itself is imported only by whoever made the object."""
+
+from typing import Any
+
+from torch import Tensor
+
+from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.errors import DictionaryError
+
+_ARCHITECTURES = {
+    "transcoder": "relu",
+    "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+
+
+def is_saelens(value: Any) -> bool:
+    """Whether ``value`` is an object of the sae_lens package (or a subclass of one)."""
+    return any(c.__module__.split(".")[0] == "sae_lens" for c in type(value).__mro__)
+
+
+def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
+    """A SAELens ``Transcoder``, ``SkipTranscoder`` or their JumpReLU kin, as tensors of ours.
+
+    Raises DictionaryError for other architectures, activation functions or run-time
+    normalisations, saying which.
+    """
+    cfg = sae.cfg
+    architecture = cfg.architecture()
+    if architecture not in _ARCHITECTURES:
+        raise DictionaryError(
+            f"layer {layer}: a SAELens {architecture!r} is not a transcoder. It rebuilds the tensor it reads, so "
+            "it leaves no linear path through the MLP; use a transcoder, or tlc.mlp_neurons(model)."
+        )
+    normalise = str(getattr(cfg, "normalize_activations", "none") or "none")
+    if normalise != "none":
+        raise DictionaryError(
+            f"layer {layer}: normalize_activations={normalise!r} depends on the input at run time. Fold it into "
+            "the weights first (sae.fold_activation_norm_scaling_factor) and set it to 'none'."
+        )
+    activation, k = _ARCHITECTURES[architecture], None
+    kind = type(sae.activation_fn).__name__
+    if kind == "TopK":
+        activation, k = "topk", int(sae.activation_fn.k)
+    elif kind != "ReLU":
+        raise DictionaryError(f"layer {layer}: activation function {kind} is not ReLU or TopK.")
+    return Transcoder(
+        W_enc=_tensor(sae.W_enc).T,
+        W_dec=_tensor(sae.W_dec),
+        b_enc=_tensor(sae.b_enc),
+        b_dec=_tensor(sae.b_dec),
+        W_skip=_tensor(sae.W_skip) if hasattr(sae, "W_skip") else None,
+        threshold=_tensor(sae.threshold) if activation == "jumprelu" else None,
+        activation=activation,
+        k=k,
+        input_hook=_relative(layer, "hook_name", cfg.metadata.hook_name),
+        output_hook=_relative(layer, "hook_name_out", cfg.metadata.hook_name_out or cfg.metadata.hook_name),
+    )
+
+
+def _tensor(parameter: Tensor) -> Tensor:
+    return parameter.detach()
+
+
+def _relative(layer: int, field: str, hook: Any) -> str:
+    prefix = f"blocks.{layer}."
+    if not isinstance(hook, str) or not hook.startswith(prefix):
+        raise DictionaryError(
+            f"layer {layer}: metadata.{field} is {hook!r}, expected a hook of this layer, starting with {prefix!r}."
+        )
+    return hook[len(prefix) :]

@@ -1,0 +1,43 @@
+"""All exceptions of the package in one place; those about the model itself live in ``hooks``."""
+
+from tl_circuits.hooks.errors import (
+    ArchitectureError,
+    AttachError,
+    DictionaryError,
+    HookFiringError,
+    NotFiniteError,
+    PromptError,
+    TLCircuitsError,
+    UnknownHookError,
+)
+
+__all__ = [
+    "ArchitectureError",
+    "AttachError",
+    "DictionaryError",
+    "GraphFileError",
+    "HookFiringError",
+    "ModelError",
+    "NotFiniteError",
+    "OutputError",
+    "PromptError",
+    "TLCircuitsError",
+    "TargetError",
+    "UnknownHookError",
+]
+
+
+class ModelError(TLCircuitsError, ValueError):
+    """A model that cannot be found or opened by the name given."""
+
+
+class TargetError(TLCircuitsError, ValueError):
+    """An attribution target that does not exist on this model or prompt."""
+
+
+class GraphFileError(TLCircuitsError, ValueError):
+    """A file that does not hold a graph, or holds a damaged one."""
+
+
+class OutputError(TLCircuitsError, OSError):
+    """A place that cannot be written to."""

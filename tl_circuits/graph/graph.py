@@ -1,0 +1,262 @@
+"""The attribution graph: nodes, direct effects between them, and what can be asked of it."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.graph.prune import prune_masks
+from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
+
+KINDS = ("feature", "error", "embedding", "logit")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes in adjacency order: features, errors (layer-major), embeddings, logits.
+
+    ``kind`` indexes :data:`KINDS`. ``layer`` is -1 for embeddings and the number of layers for
+    logits; ``feature`` is the feature index, -1 for errors, the vocabulary id for embeddings and
+    logits (-1 for targets that are not a single token). ``value`` is what incoming edges and bias
+    add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``
+    is the part of ``bias`` that comes from features outside the graph, ``residue_mass`` their
+    absolute sum.
+    """
+
+    kind: Int[Tensor, " node"]
+    layer: Int[Tensor, " node"]
+    position: Int[Tensor, " node"]
+    feature: Int[Tensor, " node"]
+    activation: Float[Tensor, " node"]
+    value: Float[Tensor, " node"]
+    bias: Float[Tensor, " node"]
+    residue: Float[Tensor, " node"]
+    residue_mass: Float[Tensor, " node"]
+    weight: Float[Tensor, " node"]
+
+    def __len__(self) -> int:
+        return self.kind.numel()
+
+    def __getitem__(self, index: Tensor) -> "Nodes":
+        return Nodes(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a feature reads and writes, in the vocabulary's own tokens, strongest first.
+
+    ``promotes`` and ``suppresses``: tokens whose logits its decoder raises and lowers most.
+    ``reads``: tokens whose embedding its encoder likes best. ``short`` is one line for pictures;
+    ``origin`` says where the label came from.
+    """
+
+    short: str
+    promotes: tuple[str, ...] = ()
+    suppresses: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    origin: str = "vocabulary"
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What the graph is of. All of it is stored in the file's metadata as JSON."""
+
+    prompt: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    target_names: tuple[str, ...]
+    target_probabilities: tuple[float, ...]
+    model: str
+    dictionary: str
+    n_layers: int
+    exact: bool
+    engine: str
+    max_nodes: int
+    n_active: int
+    version: str
+    created: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttributionGraph:
+    """Direct effects in the local replacement model of one prompt.
+
+    ``edges`` run from sources to targets; for every node with a row,
+    ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`.
+    """
+
+    info: GraphInfo
+    _nodes: Nodes
+    _edges: Edges
+    labels: dict[int, Label] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def is_kind(self, kind: str) -> Tensor:
+        """A mask ``[node]`` of the nodes of one kind."""
+        return self._nodes.kind == KINDS.index(kind)
+
+    def adjacency(self) -> Float[Tensor, "node node"]:
+        """Dense float32 matrix of direct effects: rows are targets, columns are sources."""
+        dense = torch.zeros(len(self), len(self))
+        dense[self._edges.target, self._edges.source] = self._edges.weight
+        return dense
+
+    @cached_property
+    def influence(self) -> Float[Tensor, " node"]:
+        """Each node's total influence on the targets (float64); targets add their own weight."""
+        shares = input_shares(self._edges, len(self))
+        weights = self._nodes.weight
+        return influence(self._edges, shares, weights) + weights.double()
+
+    @cached_property
+    def node_ids(self) -> tuple[str, ...]:
+        """Unique names: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
+        names, n_logits = [], 0
+        columns = (self._nodes.kind, self._nodes.layer, self._nodes.position, self._nodes.feature)
+        for kind, layer, position, feature in zip(*(c.tolist() for c in columns), strict=True):
+            if kind == 0:
+                names.append(f"L{layer}/F{feature}@{position}")
+            elif kind == 1:
+                names.append(f"L{layer}/error@{position}")
+            elif kind == 2:
+                names.append(f"token@{position}")
+            else:
+                names.append(f"logit:{n_logits}")
+                n_logits += 1
+        return tuple(names)
+
+    def label(self, index: int) -> str:
+        """One line of text for a node."""
+        kind = KINDS[int(self._nodes.kind[index])]
+        position = int(self._nodes.position[index])
+        if kind == "embedding":
+            return f"token “{self.info.tokens[position]}”"
+        if kind == "error":
+            return f"unexplained MLP output, layer {int(self._nodes.layer[index])}"
+        if kind == "logit":
+            first = int(self.is_kind("logit").nonzero()[0])
+            return f"output “{self.info.target_names[index - first]}”"
+        if index in self.labels:
+            return self.labels[index].short
+        return f"feature {int(self._nodes.feature[index])} of layer {int(self._nodes.layer[index])}"
+
+    @cached_property
+    def nodes(self) -> pd.DataFrame:
+        """A frame with one row a node, in adjacency order."""
+        n = self._nodes
+        position = n.position.tolist()
+        columns = {
+            "id": list(self.node_ids),
+            "kind": [KINDS[k] for k in n.kind.tolist()],
+            "layer": n.layer.numpy(),
+            "position": n.position.numpy(),
+            "feature": n.feature.numpy(),
+            "token": [self.info.tokens[p] if p >= 0 else "" for p in position],
+            "activation": n.activation.numpy(),
+            "bias": n.bias.numpy(),
+            "influence": self.influence.numpy(),
+            "label": [self.label(i) for i in range(len(n))],
+            "value": n.value.numpy(),
+            "residue": n.residue.numpy(),
+        }
+        return pd.DataFrame(columns)
+
+    @cached_property
+    def edges(self) -> pd.DataFrame:
+        """A frame ``source target weight`` of node ids, sorted by target, then source."""
+        ids = pd.array(self.node_ids, dtype="str")
+        return pd.DataFrame(
+            {
+                "source": ids[self._edges.source.numpy()],
+                "target": ids[self._edges.target.numpy()],
+                "weight": self._edges.weight.numpy(),
+            }
+        )
+
+    def completeness_error(self) -> float:
+        """Largest ``|sum(incoming) + bias - value|`` over nodes with a row, over the largest ``|value|``."""
+        sums = torch.zeros(len(self), dtype=torch.float64)
+        sums.index_add_(0, self._edges.target, self._edges.weight.double())
+        known = ~self._nodes.value.isnan()
+        if not known.any():
+            return 0.0
+        value = self._nodes.value[known].double()
+        gap = (sums[known] + self._nodes.bias[known].double() - value).abs().max()
+        return float(gap / value.abs().max().clamp_min(1e-30))
+
+    @property
+    def coverage(self) -> float:
+        """The share of all absolute direct effects, weighted by influence, that the graph's edges carry."""
+        mass = torch.zeros(len(self), dtype=torch.float64)
+        mass.index_add_(0, self._edges.target, self._edges.weight.double().abs())
+        residue = self._nodes.residue_mass.double()
+        known = ~self._nodes.value.isnan()
+        share = (mass / (mass + residue).clamp_min(1e-30))[known]
+        reach = self.influence[known]
+        return float((share * reach).sum() / reach.sum().clamp_min(1e-30))
+
+    def scores(self) -> Scores:
+        """Replacement and completeness score."""
+        return scores(self._edges, self._nodes.weight, self.is_kind("error"), self.is_kind("embedding"))
+
+    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
+        """The smaller graph that carries most of the influence (see :mod:`tl_circuits.graph.prune`).
+
+        Kept nodes keep their bias; what pruned edges contributed is added to ``residue`` and
+        ``bias``, so the sums still hold.
+        """
+        always = self.is_kind("embedding") | self.is_kind("logit") | (self._nodes.weight > 0)
+        nodes, edges = prune_masks(
+            self._edges, self._nodes.weight, self.is_kind("feature"), always, node_threshold, edge_threshold
+        )
+        return self._subgraph(nodes, edges)
+
+    def _subgraph(self, keep_nodes: Tensor, keep_edges: Tensor) -> "AttributionGraph":
+        dropped = self._edges[~keep_edges]
+        zero = torch.zeros(len(self), dtype=torch.float64)
+        lost = zero.index_add(0, dropped.target, dropped.weight.double())
+        lost_mass = zero.index_add(0, dropped.target, dropped.weight.double().abs())
+        nodes = replace(
+            self._nodes,
+            bias=(self._nodes.bias.double() + lost).float(),
+            residue=(self._nodes.residue.double() + lost).float(),
+            residue_mass=(self._nodes.residue_mass.double() + lost_mass).float(),
+        )
+        index = torch.full((len(self),), -1, dtype=torch.long)
+        index[keep_nodes] = torch.arange(int(keep_nodes.sum()))
+        kept = self._edges[keep_edges]
+        edges = Edges(index[kept.source], index[kept.target], kept.weight)
+        labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
+        return AttributionGraph(self.info, nodes[keep_nodes], edges, labels)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write one safetensors file, atomically; raises OutputError if it exists or cannot be written."""
+        from tl_circuits.graph.storage import save_graph
+
+        return save_graph(self, Path(path), overwrite)
+
+    def to_html(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write a page of its own, without any network access; raises OutputError as :meth:`save` does."""
+        from tl_circuits.view.page_file import write_page
+
+        return write_page(self, Path(path), overwrite)
+
+    def to_networkx(self) -> Any:
+        """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""
+        from tl_circuits.graph.tables import to_networkx
+
+        return to_networkx(self)
+
+    def __repr__(self) -> str:
+        counts = {kind: int(self.is_kind(kind).sum()) for kind in KINDS}
+        text = ", ".join(f"{n} {kind}s" for kind, n in counts.items())
+        return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
+
+

@@ -1,0 +1,56 @@
+"""Keep the part of a graph that carries most of the influence on its targets."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_circuits.graph.scores import Edges, influence, input_shares
+
+
+def smallest_kept(values: Float[Tensor, " n"], threshold: float) -> float:
+    """The smallest of the largest values that together make up ``threshold`` of the sum."""
+    if values.numel() == 0:
+        return 0.0
+    descending = values.sort(descending=True).values
+    share = descending.cumsum(0) / descending.sum().clamp_min(1e-30)
+    index = int(torch.searchsorted(share, torch.tensor(threshold, dtype=share.dtype, device=share.device)))
+    return float(descending[min(index, descending.numel() - 1)])
+
+
+def prune_masks(
+    edges: Edges,
+    weights: Float[Tensor, " node"],
+    is_feature: Bool[Tensor, " node"],
+    always: Bool[Tensor, " node"],
+    node_threshold: float,
+    edge_threshold: float,
+) -> tuple[Bool[Tensor, " node"], Bool[Tensor, " edge"]]:
+    """Which nodes and edges stay (circuit-tracer's ``prune_graph``, same numbers on the same matrix).
+
+    Nodes carrying ``node_threshold`` of the influence stay, then of the edges among them those
+    carrying ``edge_threshold``; then features without an input, and features and errors without
+    an output, go until none is left. ``always`` marks tokens and targets, which stay.
+    Raises ValueError for thresholds outside 0..1.
+    """
+    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+    n_nodes = weights.numel()
+    reach = influence(edges, input_shares(edges, n_nodes), weights)
+    nodes = (reach >= smallest_kept(reach, node_threshold)) | always
+    kept_edges = nodes[edges.source] & nodes[edges.target]
+    kept = edges[kept_edges]
+    shares = input_shares(kept, n_nodes)
+    edge_scores = shares * (influence(kept, shares, weights) + weights.double())[kept.target]
+    stays = kept_edges.clone()
+    stays[kept_edges] = edge_scores >= smallest_kept(edge_scores, edge_threshold)
+    while True:
+        has_output = torch.zeros_like(nodes)
+        has_output[edges.source[stays]] = True
+        has_input = torch.zeros_like(nodes)
+        has_input[edges.target[stays]] = True
+        remain = nodes & (always | has_output) & (always | ~is_feature | has_input)
+        if torch.equal(remain, nodes):
+            return nodes, stays
+        nodes = remain
+        stays = stays & nodes[edges.source] & nodes[edges.target]

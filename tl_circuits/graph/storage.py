@@ -1,0 +1,119 @@
+"""One safetensors file a graph, metadata inside, written atomically. Never pickle."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from tl_circuits.errors import GraphFileError, OutputError
+from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.scores import Edges
+
+FORMAT = "tl_circuits.graph"
+FORMAT_VERSION = 1
+_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities")
+
+
+@contextmanager
+def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """A binary file that appears under ``path`` whole or not at all.
+
+    Raises OutputError if ``path`` exists (unless ``overwrite``) or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already. Choose another name, or overwrite it (--force).")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
+    """Write ``graph`` to ``path``; same graph, same bytes."""
+    tensors = {f"nodes.{f.name}": getattr(graph._nodes, f.name).contiguous() for f in fields(Nodes)}
+    tensors |= {
+        "edges.source": graph._edges.source.to(torch.int32),
+        "edges.target": graph._edges.target.to(torch.int32),
+        "edges.weight": graph._edges.weight.contiguous(),
+    }
+    labels = {str(i): asdict(label) for i, label in sorted(graph.labels.items())}
+    content = {"format_version": FORMAT_VERSION, "info": asdict(graph.info), "labels": labels}
+    # One key only: safetensors writes several in no fixed order, and same graph means same bytes.
+    metadata = {FORMAT: json.dumps(content, ensure_ascii=False, sort_keys=True)}
+    data = save(tensors, metadata)
+    with atomic_file(path, overwrite) as file:
+        file.write(data)
+    return path
+
+
+def load_graph(path: str | Path) -> AttributionGraph:
+    """Read a graph that :meth:`AttributionGraph.save` wrote.
+
+    Raises GraphFileError for files that are missing, truncated, foreign or corrupted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise GraphFileError(f"there is no graph file at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise GraphFileError(f"{path} is a safetensors file, but not an attribution graph of ours.")
+            content = json.loads(metadata[FORMAT])
+            if content["format_version"] > FORMAT_VERSION:
+                raise GraphFileError(
+                    f"{path} was written by a newer tl_circuits (format {content['format_version']}, "
+                    f"this one reads up to {FORMAT_VERSION}). Upgrade tl_circuits."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _build(content, tensors)
+    except GraphFileError:
+        raise
+    except SafetensorError as error:
+        raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise GraphFileError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
+    info = content["info"]
+    info |= {name: tuple(info[name]) for name in _TUPLES}
+    nodes = Nodes(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(Nodes)})
+    edges = Edges(
+        tensors["edges.source"].long(), tensors["edges.target"].long(), tensors["edges.weight"]
+    )
+    n = len(nodes)
+    sizes = {getattr(nodes, f.name).shape for f in fields(Nodes)}
+    if sizes != {(n,)} or not (edges.source.shape == edges.target.shape == edges.weight.shape):
+        raise ValueError("its tables differ in length")
+    if len(edges) and not (0 <= int(edges.source.min()) and int(torch.maximum(edges.source, edges.target).max()) < n):
+        raise ValueError("an edge points to a node that does not exist")
+    labels = {}
+    for index, label in content["labels"].items():
+        label |= {name: tuple(label[name]) for name in ("promotes", "suppresses", "reads")}
+        labels[int(index)] = Label(**label)
+    return AttributionGraph(GraphInfo(**info), nodes, edges, labels)
