@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookFiringError, NotFiniteError, PromptError
-from .sites import Model, context_length, is_parallel, model_device, norm_module, resolve
+from .sites import Model, context_length, find, is_parallel, model_device, norm_module, resolve
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def record(model: Model, tokens: Int[Tensor, " pos"], sites: Iterable[str] = ())
     """
     layers = range(int(model.cfg.n_layers))
     blocks = [f"blocks.{layer}" for layer in layers]
-    last = "ln_final.hook_in" if "ln_final.hook_in" in model.hook_dict else f"{blocks[-1]}.hook_resid_post"
+    last = "ln_final.hook_in" if find(model, "ln_final.hook_in") is not None else f"{blocks[-1]}.hook_resid_post"
     norms = norm_names(model)
     names = [f"{b}.{kind}" for b in blocks for kind in ("attn.hook_pattern", *_ADDED)]
     names += [f"{name}.hook_scale" for name in norms] + [last]

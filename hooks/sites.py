@@ -20,16 +20,42 @@ from .errors import ArchitectureError, UnknownHookError
 Model = Any  # HookedTransformer | TransformerBridge | SAELens' subclasses of both
 
 
+def find(model: Model, name: str) -> HookPoint | None:
+    """The HookPoint called ``name``, or None.
+
+    A bridge builds ``hook_dict`` anew, aliases and all, whenever it is asked (milliseconds), so a
+    single name is looked up in its own table first and then along the attributes.
+    """
+    point = registry(model).get(name)
+    if point is not None:
+        return point
+    found = walk(model, name)
+    return found if isinstance(found, HookPoint) else None
+
+
+def walk(model: Model, name: str) -> Any:
+    """The module at a dotted path such as ``blocks.3.ln1``, or None."""
+    found = model
+    for part in name.split("."):
+        if part.isdigit():
+            found = found[int(part)] if int(part) < len(found) else None
+        else:
+            found = getattr(found, part, None)
+        if found is None:
+            return None
+    return found
+
+
 def resolve(model: Model, name: str) -> HookPoint:
     """The HookPoint called ``name``.
 
     Raises UnknownHookError, with the nearest existing names, where there is none
     (a TransformerBridge would ignore the name in silence).
     """
-    points = model.hook_dict
-    if name in points:
-        return points[name]
-    near = difflib.get_close_matches(name, points, n=3)
+    point = find(model, name)
+    if point is not None:
+        return point
+    near = difflib.get_close_matches(name, model.hook_dict, n=3)
     hint = f" Nearest: {', '.join(near)}." if near else " See model.hook_dict for the names."
     raise UnknownHookError(f"the model has no hook point {name!r}.{hint}")
 
@@ -69,7 +95,7 @@ def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
     """
     stack = ExitStack()
     prefix = f"blocks.{layer}.mlp"
-    if f"{prefix}.hook_in" in model.hook_dict:
+    if find(model, f"{prefix}.hook_in") is not None:
         return stack
     mlp = model.blocks[layer].mlp
     with stack:
@@ -108,12 +134,7 @@ class NormWeights:
 
 def norm_module(model: Model, name: str) -> Any:
     """The norm called ``name`` (``blocks.3.ln2_post``, ``ln_final``), or None if there is none."""
-    if f"{name}.hook_scale" not in model.hook_dict:
-        return None
-    module = model
-    for part in name.split("."):
-        module = module[int(part)] if part.isdigit() else getattr(module, part)
-    return module
+    return None if find(model, f"{name}.hook_scale") is None else walk(model, name)
 
 
 def norm_weights(model: Model, name: str) -> NormWeights | None:
