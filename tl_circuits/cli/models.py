@@ -1,0 +1,43 @@
+"""``tl-circuits models``: what can be named."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.models import PACKAGED
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """List the models that --model can name."""
+    with clear_errors(debug):
+        rows = [
+            {"name": m.name, "description": m.description, "state": _state(m.installed, m.folder.is_dir()), "command": m.command}
+            for m in PACKAGED.values()
+        ]
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        table = Table("name", "what it is", "state", box=None)
+        for row in rows:
+            table.add_row(row["name"], row["description"], row["state"])
+        console = Console()
+        console.print(table)
+        for row in rows:
+            if row["state"] == "not installed":
+                console.print(f"\nTo get {row['name']}: {row['command']}", soft_wrap=True, highlight=False)
+        console.print("\nAlso: any name that TransformerLens opens (google/gemma-2-2b, gpt2, ...), and any folder")
+        console.print("with a Hugging Face checkpoint. Features: --transcoders neurons needs no dictionary.")
+
+
+def _state(installed: bool, opened: bool) -> str:
+    if opened:
+        return "ready"
+    return "installed, opened at first use" if installed else "not installed"

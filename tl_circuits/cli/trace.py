@@ -1,0 +1,181 @@
+"""``tl-circuits trace``: from a prompt to a graph file, a page and a summary."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.errors import DictionaryError, OutputError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.paths import sentence, strongest_paths
+
+PATHS_TOLD = 5
+
+
+@app.command()
+def trace(
+    prompt: Annotated[str, typer.Argument(help="The text to explain; the question is why the model goes on as it does.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
+    target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference. Default: the likeliest tokens.")] = None,
+    position: Annotated[int, typer.Option(help="Where the answer is read; -1 is the last token.")] = -1,
+    max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = 2000,
+    engine: Annotated[str, typer.Option(help="auto, linear or autograd.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Name of the files, without ending. Default: from the prompt.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Trace one PROMPT: which features, from which tokens, led to the answer."""
+    with clear_errors(debug):
+        name = out if out is not None else Path(_slug(prompt))
+        files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
+        for path in files.values():
+            _refuse_early(path, force)
+        graph = _run(prompt, model, transcoders, target, position, max_nodes, engine, device, dtype)
+        graph.save(files["graph"], overwrite=force)
+        graph.to_html(files["page"], overwrite=force)
+        if as_json:
+            typer.echo(json.dumps(summary(graph, files), ensure_ascii=False))
+        else:
+            show(graph, files, Console())
+
+
+def _run(
+    prompt: str,
+    model_name: str,
+    transcoders: str,
+    targets: list[str] | None,
+    position: int,
+    max_nodes: int,
+    engine: str,
+    device: str | None,
+    dtype: str,
+) -> AttributionGraph:
+    status = Console(stderr=True)
+    choice = _engine(engine)
+    with status.status("loading tl_circuits and the model ..."):
+        import torch
+
+        import tl_circuits as tlc
+
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype not in kinds:
+            raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
+        model = tlc.load_model(model_name, device=device, dtype=kinds[dtype])
+    if transcoders != "neurons":
+        raise DictionaryError(f"--transcoders {transcoders!r} is not known; take `neurons`.")
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(
+            replacement,
+            prompt,
+            _targets(targets),
+            position=position,
+            max_nodes=max_nodes,
+            engine=choice,
+            progress=status.is_terminal,
+        )
+        return tlc.label_features(replacement, graph, progress=status.is_terminal)
+
+
+def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
+    if name not in ("auto", "linear", "autograd"):
+        raise ValueError(f"--engine {name!r} is not one of auto, linear, autograd.")
+    return name  # type: ignore[return-value]
+
+
+def _targets(given: list[str] | None) -> list[Any] | None:
+    from tl_circuits.attribution import LogitDifference
+
+    if not given:
+        return None
+    targets: list[Any] = []
+    for text in given:
+        parts = text.split(" - ")
+        targets.append(LogitDifference(*parts) if len(parts) == 2 else text)
+    return targets
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48] or "trace"
+
+
+def _with_ending(name: Path, ending: str) -> Path:
+    return name.with_name(name.name + ending)
+
+
+def _refuse_early(path: Path, force: bool) -> None:
+    """Say before the work, not after it, that the result could not be written."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist.")
+
+
+def summary(graph: AttributionGraph, files: dict[str, Path]) -> dict[str, Any]:
+    """What the trace found, ready for JSON."""
+    scores = graph.scores()
+    return {
+        "prompt": graph.info.prompt,
+        "model": graph.info.model,
+        "dictionary": graph.info.dictionary,
+        "tokens": list(graph.info.tokens),
+        "targets": [
+            {"token": name, "weight": weight}
+            for name, weight in zip(graph.info.target_names, graph.info.target_probabilities, strict=True)
+        ],
+        "paths": [
+            {"nodes": [graph.node_ids[i] for i in path.nodes], "share": path.share, "sentence": sentence(graph, path)}
+            for path in strongest_paths(graph, PATHS_TOLD)
+        ],
+        "features_traced": int(graph.is_kind("feature").sum()),
+        "features_active": graph.info.n_active,
+        "replacement_score": scores.replacement,
+        "completeness_score": scores.completeness,
+        "coverage": graph.coverage,
+        "completeness_error": graph.completeness_error(),
+        "files": {kind: str(path) for kind, path in files.items()},
+    }
+
+
+def show(graph: AttributionGraph, files: dict[str, Path], console: Console) -> None:
+    """Print the summary for a person."""
+    facts = summary(graph, files)
+    console.print()
+    console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
+    predictions = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for target in facts["targets"][:5]:
+        bar = "█" * max(1, round(30 * min(1.0, target["weight"])))
+        predictions.add_row(Text(f"“{target['token']}”"), f"{target['weight']:.1%}", Text(bar, style="blue"))
+    console.print(Text("\nWhat the model says next"), style="bold")
+    console.print(predictions)
+    if facts["paths"]:
+        first = facts["targets"][0]["token"] if facts["targets"] else "the target"
+        console.print(Text(f"\nWhat acts on “{first}” most directly, and where that came from"), style="bold")
+        for path in facts["paths"]:
+            console.print(Text(f"  {path['share']:6.1%}  {path['sentence']}"))
+        console.print(
+            Text("  [sees …] and [say …] are the tokens a feature responds to and promotes, from its weights.", style="dim")
+        )
+    console.print(Text("\nHow much is explained"), style="bold")
+    console.print(
+        f"  {facts['features_traced']} of {facts['features_active']} active features traced; they and the tokens "
+        f"carry {facts['coverage']:.0%} of the direct effects"
+    )
+    console.print(
+        f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in unexplained MLP output "
+        "(replacement score)"
+    )
+    console.print(f"  {facts['completeness_score']:.0%} of nodes' inputs are explained (completeness score)")
+    console.print(f"  sums check: edges and bias add up to every node within {facts['completeness_error']:.0e}")
+    console.print(Text("\nFiles"), style="bold")
+    console.print(f"  {files['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
+    console.print(f"  {files['page']}   open it in a browser", soft_wrap=True)

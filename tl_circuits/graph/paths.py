@@ -1,0 +1,93 @@
+"""The strongest ways from prompt tokens to a target, for telling a graph in sentences."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.scores import input_shares
+
+
+@dataclass(frozen=True)
+class Path:
+    """Nodes from a token to a target. ``share``: the last edge's share of the target's absolute
+    inputs. ``signs[i]``: whether edge i pushes its target the way the target
+    went on this prompt (+1) or against it (-1); for the last edge, whether it raises the target.
+    """
+
+    nodes: tuple[int, ...]
+    signs: tuple[int, ...]
+    share: float
+
+
+def strongest_paths(graph: AttributionGraph, count: int = 5) -> list[Path]:
+    """For each of the features with the largest direct effect on the target of largest weight, the
+    strongest way from a prompt token to it; largest effect first.
+
+    A way is as strong as the product of its edges' shares of their targets' inputs; ``share`` is
+    that of the last edge: what part of the target's inputs comes from the feature directly.
+    """
+    edges = graph._edges
+    shares = input_shares(edges, len(graph))
+    target = int(graph._nodes.weight.argmax())
+    came_from = _best_ways(graph, shares)
+    last = (edges.target == target) & graph.is_kind("feature")[edges.source]
+    order = torch.argsort(shares[last], descending=True, stable=True)
+    found = []
+    for feature, share in zip(edges.source[last][order].tolist(), shares[last][order].tolist(), strict=True):
+        chain = [feature]
+        while int(came_from[chain[0]]) >= 0:
+            chain.insert(0, int(came_from[chain[0]]))
+        if graph.is_kind("embedding")[chain[0]]:
+            chain.append(target)
+            found.append(Path(tuple(chain), _signs(graph, chain), share))
+        if len(found) == count:
+            break
+    return found
+
+
+def _best_ways(graph: AttributionGraph, shares: Tensor) -> Tensor:
+    """For each node its predecessor on the strongest way from a token, -1 for tokens and unreached."""
+    edges, layer = graph._edges, graph._nodes.layer
+    best = graph.is_kind("embedding").double()
+    came_from = torch.full((len(graph),), -1, dtype=torch.long)
+    depth = layer[edges.target]
+    for at in depth.unique().tolist():  # ascending, so that a source's own best is final
+        here = (depth == at).nonzero()[:, 0]
+        strength = best[edges.source[here]] * shares[here]
+        order = torch.argsort(strength, stable=True)  # the strongest is written last and stays
+        here, strength = here[order][strength[order] > 0], strength[order][strength[order] > 0]
+        best[edges.target[here]] = strength
+        came_from[edges.target[here]] = edges.source[here]
+    return came_from
+
+
+def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
+    edges, nodes = graph._edges, graph._nodes
+    signs = []
+    for source, target in zip(chain, chain[1:], strict=False):
+        weight = edges.weight[(edges.source == source) & (edges.target == target)]
+        towards = 1.0 if graph.is_kind("logit")[target] else float(nodes.activation[target])
+        signs.append(1 if float(weight.sum()) * towards >= 0 else -1)
+    return tuple(signs)
+
+
+def sentence(graph: AttributionGraph, path: Path) -> str:
+    """One sentence a newcomer can read, such as ``“ France” drives L20 [say “ Paris”], which raises “ Paris”``."""
+    nodes = graph._nodes
+    words = [f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”"]
+    for step, (node, sign) in enumerate(zip(path.nodes[1:], path.signs, strict=True)):
+        joint = "" if step == 0 else ", which"
+        if node == path.nodes[-1]:
+            verb, name = ("raises" if sign > 0 else "lowers"), _target_name(graph, node)
+        else:
+            verb, name = ("drives" if sign > 0 else "dampens"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
+        words.append(f"{joint} {verb} {name}")
+    return "".join(words)
+
+
+def _target_name(graph: AttributionGraph, node: int) -> str:
+    if not graph.is_kind("logit")[node]:
+        return f"layer {int(graph._nodes.layer[node])} [{graph.label(node)}]"
+    return graph.label(node).removeprefix("output ")
