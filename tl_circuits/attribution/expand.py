@@ -73,7 +73,10 @@ def _push(total: Tensor, block: Block, weights: Float[Tensor, " n"]) -> None:
 
 
 def sweep_chunks(targets: Targets, batch_size: int | str) -> Iterator[Int[Tensor, " n"]]:
-    """Indices of targets to sweep together: near positions together, so that few rows are padding."""
+    """Indices of targets to sweep together: near positions together, so that few rows are padding.
+
+    Each chunk stands from the last layer to the first, the order in which a sweep takes targets up.
+    """
     order = torch.argsort(targets.position, stable=True)
     positions = targets.position[order].tolist()
     start = 0
@@ -82,7 +85,8 @@ def sweep_chunks(targets: Targets, batch_size: int | str) -> Iterator[Int[Tensor
             i < len(positions) and (i + 1 - start) * (positions[i] + 1) > ROWS_AT_ONCE
         )
         if i == len(positions) or full:
-            yield order[start:i]
+            chunk = order[start:i]
+            yield chunk[torch.argsort(targets.layer[chunk], descending=True, stable=True)]
             start = i
 
 

@@ -51,21 +51,22 @@ class Decoder:
                 continue
             columns = out[:, self._first + start : self._first + stop]
             if self._dense:
-                columns += self._dense_effects(g[position], position, start, stop)
+                torch.addcmul(columns, *self._dense_effects(g[position], position, start, stop), out=columns)
             else:
                 rows = self._scaled(start, stop) if self._kept is None else self._kept[start:stop]
                 columns.addmm_(g[position], rows.T)
 
     def _dense_effects(
         self, g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
-    ) -> Float[Tensor, "n active"]:
+    ) -> tuple[Float[Tensor, "n active"], Float[Tensor, " active"]]:
+        """Products with the whole decoder, active columns only, and the activations to scale them by."""
         if self._norm is not None:
             where = torch.full((g.shape[0],), position, device=g.device)
             g = self._norm.transpose(g, where)
         features = self._active.feature[start:stop]
         scores = g @ self._kept.T
         scores = scores if features.numel() == scores.shape[1] else scores[:, features]
-        return scores * self._active.activation[start:stop]
+        return scores, self._active.activation[start:stop]
 
 
 class FrozenMLP:

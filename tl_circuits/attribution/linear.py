@@ -110,8 +110,9 @@ class LinearEngine:
                 bias[: g.shape[1]] += position_dot(g, attention.const)
                 g = g + attention.transpose(g)
         out[:, :n_pos] = torch.einsum("pnd,pd->np", g, self.sources.tokens[:n_pos])
-        restored = torch.empty_like(order)
-        restored[order] = torch.arange(n, device=order.device)
+        if torch.equal(order, torch.arange(n, device=order.device)):
+            return out, bias  # rows can be large; do not copy them for nothing
+        restored = torch.argsort(order)
         return out[restored], bias[restored]
 
     def _join(
