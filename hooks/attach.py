@@ -10,7 +10,7 @@ same work, and gives the same bits, as the bare model.
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ POINTS = (
 )
 
 
+@runtime_checkable
 class Attachable(Protocol):
     """What a dictionary must offer to be attached (tl_circuits.dictionaries gives the rest)."""
 

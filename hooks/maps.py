@@ -151,7 +151,7 @@ class FrozenAttention:
 
     W_V: Float[Tensor, "kv d_model d_head"]
     W_O: Float[Tensor, "n_heads d_head d_model"]
-    mixing: Float[Tensor, "kv key group*query"]
+    mixing: Float[Tensor, "kv key group_query"]
     const: Float[Tensor, "pos d_model"]
 
     def forward(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
@@ -162,7 +162,7 @@ class FrozenAttention:
         z = self.mixing.transpose(1, 2).reshape(kv, group, n_pos, n_pos) @ v[:, None]
         return torch.einsum("kgpe,kged->pd", z, self.W_O.unflatten(0, (kv, group))) + self.const
 
-    def transpose(self, g: Float[Tensor, "pos n d_model"]) -> Float[Tensor, "pos n d_model"]:
+    def transpose(self, g: Float[Tensor, "used n d_model"]) -> Float[Tensor, "used n d_model"]:
         """Gradients at the block's input through the attention alone (add them to ``g``)."""
         n_pos, n, d_model = g.shape
         kv, heads, d_head = self.mixing.shape[0], self.W_O.shape[0], self.W_O.shape[1]

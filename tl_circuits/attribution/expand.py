@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ SMALLEST_ROUND = 64
 ROWS_AT_ONCE = 512  # (targets x positions) in one sweep, where batch_size is "auto"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What computes rows; the linear and the autograd engine."""
 

@@ -117,7 +117,7 @@ class LinearEngine:
 
     def _join(
         self, g: Float[Tensor, "pos n d_model"], targets: Targets, bias: Tensor, layer: int, count: int
-    ) -> Float[Tensor, "pos n+count d_model"]:
+    ) -> Float[Tensor, "pos joined d_model"]:
         """``g`` with the targets that read at ``layer`` appended."""
         if count == 0:
             return g

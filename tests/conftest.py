@@ -1,0 +1,50 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import shutil
+
+import pytest
+import torch
+
+STRICT = bool(os.environ.get("TL_CIRCUITS_REQUIRE_ALL"))
+
+
+def need(present: bool, what: str) -> None:
+    """Skip the test when something optional is missing; fail where everything must be there."""
+    if not present:
+        (pytest.fail if STRICT else pytest.skip)(f"needs {what}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(max(1, min(2, torch.get_num_threads())))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The path of an installed Chromium."""
+    found = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+    need(found is not None, "Chromium (Debian: apt-get install chromium)")
+    return found
+
+
+def _packaged(name):
+    import tl_circuits as tlc
+    from tl_circuits.models import PACKAGED
+
+    model = PACKAGED[name]
+    need(model.installed or model.folder.is_dir(), model.command)
+    return tlc.load_model(name, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return _packaged("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3():
+    return _packaged("gemma-3-270m")

@@ -1,0 +1,134 @@
+"""Slow, obvious versions of what the package computes fast."""
+
+import torch
+
+from tl_circuits.hooks import added_hooks, bos_positions, resolve, to_tokens
+from tl_circuits.hooks.record import Listener, norm_names
+
+
+def frozen_run(replacement, tokens, changes, wanted, skipped=()):
+    """One forward pass with patterns, denominators and MLP outputs held at their clean values.
+
+    ``changes`` maps hook names to tensors added there. A skip connection, being linear, moves with
+    its input (except at ``skipped`` positions). No gradient is involved anywhere.
+    """
+    model, dictionary = replacement.model, replacement.dictionary
+    layers = range(int(model.cfg.n_layers))
+    held = [f"{n}.hook_scale" for n in norm_names(model)] + [f"blocks.{i}.attn.hook_pattern" for i in layers]
+    sites = dict(zip(mlp_sites(replacement), layers, strict=True))
+    reads = {layer: dictionary.input_hook(layer) for layer in dictionary.layers}
+    with torch.no_grad():
+        with Listener(model, dict.fromkeys([*held, *sites, *reads.values()])) as clean:
+            model(tokens[None])
+        inputs = {}
+
+        def keep(layer):
+            return lambda t, hook: inputs.__setitem__(layer, t)
+
+        def write(site, layer):
+            def hook_function(t, hook):
+                out = clean.seen[site] + changes.get(site, 0.0)
+                skip = dictionary.skip(layer) if layer in reads else None
+                if skip is None:
+                    return out
+                through = (inputs[layer] - clean.seen[reads[layer]]) @ skip.T
+                through[:, list(skipped)] = 0.0
+                return out + through
+
+            return hook_function
+
+        hooks = [(name, lambda t, hook, v=clean.seen[name]: v) for name in held]
+        if "blocks.0.hook_resid_pre" in changes:
+            hooks.append(("blocks.0.hook_resid_pre", lambda t, hook: t + changes["blocks.0.hook_resid_pre"]))
+        hooks += [(read, keep(layer)) for layer, read in reads.items()]
+        hooks += [(site, write(site, layer)) for site, layer in sites.items()]
+        with added_hooks(model, hooks), Listener(model, wanted) as listener:
+            logits = model(tokens[None])
+    return {name: tensor[0] for name, tensor in listener.seen.items()}, logits[0]
+
+
+def mlp_sites(replacement):
+    """The output site of every layer's MLP, dictionary or not."""
+    dictionary = replacement.dictionary
+    return [
+        dictionary.output_hook(i) if i in dictionary.layers else f"blocks.{i}.hook_mlp_out"
+        for i in range(int(replacement.model.cfg.n_layers))
+    ]
+
+
+def source_vector(replacement, graph, index, clean):
+    """The hook a node writes to and what it adds there, ``[1, pos, d]``."""
+    model, dictionary, nodes = replacement.model, replacement.dictionary, graph._nodes
+    kind, layer, position = int(nodes.kind[index]), int(nodes.layer[index]), int(nodes.position[index])
+    site = "blocks.0.hook_resid_pre" if kind == 2 else mlp_sites(replacement)[layer]
+    change = torch.zeros_like(clean[site])[None]
+    if kind == 2:
+        change[0, position] = clean[site][position]
+    elif kind == 0:
+        row = dictionary.decoder_vectors(layer, nodes.feature[index : index + 1], layer)[0]
+        change[0, position] = row * nodes.activation[index]
+    elif layer in dictionary.layers:
+        x = clean[dictionary.input_hook(layer)]
+        acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
+        change[0, position] = (clean[site] - dictionary.decode(layer, {layer: acts}, x))[position]
+    else:
+        change[0, position] = clean[site][position]
+    return site, change
+
+
+def measured_column(replacement, graph, index):
+    """What adding one node's contribution, all else frozen, does to every node with a row."""
+    model, dictionary = replacement.model, replacement.dictionary
+    tokens = to_tokens(model, list(graph.info.token_ids))
+    reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
+    wanted = list(dict.fromkeys([*reads, *mlp_sites(replacement), "blocks.0.hook_resid_pre", "ln_final.hook_normalized"]))
+    for name in wanted:
+        resolve(model, name)
+    skipped = bos_positions(model, tokens)
+    clean, _ = frozen_run(replacement, tokens, {}, wanted, skipped)
+    site, change = source_vector(replacement, graph, index, clean)
+    moved, _ = frozen_run(replacement, tokens, {site: change}, wanted, skipped)
+    return clean, moved
+
+
+def reference_scores(adjacency, weights, is_error, is_token):
+    """Replacement and completeness from dense matrices, by the definitions."""
+    n = adjacency.shape[0]
+    shares = adjacency.double().abs()
+    shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-10)
+    reach = weights.double() @ (torch.linalg.inv(torch.eye(n, dtype=torch.float64) - shares) - torch.eye(n))
+    token, error = reach[is_token].sum(), reach[is_error].sum()
+    explained = 1 - shares[:, is_error].sum(1)
+    output = reach + weights
+    return float(token / (token + error)), float((explained * output).sum() / output.sum())
+
+
+def reference_prune(adjacency, weights, n_features, n_always, node_threshold, edge_threshold):
+    """Node and edge masks, dense and step by step."""
+
+    def reach_of(matrix):
+        shares = matrix.abs() / matrix.abs().sum(1, keepdim=True).clamp_min(1e-10)
+        total, current = torch.zeros_like(weights), weights
+        for _ in range(len(weights)):
+            current = current @ shares
+            total = total + current
+        return shares, total
+
+    def threshold(values, share):
+        ordered = values.sort(descending=True).values
+        index = int((ordered.cumsum(0) / ordered.sum() < share).sum())
+        return ordered[min(index, len(ordered) - 1)]
+
+    n = len(weights)
+    _, reach = reach_of(adjacency)
+    nodes = reach >= threshold(reach, node_threshold)
+    nodes[n - n_always :] = True
+    kept = adjacency * nodes[:, None] * nodes[None]
+    shares, reach = reach_of(kept)
+    scores = shares * (reach + weights)[:, None]
+    edges = (scores >= threshold(scores.flatten(), edge_threshold)) & (kept != 0)
+    for _ in range(n):
+        nodes[: n - n_always] &= edges[:, : n - n_always].any(0)
+        nodes[:n_features] &= edges[:n_features].any(1)
+        edges &= nodes[:, None] & nodes[None]
+    return nodes, edges
