@@ -7,7 +7,7 @@ They are computed only when somebody listens: an attached model without hooks on
 same work, and gives the same bits, as the bare model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -205,9 +205,9 @@ def attach(model: Model, dictionary: Any) -> Replacement:
     Raises AttachError when the model already carries an attachment, UnknownHookError when a hook
     the dictionary names does not exist, and whatever ``dictionary.check(model)`` finds wrong.
     """
-    _refuse_second(model, dictionary)
+    _refuse_second(model)
     with ExitStack() as undo:
-        for layer in dictionary.layers:
+        for layer in range(int(model.cfg.n_layers)):
             undo.enter_context(mlp_points(model, layer))
         dictionary.check(model)
         run = _Run(dictionary)
@@ -233,20 +233,10 @@ def _attach_layer(model: Model, dictionary: Any, layer: int, run: _Run, undo: Ex
     return attached
 
 
-def _refuse_second(model: Model, dictionary: Any) -> None:
+def _refuse_second(model: Model) -> None:
     taken = sorted(name for name in model.hook_dict if name.endswith(POINTS[-1]))
     if taken:
         raise AttachError(
             f"the model already carries a dictionary ({len(taken)} layers, first {taken[0]!r}). "
             "Call replacement.detach() first (or model.reset_saes() for one that SAELens attached)."
         )
-
-
-def strip_points(names: Iterable[str]) -> list[str]:
-    """``names`` without those that an attachment adds."""
-    return [name for name in names if not name.rsplit(".", 1)[-1].startswith("hook_sae_")]
-
-
-def acts_post(site: str) -> str:
-    """The hook name of the feature activations at output site ``site``."""
-    return f"{site}.hook_sae_acts_post"

@@ -1,0 +1,81 @@
+"""Transcoders given as SAELens objects."""
+
+import pytest
+import torch
+
+import tl_circuits as tlc
+from tests.tiny import hook_state, prompt, tiny_bridge
+from tl_circuits.errors import DictionaryError
+
+saes = pytest.importorskip("sae_lens.saes", reason="sae_lens is not installed (transformer_lens 4)")
+Metadata = pytest.importorskip("sae_lens.saes.sae").SAEMetadata
+CLASSES = ["Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"]
+
+
+def saelens_transcoder(kind, layer, d=32, width=24):
+    cls = getattr(saes, kind)
+    config = getattr(saes, f"{kind}Config")
+    cfg = config(
+        d_in=d, d_out=d, d_sae=width, dtype="float32", device="cpu", apply_b_dec_to_input=False,
+        metadata=Metadata(
+            hook_name=f"blocks.{layer}.ln2.hook_normalized", hook_name_out=f"blocks.{layer}.hook_mlp_out"
+        ),
+    )
+    sae = cls(cfg)
+    generator = torch.Generator().manual_seed(layer)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            if name == "threshold":
+                parameter.abs_()
+    return sae
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_activations_and_reconstruction_are_saelens_own(kind):
+    sae = saelens_transcoder(kind, 0)
+    ours = tlc.load_transcoders({0: sae})
+    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        acts = ours.activate(0, ours.pre_activations(0, x), x)
+        assert torch.allclose(acts, sae.encode(x), atol=1e-5)  # other order of float32 sums
+        assert torch.allclose(ours.decode(0, {0: acts}, x), sae(x), atol=1e-5)
+    assert (acts > 0).any()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_graphs_on_them_add_up(kind):
+    model = tiny_bridge("gemma3")
+    with tlc.attach(model, {layer: saelens_transcoder(kind, layer) for layer in range(4)}) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=80, progress=False)
+    assert graph.is_kind("feature").sum() > 10
+    assert graph.completeness_error() < 1e-4
+
+
+def test_an_autoencoder_is_refused_with_the_reason():
+    cfg = saes.StandardSAEConfig(d_in=32, d_sae=8, metadata=Metadata(hook_name="blocks.0.hook_resid_post"))
+    with pytest.raises(DictionaryError, match="no linear path through the MLP"):
+        tlc.load_transcoders({0: saes.StandardSAE(cfg)})
+
+
+def test_a_hook_of_another_layer_is_refused():
+    with pytest.raises(DictionaryError, match="expected a hook of this layer"):
+        tlc.load_transcoders({0: saelens_transcoder("Transcoder", 1)})
+
+
+def test_importing_the_package_does_not_import_sae_lens():
+    import subprocess
+    import sys
+
+    code = "import sys, tl_circuits; sys.exit('sae_lens' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_model_of_saelens_is_attached_like_any_other():
+    from sae_lens import HookedSAETransformer  # noqa: F401  the import patches nothing we rely on
+
+    model = tiny_bridge("llama")
+    before = hook_state(model)
+    with tlc.attach(model, {0: saelens_transcoder("SkipTranscoder", 0)}):
+        pass
+    assert hook_state(model) == before
