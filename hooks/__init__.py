@@ -30,6 +30,7 @@ from .sites import (
     resolve,
     unembed_weights,
 )
+from .takeover import carried_saes, lifted
 
 __all__ = [
     "FrozenAttention",
@@ -42,12 +43,14 @@ __all__ = [
     "added_hooks",
     "attach",
     "bos_positions",
+    "carried_saes",
     "differentiable_run",
     "embed_weights",
     "frozen_attention",
     "frozen_hooks",
     "frozen_norm",
     "is_parallel",
+    "lifted",
     "mlp_weights",
     "model_device",
     "model_dtype",

@@ -90,6 +90,14 @@ class Replacement:
         if self._undo is None:
             raise AttachError("this replacement was detached; call tlc.attach(model, ...) again.")
 
+    def also_undo(self, undo: ExitStack) -> None:
+        """Close ``undo`` after our own things are off the model."""
+        self.require_attached()
+        both = ExitStack()
+        both.push(undo)
+        both.push(self._undo)
+        self._undo = both
+
     def detach(self) -> None:
         """Take every HookPoint and hook of ours off the model. Calling it again does nothing."""
         if self._undo is not None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import hook_state, prompt, tiny_bridge
-from tl_circuits.errors import DictionaryError
+from tests.tiny import prompt, tiny_bridge, tiny_folder
+from tl_circuits.errors import AttachError, DictionaryError
 
 saes = pytest.importorskip("sae_lens.saes", reason="sae_lens is not installed (transformer_lens 4)")
 Metadata = pytest.importorskip("sae_lens.saes.sae").SAEMetadata
@@ -71,11 +71,38 @@ def test_importing_the_package_does_not_import_sae_lens():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_model_of_saelens_is_attached_like_any_other():
-    from sae_lens import HookedSAETransformer  # noqa: F401  the import patches nothing we rely on
+@pytest.fixture
+def carrying():
+    """A SAETransformerBridge with SAELens' own attachments on every layer."""
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
-    model = tiny_bridge("llama")
-    before = hook_state(model)
-    with tlc.attach(model, {0: saelens_transcoder("SkipTranscoder", 0)}):
-        pass
-    assert hook_state(model) == before
+    model = SAETransformerBridge.boot_transformers(tiny_folder("gemma3"), device="cpu")
+    for layer in range(4):
+        model.add_sae(saelens_transcoder("SkipTranscoder", layer))
+    return model
+
+
+def test_what_saelens_attached_is_taken_over_and_given_back(carrying):
+    model = carrying
+    with torch.no_grad():
+        theirs = model(prompt()[None])
+    wrappers = dict(model._acts_to_saes)
+    names = set(model.hook_dict)
+    with tlc.attach(model) as replacement:
+        with torch.no_grad():
+            bare = model(prompt()[None])
+        graph = tlc.attribute(replacement, prompt(), max_nodes=40, progress=False)
+    # Without their attachment the model is itself again, and ours has the skip that add_sae drops.
+    assert torch.equal(bare, tiny_bridge("gemma3")(prompt()[None]))
+    assert not torch.allclose(bare, theirs)
+    assert graph.completeness_error() < 1e-4
+    assert dict(model._acts_to_saes) == wrappers and set(model.hook_dict) == names
+    with torch.no_grad():
+        assert torch.equal(model(prompt()[None]), theirs)
+
+
+def test_attaching_over_saelens_or_taking_over_nothing_is_refused(carrying):
+    with pytest.raises(AttachError, match="reset_saes"):
+        tlc.attach(carrying, {0: saelens_transcoder("Transcoder", 0)})
+    with pytest.raises(DictionaryError, match="carries nothing"):
+        tlc.attach(tiny_bridge("llama"))
