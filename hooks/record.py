@@ -101,7 +101,12 @@ class Listener:
         self._undo.close()
 
     def _keep(self, name: str) -> Callable[..., None]:
+        # HookedTransformer calls ln1 once each for queries, keys and values, on the same tensor.
+        may_repeat = name.endswith(".ln1.hook_scale")
+
         def keep(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if may_repeat and name in self.seen and torch.equal(self.seen[name], output):
+                return
             self._counts[name] += 1
             self.seen[name] = output
 

@@ -221,12 +221,21 @@ def mlp_weights(model: Model, layer: int) -> MLPWeights:
             "neurons cannot serve as features. Attach transcoders for this layer instead."
         )
     W_gate, b_gate = getattr(mlp, "W_gate", None), getattr(mlp, "b_gate", None)
-    b_in, b_out = getattr(mlp, "b_in", None), getattr(mlp, "b_out", None)
+    b_in, b_out = (
+        weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
+        for weight, bias in (
+            (W_in.detach(), getattr(mlp, "b_in", None)),
+            (W_out.detach(), getattr(mlp, "b_out", None)),
+        )
+    )
+    if W_gate is not None and not hasattr(mlp, "b_gate"):
+        # HookedTransformer's gated MLP adds b_in behind the product, so it belongs to the output.
+        b_in, b_out = torch.zeros_like(b_in), b_out + b_in @ W_out.detach()
     return MLPWeights(
         W_in=W_in.detach(),
-        b_in=W_in.new_zeros(W_in.shape[1]).detach() if b_in is None else b_in.detach(),
+        b_in=b_in,
         W_out=W_out.detach(),
-        b_out=W_out.new_zeros(W_out.shape[1]).detach() if b_out is None else b_out.detach(),
+        b_out=b_out,
         W_gate=None if W_gate is None else W_gate.detach(),
         b_gate=None if b_gate is None or W_gate is None else b_gate.detach(),
         act_fn=str(model.cfg.act_fn),

