@@ -1,28 +1,48 @@
-"""Attribution graphs and interventions for any TransformerLens model, as hooks."""
+"""Attribution graphs and interventions for any TransformerLens model, as hooks.
 
-from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
-from tl_circuits.attaching import attach
-from tl_circuits.dictionaries import Transcoder, TranscoderSet, load_transcoders, mlp_neurons
-from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
-from tl_circuits.hooks import Replacement
-from tl_circuits.labels import label_features
-from tl_circuits.models import load_model
+Names are imported when first used: TransformerLens alone takes seconds to import, and the command
+line should answer ``--help`` at once.
+"""
 
-__all__ = [
-    "AttributionGraph",
-    "FeatureTarget",
-    "Label",
-    "LogitDifference",
-    "LogitDirection",
-    "Replacement",
-    "Scores",
-    "Transcoder",
-    "TranscoderSet",
-    "attach",
-    "attribute",
-    "label_features",
-    "load_graph",
-    "load_model",
-    "load_transcoders",
-    "mlp_neurons",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tl_circuits.attaching import attach
+    from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
+    from tl_circuits.dictionaries import Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
+    from tl_circuits.hooks import Replacement
+    from tl_circuits.labels import label_features
+    from tl_circuits.models import load_model
+
+_HOMES = {
+    "AttributionGraph": "graph",
+    "FeatureTarget": "attribution",
+    "Label": "graph",
+    "LogitDifference": "attribution",
+    "LogitDirection": "attribution",
+    "Replacement": "hooks",
+    "Scores": "graph",
+    "Transcoder": "dictionaries",
+    "TranscoderSet": "dictionaries",
+    "attach": "attaching",
+    "attribute": "attribution",
+    "label_features": "labels",
+    "load_graph": "graph",
+    "load_model": "models",
+    "load_transcoders": "dictionaries",
+    "mlp_neurons": "dictionaries",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tl_circuits' has no attribute {name!r}")
+    return getattr(import_module(f"tl_circuits.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

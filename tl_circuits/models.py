@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 
-from tl_circuits.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,20 @@ def cache_dir() -> Path:
 
 
 def load_model(
-    name: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    name: str, device: "str | torch.device | None" = None, dtype: "torch.dtype | None" = None
 ) -> Any:
     """Open a model as a TransformerBridge, in evaluation mode.
 
     ``name``: ``smollm2-135m`` or ``gemma-3-270m`` (from the package index, opened once into
     :func:`cache_dir`, checksummed), a folder with a Hugging Face checkpoint, or any name that
-    TransformerLens opens. Raises ModelError when it cannot be had, saying what to run.
+    TransformerLens opens. ``dtype`` None is float32. Raises ModelError when it cannot be had, saying what to run.
     """
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
 
+    from tl_circuits.errors import ModelError
+
+    dtype = torch.float32 if dtype is None else dtype
     if name in PACKAGED:
         source = str(open_packaged(PACKAGED[name]))
     else:
@@ -114,6 +119,8 @@ def open_packaged(model: PackagedModel) -> Path:
 
     Raises ModelError if the package is missing or its file's checksum is not the known one.
     """
+    from tl_circuits.errors import ModelError
+
     folder = model.folder
     if (folder / "complete.json").is_file():
         return folder
@@ -150,10 +157,13 @@ def _gguf_file(model: PackagedModel, scratch: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 and write it as a plain Hugging Face checkpoint."""
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tl_circuits.errors import ModelError
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # They are plain float32 now; left in place, the note of where they came from forbids saving.

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import typer
 
-from tl_circuits.errors import TLCircuitsError
-
 app = typer.Typer(
     name="tl-circuits",
     help="Attribution graphs of language models: why did the model say that?",
@@ -28,6 +26,8 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
+        from tl_circuits.errors import TLCircuitsError
+
         interrupted = isinstance(error, KeyboardInterrupt)
         known = isinstance(error, (TLCircuitsError, ValueError, OSError, ImportError))
         text = "interrupted" if interrupted else (str(error) or type(error).__name__)

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.errors import DictionaryError, OutputError
-from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.paths import sentence, strongest_paths
+
+if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
+    from tl_circuits.graph.graph import AttributionGraph
 
 PATHS_TOLD = 5
 
@@ -59,7 +59,7 @@ def _run(
     engine: str,
     device: str | None,
     dtype: str,
-) -> AttributionGraph:
+) -> "AttributionGraph":
     status = Console(stderr=True)
     choice = _engine(engine)
     with status.status("loading tl_circuits and the model ..."):
@@ -72,7 +72,7 @@ def _run(
             raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
         model = tlc.load_model(model_name, device=device, dtype=kinds[dtype])
     if transcoders != "neurons":
-        raise DictionaryError(f"--transcoders {transcoders!r} is not known; take `neurons`.")
+        raise ValueError(f"--transcoders {transcoders!r} is not known; take `neurons`.")
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(
             replacement,
@@ -114,14 +114,18 @@ def _with_ending(name: Path, ending: str) -> Path:
 
 def _refuse_early(path: Path, force: bool) -> None:
     """Say before the work, not after it, that the result could not be written."""
+    from tl_circuits.errors import OutputError
+
     if path.exists() and not force:
         raise OutputError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist.")
 
 
-def summary(graph: AttributionGraph, files: dict[str, Path]) -> dict[str, Any]:
+def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:
     """What the trace found, ready for JSON."""
+    from tl_circuits.graph.paths import sentence, strongest_paths
+
     scores = graph.scores()
     return {
         "prompt": graph.info.prompt,
@@ -146,7 +150,7 @@ def summary(graph: AttributionGraph, files: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def show(graph: AttributionGraph, files: dict[str, Path], console: Console) -> None:
+def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) -> None:
     """Print the summary for a person."""
     facts = summary(graph, files)
     console.print()

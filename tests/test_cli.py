@@ -1,0 +1,109 @@
+"""The program, as a person runs it: a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tl_circuits as tlc
+from tests.tiny import tiny_folder
+
+PROGRAM = str(Path(sys.executable).parent / "tl-circuits")
+
+
+def run(*arguments, cwd, env=None):
+    return subprocess.run(
+        [PROGRAM, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **(env or {})},
+    )
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    done = run("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 60, "--out", "answer", cwd=folder)
+    return folder, done
+
+
+def test_trace_writes_graph_and_page_and_tells_what_it_found(traced):
+    folder, done = traced
+    assert done.returncode == 0, done.stderr
+    for heading in ("What the model says next", "where that came from", "How much is explained", "Files"):
+        assert heading in done.stdout
+    graph = tlc.load_graph(folder / "answer.graph.safetensors")
+    assert graph.info.prompt == "w1 w2 w3" and len(graph.labels) == 60
+    assert (folder / "answer.html").read_text().startswith("<!doctype html>")
+    assert sorted(os.listdir(folder)) == ["answer.graph.safetensors", "answer.html"]
+
+
+def test_an_existing_output_is_refused_before_the_work_and_force_overwrites(traced):
+    folder, _ = traced
+    started = time.time()
+    refused = run("trace", "w1", "--model", "nowhere", "--out", "answer", cwd=folder)
+    assert refused.returncode == 1 and "exists already" in refused.stderr and "--force" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1 and time.time() - started < 60
+
+
+def test_json_is_for_machines(traced):
+    folder, _ = traced
+    done = run(
+        "trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 20, "--out", "answer", "--force", "--json",
+        "--target", "w5", "--target", "w5 - w6", cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert [t["token"] for t in facts["targets"]] == ["w5", "w5 − w6"]
+    assert facts["completeness_error"] < 1e-4 and Path(folder, facts["files"]["page"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["trace"], 2, "Missing argument"),
+        (["nonsense"], 2, "No such command"),
+        (["trace", "w1", "--max-nodes", "many"], 2, "max-nodes"),
+        (["trace", "", "--model", "TINY"], 1, "the prompt is empty"),
+        (["trace", "w1", "--model", "TINY", "--target", "w1 w2 w3"], 1, "3 tokens"),
+        (["trace", "w1", "--model", "TINY", "--transcoders", "magic"], 1, "magic"),
+        (["trace", "w1", "--model", "TINY", "--out", "no/where"], 1, "does not exist"),
+        (["trace", "w1", "--model", "TINY", "--max-nodes", "0"], 1, "at least 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, code, words, tmp_path):
+    done = run(*[tiny_folder("gemma3") if a == "TINY" else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == code
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("trace", "", "--model", tiny_folder("gemma3"), "--debug", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_ctrl_c_leaves_no_file(tmp_path):
+    process = subprocess.Popen(
+        [PROGRAM, "trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--out", "x"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_models_and_doctor_say_what_there_is(tmp_path):
+    listed = run("models", "--json", cwd=tmp_path)
+    names = [row["name"] for row in json.loads(listed.stdout)]
+    assert names == ["smollm2-135m", "gemma-3-270m"]
+    plain = run("models", cwd=tmp_path, env={"TL_CIRCUITS_CACHE": str(tmp_path / "empty")})
+    assert plain.returncode == 0 and "smollm2-135m" in plain.stdout
+    report = run("doctor", "--json", cwd=tmp_path)
+    facts = {row["what"]: row for row in json.loads(report.stdout)}
+    assert facts["torch"]["ok"] and facts["device cpu"]["ok"] and "model gemma-3-270m" in facts
