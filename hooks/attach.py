@@ -9,6 +9,7 @@ same work, and gives the same bits, as the bare model.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
-from .sites import Model, mlp_points, register_point, resolve
+from .sites import Model, mlp_points, register_point, resolve, unembed_weights
 
 POINTS = (
     "hook_sae_input",
@@ -76,6 +77,12 @@ class Replacement:
     def attached(self) -> bool:
         """False once :meth:`detach` has run."""
         return self._undo is not None
+
+    @cached_property
+    def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
+        """The mean over the vocabulary of ``W_U`` and ``b_U``, float32; read once, it is a large matrix."""
+        unembed = unembed_weights(self.model)
+        return unembed.W_U.mean(1, dtype=torch.float32), unembed.b_U.float().mean()
 
     def site(self, layer: int) -> str:
         """The name ``S`` of a layer's output site; ``S.hook_sae_acts_post`` and others hang on it."""

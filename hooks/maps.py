@@ -156,26 +156,53 @@ class FrozenAttention:
 
     def forward(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """The attention's contribution to the residual stream."""
-        kv, n_pos = self.mixing.shape[:2]
-        group = self.W_O.shape[0] // kv
-        v = x.float() @ self.W_V  # [kv, pos, d_head]
-        z = self.mixing.transpose(1, 2).reshape(kv, group, n_pos, n_pos) @ v[:, None]
-        return torch.einsum("kgpe,kged->pd", z, self.W_O.unflatten(0, (kv, group))) + self.const
+        return self.linear(x) + self.const
 
-    def transpose(self, g: Float[Tensor, "used n d_model"]) -> Float[Tensor, "used n d_model"]:
-        """Gradients at the block's input through the attention alone (add them to ``g``)."""
-        n_pos, n, d_model = g.shape
+    def linear(self, x: Float[Tensor, "used d_model"]) -> Float[Tensor, "used d_model"]:
+        """The part of it that depends on ``x``, which holds the first positions."""
+        kv, total = self.mixing.shape[:2]
+        group, used = self.W_O.shape[0] // kv, x.shape[0]
+        v = x.float() @ self.W_V  # [kv, pos, d_head]
+        mixing = self.mixing.transpose(1, 2).reshape(kv, group, total, total)[:, :, :used, :used]
+        return torch.einsum("kgpe,kged->pd", mixing @ v[:, None], self.W_O.unflatten(0, (kv, group)))
+
+    def mix_back(
+        self,
+        g: Float[Tensor, "used n d_model"],
+        fresh: Float[Tensor, "new d_model"],
+        fresh_at: Int[Tensor, " new"],
+        first: int,
+    ) -> Float[Tensor, "kv key all d_head"]:
+        """Gradients at the values of every key position, from gradients at the attention's output.
+
+        ``g`` holds positions ``first``, ``first + 1``, ... of targets already spread out; ``fresh``
+        targets stand at one position each, which needs one row of ``W_O`` products, not one for
+        every position. Multiply the result with ``W_V`` (see :meth:`to_stream`).
+        """
+        used, n, d_model = g.shape
         kv, heads, d_head = self.mixing.shape[0], self.W_O.shape[0], self.W_O.shape[1]
         group, total = heads // kv, self.mixing.shape[1]
+        last = first + used
+        mixing = self.mixing.unflatten(2, (group, total))[:, :last]
+        W_O = self.W_O.transpose(1, 2)
         # [heads, pos·n, d_head]: each head's gradient at its output, laid out so that heads of a
         # group stand one after the other along the summed axis of the next product.
-        at_z = torch.matmul(g.reshape(1, n_pos * n, d_model), self.W_O.transpose(1, 2))
-        mixing = self.mixing.unflatten(2, (group, total))[:, :n_pos, :, :n_pos]
+        at_z = torch.matmul(g.reshape(1, used * n, d_model), W_O)
         mixed = torch.bmm(
-            mixing.reshape(kv, n_pos, group * n_pos), at_z.reshape(kv, group * n_pos, n * d_head)
-        )
-        out = torch.matmul(mixed.reshape(kv, n_pos * n, d_head), self.W_V.transpose(1, 2))
-        return out.sum(0).reshape(n_pos, n, d_model)
+            mixing[..., first:last].reshape(kv, last, group * used), at_z.reshape(kv, group * used, n * d_head)
+        ).reshape(kv, last, n, d_head)
+        if fresh_at.numel() == 0:
+            return mixed
+        at_z = torch.matmul(fresh[None], W_O).reshape(kv, group, -1, d_head)
+        weights = mixing[..., fresh_at]  # [kv, key, group, new]
+        spread = sum(weights[:, :, h, :, None] * at_z[:, None, h] for h in range(group))
+        return torch.cat([mixed, spread], dim=2)
+
+    def to_stream(self, mixed: Float[Tensor, "kv key n d_head"]) -> Float[Tensor, "key n d_model"]:
+        """Gradients at the block's input, from gradients at the values."""
+        kv, keys, n, d_head = mixed.shape
+        out = torch.matmul(mixed.reshape(kv, keys * n, d_head), self.W_V.transpose(1, 2))
+        return (out[0] if kv == 1 else out.sum(0)).reshape(keys, n, self.W_V.shape[1])
 
 
 def frozen_attention(model: Model, recording: Recording, layer: int) -> FrozenAttention:

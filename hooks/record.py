@@ -1,7 +1,7 @@
 """One forward pass of the untouched model, with what attribution needs written down."""
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ class Recording:
     ``patterns[L]``: attention patterns after softmax. ``scales[name]``: the denominator of the
     norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
     the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
-    tensors of the hooks asked for. ``logits``: of the last recorded position range, all positions.
+    tensors of the hooks asked for. ``logits``: the model's, at ``position``.
     """
 
     tokens: Int[Tensor, " pos"]
@@ -31,7 +31,8 @@ class Recording:
     mlp_out: tuple[Float[Tensor, "pos d_model"], ...]
     resid_final: Float[Tensor, "pos d_model"]
     sites: dict[str, Float[Tensor, "pos _"]]
-    logits: Float[Tensor, "pos d_vocab"]
+    position: int
+    logits: Float[Tensor, " d_vocab"]
 
 
 def to_tokens(model: Model, prompt: Any) -> Int[Tensor, " pos"]:
@@ -133,8 +134,28 @@ def norm_names(model: Model) -> list[str]:
     return [name for name in (*names, "ln_final") if norm_module(model, name) is not None]
 
 
-def record(model: Model, tokens: Int[Tensor, " pos"], sites: Iterable[str] = ()) -> Recording:
-    """Run the model once on ``tokens`` and keep what attribution reads.
+@contextmanager
+def unembedding_only(model: Model, position: int) -> Iterator[None]:
+    """Make the model unembed one position: the logits of all others are never made.
+
+    They are most of a forward pass's memory on a long prompt with a large vocabulary.
+    """
+    name = "unembed.hook_in" if find(model, "unembed.hook_in") is not None else "ln_final.hook_normalized"
+
+    def keep_one(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output[:, position : position + 1]
+
+    handle = resolve(model, name).register_forward_hook(keep_one)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def record(
+    model: Model, tokens: Int[Tensor, " pos"], position: int, sites: Iterable[str] = ()
+) -> Recording:
+    """Run the model once on ``tokens`` and keep what attribution reads, logits at ``position`` only.
 
     ``sites`` are further hook names to keep. Raises HookFiringError if a hook stays silent or
     fires twice, NotFiniteError naming the first tensor that holds NaN or infinity.
@@ -146,7 +167,8 @@ def record(model: Model, tokens: Int[Tensor, " pos"], sites: Iterable[str] = ())
     names = [f"{b}.{kind}" for b in blocks for kind in ("attn.hook_pattern", *_ADDED)]
     names += [f"{name}.hook_scale" for name in norms] + [last]
     with torch.no_grad(), Listener(model, dict.fromkeys([*names, *sites])) as listener:
-        logits = model(tokens[None])
+        with unembedding_only(model, position):
+            logits = model(tokens[None])[0, 0].detach()
     listener.check()
     seen = {name: _squeeze(name, tensor) for name, tensor in listener.seen.items()}
     if not torch.isfinite(logits).all():
@@ -160,7 +182,8 @@ def record(model: Model, tokens: Int[Tensor, " pos"], sites: Iterable[str] = ())
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
         resid_final=seen[last],
         sites={name: seen[name] for name in sites},
-        logits=logits[0].detach(),
+        position=position,
+        logits=logits,
     )
 
 

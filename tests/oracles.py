@@ -1,7 +1,6 @@
 """Slow, obvious versions of what the package computes fast."""
 
 import torch
-
 from tl_circuits.hooks import added_hooks, bos_positions, resolve, to_tokens
 from tl_circuits.hooks.record import Listener, norm_names
 
@@ -58,7 +57,7 @@ def mlp_sites(replacement):
 
 def source_vector(replacement, graph, index, clean):
     """The hook a node writes to and what it adds there, ``[1, pos, d]``."""
-    model, dictionary, nodes = replacement.model, replacement.dictionary, graph._nodes
+    dictionary, nodes = replacement.dictionary, graph._nodes
     kind, layer, position = int(nodes.kind[index]), int(nodes.layer[index]), int(nodes.position[index])
     site = "blocks.0.hook_resid_pre" if kind == 2 else mlp_sites(replacement)[layer]
     change = torch.zeros_like(clean[site])[None]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, LlamaConfig
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPT2Config, LlamaConfig
 
 import tl_circuits as tlc
 from tests.oracles import measured_column

@@ -25,8 +25,8 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tl_circuits as tlc
 from tests.tiny import tokenizer

@@ -5,6 +5,7 @@ from functools import cache
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -15,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
-from transformer_lens.model_bridge import TransformerBridge
 
 import tl_circuits as tlc
 

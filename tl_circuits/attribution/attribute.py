@@ -75,10 +75,10 @@ def attribute(
     skipped = _skipped(model, tokens, skip_positions)
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
-        recording = record(model, tokens, sites)
+        recording = record(model, tokens, position, sites)
         sources = find_sources(model, dictionary, recording, skipped)
         chosen = _make_engine(engine, model, recording, sources)
-        roots = _roots(model, recording, sources, targets, position)
+        roots = _roots(replacement, recording, sources, targets, position)
         expansion = Expansion(
             sources, roots.weights, started_at=() if roots.column is None else (roots.column,)
         )
@@ -114,7 +114,10 @@ def _make_engine(name: str, model: Any, recording: Recording, sources: Sources) 
         return AutogradEngine(model, recording, sources)
 
 
-def _roots(model: Any, recording: Recording, sources: Sources, targets: Any, position: int) -> Roots:
+def _roots(
+    replacement: Replacement, recording: Recording, sources: Sources, targets: Any, position: int
+) -> Roots:
+    model = replacement.model
     asked = [targets] if isinstance(targets, (str, int)) or not isinstance(targets, Iterable) else list(targets)
     if targets is not None and not asked:
         raise TargetError("targets is an empty list; give at least one target, or None for the likeliest tokens.")
@@ -124,11 +127,11 @@ def _roots(model: Any, recording: Recording, sources: Sources, targets: Any, pos
         column = _feature_column(sources, asked[0])
         empty = recording.resid_final.new_zeros(0, dtype=torch.float32)
         return Roots(None, empty, column, None)
-    logits = recording.logits[position]
+    logits = recording.logits
     if targets is None:
         asked = list(top_logits(logits))
     final = frozen_norm(model, recording, "ln_final")
-    resolved = resolve_logits(model, asked, final.forward(recording.resid_final)[position], logits)
+    resolved = resolve_logits(replacement, asked, final.forward(recording.resid_final)[position], logits)
     n = len(asked)
     device = resolved.vector.device
     vectors = Targets(

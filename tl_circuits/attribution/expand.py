@@ -11,9 +11,9 @@ from torch import Tensor
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 
-ROUNDS = 8  # how often the ranking is renewed on the way to the budget
+ROUNDS = 6  # how often the ranking is renewed on the way to the budget
 SMALLEST_ROUND = 64
-ROWS_AT_ONCE = 512  # (targets x positions) in one sweep, where batch_size is "auto"
+ROWS_AT_ONCE = 1024  # (targets x positions) in one sweep, where batch_size is "auto"
 
 
 @runtime_checkable

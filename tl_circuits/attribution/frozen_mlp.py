@@ -43,18 +43,20 @@ class Decoder:
         rows = self._vectors(active.feature[start:stop]) * active.activation[start:stop, None]
         return rows if self._norm is None else self._norm.push(rows, active.position[start:stop])
 
-    def add_effects(self, g: Float[Tensor, "pos n d_model"], out: Float[Tensor, "n column"]) -> None:
+    def add_effects(
+        self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]
+    ) -> None:
         """Add each feature's direct effect on each target to its column of ``out``."""
-        for position in range(g.shape[0]):
-            start, stop = self._bounds[position], self._bounds[position + 1]
+        for at, here in enumerate(g, start=first):
+            start, stop = self._bounds[at], self._bounds[at + 1]
             if start == stop:
                 continue
             columns = out[:, self._first + start : self._first + stop]
             if self._dense:
-                torch.addcmul(columns, *self._dense_effects(g[position], position, start, stop), out=columns)
+                torch.addcmul(columns, *self._dense_effects(here, at, start, stop), out=columns)
             else:
                 rows = self._scaled(start, stop) if self._kept is None else self._kept[start:stop]
-                columns.addmm_(g[position], rows.T)
+                columns.addmm_(here, rows.T)
 
     def _dense_effects(
         self, g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
@@ -90,27 +92,36 @@ class FrozenMLP:
         self._error = norm.push(error, positions) if norm is not None and error is not None else error
 
     def add_effects(
-        self, g: Float[Tensor, "pos n d_model"], out: Float[Tensor, "n column"], bias: Float[Tensor, " n"]
+        self,
+        g: Float[Tensor, "used n d_model"],
+        first: int,
+        out: Float[Tensor, "n column"],
+        bias: Float[Tensor, " n"],
     ) -> None:
-        """Add what this layer's output does to every target: features and errors to ``out``, the rest to ``bias``."""
-        for decoder in self._decoders:
-            decoder.add_effects(g, out)
-        bias += position_dot(g, self._constant)
-        if self._error is not None:
-            at, n_pos = self._source.errors_at, g.shape[0]
-            out[:, at : at + n_pos] = torch.einsum("pnd,pd->np", g, self._error[:n_pos])
+        """Add what this layer's output does to every target: features and errors to ``out``, the rest to ``bias``.
 
-    def through_skip(self, g: Float[Tensor, "pos n d_model"]) -> Float[Tensor, "pos n d_model"] | None:
+        ``g`` holds the positions from ``first`` on.
+        """
+        for decoder in self._decoders:
+            decoder.add_effects(g, first, out)
+        bias += position_dot(g, self._constant[first:])
+        if self._error is not None:
+            at, last = self._source.errors_at, first + g.shape[0]
+            out[:, at + first : at + last] = torch.einsum("pnd,pd->np", g, self._error[first:last])
+
+    def through_skip(
+        self, g: Float[Tensor, "used n d_model"], first: int
+    ) -> Float[Tensor, "used n d_model"] | None:
         """Gradients at the stream the MLP reads, through the skip connection; None without one."""
         skip = self._source.skip
         if skip is None:
             return None
-        n_pos, n, d_model = g.shape
-        positions = torch.arange(n_pos, device=g.device).repeat_interleave(n)
-        flat = g.reshape(n_pos * n, d_model)
+        used, n, d_model = g.shape
+        positions = torch.arange(first, first + used, device=g.device).repeat_interleave(n)
+        flat = g.reshape(used * n, d_model)
         flat = flat if self._source.norm is None else self._source.norm.transpose(flat, positions)
         at_input, _ = self._read.transpose(flat @ skip, positions)
-        at_input = at_input.reshape(n_pos, n, d_model)
-        skipped = [p for p in self._sources.skipped if p < n_pos]
+        at_input = at_input.reshape(used, n, d_model)
+        skipped = [p - first for p in self._sources.skipped if first <= p < first + used]
         at_input[skipped] = 0.0  # there the whole output counts as constant
         return at_input

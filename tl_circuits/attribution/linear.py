@@ -11,6 +11,7 @@ from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import (
+    FrozenAttention,
     ReadMap,
     Recording,
     frozen_attention,
@@ -24,6 +25,8 @@ from tl_circuits.hooks import (
 # How far the frozen maps may be from what the model computed, relative to the largest entry.
 _MAP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
+LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
+
 
 class LinearEngine:
     """Direct effects on any targets of one prompt, exact in the local replacement model.
@@ -35,17 +38,18 @@ class LinearEngine:
 
     def __init__(self, model: Any, recording: Recording, sources: Sources):
         self.sources = sources
-        self._parallel = is_parallel(model)
+        self.parallel = is_parallel(model)
         dictionary = sources.dictionary
         layers = range(len(sources.layers))
-        self._attention = [frozen_attention(model, recording, layer) for layer in layers]
-        self._reads: dict[int, ReadMap] = {
+        self.attention = [frozen_attention(model, recording, layer) for layer in layers]
+        self.reads: dict[int, ReadMap] = {
             layer: read_map(model, recording, layer, dictionary.input_hook(layer))
             for layer in dictionary.layers
         }
         final = frozen_norm(model, recording, "ln_final")
-        self._reads[len(layers)] = ReadMap("normed", final)
-        self._mlp = [FrozenMLP(sources, layer, self._reads.get(layer)) for layer in layers]
+        self.reads[len(layers)] = ReadMap("normed", final)
+        self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
+        self.leading = Leading(recording, sources, self.attention)
         self._check(model, recording)
 
     def _check(self, model: Any, recording: Recording) -> None:
@@ -63,19 +67,20 @@ class LinearEngine:
                 )
 
         resid = recording.resid_pre[0].float()
-        for layer, attention in enumerate(self._attention):
+        for layer, attention in enumerate(self.attention):
             ours = attention.forward(recording.resid_pre[layer])
             compare(f"attention of layer {layer}", ours, recording.attn_out[layer])
             resid = resid + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
-            if layer + 1 < len(self._attention):
+            if layer + 1 < len(self.attention):
                 compare(f"residual stream after layer {layer}", resid, recording.resid_pre[layer + 1])
         compare("residual stream at the end", resid, recording.resid_final)
         for layer in self.sources.dictionary.layers:
-            ours = self._reads[layer].forward(resid_mid(recording, model, layer))
+            ours = self.reads[layer].forward(resid_mid(recording, model, layer))
             hook = self.sources.dictionary.input_hook(layer)
             compare(hook, ours, recording.sites[hook])
-        logits = explained_logits(model, recording, self._reads[len(self._attention)])
-        compare("logits", logits, recording.logits[-1])
+        some = slice(None, None, max(1, recording.logits.numel() // LOGITS_COMPARED))
+        logits = explained_logits(model, recording, self.reads[len(self.attention)], some)
+        compare("logits", logits, recording.logits[some])
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         """The direct effect of every column on every target, and each target's bias.
@@ -84,56 +89,135 @@ class LinearEngine:
         deepest target's own layer; later columns have no effect.
         """
         order = torch.argsort(targets.layer, descending=True, stable=True)
-        ordered = targets[order]
-        n_pos, depth, n = int(ordered.position.max()) + 1, int(ordered.layer[0]), len(ordered)
-        out = ordered.vector.new_zeros(n, self.sources.before(depth))
-        bias = ordered.bias.clone()
-        counts = torch.bincount(ordered.layer, minlength=depth + 1).tolist()
-        g = ordered.vector.new_zeros(n_pos, 0, ordered.vector.shape[1])
-        n_layers = len(self._attention)
-        if depth == n_layers:
-            g = self._join(g, ordered, bias, depth, counts[depth])
-        for layer in range(min(depth, n_layers - 1), -1, -1):
-            joined = g.shape[1]
-            into_skip = None
-            if joined:
-                self._mlp[layer].add_effects(g, out[:joined], bias[:joined])
-                into_skip = self._mlp[layer].through_skip(g)
-            attention = self._attention[layer]
-            if self._parallel:
-                bias[:joined] += position_dot(g, attention.const)
-                g = g + attention.transpose(g) if into_skip is None else g + into_skip + attention.transpose(g)
-                g = self._join(g, ordered, bias, layer, counts[layer])
-            else:
-                g = g if into_skip is None else g + into_skip
-                g = self._join(g, ordered, bias, layer, counts[layer])
-                bias[: g.shape[1]] += position_dot(g, attention.const)
-                g = g + attention.transpose(g)
-        out[:, :n_pos] = torch.einsum("pnd,pd->np", g, self.sources.tokens[:n_pos])
-        if torch.equal(order, torch.arange(n, device=order.device)):
+        sweep = _Sweep(self, targets[order])
+        out, bias = sweep.run()
+        if torch.equal(order, torch.arange(len(order), device=order.device)):
             return out, bias  # rows can be large; do not copy them for nothing
         restored = torch.argsort(order)
         return out[restored], bias[restored]
 
-    def _join(
-        self, g: Float[Tensor, "pos n d_model"], targets: Targets, bias: Tensor, layer: int, count: int
-    ) -> Float[Tensor, "pos joined d_model"]:
-        """``g`` with the targets that read at ``layer`` appended."""
-        if count == 0:
-            return g
-        joined = g.shape[1]
-        new = slice(joined, joined + count)
+
+class _Sweep:
+    """One pass from the last layer to the first. ``g[p - first, i]`` is target i's gradient at p."""
+
+    def __init__(self, engine: LinearEngine, targets: Targets):
+        self._engine, self._targets = engine, targets
+        sources = engine.sources
+        self._tokens = sources.tokens
+        # Nothing at the leading skipped positions is a feature, so the sweep need not go there;
+        # what flows through them is read off the values they hold (see Leading).
+        leading = engine.leading
+        starts = int(targets.position.min()) >= leading.count
+        self._leading = leading if leading.count and starts else None
+        self._first = leading.count if self._leading else 0
+        self._depth = int(targets.layer[0])
+        self._counts = torch.bincount(targets.layer, minlength=self._depth + 1).tolist()
+        self._out = targets.vector.new_zeros(len(targets), sources.before(self._depth))
+        self._bias = targets.bias.clone()
+        used = int(targets.position.max()) + 1 - self._first
+        self._g = targets.vector.new_zeros(used, 0, targets.vector.shape[1])
+
+    def run(self) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
+        engine, n_layers = self._engine, len(self._engine.attention)
+        if self._depth == n_layers:
+            self._spread(*self._entering(n_layers))
+        for layer in range(min(self._depth, n_layers - 1), -1, -1):
+            self._layer(layer, engine.parallel)
+        last = self._first + self._g.shape[0]
+        own = self._out[:, self._first : last]
+        own += torch.einsum("pnd,pd->np", self._g, self._tokens[self._first : last])
+        return self._out, self._bias
+
+    def _layer(self, layer: int, parallel: bool) -> None:
+        engine, g = self._engine, self._g
+        n = g.shape[1]
+        attention, mlp = engine.attention[layer], engine.mlp[layer]
+        into_skip = None
+        if n:
+            mlp.add_effects(g, self._first, self._out[:n], self._bias[:n])
+            into_skip = mlp.through_skip(g, self._first)
+        entering = self._entering(layer)
+        if into_skip is not None and not parallel:
+            self._g = g = g + into_skip
+        none = entering[0][:0], entering[1][:0]
+        fresh, fresh_at = none if parallel else entering  # a parallel MLP reads what attention reads
+        self._bias[:n] += position_dot(g, attention.const[self._first :])
+        mixed = attention.mix_back(g, fresh, fresh_at, self._first)
+        if self._leading is not None:
+            self._leading.add_effects(layer, mixed, self._out, self._bias)
+        if fresh_at.numel():
+            self._bias[n : n + len(fresh)] += (fresh * attention.const[fresh_at]).sum(-1)
+            self._spread(fresh, fresh_at)
+        self._g = self._g + attention.to_stream(mixed[:, self._first :])
+        if parallel:
+            self._g = self._g if into_skip is None else self._g + into_skip
+            self._spread(*entering)
+
+    def _entering(self, layer: int) -> tuple[Float[Tensor, "new d_model"], Tensor]:
+        """Vectors on the stream and positions of the targets that read at ``layer``."""
+        targets, n = self._targets, self._g.shape[1]
+        count = self._counts[layer] if layer <= self._depth else 0
+        new = slice(n, n + count)
         position = targets.position[new]
-        vectors, from_norm = self._reads[layer].transpose(targets.vector[new], position)
-        bias[new] += from_norm
-        entering = g.new_zeros(g.shape[0], count, g.shape[2])
-        entering[position, torch.arange(count, device=g.device)] = vectors
-        return torch.cat([g, entering], dim=1)
+        if count == 0:
+            return targets.vector[new], position
+        vectors, from_norm = self._engine.reads[layer].transpose(targets.vector[new], position)
+        self._bias[new] += from_norm
+        return vectors, position
+
+    def _spread(self, vectors: Float[Tensor, "new d_model"], position: Tensor) -> None:
+        """Append targets to ``g``, each at its own position."""
+        count = len(vectors)
+        if count:
+            added = self._g.new_zeros(self._g.shape[0], count, self._g.shape[2])
+            added[position - self._first, torch.arange(count, device=added.device)] = vectors
+            self._g = torch.cat([self._g, added], dim=1)
 
 
-def explained_logits(model: Any, recording: Recording, final: ReadMap) -> Float[Tensor, " d_vocab"]:
-    """The last position's logits as the frozen final norm and unembedding give them."""
+class Leading:
+    """The leading skipped positions (the beginning-of-sequence token), told apart by what they hold.
+
+    Their streams depend on nothing but themselves. ``values[L]`` splits what each of them gives as
+    values to layer L's attention into one part a token there and one constant part, so a sweep
+    reads effects through them off the gradient at their values.
+    """
+
+    def __init__(self, recording: Recording, sources: Sources, attention: list[FrozenAttention]):
+        count = 0
+        while count in sources.skipped:
+            count += 1
+        self.count = count
+        self._values: list[Float[Tensor, "part kv pos d_head"]] = []
+        if count == 0:
+            return
+        tokens = sources.tokens[:count]
+        streams = torch.zeros(count, count, tokens.shape[1], device=tokens.device)
+        streams[range(count), range(count)] = tokens
+        for layer, block in enumerate(attention):
+            rest = recording.resid_pre[layer][:count].float() - streams.sum(0)
+            parts = torch.cat([streams, rest[None]])
+            self._values.append(parts[:, None] @ block.W_V)
+            streams = streams + torch.stack([block.linear(part) for part in streams])
+
+    def add_effects(
+        self,
+        layer: int,
+        mixed: Float[Tensor, "kv key n d_head"],
+        out: Float[Tensor, "total column"],
+        bias: Float[Tensor, " total"],
+    ) -> None:
+        """Add what these positions' values do to the first ``n`` targets."""
+        n = mixed.shape[2]
+        parts = torch.einsum("kqne,skqe->ns", mixed[:, : self.count], self._values[layer])
+        out[:n, : self.count] += parts[:, :-1]
+        bias[:n] += parts[:, -1]
+
+
+def explained_logits(
+    model: Any, recording: Recording, final: ReadMap, tokens: slice
+) -> Float[Tensor, " some"]:
+    """Logits of some of the vocabulary as the frozen final norm and unembedding give them."""
     unembed = unembed_weights(model)
-    logits = final.forward(recording.resid_final)[-1].to(unembed.W_U.dtype) @ unembed.W_U + unembed.b_U
-    logits = logits.float()
+    W_U, b_U = unembed.W_U[:, tokens], unembed.b_U[tokens]
+    logits = (final.forward(recording.resid_final)[recording.position].to(W_U.dtype) @ W_U + b_U).float()
     return logits if unembed.softcap is None else unembed.softcap * torch.tanh(logits / unembed.softcap)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.errors import TargetError
-from tl_circuits.hooks import unembed_weights
+from tl_circuits.hooks import Replacement, unembed_weights
 
 TOP_PROBABILITY = 0.95
 TOP_COUNT = 10
@@ -117,7 +117,7 @@ def top_logits(logits: Float[Tensor, " d_vocab"]) -> list[int]:
 
 
 def resolve_logits(
-    model: Any,
+    replacement: Replacement,
     targets: Sequence[Any],
     final: Float[Tensor, " d_model"],
     logits: Float[Tensor, " d_vocab"],
@@ -127,9 +127,10 @@ def resolve_logits(
     A logit is taken minus the mean logit over the vocabulary, before any soft cap (the mean moves
     no probability): ``(W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U``.
     """
+    model = replacement.model
     unembed = unembed_weights(model)
     probabilities = logits.float().softmax(-1)
-    mean_vector, mean_bias = unembed.W_U.float().mean(1), unembed.b_U.float().mean()
+    mean_vector, mean_bias = replacement.mean_unembedding
 
     def logit(token: int) -> tuple[Tensor, Tensor]:
         return unembed.W_U[:, token].float(), unembed.b_U[token].float()

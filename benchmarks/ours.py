@@ -1,0 +1,44 @@
+"""One measurement of tl_circuits: a line of JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+import tl_circuits as tlc
+from benchmarks.measure import measured
+
+
+def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
+    model = tlc.load_model("gemma-3-270m", device="cpu")
+    zeros = load_file(folder / "layer_0.safetensors")["threshold"] * 0
+    transcoders = {}
+    for layer in range(18):
+        t = load_file(folder / f"layer_{layer}.safetensors")
+        transcoders[layer] = tlc.Transcoder(
+            t["W_enc"], t["W_dec"], zeros, zeros[:640], threshold=t["threshold"], activation="jumprelu"
+        )
+    tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
+    with tlc.attach(model, transcoders) as replacement:
+        tlc.attribute(replacement, tokens[:4], max_nodes=4, progress=False)
+        runs = [
+            measured(lambda: tlc.attribute(replacement, tokens, max_nodes=n_nodes, progress=False))
+            for _ in range(repeats)
+        ]
+        if n_nodes <= 500 and n_tokens <= 10:
+            whole = tlc.attribute(replacement, tokens, max_nodes=10**6, progress=False)
+            nodes = whole._nodes
+            table = {name: getattr(nodes, name).contiguous() for name in ("kind", "layer", "position", "feature")}
+            save_file(table | {"adjacency": whole.adjacency()}, folder / "ours.safetensors")
+    sys.stdout.write(json.dumps({
+        "nodes": n_nodes,
+        "active": runs[0][0].info.n_active,
+        "seconds": [seconds for _, seconds, _ in runs],
+        "peak_mb": max(peak for _, _, peak in runs),
+        "completeness_error": runs[0][0].completeness_error(),
+    }) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))

@@ -1,0 +1,65 @@
+"""One measurement of circuit-tracer, run by the Python of its own environment: a line of JSON.
+
+Its ``_deduplicate_attention_buffers`` gives every layer the last layer's rotary table, which is
+wrong on Gemma-3, so it is switched off here.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from circuit_tracer import attribute
+from circuit_tracer.graph import compute_graph_scores
+from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
+from circuit_tracer.transcoder.activation_functions import JumpReLU
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from measure import measured  # noqa: E402
+
+
+def load(folder: Path, checkpoint: str) -> TransformerLensReplacementModel:
+    layers = {}
+    for layer in range(18):
+        tensors = load_file(folder / f"layer_{layer}.safetensors")
+        width = len(tensors["threshold"])
+        made = SingleLayerTranscoder(640, width, JumpReLU(torch.zeros(width), 0.1), layer, dtype=torch.float32)
+        made.load_state_dict({
+            "W_enc": tensors["W_enc"], "W_dec": tensors["W_dec"], "b_enc": torch.zeros(width),
+            "b_dec": torch.zeros(640), "activation_function.threshold": tensors["threshold"],
+        })
+        layers[layer] = made
+    transcoders = TranscoderSet(layers, feature_input_hook="mlp.hook_in", feature_output_hook="hook_mlp_out")
+    TransformerLensReplacementModel._deduplicate_attention_buffers = lambda self: None
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    return TransformerLensReplacementModel.from_pretrained_and_transcoders(
+        "google/gemma-3-270m", transcoders, hf_model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint),
+        device=torch.device("cpu"), dtype=torch.float32,
+    )
+
+
+def main(folder: Path, checkpoint: str, n_tokens: int, n_nodes: int, batch_size: int) -> None:
+    model = load(folder, checkpoint)
+    tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
+    attribute(tokens[:4], model, max_feature_nodes=4, batch_size=4)
+    graph, seconds, peak = measured(
+        lambda: attribute(tokens, model, max_feature_nodes=n_nodes, batch_size=batch_size)
+    )
+    if n_nodes <= 500 and n_tokens <= 10:
+        replacement, completeness = compute_graph_scores(graph)
+        save_file({
+            "adjacency": graph.adjacency_matrix.contiguous(),
+            "features": graph.active_features[graph.selected_features].contiguous(),
+            "probabilities": graph.logit_probabilities.contiguous(),
+            "scores": torch.tensor([replacement, completeness]),
+        }, folder / "peer.safetensors")
+    sys.stdout.write(json.dumps({
+        "nodes": n_nodes, "active": len(graph.active_features), "seconds": [seconds], "peak_mb": peak,
+    }) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))

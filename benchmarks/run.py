@@ -1,0 +1,136 @@
+"""The benchmark suite: the same model, weights, features and machine for us and for circuit-tracer."""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.setup import write_dictionaries
+from tl_circuits.graph.scores import Edges, scores
+from tl_circuits.models import PACKAGED
+
+CASES = [(10, 2000), (64, 512), (256, 256)]  # prompt tokens, nodes
+PEER_BATCHES = (32, 128, 512)  # circuit-tracer's best of these counts
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise RuntimeError(f"{' '.join(command)} gave no result:\n{done.stderr[-3000:]}")
+    return json.loads(lines[-1])
+
+
+def matmul_rate() -> float:
+    """The machine's own float32 matrix-product rate, in GFLOP/s, median of five."""
+    import time
+
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    rates = []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ b
+        rates.append(2 * 2048**3 / (time.perf_counter() - began) / 1e9)
+    return median(rates[1:])
+
+
+def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: int) -> list[str]:
+    lines = [
+        "| prompt tokens / nodes | tl_circuits nodes/s | circuit-tracer nodes/s | ratio | peak MB above weights | circuit-tracer's | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    checkpoint = str(PACKAGED["gemma-3-270m"].folder)
+    for tokens, nodes in cases:
+        ours = run([sys.executable, "-m", "benchmarks.ours", str(folder), str(tokens), str(nodes), str(repeats)])
+        theirs = [
+            run([peer, "benchmarks/peer.py", str(folder), checkpoint, str(tokens), str(nodes), str(batch)])
+            for batch in PEER_BATCHES
+        ]
+        fast = nodes / median(ours["seconds"])
+        best = max(nodes / t["seconds"][0] for t in theirs)
+        small = min(t["peak_mb"] for t in theirs)
+        lines.append(
+            f"| {tokens} / {nodes} | {fast:.0f} | {best:.0f} | {fast / best:.1f} | {ours['peak_mb']:.0f} | {small:.0f} "
+            f"| {ours['peak_mb'] / small:.2f} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def agreement(folder: Path, peer: str) -> list[str]:
+    """Every edge among circuit-tracer's nodes, theirs against ours, and the scores of their matrix."""
+    checkpoint = str(PACKAGED["gemma-3-270m"].folder)
+    run([sys.executable, "-m", "benchmarks.ours", str(folder), "10", "300", "1"])
+    run([peer, "benchmarks/peer.py", str(folder), checkpoint, "10", "300", "128"])
+    ours, theirs = load_file(folder / "ours.safetensors"), load_file(folder / "peer.safetensors")
+    place = {
+        (layer, position, feature): i
+        for i, (kind, layer, position, feature) in enumerate(
+            zip(*(ours[name].tolist() for name in ("kind", "layer", "position", "feature")), strict=True)
+        )
+        if kind == 0
+    }
+    features = [tuple(row) for row in theirs["features"].tolist()]
+    missing = sum(f not in place for f in features)
+    if missing:
+        raise RuntimeError(f"{missing} of circuit-tracer's features are not active in ours")
+    rest = torch.arange(int((ours["kind"] == 0).sum()), len(ours["kind"]))
+    columns = torch.cat([torch.tensor([place[f] for f in features]), rest])
+    mine, reference = ours["adjacency"][columns][:, columns], theirs["adjacency"]
+    gap = ((mine - reference).abs().amax(1) / reference.abs().amax(1).clamp_min(1e-12)).max()
+    target, source = reference.nonzero(as_tuple=True)
+    weights = torch.zeros(len(reference))
+    weights[-len(theirs["probabilities"]) :] = theirs["probabilities"]
+    kinds = torch.cat([torch.zeros(len(features), dtype=ours["kind"].dtype), ours["kind"][rest]])
+    found = scores(Edges(source, target, reference[target, source]), weights, kinds == 1, kinds == 2)
+    peers = theirs["scores"].tolist()
+    return [
+        f"Edges against circuit-tracer 0.5.0 on the same {len(features)} features: largest difference {float(gap):.1e} of "
+        "the largest edge into the same target.",
+        f"Scores of its matrix: replacement {found.replacement:.6f} against its {peers[0]:.6f}, completeness "
+        f"{found.completeness:.6f} against its {peers[1]:.6f}.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", required=True, help="Python of an environment with circuit-tracer 0.5.0")
+    parser.add_argument("--cases", help="such as 10/2000,64/512")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    arguments = parser.parse_args()
+    cases = CASES
+    if arguments.cases:
+        cases = [tuple(map(int, case.split("/"))) for case in arguments.cases.split(",")]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_dictionaries(folder)
+        lines = [
+            "# Benchmarks",
+            "",
+            "Written by `make bench`: Gemma-3-270m with 16,384-wide random JumpReLU transcoders, about 60 active features a",
+            "position, float32, ours and circuit-tracer 0.5.0 one after the other in the same run. Ours: median of "
+            f"{arguments.repeats}; circuit-tracer: the best of batch sizes {', '.join(map(str, PEER_BATCHES))}.",
+            "",
+            f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, matrix products at {matmul_rate():.0f} GFLOP/s. "
+            f"Python {platform.python_version()}, torch {torch.__version__}, transformer_lens {version('transformer_lens')}.",
+            "",
+            *agreement(folder, arguments.peer),
+            "",
+            *speed_table(folder, arguments.peer, cases, arguments.repeats),
+        ]
+    arguments.out.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
