@@ -38,3 +38,7 @@ class NotFiniteError(TLCircuitsError, ValueError):
 
 class DictionaryError(TLCircuitsError, ValueError):
     """A dictionary that does not fit the model, or whose tensors contradict each other."""
+
+
+class EditError(TLCircuitsError, ValueError):
+    """An edit that names what does not exist, or contradicts another edit."""

@@ -12,22 +12,41 @@ if TYPE_CHECKING:
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
     from tl_circuits.dictionaries import Transcoder, TranscoderSet, load_transcoders, mlp_neurons
     from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
-    from tl_circuits.hooks import Replacement
+    from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, Replacement, Scale, Set, TokenEdit
+    from tl_circuits.interventions import (
+        InterventionResult,
+        edits_of,
+        intervene,
+        intervene_many,
+        intervention_hooks,
+    )
     from tl_circuits.labels import label_features
     from tl_circuits.models import load_model
 
 _HOMES = {
+    "Ablate": "hooks",
+    "Add": "hooks",
     "AttributionGraph": "graph",
+    "ErrorEdit": "hooks",
     "FeatureTarget": "attribution",
+    "InterventionResult": "interventions",
     "Label": "graph",
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
+    "Patch": "hooks",
     "Replacement": "hooks",
+    "Scale": "hooks",
     "Scores": "graph",
+    "Set": "hooks",
+    "TokenEdit": "hooks",
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
     "attach": "attaching",
     "attribute": "attribution",
+    "edits_of": "interventions",
+    "intervene": "interventions",
+    "intervene_many": "interventions",
+    "intervention_hooks": "interventions",
     "label_features": "labels",
     "load_graph": "graph",
     "load_model": "models",

@@ -77,6 +77,13 @@ class Dictionary(ABC):
     def active(self, layer: int, x: Float[Tensor, "pos d_in"]) -> LayerActive:
         """The features of a layer that are active on ``x``."""
 
+    def activations_at(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> Float[Tensor, " n"]:
+        """The activation of one feature at each of ``n`` inputs, without encoding all others if possible."""
+        acts = self.activate(layer, self.pre_activations(layer, x), x)
+        return acts[torch.arange(len(features), device=acts.device), features]
+
     @abstractmethod
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]

@@ -92,6 +92,16 @@ class Neurons(Dictionary):
         value = acts[position, feature]
         return LayerActive(position, feature, value, value)
 
+    def activations_at(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> Float[Tensor, " n"]:
+        w, x = self._at[layer], x.float()
+        u = (x * w.W_in[:, features].T.float()).sum(-1) + w.b_in[features].float()
+        if w.W_gate is None:
+            return self._act(u)
+        g = (x * w.W_gate[:, features].T.float()).sum(-1)
+        return self._act(g if w.b_gate is None else g + w.b_gate[features].float()) * u
+
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:

@@ -44,13 +44,19 @@ class Transcoder:
 
     def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
         """Activations from pre-activations."""
-        if self.activation == "relu":
-            return pre.relu()
+        if self.activation != "topk":
+            return self.gate(pre, self.threshold)
         floor = pre.relu() if self.clamp else pre
-        if self.activation == "jumprelu":
-            return floor * (pre > self.threshold)
         kept = pre.topk(self.k, dim=-1).indices
         return torch.zeros_like(pre).scatter(-1, kept, floor.gather(-1, kept))
+
+    def gate(
+        self, pre: Float[Tensor, "*batch some"], threshold: Float[Tensor, " some"] | None
+    ) -> Float[Tensor, "*batch some"]:
+        """Activations of features that do not compete with each other (ReLU, JumpReLU)."""
+        if self.activation == "relu":
+            return pre.relu()
+        return (pre.relu() if self.clamp else pre) * (pre > threshold)
 
 
 class TranscoderSet(Dictionary):
@@ -122,6 +128,15 @@ class TranscoderSet(Dictionary):
             position, feature = acts.nonzero(as_tuple=True)
             parts.append((position + start, feature, pre[position, feature], acts[position, feature]))
         return LayerActive(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def activations_at(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> Float[Tensor, " n"]:
+        t = self._at[layer]
+        if t.activation == "topk":  # whether one is kept depends on all others
+            return super().activations_at(layer, features, x)
+        pre = (x.float() * t.W_enc[features].float()).sum(-1) + t.b_enc[features].float()
+        return t.gate(pre, None if t.threshold is None else t.threshold[features])
 
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]

@@ -1,7 +1,8 @@
 // Draws one attribution graph: headline, story, nodes by position and layer, and a card for the
 // chosen node. Everything from the data enters as text, never as markup.
 const SVG = "http://www.w3.org/2000/svg";
-const SLOT = 12, LEFT = 62, TOP = 16, FAINT_LINKS = 160, LISTED = 12;
+const LEFT = 62, TOP = 16, WIDE = 850, LISTED = 12;
+const FIRST_INPUTS = 10, FURTHER_INPUTS = 3, DEEPEST = 6; // the links drawn before anything is chosen
 
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -42,16 +43,21 @@ function layout(data) {
     fullest[position] = Math.max(fullest[position], members.length);
     members.sort((a, b) => data.nodes[b].influence - data.nodes[a].influence);
   }
+  const column = (token, position, slot) =>
+    Math.max(fullest[position] * slot, Math.min(visible(token).length, 14) * 7, 34) + 16;
+  const total = (slot) => data.tokens.reduce((sum, token, p) => sum + column(token, p, slot), LEFT);
+  let slot = 12;
+  while (slot > 5 && total(slot) > WIDE) slot -= 0.5;
   const left = [];
   let x = LEFT;
   data.tokens.forEach((token, position) => {
     left.push(x);
-    x += Math.max(fullest[position] * SLOT, Math.min(visible(token).length, 14) * 7, 34) + 16;
+    x += column(token, position, slot);
   });
   const places = [];
   for (const [key, members] of cells) {
     const [position, r] = key.split("|").map(Number);
-    members.forEach((i, slot) => { places[i] = { x: left[position] + 10 + slot * SLOT, y: y.get(r) }; });
+    members.forEach((i, n) => { places[i] = { x: left[position] + 10 + n * slot, y: y.get(r) }; });
   }
   return { rows, y, left, places, width: x + 10, height };
 }
@@ -135,9 +141,25 @@ export function render(root, data) {
     }
   }
 
+  // From the first target back along the strongest inputs: the way the story was told.
+  function backbone() {
+    const drawn = new Set();
+    let front = [Math.max(0, data.nodes.findIndex((node) => node.kind === "logit"))];
+    for (let depth = 0; depth < DEEPEST && front.length; depth += 1) {
+      const next = new Set();
+      for (const node of front) {
+        for (const link of inputs[node].slice(0, depth ? FURTHER_INPUTS : FIRST_INPUTS)) {
+          drawn.add(link);
+          next.add(link[0]);
+        }
+      }
+      front = [...next];
+    }
+    return [...drawn];
+  }
+
   function rest() {
-    const strength = (l) => Math.abs(l[3]) * data.nodes[l[1]].influence;
-    drawLinks([...data.links].sort((a, b) => strength(b) - strength(a)).slice(0, FAINT_LINKS));
+    drawLinks(backbone());
     for (const m of marks) m.classList.remove("chosen", "near");
     card.replaceChildren(
       element("h2", {}, "Click a node"),

@@ -1,0 +1,254 @@
+"""What to change in a run: features, error terms and tokens, at positions of the prompt."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import EditError
+from .record import Listener, to_tokens
+from .sites import Model
+
+Where = int | Sequence[int] | slice | None
+"""One position, several, a slice, or None for all. Negative ones count from the prompt's end."""
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Set features to zero."""
+
+    layer: int
+    position: Where
+    feature: int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Set:
+    """Set features to a value."""
+
+    layer: int
+    position: Where
+    feature: int | Sequence[int]
+    value: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply features' activations."""
+
+    layer: int
+    position: Where
+    feature: int | Sequence[int]
+    factor: float
+
+
+@dataclass(frozen=True)
+class Add:
+    """Add to features' activations."""
+
+    layer: int
+    position: Where
+    feature: int | Sequence[int]
+    value: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Give features the activations they have at the same positions of another prompt."""
+
+    layer: int
+    position: Where
+    feature: int | Sequence[int]
+    source: Any
+
+
+@dataclass(frozen=True)
+class ErrorEdit:
+    """Multiply the error term of a layer; 0 removes it. A layer without a dictionary is all error."""
+
+    layer: int
+    position: Where
+    factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenEdit:
+    """Multiply what tokens put on the residual stream; 0 removes them."""
+
+    position: Where
+    factor: float = 0.0
+
+
+Edit = Ablate | Set | Scale | Add | Patch | ErrorEdit | TokenEdit
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Resolved edits of one kind at one layer: ``new = gain · old + shift`` at each entry.
+
+    ``row`` is the run in the batch, ``feature`` is -1 for error terms and tokens.
+    """
+
+    row: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    gain: Float[Tensor, " n"]
+    shift: Float[Tensor, " n"]
+
+    def within(self, start: int, stop: int) -> "Ops":
+        """The entries at positions ``start .. stop-1``, positions counted from ``start``."""
+        kept = (self.position >= start) & (self.position < stop)
+        return Ops(self.row[kept], self.position[kept] - start, self.feature[kept], self.gain[kept], self.shift[kept])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All edits of a batch of runs, by layer."""
+
+    features: dict[int, Ops]
+    errors: dict[int, Ops]
+    tokens: Ops | None
+
+    def within(self, start: int, stop: int) -> "Plan":
+        """The part of the plan at positions ``start .. stop-1``."""
+        return Plan(
+            {layer: ops.within(start, stop) for layer, ops in self.features.items()},
+            {layer: ops.within(start, stop) for layer, ops in self.errors.items()},
+            None if self.tokens is None else self.tokens.within(start, stop),
+        )
+
+
+def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
+    """The positions ``where`` names. Open-ended slices run on to ``n_total``.
+
+    Raises EditError for positions outside, and for slices that select nothing.
+    """
+    if where is None:
+        return list(range(n_total))
+    if isinstance(where, slice):
+        if where.step not in (None, 1):
+            raise EditError(f"a slice of positions must have step 1, got {where}.")
+        start = 0 if where.start is None else where.start + (n_prompt if where.start < 0 else 0)
+        stop = n_total if where.stop is None else where.stop + (n_prompt if where.stop < 0 else 0)
+        found = list(range(max(start, 0), min(stop, n_total)))
+        if not found:
+            raise EditError(
+                f"the positions {where.start}:{where.stop} select nothing of the {n_total} there are. A slice that "
+                "starts behind the prompt only makes sense when generating."
+            )
+        return found
+    each = [where] if isinstance(where, int) else list(where)
+    for position in each:
+        if not isinstance(position, int) or isinstance(position, bool) or not -n_prompt <= position < n_total:
+            raise EditError(f"position {position!r} is outside the {n_total} there are (-{n_prompt}..{n_total - 1}).")
+    return [p + n_prompt if p < 0 else p for p in each]
+
+
+def make_plan(
+    model: Model, dictionary: Any, edit_sets: Sequence[Sequence[Any]], n_prompt: int, n_total: int
+) -> Plan:
+    """Resolve a list of edits for each run of a batch.
+
+    Raises EditError for layers, positions or features that do not exist (with the range), layers
+    without a dictionary, values that are not finite, and two edits of one thing at one place.
+    """
+    device = next(model.parameters()).device
+    entries: dict[tuple[str, int], list[tuple[int, int, int, float, float]]] = {}
+    for row, edits in enumerate(edit_sets):
+        taken: set[tuple[str, int, int, int]] = set()
+        for edit in edits:
+            kind, layer, cells = _resolve(model, dictionary, edit, n_prompt, n_total)
+            for position, feature, gain, shift in cells:
+                place = (kind, layer, position, feature)
+                if place in taken:
+                    raise EditError(
+                        f"{edit} edits what another edit of the same run edits already ({_name(place)}); "
+                        "merge them into one."
+                    )
+                taken.add(place)
+                entries.setdefault((kind, layer), []).append((row, position, feature, gain, shift))
+
+    def ops(cells: list[tuple[int, int, int, float, float]]) -> Ops:
+        row, position, feature, gain, shift = zip(*cells, strict=True)
+        whole = [torch.tensor(column, device=device) for column in (row, position, feature)]
+        real = [torch.tensor(column, device=device, dtype=torch.float32) for column in (gain, shift)]
+        return Ops(*whole, *real)
+
+    by_kind = {
+        kind: {layer: ops(cells) for (k, layer), cells in sorted(entries.items()) if k == kind}
+        for kind in ("feature", "error", "token")
+    }
+    return Plan(by_kind["feature"], by_kind["error"], by_kind["token"].get(-1))
+
+
+def _name(place: tuple[str, int, int, int]) -> str:
+    kind, layer, position, feature = place
+    return {
+        "feature": f"feature {feature} of layer {layer} at position {position}",
+        "error": f"the error of layer {layer} at position {position}",
+        "token": f"the token at position {position}",
+    }[kind]
+
+
+def _resolve(
+    model: Model, dictionary: Any, edit: Any, n_prompt: int, n_total: int
+) -> tuple[str, int, list[tuple[int, int, float, float]]]:
+    """Kind, layer, and ``(position, feature, gain, shift)`` of every cell an edit touches."""
+    if not isinstance(edit, Edit):
+        raise EditError(f"an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit or TokenEdit, got {edit!r}.")
+    for name in ("value", "factor"):
+        number = getattr(edit, name, 0.0)
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
+            raise EditError(f"{edit}: {name} must be a finite number, got {number!r}.")
+    places = positions_of(edit.position, n_prompt, n_total)
+    if isinstance(edit, TokenEdit):
+        return "token", -1, [(p, -1, float(edit.factor), 0.0) for p in places]
+    n_layers = int(model.cfg.n_layers)
+    if not isinstance(edit.layer, int) or not 0 <= edit.layer < n_layers:
+        raise EditError(f"{edit}: layer {edit.layer!r} is not in 0..{n_layers - 1}.")
+    if isinstance(edit, ErrorEdit):
+        return "error", edit.layer, [(p, -1, float(edit.factor), 0.0) for p in places]
+    if edit.layer not in dictionary.layers:
+        raise EditError(
+            f"{edit}: layer {edit.layer} has no dictionary; the attached ones are "
+            f"{dictionary.layers[0]}..{dictionary.layers[-1]}."
+        )
+    features = [edit.feature] if isinstance(edit.feature, int) else list(edit.feature)
+    width = dictionary.width(edit.layer)
+    for feature in features:
+        if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < width:
+            raise EditError(f"{edit}: feature {feature!r} is not in 0..{width - 1} of layer {edit.layer}.")
+    if isinstance(edit, Patch):
+        return "feature", edit.layer, _patched(model, dictionary, edit, places, features)
+    gain, shift = {
+        Ablate: (0.0, 0.0),
+        Set: (0.0, float(getattr(edit, "value", 0.0))),
+        Scale: (float(getattr(edit, "factor", 1.0)), 0.0),
+        Add: (1.0, float(getattr(edit, "value", 0.0))),
+    }[type(edit)]
+    return "feature", edit.layer, [(p, f, gain, shift) for p in places for f in features]
+
+
+def _patched(
+    model: Model, dictionary: Any, edit: Patch, places: list[int], features: list[int]
+) -> list[tuple[int, int, float, float]]:
+    tokens = to_tokens(model, edit.source)
+    if max(places) >= tokens.numel():
+        raise EditError(
+            f"{edit}: the source prompt has {tokens.numel()} tokens, position {max(places)} is not among them."
+        )
+    name = dictionary.input_hook(edit.layer)
+    with torch.no_grad(), Listener(model, [name]) as listener:
+        model(tokens[None])
+    x = listener.seen[name][0]
+    index = torch.tensor(features, device=x.device)
+    cells = []
+    for position in places:
+        at = x[position].expand(len(features), -1)
+        values = dictionary.activations_at(edit.layer, index, at).tolist()
+        cells += [(position, f, 0.0, v) for f, v in zip(features, values, strict=True)]
+    return cells

@@ -1,0 +1,282 @@
+"""Set, scale or ablate features and see what the model does."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from beartype import beartype
+from jaxtyping import Float, Int, jaxtyped
+from torch import Tensor
+
+from tl_circuits.attribution.targets import token_id, token_text
+from tl_circuits.errors import EditError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import (
+    Ablate,
+    CleanRun,
+    Edit,
+    ErrorEdit,
+    HookList,
+    Replacement,
+    Scale,
+    TokenEdit,
+    bos_positions,
+    clean_run,
+    edit_hooks,
+    make_plan,
+    require_freeze,
+    run_edited,
+    to_tokens,
+    unembed_weights,
+)
+
+Freeze = Literal["all", "attention", "none"]
+TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
+
+
+@dataclass(frozen=True)
+class InterventionResult:
+    """One edited run beside the untouched one.
+
+    ``final`` and ``baseline_final`` are what the unembedding reads, float32. ``activations`` lists
+    the features of the chosen layers that are active before or after: layer, position, feature,
+    before, after.
+    """
+
+    model: Any = field(repr=False)
+    tokens: Int[Tensor, " pos"] = field(repr=False)
+    edits: tuple[Edit, ...]
+    freeze: str
+    final: Float[Tensor, "pos d_model"] = field(repr=False)
+    baseline_final: Float[Tensor, "pos d_model"] = field(repr=False)
+    activations: pd.DataFrame = field(repr=False, compare=False)
+
+    def _logits(self, final: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
+        unembed = unembed_weights(self.model)
+        logits = (final.to(unembed.W_U.dtype) @ unembed.W_U + unembed.b_U).float()
+        return logits if unembed.softcap is None else unembed.softcap * torch.tanh(logits / unembed.softcap)
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """The edited run's logits, float32."""
+        return self._logits(self.final)
+
+    @cached_property
+    def baseline_logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """The untouched run's logits, float32."""
+        return self._logits(self.baseline_final)
+
+    @cached_property
+    def _last(self) -> tuple[Tensor, Tensor]:
+        """Baseline and edited log-probabilities after the last token."""
+        pair = torch.stack([self.baseline_final[-1], self.final[-1]])
+        before, after = self._logits(pair).log_softmax(-1)
+        return before, after
+
+    def top(self, k: int = 5) -> pd.DataFrame:
+        """The ``k`` likeliest next tokens of either run, with probabilities before and after."""
+        before, after = (log.exp() for log in self._last)
+        ids = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
+        ids = ids[torch.argsort(torch.maximum(before, after)[ids], descending=True, stable=True)]
+        return pd.DataFrame(
+            {
+                "token": [token_text(self.model, i) for i in ids.tolist()],
+                "id": ids.tolist(),
+                "before": before[ids].tolist(),
+                "after": after[ids].tolist(),
+            }
+        )
+
+    def kl(self) -> float:
+        """KL divergence of the next token's distribution, untouched from edited, in nats."""
+        before, after = self._last
+        return float((before.exp() * (before - after)).sum())
+
+    def logit_difference(self, a: str | int, b: str | int) -> tuple[float, float]:
+        """The logit of ``a`` minus that of ``b`` after the last token, before and after the edit."""
+        ia, ib = token_id(self.model, a), token_id(self.model, b)
+        before, after = self._last
+        return float(before[ia] - before[ib]), float(after[ia] - after[ib])
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table("token", "before", "after", title=f"{len(self.edits)} edits, freeze={self.freeze}", box=None)
+        for row in self.top().itertuples():
+            table.add_row(f"“{row.token}”", f"{row.before:.1%}", f"{row.after:.1%}")
+        return table
+
+    def _repr_html_(self) -> str:
+        return self.top().to_html(formatters={"before": "{:.1%}".format, "after": "{:.1%}".format}, index=False)
+
+
+@jaxtyped(typechecker=beartype)
+def intervene(
+    replacement: Replacement,
+    prompt: Any,
+    edits: Sequence[Any] | Any,
+    *,
+    freeze: str = "attention",
+    constrained_layers: Sequence[int] | range = (),
+    layers: Iterable[int] | None = None,
+) -> InterventionResult:
+    """Run a prompt with edits and compare with the untouched run.
+
+    Args:
+        edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit. An
+            open-ended slice of positions runs to the prompt's end.
+        freeze: ``"all"`` holds patterns, norm denominators and all MLP outputs, so that edits have
+            their direct effects only; ``"attention"`` holds patterns and denominators; ``"none"``.
+        constrained_layers: layers whose MLP outputs are held besides (constrained patching,
+            Ameisen et al. 2025).
+        layers: whose activations to compare; None for all that have a dictionary.
+
+    Raises EditError for edits that name what does not exist or contradict each other, PromptError
+    for the prompt. The model keeps exactly the hooks it had.
+    """
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    return _run(replacement, prompt, [edits], freeze, constrained_layers, layers)[0]
+
+
+@jaxtyped(typechecker=beartype)
+def intervene_many(
+    replacement: Replacement,
+    prompt: Any,
+    edit_sets: Sequence[Any],
+    *,
+    freeze: str = "attention",
+    constrained_layers: Sequence[int] | range = (),
+    layers: Iterable[int] | None = (),
+) -> list[InterventionResult]:
+    """:func:`intervene` for many lists of edits of one prompt, run as batches; same numbers.
+
+    ``layers``: whose activations to compare in every run; none unless asked.
+    """
+    sets = [(edits,) if isinstance(edits, Edit) else tuple(edits) for edits in edit_sets]
+    return _run(replacement, prompt, sets, freeze, constrained_layers, layers)
+
+
+def _run(
+    replacement: Replacement,
+    prompt: Any,
+    edit_sets: Sequence[tuple[Any, ...]],
+    freeze: str,
+    constrained_layers: Sequence[int] | range,
+    layers: Iterable[int] | None,
+) -> list[InterventionResult]:
+    replacement.require_attached()
+    require_freeze(freeze)
+    model, dictionary = replacement.model, replacement.dictionary
+    tokens = to_tokens(model, prompt)
+    constrained = _constrained(model, constrained_layers)
+    compared = [layer for layer in dictionary.layers if layers is None or layer in set(layers)]
+    clean = clean_run(replacement, tokens, bos_positions(model, tokens))
+    results = []
+    for finals, seen, part in edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared):
+        for row, edits in enumerate(part):
+            inputs = {layer: seen[dictionary.input_hook(layer)][row] for layer in compared}
+            frame = _compare(dictionary, clean, inputs)
+            results.append(
+                InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame)
+            )
+    return results
+
+
+def edited_batches(
+    replacement: Replacement,
+    tokens: Int[Tensor, " pos"],
+    edit_sets: Sequence[tuple[Any, ...]],
+    clean: CleanRun,
+    freeze: str,
+    constrained: Sequence[int],
+    layers: Sequence[int],
+) -> Iterable[tuple[Tensor, dict[str, Tensor], Sequence[tuple[Edit, ...]]]]:
+    """Batches of runs: final streams, the dictionary inputs of ``layers``, and their edits."""
+    model, dictionary = replacement.model, replacement.dictionary
+    n = tokens.numel()
+    size = max(1, TOKENS_AT_ONCE // n)
+    wanted = [dictionary.input_hook(layer) for layer in layers]
+    for start in range(0, len(edit_sets), size):
+        part = edit_sets[start : start + size]
+        plan = make_plan(model, dictionary, part, n, n)
+        hooks = edit_hooks(replacement, plan, clean, freeze, constrained)
+        finals, seen = run_edited(replacement, tokens.expand(len(part), n), hooks, wanted)
+        yield finals, seen, part
+
+
+def _constrained(model: Any, layers: Sequence[int] | range) -> tuple[int, ...]:
+    n_layers = int(model.cfg.n_layers)
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise EditError(f"constrained layer {layer} is not in 0..{n_layers - 1}.")
+    return tuple(layers)
+
+
+def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.DataFrame:
+    """Activations before and after, of features active in either run."""
+    parts = []
+    for layer, after in inputs.items():
+        before = clean.seen[dictionary.input_hook(layer)][0]
+        pair = [dictionary.activate(layer, dictionary.pre_activations(layer, x), x) for x in (before, after)]
+        position, feature = ((pair[0] != 0) | (pair[1] != 0)).nonzero(as_tuple=True)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "position": position.cpu().numpy(),
+                    "feature": feature.cpu().numpy(),
+                    "before": pair[0][position, feature].cpu().numpy(),
+                    "after": pair[1][position, feature].cpu().numpy(),
+                }
+            )
+        )
+    columns = ["layer", "position", "feature", "before", "after"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+@jaxtyped(typechecker=beartype)
+def intervention_hooks(
+    replacement: Replacement, prompt: Any, edits: Sequence[Any] | Any, *, freeze: str = "attention"
+) -> HookList:
+    """The hooks of :func:`intervene`, to pass to ``model.run_with_hooks`` or ``model.add_hook``.
+
+    They belong to this prompt: its length, and its clean values where ``freeze`` holds any.
+    """
+    replacement.require_attached()
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    tokens = to_tokens(replacement.model, prompt)
+    clean = None
+    if freeze != "none":
+        clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+    n = tokens.numel()
+    plan = make_plan(replacement.model, replacement.dictionary, [edits], n, n)
+    return edit_hooks(replacement, plan, clean, freeze)
+
+
+def edits_of(graph: AttributionGraph, nodes: Iterable[str | int], factor: float = 0.0) -> list[Edit]:
+    """Edits that multiply the nodes given (ids or indices; a supernode, say) by ``factor``.
+
+    Raises EditError for unknown ids and for logits, which have nothing to edit.
+    """
+    index = {name: i for i, name in enumerate(graph.node_ids)}
+    edits: list[Edit] = []
+    for node in nodes:
+        i = index.get(node, -1) if isinstance(node, str) else int(node)
+        if not 0 <= i < len(graph):
+            raise EditError(f"the graph has no node {node!r}; ids look like {graph.node_ids[0]!r}.")
+        kind = int(graph._nodes.kind[i])
+        layer, position, feature = (
+            int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature")
+        )
+        if kind == 3:
+            raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
+        if kind == 2:
+            edits.append(TokenEdit(position, factor))
+        elif kind == 1:
+            edits.append(ErrorEdit(layer, position, factor))
+        else:
+            edits.append(Ablate(layer, position, feature) if factor == 0 else Scale(layer, position, feature, factor))
+    return edits
