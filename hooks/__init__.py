@@ -5,6 +5,7 @@ nothing from the rest of ``tl_circuits``.
 """
 
 from .attach import Replacement, attach
+from .decode import CachedModel
 from .edits import (
     Ablate,
     Add,
@@ -19,7 +20,7 @@ from .edits import (
     positions_of,
 )
 from .freeze import added_hooks, differentiable_run, frozen_hooks
-from .intervene import CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
+from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenAttention,
     FrozenNorm,
@@ -35,6 +36,7 @@ from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
     MLPWeights,
     Model,
+    context_length,
     embed_weights,
     is_parallel,
     mlp_weights,
@@ -49,9 +51,11 @@ from .takeover import carried_saes, lifted
 __all__ = [
     "Ablate",
     "Add",
+    "CachedModel",
     "CleanRun",
     "Edit",
     "ErrorEdit",
+    "FREEZE_MODES",
     "FrozenAttention",
     "FrozenNorm",
     "HookList",
@@ -70,6 +74,7 @@ __all__ = [
     "bos_positions",
     "carried_saes",
     "clean_run",
+    "context_length",
     "differentiable_run",
     "edit_hooks",
     "embed_weights",

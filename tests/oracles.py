@@ -1,6 +1,7 @@
 """Slow, obvious versions of what the package computes fast."""
 
 import torch
+
 from tl_circuits.hooks import added_hooks, bos_positions, resolve, to_tokens
 from tl_circuits.hooks.record import Listener, norm_names
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tl_circuits.hooks.attach import POINTS
 from transformer_lens.hook_points import HookPoint
 
 import tl_circuits as tlc
 from tests.tiny import hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import AttachError, DictionaryError, HookFiringError, NotFiniteError, UnknownHookError
+from tl_circuits.hooks.attach import POINTS
 
 SITE = "blocks.1.hook_mlp_out"
 

@@ -39,7 +39,7 @@ def measured_effects(replacement, graph, nodes, factor=0.0):
             vector, _ = dictionary.read_vectors(int(layer_of[target]), feature[target : target + 1], x[None])
             effects[here, target] = (seen[name][:, place[target]] - x).float() @ vector[0]
         moved = (finals - clean.final)[:, -1]
-        for i, target in enumerate(graph.is_kind("logit").nonzero()[:, 0].tolist()):
+        for target in graph.is_kind("logit").nonzero()[:, 0].tolist():
             vector = W_U[:, int(feature[target])] - W_U.mean(1)
             effects[here, target] = moved @ vector
         done += len(part)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from tl_circuits.attaching import attach
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
     from tl_circuits.dictionaries import Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.edit_text import parse_edit
+    from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
+    from tl_circuits.generation import generate
     from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
     from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, Replacement, Scale, Set, TokenEdit
     from tl_circuits.interventions import (
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     )
     from tl_circuits.labels import label_features
     from tl_circuits.models import load_model
+    from tl_circuits.sweeps import circuit_curve, feature_patching
 
 _HOMES = {
     "Ablate": "hooks",
     "Add": "hooks",
     "AttributionGraph": "graph",
     "ErrorEdit": "hooks",
+    "FaithfulnessReport": "faithfulness_report",
     "FeatureTarget": "attribution",
     "InterventionResult": "interventions",
     "Label": "graph",
@@ -43,7 +48,11 @@ _HOMES = {
     "TranscoderSet": "dictionaries",
     "attach": "attaching",
     "attribute": "attribution",
+    "circuit_curve": "sweeps",
     "edits_of": "interventions",
+    "faithfulness": "faithfulness_report",
+    "feature_patching": "sweeps",
+    "generate": "generation",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
@@ -52,6 +61,7 @@ _HOMES = {
     "load_model": "models",
     "load_transcoders": "dictionaries",
     "mlp_neurons": "dictionaries",
+    "parse_edit": "edit_text",
 }
 
 __all__ = list(_HOMES)

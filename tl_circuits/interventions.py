@@ -70,6 +70,11 @@ class InterventionResult:
         return self._logits(self.baseline_final)
 
     @cached_property
+    def last_logits(self) -> Float[Tensor, " d_vocab"]:
+        """The edited run's logits after the last token, without making those of all positions."""
+        return self._logits(self.final[-1:])[0]
+
+    @cached_property
     def _last(self) -> tuple[Tensor, Tensor]:
         """Baseline and edited log-probabilities after the last token."""
         pair = torch.stack([self.baseline_final[-1], self.final[-1]])

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.loading import open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
+    from tl_circuits.faithfulness_report import FaithfulnessReport
     from tl_circuits.graph.graph import AttributionGraph
 
 PATHS_TOLD = 5
@@ -29,6 +31,7 @@ def trace(
     engine: Annotated[str, typer.Option(help="auto, linear or autograd.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Name of the files, without ending. Default: from the prompt.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Remove nodes one by one and compare with what the graph predicts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -40,13 +43,20 @@ def trace(
         files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
         for path in files.values():
             _refuse_early(path, force)
-        graph = _run(prompt, model, transcoders, target, position, max_nodes, engine, device, dtype)
+        graph, report = _run(
+            prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check
+        )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force)
         if as_json:
-            typer.echo(json.dumps(summary(graph, files), ensure_ascii=False))
+            facts = summary(graph, files)
+            if report is not None:
+                facts["faithfulness"] = report.summary().to_dict("records")
+            typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
             show(graph, files, Console())
+            if report is not None:
+                show_check(report, Console())
 
 
 def _run(
@@ -59,21 +69,13 @@ def _run(
     engine: str,
     device: str | None,
     dtype: str,
-) -> "AttributionGraph":
-    status = Console(stderr=True)
+    check: bool,
+) -> "tuple[AttributionGraph, FaithfulnessReport | None]":
+    import tl_circuits as tlc
+
     choice = _engine(engine)
-    with status.status("loading tl_circuits and the model ..."):
-        import torch
-
-        import tl_circuits as tlc
-
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if dtype not in kinds:
-            raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
-        model = tlc.load_model(model_name, device=device, dtype=kinds[dtype])
-    if transcoders != "neurons":
-        raise ValueError(f"--transcoders {transcoders!r} is not known; take `neurons`.")
-    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+    shown = Console(stderr=True).is_terminal
+    with open_replacement(model_name, transcoders, device, dtype) as replacement:
         graph = tlc.attribute(
             replacement,
             prompt,
@@ -81,9 +83,10 @@ def _run(
             position=position,
             max_nodes=max_nodes,
             engine=choice,
-            progress=status.is_terminal,
+            progress=shown,
         )
-        return tlc.label_features(replacement, graph, progress=status.is_terminal)
+        report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
+        return tlc.label_features(replacement, graph, progress=shown), report
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
@@ -183,3 +186,14 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
     console.print(Text("\nFiles"), style="bold")
     console.print(f"  {files['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {files['page']}   open it in a browser", soft_wrap=True)
+
+
+def show_check(report: "FaithfulnessReport", console: Console) -> None:
+    """Print how the graph's predictions fared."""
+    console.print(Text("\nPredicted against measured, removing nodes one by one", style="bold"))
+    table = Table("held while removing", "pairs", "correlation", "explained variance", "same sign", box=None)
+    for row in report.summary().itertuples():
+        table.add_row(
+            row.freeze, str(row.pairs), f"{row.correlation:.3f}", f"{row.explained_variance:.3f}", f"{row.sign_agreement:.0%}"
+        )
+    console.print(table)

@@ -1,0 +1,58 @@
+"""``tl-circuits steer``: what the model says with features edited, beside what it says without."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.loading import open_replacement
+
+
+@app.command()
+def steer(
+    prompt: Annotated[str, typer.Argument(help="The text the model reads.")],
+    edit: Annotated[list[str], typer.Option("--edit", "-e", help="'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
+    freeze: Annotated[str, typer.Option(help="What is held for the next-token table: all, attention or none.")] = "attention",
+    tokens: Annotated[int, typer.Option("--tokens", help="Also write on for this many tokens, with and without the edits.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Makes sampling repeatable.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Run PROMPT with edits and compare with the untouched model."""
+    with clear_errors(debug):
+        import tl_circuits as tlc
+
+        edits = [tlc.parse_edit(text) for text in edit]
+        with open_replacement(model, transcoders, device, dtype) as replacement:
+            result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
+            written = None
+            if tokens:
+                options = {"max_new_tokens": tokens, "temperature": temperature, "seed": seed}
+                written = [tlc.generate(replacement, prompt, some, **options) for some in ((), edits)]
+        top = result.top(5)
+        if as_json:
+            facts = {"prompt": prompt, "edits": edit, "freeze": freeze, "kl": result.kl(), "top": top.to_dict("records")}
+            if written:
+                facts |= {"before": written[0], "after": written[1]}
+            typer.echo(json.dumps(facts, ensure_ascii=False))
+            return
+        console = Console()
+        table = Table("next token", "before", "after", box=None, padding=(0, 3, 0, 0))
+        for row in top.itertuples():
+            table.add_row(Text(f"“{row.token}”"), f"{row.before:.1%}", f"{row.after:.1%}")
+        console.print(Text(f"\n{model} on “{prompt}” with {'; '.join(edit)}\n", style="bold"))
+        console.print(table)
+        console.print(f"\nThe edits move the next token's distribution by {result.kl():.3f} nats (KL), {freeze} held.")
+        if written:
+            side = Table("without", "with the edits", padding=(0, 2, 0, 0))
+            side.add_row(Text(written[0]), Text(written[1]))
+            console.print(side)

@@ -1,0 +1,248 @@
+"""How far a graph's predictions hold in the model: predicted against measured effects of removals."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from beartype import beartype
+from jaxtyping import Float, Int, jaxtyped
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.errors import EditError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, bos_positions, clean_run, to_tokens, unembed_weights
+from tl_circuits.interventions import edited_batches, edits_of
+
+
+@dataclass(frozen=True)
+class FaithfulnessReport:
+    """Predicted and measured changes of graph nodes when sources are removed.
+
+    ``effects``: freeze, source, target, predicted, measured; one row a pair. Under ``"all"`` the
+    prediction is minus the edge and must hold to rounding: it tests our arithmetic. Under
+    ``"attention"`` and ``"none"`` it is the effect along all paths of the graph, features taken as
+    linear: how local the explanation is.
+    """
+
+    effects: pd.DataFrame
+
+    def summary(self) -> pd.DataFrame:
+        """Per freeze mode: pairs, correlation, explained variance, sign agreement.
+
+        Explained variance is ``1 - Σ(measured - predicted)² / Σ measured²``; signs are compared
+        where either change is at least 1 % of the largest.
+        """
+        rows = []
+        for freeze, part in self.effects.groupby("freeze", sort=False):
+            p, m = part.predicted.to_numpy(), part.measured.to_numpy()
+            large = np.maximum(abs(p), abs(m)) >= 0.01 * max(abs(m).max(), 1e-30)
+            rows.append(
+                {
+                    "freeze": freeze,
+                    "pairs": len(part),
+                    "correlation": float(np.corrcoef(p, m)[0, 1]) if len(part) > 1 and p.std() and m.std() else np.nan,
+                    "explained_variance": 1 - float(((m - p) ** 2).sum() / max((m**2).sum(), 1e-30)),
+                    "sign_agreement": float((np.sign(p) == np.sign(m))[large].mean()) if large.any() else np.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def worst(self, n: int = 10) -> pd.DataFrame:
+        """The pairs whose measured change is furthest from the prediction."""
+        gap = (self.effects.measured - self.effects.predicted).abs()
+        return self.effects.loc[gap.sort_values(ascending=False).index[:n]]
+
+    def plot(self, path: str | Path) -> Path:
+        """Predicted against measured, one panel a freeze mode, as SVG, PNG or PDF (extra ``figure``)."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
+        groups = list(self.effects.groupby("freeze", sort=False))
+        figure = Figure(figsize=(4 * len(groups), 4), layout="constrained")
+        facts = self.summary().set_index("freeze")
+        for axis, (freeze, part) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups, strict=True):
+            axis.axline((0, 0), slope=1, color="0.7", linewidth=1)
+            axis.scatter(part.predicted, part.measured, s=6, color="#0072B2", alpha=0.5, linewidths=0)
+            axis.set(
+                title=f"{freeze}: r = {facts.loc[freeze, 'correlation']:.2f}",
+                xlabel="predicted change",
+                ylabel="measured change",
+            )
+        figure.savefig(path)
+        return Path(path)
+
+
+@jaxtyped(typechecker=beartype)
+def faithfulness(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    n: int = 100,
+    seed: int = 0,
+    *,
+    groups: Mapping[str, Sequence[Any]] | None = None,
+    freezes: Sequence[str] = FREEZE_MODES,
+    progress: bool = False,
+) -> FaithfulnessReport:
+    """Remove ``n`` sampled nodes (and every group), one a run, and compare all nodes with the graph.
+
+    Args:
+        n: how many features, errors and tokens to sample, from those with an edge.
+        groups: supernodes, name to node ids; each is removed as a whole.
+        freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
+    """
+    tokens = to_tokens(replacement.model, list(graph.info.token_ids))
+    names, members = _sample(graph, n, seed, bos_positions(replacement.model, tokens))
+    for name, nodes in (groups or {}).items():
+        names.append(name)
+        members.append([graph.node_ids.index(i) if isinstance(i, str) else int(i) for i in nodes])
+    if not members:
+        raise EditError("nothing to remove: the graph has no sources and no groups were given.")
+    rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]
+    clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+    frames = []
+    for freeze in freezes:
+        predicted = predicted_effects(graph, members, direct=freeze == "all")
+        measured = torch.cat(
+            list(_measure(replacement, graph, tokens, clean, members, rows, freeze, progress))
+        )
+        frames.append(_frame(graph, freeze, names, members, rows, predicted, measured))
+    return FaithfulnessReport(pd.concat(frames, ignore_index=True))
+
+
+def _sample(
+    graph: AttributionGraph, n: int, seed: int, skipped: Sequence[int]
+) -> tuple[list[str], list[list[int]]]:
+    has_output = torch.zeros(len(graph), dtype=torch.bool)
+    has_output[graph._edges.source] = True
+    constant = graph.is_kind("error") & torch.isin(graph._nodes.position, torch.tensor(list(skipped)))
+    candidates = (has_output & ~constant).nonzero()[:, 0]
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:n]
+    chosen = candidates[order].sort().values.tolist()
+    return [graph.node_ids[i] for i in chosen], [[i] for i in chosen]
+
+
+def predicted_effects(
+    graph: AttributionGraph, members: Sequence[Sequence[int]], direct: bool
+) -> Float[Tensor, "removal node"]:
+    """What the graph says removing each set of nodes does to every node's value.
+
+    ``direct``: minus the sum of edges. Otherwise changes run on through features, in proportion to
+    their activation, from the first layer to the last.
+    """
+    adjacency = graph.adjacency()
+    relative = torch.zeros(len(graph), len(members))  # change as a share of each node's activation
+    for column, nodes in enumerate(members):
+        relative[list(nodes), column] = -1.0
+    if direct:
+        return (adjacency @ relative).T
+    removed = relative != 0
+    change = torch.zeros_like(relative)
+    layer, activation = graph._nodes.layer, graph._nodes.activation[:, None]
+    has_row = ~graph._nodes.value.isnan()
+    for at in layer[has_row].unique().tolist():
+        here = (has_row & (layer == at)).nonzero()[:, 0]
+        change[here] = adjacency[here] @ relative
+        moved = torch.where(activation[here] == 0, 0.0, change[here] / activation[here])
+        relative[here] = torch.where(removed[here], relative[here], moved)
+    return change.T
+
+
+def _measure(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    tokens: Int[Tensor, " pos"],
+    clean: CleanRun,
+    members: Sequence[Sequence[int]],
+    rows: Int[Tensor, " row"],
+    freeze: str,
+    progress: bool,
+) -> Iterator[Float[Tensor, "removal node"]]:
+    dictionary = replacement.dictionary
+    sets = [tuple(edits_of(graph, nodes)) for nodes in members]
+    with tqdm(total=len(sets), desc=f"measuring ({freeze})", disable=not progress) as bar:
+        for finals, seen, part in edited_batches(
+            replacement, tokens, sets, clean, freeze, (), list(dictionary.layers)
+        ):
+            measured = torch.zeros(len(part), len(graph))
+            for layer in dictionary.layers:
+                here = rows[graph.is_kind("feature")[rows] & (graph._nodes.layer[rows] == layer)]
+                if len(here):
+                    measured[:, here] = _feature_changes(dictionary, graph, layer, here, clean, seen, freeze)
+            logits = rows[graph.is_kind("logit")[rows]]
+            if len(logits):
+                measured[:, logits] = _logit_changes(replacement, graph, logits, finals - clean.final)
+            bar.update(len(part))
+            yield measured
+
+
+def _feature_changes(
+    dictionary: Any,
+    graph: AttributionGraph,
+    layer: int,
+    nodes: Int[Tensor, " n"],
+    clean: CleanRun,
+    seen: dict[str, Tensor],
+    freeze: str,
+) -> Float[Tensor, "removal n"]:
+    name = dictionary.input_hook(layer)
+    device = seen[name].device
+    position = graph._nodes.position[nodes].to(device)
+    features = graph._nodes.feature[nodes].to(device)
+    x, after = clean.seen[name][0, position].float(), seen[name][:, position].float()
+    vectors, bias = dictionary.read_vectors(layer, features, x)
+    if freeze == "all":  # a neuron's edges are those of its linearised self
+        return torch.einsum("bnd,nd->bn", after - x, vectors).cpu()
+    n_runs, n = after.shape[:2]
+    flat = after.reshape(n_runs * n, -1)
+    moved, moved_bias = dictionary.read_vectors(layer, features.repeat(n_runs), flat)
+    values = ((flat * moved).sum(-1) + moved_bias).reshape(n_runs, n)
+    return (values - ((x * vectors).sum(-1) + bias)).cpu()
+
+
+def _logit_changes(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    nodes: Int[Tensor, " n"],
+    moved: Float[Tensor, "removal pos d_model"],
+) -> Float[Tensor, "removal n"]:
+    tokens = graph._nodes.feature[nodes]
+    if (tokens < 0).any():
+        raise EditError("faithfulness measures single tokens as targets, not differences or directions.")
+    W_U = unembed_weights(replacement.model).W_U[:, tokens.to(moved.device)].float()
+    mean, _ = replacement.mean_unembedding
+    position = graph._nodes.position[nodes].to(moved.device)
+    return torch.einsum("bnd,dn->bn", moved[:, position], W_U - mean[:, None]).cpu()
+
+
+def _frame(
+    graph: AttributionGraph,
+    freeze: str,
+    names: Sequence[str],
+    members: Sequence[Sequence[int]],
+    rows: Int[Tensor, " row"],
+    predicted: Float[Tensor, "removal node"],
+    measured: Float[Tensor, "removal node"],
+) -> pd.DataFrame:
+    ids = np.array(graph.node_ids, dtype=object)
+    parts = []
+    for i, (name, nodes) in enumerate(zip(names, members, strict=True)):
+        inside = torch.isin(rows, torch.tensor(list(nodes)))
+        kept = rows[~inside & ((predicted[i, rows] != 0) | (measured[i, rows].abs() > 1e-6))]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "freeze": freeze,
+                    "source": name,
+                    "target": ids[kept.numpy()],
+                    "predicted": predicted[i, kept].numpy(),
+                    "measured": measured[i, kept].numpy(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
