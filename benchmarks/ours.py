@@ -10,8 +10,7 @@ import tl_circuits as tlc
 from benchmarks.measure import measured
 
 
-def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
-    model = tlc.load_model("gemma-3-270m", device="cpu")
+def load_transcoders(folder: Path) -> dict[int, tlc.Transcoder]:
     zeros = load_file(folder / "layer_0.safetensors")["threshold"] * 0
     transcoders = {}
     for layer in range(18):
@@ -19,8 +18,13 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
         transcoders[layer] = tlc.Transcoder(
             t["W_enc"], t["W_dec"], zeros, zeros[:640], threshold=t["threshold"], activation="jumprelu"
         )
+    return transcoders
+
+
+def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
+    model = tlc.load_model("gemma-3-270m", device="cpu")
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
-    with tlc.attach(model, transcoders) as replacement:
+    with tlc.attach(model, load_transcoders(folder)) as replacement:
         tlc.attribute(replacement, tokens[:4], max_nodes=4, progress=False)
         runs = [
             measured(lambda: tlc.attribute(replacement, tokens, max_nodes=n_nodes, progress=False))

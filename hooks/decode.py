@@ -36,7 +36,8 @@ class CachedModel:
         new = tokens.shape[1]
         total = self._length + new
         if self._hooked:
-            logits = self._model(tokens, past_kv_cache=self._cache, prepend_bos=False)
+            mask = torch.ones_like(tokens)  # given, or a model without a tokenizer refuses
+            logits = self._model(tokens, past_kv_cache=self._cache, attention_mask=mask)
         else:
             positions = torch.arange(self._length, total, device=tokens.device)[None]
             logits, self._cache = self._model(

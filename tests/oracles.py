@@ -2,8 +2,10 @@
 
 import torch
 
-from tl_circuits.hooks import added_hooks, bos_positions, resolve, to_tokens
+import tl_circuits as tlc
+from tl_circuits.hooks import added_hooks, bos_positions, clean_run, resolve, to_tokens
 from tl_circuits.hooks.record import Listener, norm_names
+from tl_circuits.interventions import edited_batches
 
 
 def frozen_run(replacement, tokens, changes, wanted, skipped=()):
@@ -89,6 +91,33 @@ def measured_column(replacement, graph, index):
     site, change = source_vector(replacement, graph, index, clean)
     moved, _ = frozen_run(replacement, tokens, {site: change}, wanted, skipped)
     return clean, moved
+
+
+def measured_effects(replacement, graph, nodes, factor=0.0):
+    """What removing each node does to every node with a row, all else held: ``[node, target]``."""
+    model, dictionary = replacement.model, replacement.dictionary
+    tokens = torch.tensor(graph.info.token_ids)
+    sets = [tuple(tlc.edits_of(graph, [node], factor)) for node in nodes]
+    clean = clean_run(replacement, tokens, bos_positions(model, tokens))
+    layer_of, place, feature = graph._nodes.layer, graph._nodes.position, graph._nodes.feature
+    rows = graph.is_kind("feature").nonzero()[:, 0].tolist()
+    effects = torch.zeros(len(nodes), len(graph))
+    W_U = model.W_U.detach()
+    mean = W_U.mean(1, dtype=torch.float32)
+    done = 0
+    for finals, seen, part in edited_batches(replacement, tokens, sets, clean, "all", (), list(dictionary.layers)):
+        here = slice(done, done + len(part))
+        for target in rows:
+            name = dictionary.input_hook(int(layer_of[target]))
+            x = clean.seen[name][0, place[target]]
+            vector, _ = dictionary.read_vectors(int(layer_of[target]), feature[target : target + 1], x[None])
+            effects[here, target] = (seen[name][:, place[target]] - x).float() @ vector[0]
+        moved = (finals - clean.final)[:, -1]
+        for target in graph.is_kind("logit").nonzero()[:, 0].tolist():
+            vector = W_U[:, int(feature[target])].float() - mean
+            effects[here, target] = moved @ vector
+        done += len(part)
+    return effects
 
 
 def reference_scores(adjacency, weights, is_error, is_token):

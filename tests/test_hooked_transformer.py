@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.oracles import measured_effects
 from tests.tiny import VOCAB, hook_state, prompt, transcoders
 
 transformer_lens = pytest.importorskip("transformer_lens")
@@ -69,3 +70,20 @@ def test_the_points_work_with_the_models_own_methods(model):
         model.reset_hooks()
     with torch.no_grad():
         assert not torch.allclose(edited, model(prompt()[None]))
+
+
+def test_removals_are_minus_the_edges_and_generation_is_the_same_with_and_without_cache(model):
+    before = hook_state(model)
+    with tlc.attach(model, transcoders(model, skip=True)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=40, skip_positions=(), progress=False)
+        sources = (~graph.is_kind("logit")).nonzero()[:, 0].tolist()
+        effects = measured_effects(replacement, graph, sources)
+        edges = graph.adjacency()[:, sources].T
+        edits = [tlc.Set(1, slice(4, None), 3, value=20.0)]
+        written = [
+            tlc.generate(replacement, prompt(), edits, max_new_tokens=8, use_past_kv_cache=cached) for cached in (True, False)
+        ]
+    scale = graph.adjacency().abs().amax(1).clamp_min(1e-6)
+    assert ((effects + edges).abs() / scale).max() < 1e-3  # float32 differences of two runs
+    assert written[0] == written[1]
+    assert hook_state(model) == before

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.oracles import measured_effects
 from tests.tiny import ARCHITECTURES, hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import EditError
-from tl_circuits.hooks import bos_positions, clean_run
-from tl_circuits.interventions import edited_batches
 
 DICTIONARIES = {
     "neurons": lambda m: tlc.mlp_neurons(m),
@@ -18,32 +17,6 @@ DICTIONARIES = {
     "topk": lambda m: transcoders(m, activation="topk"),
     "before_post_norm": lambda m: transcoders(m, skip=True, output_hook="mlp.hook_out", layers=[1, 2]),
 }
-
-
-def measured_effects(replacement, graph, nodes, factor=0.0):
-    """What removing each node does to every node with a row, all else held: ``[node, target]``."""
-    model, dictionary = replacement.model, replacement.dictionary
-    tokens = torch.tensor(graph.info.token_ids)
-    sets = [tuple(tlc.edits_of(graph, [node], factor)) for node in nodes]
-    clean = clean_run(replacement, tokens, bos_positions(model, tokens))
-    layer_of, place, feature = graph._nodes.layer, graph._nodes.position, graph._nodes.feature
-    rows = graph.is_kind("feature").nonzero()[:, 0].tolist()
-    effects = torch.zeros(len(nodes), len(graph))
-    W_U = model.W_U.detach().float()
-    done = 0
-    for finals, seen, part in edited_batches(replacement, tokens, sets, clean, "all", (), list(dictionary.layers)):
-        here = slice(done, done + len(part))
-        for target in rows:
-            name = dictionary.input_hook(int(layer_of[target]))
-            x = clean.seen[name][0, place[target]]
-            vector, _ = dictionary.read_vectors(int(layer_of[target]), feature[target : target + 1], x[None])
-            effects[here, target] = (seen[name][:, place[target]] - x).float() @ vector[0]
-        moved = (finals - clean.final)[:, -1]
-        for target in graph.is_kind("logit").nonzero()[:, 0].tolist():
-            vector = W_U[:, int(feature[target])] - W_U.mean(1)
-            effects[here, target] = moved @ vector
-        done += len(part)
-    return effects
 
 
 @pytest.mark.parametrize("kind", DICTIONARIES)
