@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from circuit_tracer import attribute
-from circuit_tracer.graph import compute_graph_scores
+from circuit_tracer.graph import Graph, compute_graph_scores
 from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 from circuit_tracer.transcoder.activation_functions import JumpReLU
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
@@ -41,6 +41,16 @@ def load(folder: Path, checkpoint: str) -> TransformerLensReplacementModel:
     )
 
 
+def save_graph(graph: Graph, folder: Path) -> None:
+    replacement, completeness = compute_graph_scores(graph)
+    save_file({
+        "adjacency": graph.adjacency_matrix.contiguous(),
+        "features": graph.active_features[graph.selected_features].contiguous(),
+        "probabilities": graph.logit_probabilities.contiguous(),
+        "scores": torch.tensor([replacement, completeness]),
+    }, folder / "peer.safetensors")
+
+
 def main(folder: Path, checkpoint: str, n_tokens: int, n_nodes: int, batch_size: int) -> None:
     model = load(folder, checkpoint)
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
@@ -49,13 +59,7 @@ def main(folder: Path, checkpoint: str, n_tokens: int, n_nodes: int, batch_size:
         lambda: attribute(tokens, model, max_feature_nodes=n_nodes, batch_size=batch_size)
     )
     if n_nodes <= 500 and n_tokens <= 10:
-        replacement, completeness = compute_graph_scores(graph)
-        save_file({
-            "adjacency": graph.adjacency_matrix.contiguous(),
-            "features": graph.active_features[graph.selected_features].contiguous(),
-            "probabilities": graph.logit_probabilities.contiguous(),
-            "scores": torch.tensor([replacement, completeness]),
-        }, folder / "peer.safetensors")
+        save_graph(graph, folder)
     sys.stdout.write(json.dumps({
         "nodes": n_nodes, "active": len(graph.active_features), "seconds": [seconds], "peak_mb": peak,
     }) + "\n")

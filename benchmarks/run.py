@@ -71,6 +71,15 @@ def agreement(folder: Path, peer: str) -> list[str]:
     checkpoint = str(PACKAGED["gemma-3-270m"].folder)
     run([sys.executable, "-m", "benchmarks.ours", str(folder), "10", "300", "1"])
     run([peer, "benchmarks/peer.py", str(folder), checkpoint, "10", "300", "128"])
+    lines = [compared("Gemma-3-270m", folder)]
+    for name in ("llama", "gemma2"):
+        run([sys.executable, "-m", "benchmarks.small_ours", str(folder), name])
+        run([peer, "benchmarks/small_peer.py", str(folder), name])
+        lines.append(compared(f"A small random {name}", folder))
+    return lines
+
+
+def compared(what: str, folder: Path) -> str:
     ours, theirs = load_file(folder / "ours.safetensors"), load_file(folder / "peer.safetensors")
     place = {
         (layer, position, feature): i
@@ -80,25 +89,28 @@ def agreement(folder: Path, peer: str) -> list[str]:
         if kind == 0
     }
     features = [tuple(row) for row in theirs["features"].tolist()]
-    missing = sum(f not in place for f in features)
-    if missing:
-        raise RuntimeError(f"{missing} of circuit-tracer's features are not active in ours")
+    kept = torch.tensor([f in place for f in features])
     rest = torch.arange(int((ours["kind"] == 0).sum()), len(ours["kind"]))
-    columns = torch.cat([torch.tensor([place[f] for f in features]), rest])
-    mine, reference = ours["adjacency"][columns][:, columns], theirs["adjacency"]
+    columns = torch.cat([torch.tensor([place.get(f, 0) for f in features]), rest])
+    kept = torch.cat([kept, torch.ones(len(rest), dtype=torch.bool)])
+    whole = theirs["adjacency"]
+    # A feature without any influence on the logits is a node of theirs, not of ours.
+    unreached = whole[:, ~kept][kept].abs().max() if (~kept).any() else torch.tensor(0.0)
+    if float(unreached) > 0:
+        raise RuntimeError(f"{what}: a feature that acts on others is not active in ours")
+    mine, reference = ours["adjacency"][columns][:, columns][kept][:, kept], whole[kept][:, kept]
     gap = ((mine - reference).abs().amax(1) / reference.abs().amax(1).clamp_min(1e-12)).max()
-    target, source = reference.nonzero(as_tuple=True)
-    weights = torch.zeros(len(reference))
+    target, source = whole.nonzero(as_tuple=True)
+    weights = torch.zeros(len(whole))
     weights[-len(theirs["probabilities"]) :] = theirs["probabilities"]
     kinds = torch.cat([torch.zeros(len(features), dtype=ours["kind"].dtype), ours["kind"][rest]])
-    found = scores(Edges(source, target, reference[target, source]), weights, kinds == 1, kinds == 2)
+    found = scores(Edges(source, target, whole[target, source]), weights, kinds == 1, kinds == 2)
     peers = theirs["scores"].tolist()
-    return [
-        f"Edges against circuit-tracer 0.5.0 on the same {len(features)} features: largest difference {float(gap):.1e} of "
-        "the largest edge into the same target.",
-        f"Scores of its matrix: replacement {found.replacement:.6f} against its {peers[0]:.6f}, completeness "
-        f"{found.completeness:.6f} against its {peers[1]:.6f}.",
-    ]
+    return (
+        f"* {what}: edges among {int(kept.sum())} nodes differ by at most {float(gap):.1e} of the largest edge into the same "
+        f"target; scores of circuit-tracer's matrix: replacement {found.replacement:.6f} against its {peers[0]:.6f}, "
+        f"completeness {found.completeness:.6f} against its {peers[1]:.6f}."
+    )
 
 
 def intervention_lines(folder: Path, peer: str, repeats: int) -> list[str]:
@@ -137,6 +149,8 @@ def main() -> None:
             "",
             f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, matrix products at {matmul_rate():.0f} GFLOP/s. "
             f"Python {platform.python_version()}, torch {torch.__version__}, transformer_lens {version('transformer_lens')}.",
+            "",
+            "Against circuit-tracer 0.5.0 on the same weights and features:",
             "",
             *agreement(folder, arguments.peer),
             "",
