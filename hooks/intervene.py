@@ -131,18 +131,22 @@ class _Changes:
     def __init__(self, replacement: Replacement, plan: Plan, clean: CleanRun | None, held: set[int]):
         self._replacement, self._plan, self._clean, self._held = replacement, plan, clean, held
         self._inputs: dict[int, Tensor] = {}
+        dictionary = replacement.dictionary
+        # An error term is what all features that write to its layer miss, so it needs all their inputs.
+        self._read = set(plan.features).union(
+            *(dictionary.writers(layer) for layer in plan.errors if layer in dictionary.layers)
+        )
 
     def hooks(self, layer: int) -> HookList:
         dictionary = self._replacement.dictionary
         has = layer in dictionary.layers
         writers = [w for w in (dictionary.writers(layer) if has else ()) if w in self._plan.features]
         held, error = layer in self._held, self._plan.errors.get(layer)
-        if not (writers or held or error is not None):
-            return []
         hooks: HookList = []
-        if has:
+        if has and (held or layer in self._read):
             hooks.append((dictionary.input_hook(layer), self._keeper(layer)))
-        hooks.append((output_site(self._replacement, layer), self._writer(layer, writers, error)))
+        if writers or held or error is not None:
+            hooks.append((output_site(self._replacement, layer), self._writer(layer, writers, error)))
         return hooks
 
     def _keeper(self, layer: int) -> Callable[[Tensor, HookPoint], None]:

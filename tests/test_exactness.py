@@ -9,7 +9,7 @@ from transformers import GPT2Config, LlamaConfig
 
 import tl_circuits as tlc
 from tests.oracles import measured_column
-from tests.tiny import ARCHITECTURES, VOCAB, checkpoint, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, VOCAB, checkpoint, cross_layer, prompt, tiny_bridge, transcoders
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
 SUMS, AGREE, MEASURED = 1e-4, 1e-4, 1e-3
@@ -22,6 +22,8 @@ DICTIONARIES = {
     "normalized": lambda m: transcoders(m, input_hook="ln2.hook_normalized"),
     "residual_skip": lambda m: transcoders(m, input_hook="ln2.hook_in", skip=True, output_hook="mlp.hook_out"),
     "some_layers": lambda m: transcoders(m, layers=[1, 2]),
+    "cross_layer": lambda m: cross_layer(m),
+    "cross_layer_before_post_norm": lambda m: cross_layer(m, slots=2, output_hook="mlp.hook_out"),
 }
 
 

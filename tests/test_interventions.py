@@ -7,7 +7,7 @@ import torch
 
 import tl_circuits as tlc
 from tests.oracles import measured_effects
-from tests.tiny import ARCHITECTURES, hook_state, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import EditError
 
 DICTIONARIES = {
@@ -15,6 +15,7 @@ DICTIONARIES = {
     "jumprelu": lambda m: transcoders(m),
     "relu_skip": lambda m: transcoders(m, activation="relu", skip=True),
     "topk": lambda m: transcoders(m, activation="topk"),
+    "cross_layer": lambda m: cross_layer(m),
     "before_post_norm": lambda m: transcoders(m, skip=True, output_hook="mlp.hook_out", layers=[1, 2]),
 }
 
@@ -42,6 +43,24 @@ def replacement():
     model = tiny_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as attached:
         yield attached
+
+
+def test_an_edit_of_a_cross_layer_feature_acts_at_every_layer_it_writes_to():
+    model = tiny_bridge("llama")
+    with tlc.attach(model, cross_layer(model)) as attached:
+        graph = tlc.attribute(attached, prompt(), max_nodes=30, progress=False)
+        row = graph.nodes.query("kind == 'feature' and layer == 0").iloc[0]
+        result = tlc.intervene(attached, prompt(), tlc.Scale(0, int(row.position), int(row.feature), factor=-2.0), freeze="none")
+
+        def by_hand(acts, hook):
+            acts[0, int(row.position), int(row.feature)] *= -2.0
+            return acts
+
+        with torch.no_grad():
+            site = attached.site(0) + ".hook_sae_acts_post"
+            expected = model.run_with_hooks(prompt()[None], fwd_hooks=[(site, by_hand)])[0]
+            bare = model(prompt()[None])[0]
+    assert torch.allclose(result.logits, expected, atol=1e-4) and not torch.allclose(expected, bare, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

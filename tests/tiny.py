@@ -112,6 +112,18 @@ def transcoders(
     )
 
 
+def cross_layer(model, seed: int = 2, slots: int | None = None, **kwargs) -> tlc.CrossLayerTranscoders:
+    """A random cross-layer transcoder: each feature writes to its own layer and those after it."""
+    encoders = transcoders(model, seed=seed, **kwargs)
+    generator = torch.Generator().manual_seed(seed)
+    last, d = encoders.layers[-1], int(model.cfg.d_model)
+    decoders = {
+        layer: torch.randn(encoders.width(layer), min(slots or 99, last - layer + 1), d, generator=generator) / d**0.5
+        for layer in encoders.layers
+    }
+    return tlc.CrossLayerTranscoders({layer: encoders[layer] for layer in encoders.layers}, decoders)
+
+
 def hook_state(model) -> dict[str, tuple[int, int]]:
     """Every hook name with how many hooks it carries, to compare before and after."""
     return {name: (len(p._forward_hooks), len(p._backward_hooks)) for name, p in model.hook_dict.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl_circuits.attaching import attach
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
-    from tl_circuits.dictionaries import Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
     from tl_circuits.edit_text import parse_edit
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
@@ -31,6 +31,7 @@ _HOMES = {
     "Ablate": "hooks",
     "Add": "hooks",
     "AttributionGraph": "graph",
+    "CrossLayerTranscoders": "dictionaries",
     "ErrorEdit": "hooks",
     "FaithfulnessReport": "faithfulness_report",
     "FeatureTarget": "attribution",

@@ -47,7 +47,7 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
     features = graph._nodes.feature[indices].to(W_U.device)
     sign = graph._nodes.activation[indices].sign().to(W_U.device)
-    written = dictionary.decoder_vectors(layer, features, layer) * sign[:, None]
+    written = dictionary.output_directions(layer, features) * sign[:, None]
     effects = written.to(W_U.dtype) @ W_U
     read = dictionary.encoder_directions(layer, features)
     if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":

@@ -98,9 +98,13 @@ def find_sources(
     keep = torch.ones(n_pos, dtype=torch.bool, device=recording.resid_final.device)
     keep[list(skip_positions)] = False
     column, layers = n_pos, []
+    actives = {
+        layer: dictionary.active(layer, recording.sites[dictionary.input_hook(layer)])
+        for layer in dictionary.layers
+    }
     for layer in range(len(recording.patterns)):
         if layer in dictionary.layers:
-            found = _dictionary_layer(model, dictionary, recording, layer, keep, column)
+            found = _dictionary_layer(model, dictionary, recording, actives, layer, keep, column)
         else:
             found = _bare_layer(recording, layer, keep, column)
         layers.append(found)
@@ -115,25 +119,29 @@ def find_sources(
 
 
 def _dictionary_layer(
-    model: Any, dictionary: Dictionary, recording: Recording, layer: int, keep: Tensor, column: int
+    model: Any,
+    dictionary: Dictionary,
+    recording: Recording,
+    actives: dict[int, LayerActive],
+    layer: int,
+    keep: Tensor,
+    column: int,
 ) -> LayerSources:
     output = recording.sites[dictionary.output_hook(layer)].float()
-    inputs = {w: recording.sites[dictionary.input_hook(w)] for w in dictionary.writers(layer)}
-    acts = {w: dictionary.active(w, x) for w, x in inputs.items()}
     constant = dictionary.constant(layer).expand_as(output)
     skip = dictionary.skip(layer)
     recons = constant.clone()
     if skip is not None:
-        recons += inputs[layer].float() @ skip.T
-    for writer, active in acts.items():
-        _add_decoded(recons, dictionary, writer, layer, active)
+        recons += recording.sites[dictionary.input_hook(layer)].float() @ skip.T
+    for writer in dictionary.writers(layer):
+        _add_decoded(recons, dictionary, writer, layer, actives[writer])
     error = output - recons
     if dictionary.exact:
         _require_rebuilt(layer, output, error, recording.logits.dtype)
         constant, rest = constant + error, None  # what is left is rounding
     else:
         rest = torch.where(keep[:, None], error, 0.0)
-    active = acts[layer]
+    active = actives[layer]
     kept = keep[active.position]
     active = LayerActive(*(getattr(active, n)[kept] for n in ("position", "feature", "pre", "activation")))
     return LayerSources(

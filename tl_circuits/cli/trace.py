@@ -177,11 +177,15 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
         f"  {facts['features_traced']} of {facts['features_active']} active features traced; they and the tokens "
         f"carry {facts['coverage']:.0%} of the direct effects"
     )
-    console.print(
-        f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in unexplained MLP output "
-        "(replacement score)"
-    )
-    console.print(f"  {facts['completeness_score']:.0%} of nodes' inputs are explained (completeness score)")
+    if graph.info.exact:
+        console.print("  neurons rebuild every MLP exactly, so no MLP output is left unexplained; the rest of the direct")
+        console.print("  effects comes from neurons that were not traced (--max-nodes)")
+    else:
+        console.print(
+            f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in unexplained MLP output "
+            "(replacement score)"
+        )
+        console.print(f"  {facts['completeness_score']:.0%} of nodes' inputs are explained (completeness score)")
     console.print(f"  sums check: edges and bias add up to every node within {facts['completeness_error']:.0e}")
     console.print(Text("\nFiles"), style="bold")
     console.print(f"  {files['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)

@@ -1,11 +1,13 @@
 """Dictionaries: transcoders and neurons, whatever they came from, behind one interface."""
 
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
+from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.load import load_transcoders
 from tl_circuits.dictionaries.neurons import Neurons, mlp_neurons
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 
 __all__ = [
+    "CrossLayerTranscoders",
     "Dictionary",
     "LayerActive",
     "Neurons",

@@ -98,6 +98,10 @@ class Dictionary(ABC):
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
         """What one unit of activation of each feature writes to layer ``target``'s output."""
 
+    def output_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
+        """All that one unit of activation writes, over every layer it writes to."""
+        return self.decoder_vectors(layer, features, layer)
+
     @abstractmethod
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
         """What is written to layer ``layer``'s output whatever the input (the decoder bias)."""

@@ -41,6 +41,7 @@ def page_data(graph: AttributionGraph) -> dict[str, Any]:
         "model": graph.info.model,
         "dictionary": graph.info.dictionary,
         "n_layers": graph.info.n_layers,
+        "exact": graph.info.exact,
         "targets": [
             {"name": name, "probability": round(p, 6)}
             for name, p in zip(graph.info.target_names, graph.info.target_probabilities, strict=True)

@@ -84,11 +84,13 @@ export function render(root, data) {
   if (data.story.length) {
     root.append(element("ol", { class: "story" }, ...data.story.map((s) => element("li", {}, s))));
   }
-  root.append(element("p", { class: "numbers" },
-    `In the replacement model, ${percent(replacement)} of the influence starts in tokens rather than errors ` +
-    `(replacement score); ${percent(completeness)} of nodes’ inputs are explained (completeness). ` +
+  const explained = data.exact
+    ? "Neurons rebuild every MLP exactly, so no MLP output is left unexplained. "
+    : `In the replacement model, ${percent(replacement)} of the influence starts in tokens rather than errors ` +
+      `(replacement score); ${percent(completeness)} of nodes’ inputs are explained (completeness). `;
+  root.append(element("p", { class: "numbers" }, explained +
     `Shown: ${data.features_shown} of ${data.features_traced} traced features (${data.features_active} active); ` +
-    `the traced ones carry ${percent(coverage)} of the direct effects.`));
+    `the traced ones carry ${percent(coverage)} of the direct effects, the others the rest.`));
 
   const chart = element("div", { class: "chart" });
   const card = element("section", { class: "card", "aria-live": "polite", "aria-label": "Chosen node" });
