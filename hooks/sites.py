@@ -271,8 +271,3 @@ def embed_weights(model: Model) -> Float[Tensor, "d_vocab d_model"]:
 def model_device(model: Model) -> torch.device:
     """Where the model's first weights lie."""
     return next(model.parameters()).device
-
-
-def model_dtype(model: Model) -> torch.dtype:
-    """The dtype of the model's first weights."""
-    return next(model.parameters()).dtype

@@ -120,6 +120,19 @@ def measured_effects(replacement, graph, nodes, factor=0.0):
     return effects
 
 
+def removal_gap(replacement, graph):
+    """How far removing any one node is from minus its edges, over each target's largest edge, and how many nodes.
+
+    At the beginning-of-sequence token a graph has no error terms: there the MLPs are constants.
+    """
+    constant = graph.is_kind("error") & (graph._nodes.position == 0)
+    sources = (~graph.is_kind("logit") & ~constant).nonzero()[:, 0].tolist()
+    effects = measured_effects(replacement, graph, sources)
+    adjacency = graph.adjacency()
+    gap = (effects + adjacency[:, sources].T).abs() / adjacency.abs().amax(1).clamp_min(1e-6)
+    return float(gap.max()), len(sources)
+
+
 def reference_scores(adjacency, weights, is_error, is_token):
     """Replacement and completeness from dense matrices, by the definitions."""
     n = adjacency.shape[0]

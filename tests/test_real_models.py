@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
-from tests.oracles import measured_effects
+from tests.oracles import removal_gap
 from tests.tiny import transcoders
 from tl_circuits.errors import ModelError
 from tl_circuits.models import PACKAGED, open_packaged
@@ -52,14 +52,10 @@ def test_every_nodes_removal_on_a_real_model_is_minus_its_edges(which, request):
     tokens = model.to_tokens("The capital of France is Paris and the capital of Italy is")[0][:12]
     with tlc.attach(model, transcoders(model, width=256, skip=which == "smollm2")) as replacement:
         graph = tlc.attribute(replacement, tokens, max_nodes=150, progress=False)
-        constant = graph.is_kind("error") & (graph._nodes.position == 0)
-        sources = (~graph.is_kind("logit") & ~constant).nonzero()[:, 0].tolist()
-        effects = measured_effects(replacement, graph, sources)
-        edges = graph.adjacency()[:, sources].T
-    scale = graph.adjacency().abs().amax(1).clamp_min(1e-6)
+        gap, count = removal_gap(replacement, graph)
     # Float32 through 18 to 30 layers, and each effect is the difference of two runs.
-    assert ((effects + edges).abs() / scale).max() < 1e-3
-    assert len(sources) > 300
+    assert gap < 1e-3
+    assert count > 300
 
 
 def test_the_answer_is_paris_and_capital_neurons_speak_for_it(smollm2):

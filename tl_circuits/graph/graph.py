@@ -79,7 +79,6 @@ class GraphInfo:
     max_nodes: int
     n_active: int
     version: str
-    created: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
