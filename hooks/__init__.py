@@ -21,17 +21,17 @@ from .edits import (
 )
 from .freeze import added_hooks, differentiable_run, frozen_hooks
 from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
+from .frozen_attention import FrozenAttention, frozen_attention
 from .maps import (
-    FrozenAttention,
     FrozenNorm,
     ReadMap,
-    frozen_attention,
     frozen_norm,
     read_map,
     read_stage,
     write_norm,
     write_stage,
 )
+from .patterns import Pattern
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
     MLPWeights,
@@ -61,6 +61,7 @@ __all__ = [
     "MLPWeights",
     "Model",
     "Patch",
+    "Pattern",
     "Plan",
     "ReadMap",
     "Recording",

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookFiringError, NotFiniteError, PromptError
+from .patterns import Pattern
 from .sites import Model, context_length, find, is_parallel, model_device, norm_module, resolve
 
 
@@ -17,14 +18,14 @@ from .sites import Model, context_length, find, is_parallel, model_device, norm_
 class Recording:
     """What one forward pass showed, batch dimension removed, in the model's own dtype.
 
-    ``patterns[L]``: attention patterns after softmax. ``scales[name]``: the denominator of the
+    ``patterns[L]``: attention patterns after softmax, without the zeros of the mask. ``scales[name]``: the denominator of the
     norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
     the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
     tensors of the hooks asked for. ``logits``: the model's, at ``position``.
     """
 
     tokens: Int[Tensor, " pos"]
-    patterns: tuple[Float[Tensor, "n_heads pos pos"], ...]
+    patterns: tuple[Pattern, ...]
     scales: dict[str, Float[Tensor, "pos 1"]]
     resid_pre: tuple[Float[Tensor, "pos d_model"], ...]
     attn_out: tuple[Float[Tensor, "pos d_model"], ...]
@@ -83,11 +84,15 @@ def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
 
 
 class Listener:
-    """Collects the tensors of named hooks during one forward pass and counts the firings."""
+    """Collects the tensors of named hooks during one forward pass and counts the firings.
 
-    def __init__(self, model: Model, names: Iterable[str]):
-        self.seen: dict[str, Tensor] = {}
-        self._counts = dict.fromkeys(names, 0)
+    What ``reduced`` makes of a tensor is kept in place of those it names.
+    """
+
+    def __init__(self, model: Model, names: Iterable[str], reduced: dict[str, Callable[[Tensor], Any]] | None = None):
+        self.seen: dict[str, Any] = {}
+        self._reduced = reduced or {}
+        self._counts = dict.fromkeys([*names, *self._reduced], 0)
         self._model = model
 
     def __enter__(self) -> "Listener":
@@ -109,7 +114,7 @@ class Listener:
             if may_repeat and name in self.seen and torch.equal(self.seen[name], output):
                 return
             self._counts[name] += 1
-            self.seen[name] = output
+            self.seen[name] = self._reduced[name](output) if name in self._reduced else output
 
         return keep
 
@@ -164,18 +169,24 @@ def record(
     blocks = [f"blocks.{layer}" for layer in layers]
     last = "ln_final.hook_in" if find(model, "ln_final.hook_in") is not None else f"{blocks[-1]}.hook_resid_post"
     norms = norm_names(model)
-    names = [f"{b}.{kind}" for b in blocks for kind in ("attn.hook_pattern", *_ADDED)]
-    names += [f"{name}.hook_scale" for name in norms] + [last]
-    with torch.no_grad(), Listener(model, dict.fromkeys([*names, *sites])) as listener:
+    names = [f"{b}.{kind}" for b in blocks for kind in _ADDED]
+    names = list(dict.fromkeys([*names, *(f"{name}.hook_scale" for name in norms), last, *sites]))
+    patterns = [f"{b}.attn.hook_pattern" for b in blocks]
+    # Cut at once, so that the whole patterns of a long prompt never stand side by side.
+    cut = {name: lambda pattern, name=name: Pattern.cut(_one(name, pattern)) for name in patterns}
+    with torch.no_grad(), Listener(model, names, cut) as listener:
         with unembedding_only(model, position):
             logits = model(tokens[None])[0, 0].detach()
     listener.check()
-    seen = {name: _squeeze(name, tensor) for name, tensor in listener.seen.items()}
+    seen = {name: _squeeze(name, listener.seen[name]) for name in names}
     if not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits hold NaN or infinity on this prompt.")
+    for name in patterns:
+        for block in listener.seen[name].blocks:
+            _require_finite(name, block.weights)
     return Recording(
         tokens=tokens,
-        patterns=tuple(seen[f"{b}.attn.hook_pattern"] for b in blocks),
+        patterns=tuple(listener.seen[name] for name in patterns),
         scales={name: seen[f"{name}.hook_scale"] for name in norms},
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
@@ -191,12 +202,20 @@ _ADDED = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 
 
 def _squeeze(name: str, tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = _one(name, tensor)
+    _require_finite(name, tensor)
+    return tensor
+
+
+def _one(name: str, tensor: Tensor) -> Tensor:
     if tensor.shape[0] != 1:
         raise HookFiringError(f"{name!r} gave shape {tuple(tensor.shape)}; expected a batch of one first.")
+    return tensor.detach()[0]
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         raise NotFiniteError(f"{name!r} holds NaN or infinity on this prompt.")
-    return tensor[0]
 
 
 def resid_mid(recording: Recording, model: Model, layer: int) -> Float[Tensor, "pos d_model"]:

@@ -49,18 +49,16 @@ def assemble(
 
 def _edges(
     block: Block, targets: Int[Tensor, " n"], node_of: Int[Tensor, " column"], nodes: Nodes
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor, " edge"]]:
     """Edges of one block; writes its biases and residues into ``nodes``."""
-    rows = block.rows.cpu()
-    among = node_of[: rows.shape[1]]
-    kept = rows[:, among >= 0]
-    total, mass = rows.double().sum(-1), rows.double().abs().sum(-1)
-    residue = total - kept.double().sum(-1)
+    row, node, value = block.rows.entries(node_of)
+    kept = torch.zeros(2, len(targets), dtype=torch.float64)
+    kept.index_add_(1, row, torch.stack([value, value.abs()]).double())
+    residue = block.rows.total.cpu() - kept[0]
     nodes.residue[targets] = residue.float()
-    nodes.residue_mass[targets] = (mass - kept.double().abs().sum(-1)).clamp_min(0).float()
+    nodes.residue_mass[targets] = (block.rows.mass.cpu() - kept[1]).clamp_min(0).float()
     nodes.bias[targets] = (block.bias.cpu().double() + residue).float()
-    at, column = kept.nonzero(as_tuple=True)
-    return targets[at], among[among >= 0][column], kept[at, column].float()
+    return targets[row], node, value
 
 
 def _nodes(

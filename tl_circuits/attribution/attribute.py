@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.autograd import AutogradEngine
-from tl_circuits.attribution.expand import Engine, Expansion, expand
+from tl_circuits.attribution.expand import Expansion, Trimming, expand
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitTargets,
@@ -40,6 +41,7 @@ def attribute(
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
     skip_positions: Sequence[int] | None = None,
+    row_mass: float | None = None,
     progress: bool = True,
 ) -> AttributionGraph:
     """The attribution graph of one prompt: exact direct effects in the local replacement model.
@@ -59,6 +61,9 @@ def attribute(
         engine: ``"linear"`` (closed form), ``"autograd"`` (reference), or ``"auto"``.
         skip_positions: positions without feature and error nodes, whose MLP outputs count as
             constants; None takes the beginning-of-sequence token, if the prompt has one.
+        row_mass: how much of each row's absolute sum to keep while the graph is built, 1.0 for all; None
+            keeps all where the rows fit into half a gigabyte, else 0.999. What is dropped counts
+            in ``bias`` and lowers ``coverage``.
         progress: show a progress bar on stderr.
 
     Raises PromptError, TargetError, ArchitectureError, NotFiniteError, AttachError or ValueError;
@@ -69,6 +74,8 @@ def attribute(
         raise ValueError(f"max_nodes must be at least 1, got {max_nodes}.")
     if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f'batch_size must be at least 1 or "auto", got {batch_size}.')
+    if row_mass is not None and not 0.0 < row_mass <= 1.0:
+        raise ValueError(f"row_mass is a share of each row's absolute sum, above 0 and at most 1; got {row_mass}.")
     model, dictionary = replacement.model, replacement.dictionary
     tokens = to_tokens(model, prompt)
     position = resolve_position(position, tokens.numel())
@@ -80,7 +87,10 @@ def attribute(
         chosen = _make_engine(engine, model, recording, sources)
         roots = _roots(replacement, recording, sources, targets, position)
         expansion = Expansion(
-            sources, roots.weights, started_at=() if roots.column is None else (roots.column,)
+            sources,
+            roots.weights,
+            started_at=() if roots.column is None else (roots.column,),
+            trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
         total = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=total, desc="tracing", unit="node", disable=not progress) as bar:

@@ -1,39 +1,46 @@
 """Which nodes to expand next: best first, by influence on the targets, until the budget is spent."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.attribution.rows import ROW_FLOATS, ROW_MASS, Rows, trimmed_rows, whole_rows
 from tl_circuits.attribution.sources import Sources
+from tl_circuits.attribution.batches import Engine, sweeps
 from tl_circuits.attribution.targets import Targets
 
 ROUNDS = 6  # how often the ranking is renewed on the way to the budget
 SMALLEST_ROUND = 64
-ROWS_AT_ONCE = 1024  # (targets x positions) in one sweep, where batch_size is "auto"
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """What computes rows; the linear and the autograd engine."""
-
-    sources: Sources
-
-    def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
-        """Direct effects and biases of ``targets``."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of expanded nodes of one layer. ``columns[i]`` is the node whose row ``rows[i]`` is."""
+    """Rows of expanded nodes of one layer. ``columns[i]`` is the node whose row is row ``i`` of ``rows``."""
 
     columns: Int[Tensor, " n"]
-    rows: Float[Tensor, "n column"]
+    rows: Rows
     bias: Float[Tensor, " n"]
-    mass: Float[Tensor, " n"]  # absolute sum of each row
+
+
+@dataclass(frozen=True)
+class Trimming:
+    """How much of each row is kept: its absolute ``mass``, in at most ``limit`` entries; None: all of it."""
+
+    mass: float
+    limit: int
+
+    @classmethod
+    def choose(cls, mass: float | None, max_nodes: int, width: int) -> "Trimming | None":
+        """Whole rows where ``max_nodes`` of ``width`` entries fit, or the part asked for."""
+        if mass is None:
+            return None if max_nodes * width <= ROW_FLOATS else cls(ROW_MASS, max(1, ROW_FLOATS // (2 * max_nodes)))
+        return None if mass == 1.0 else cls(mass, width)
+
+    def __call__(self, values: Float[Tensor, "n column"]) -> Rows:
+        return trimmed_rows(values, self.mass, self.limit)
 
 
 @dataclass
@@ -45,6 +52,7 @@ class Expansion:
     roots: Block | None = None
     blocks: dict[int, list[Block]] = field(default_factory=dict)
     started_at: tuple[int, ...] = ()  # columns of features that are themselves targets
+    trimming: Trimming | None = None
 
     def influence(self) -> Float[Tensor, " column"]:
         """Each column's total influence on the roots through all expanded nodes.
@@ -54,41 +62,18 @@ class Expansion:
         """
         total = self.root_weights.new_zeros(self.sources.width)
         if self.roots is not None:
-            _push(total, self.roots, self.root_weights)
+            self.roots.rows.add_influence(self.root_weights, total)
         for column in self.started_at:
             total[column] += 1.0
         for layer in sorted(self.blocks, reverse=True):
             for block in self.blocks[layer]:
-                _push(total, block, total[block.columns])
+                block.rows.add_influence(total[block.columns], total)
         return total
 
     def expanded(self) -> Int[Tensor, " n"]:
         """The columns of all expanded features, in the order they were expanded within a layer."""
         columns = [block.columns for blocks in self.blocks.values() for block in blocks]
         return torch.cat(columns) if columns else torch.empty(0, dtype=torch.long)
-
-
-def _push(total: Tensor, block: Block, weights: Float[Tensor, " n"]) -> None:
-    share = weights / block.mass.clamp_min(1e-30)
-    total[: block.rows.shape[1]] += share @ block.rows.abs()
-
-
-def sweep_chunks(targets: Targets, batch_size: int | str) -> Iterator[Int[Tensor, " n"]]:
-    """Indices of targets to sweep together: near positions together, so that few rows are padding.
-
-    Each chunk stands from the last layer to the first, the order in which a sweep takes targets up.
-    """
-    order = torch.argsort(targets.position, stable=True)
-    positions = targets.position[order].tolist()
-    start = 0
-    for i in range(1, len(positions) + 1):
-        full = i - start >= batch_size if isinstance(batch_size, int) else (
-            i < len(positions) and (i + 1 - start) * (positions[i] + 1) > ROWS_AT_ONCE
-        )
-        if i == len(positions) or full:
-            chunk = order[start:i]
-            yield chunk[torch.argsort(targets.layer[chunk], descending=True, stable=True)]
-            start = i
 
 
 def expand(
@@ -107,8 +92,7 @@ def expand(
     depend on ``batch_size``.
     """
     if root_targets is not None:
-        for indices in sweep_chunks(root_targets, batch_size):
-            _store_roots(expansion, *engine.rows(root_targets[indices]), indices, len(root_targets))
+        expansion.roots = _root_block(engine, root_targets, batch_size)
     features = engine.sources.feature_columns
     waiting = torch.ones(engine.sources.width, dtype=torch.bool)
     if expansion.started_at:
@@ -139,27 +123,21 @@ def _expand_columns(
     advance: Callable[[int], None],
 ) -> None:
     targets = feature_targets(columns)
-    for indices in sweep_chunks(targets, batch_size):
-        chunk = targets[indices]
-        rows, bias = engine.rows(chunk)
-        for layer in chunk.layer.unique().tolist():
-            here = (chunk.layer == layer).nonzero()[:, 0]
-            block_rows = rows[here, : engine.sources.before(layer)]
-            block = Block(columns[indices[here]], block_rows, bias[here], block_rows.abs().sum(-1))
+    for indices, rows, bias in sweeps(engine, targets, batch_size):
+        layers = targets.layer[indices]
+        for layer in layers.unique().tolist():
+            here = (layers == layer).nonzero()[:, 0]
+            values = rows[here, : engine.sources.before(layer)]
+            kept = whole_rows(values) if expansion.trimming is None else expansion.trimming(values)
+            block = Block(columns[indices[here]], kept, bias[here])
             expansion.blocks.setdefault(layer, []).append(block)
-        advance(len(chunk))
+        advance(indices.numel())
 
 
-def _store_roots(
-    expansion: Expansion, rows: Tensor, bias: Tensor, indices: Int[Tensor, " n"], n_roots: int
-) -> None:
-    if expansion.roots is None:
-        expansion.roots = Block(
-            torch.full((n_roots,), -1),
-            rows.new_zeros(n_roots, expansion.sources.width),
-            rows.new_zeros(n_roots),
-            rows.new_zeros(n_roots),
-        )
-    expansion.roots.rows[indices, : rows.shape[1]] = rows
-    expansion.roots.bias[indices] = bias
-    expansion.roots.mass[indices] = rows.abs().sum(-1)
+def _root_block(engine: Engine, targets: Targets, batch_size: int | str) -> Block:
+    values = targets.vector.new_zeros(len(targets), engine.sources.width)
+    biases = targets.bias.new_zeros(len(targets))
+    for indices, rows, bias in sweeps(engine, targets, batch_size):
+        values[indices, : rows.shape[1]] = rows
+        biases[indices] = bias
+    return Block(torch.full((len(targets),), -1), whole_rows(values), biases)

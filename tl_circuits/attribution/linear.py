@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attribution.frozen_mlp import FrozenMLP, position_dot
+from tl_circuits.attribution.frozen_mlp import FrozenMLP, add_position_dots
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError
@@ -125,7 +125,8 @@ class _Sweep:
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
         own = self._out[:, self._first : last]
-        own += torch.einsum("pnd,pd->np", self._g, self._tokens[self._first : last])
+        for offset, here in enumerate(self._g):
+            own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
         return self._out, self._bias
 
     def _layer(self, layer: int, parallel: bool) -> None:
@@ -138,19 +139,20 @@ class _Sweep:
             into_skip = mlp.through_skip(g, self._first)
         entering = self._entering(layer)
         if into_skip is not None and not parallel:
-            self._g = g = g + into_skip
+            g += into_skip
         none = entering[0][:0], entering[1][:0]
         fresh, fresh_at = none if parallel else entering  # a parallel MLP reads what attention reads
-        self._bias[:n] += position_dot(g, attention.const[self._first :])
+        add_position_dots(self._bias[:n], g, attention.const[self._first :])
         mixed = attention.mix_back(g, fresh, fresh_at, self._first)
         if self._leading is not None:
             self._leading.add_effects(layer, mixed, self._out, self._bias)
         if fresh_at.numel():
             self._bias[n : n + len(fresh)] += (fresh * attention.const[fresh_at]).sum(-1)
             self._spread(fresh, fresh_at)
-        self._g = self._g + attention.to_stream(mixed[:, self._first :])
+        attention.add_to_stream(mixed[:, self._first :], self._g)
         if parallel:
-            self._g = self._g if into_skip is None else self._g + into_skip
+            if into_skip is not None:
+                self._g += into_skip
             self._spread(*entering)
 
     def _entering(self, layer: int) -> tuple[Float[Tensor, "new d_model"], Tensor]:

@@ -1,0 +1,130 @@
+"""Attention with its pattern frozen, as an affine map of the residual stream and its transpose."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .maps import frozen_norm
+from .patterns import Pattern, PatternBlock
+from .record import Recording
+from .sites import Model, attention_weights
+
+
+@dataclass(frozen=True)
+class FrozenAttention:
+    """One layer's attention with its pattern frozen: ``out[p] = Σ_q A[p,q] x[q] W_V W_O + const[p]``.
+
+    The norm before it and the one after it (Gemma) are folded in: gains and centring into the
+    weights, their denominators stand beside the pattern, one for each query (``after``) and one
+    for each key (``before``).
+    """
+
+    W_V: Float[Tensor, "kv d_model d_head"]
+    W_O: Float[Tensor, "n_heads d_head d_model"]
+    pattern: Pattern
+    before: Float[Tensor, "pos 1"] | None
+    after: Float[Tensor, "pos 1"] | None
+    const: Float[Tensor, "pos d_model"]
+
+    def forward(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        """The attention's contribution to the residual stream."""
+        return self.linear(x) + self.const
+
+    def linear(self, x: Float[Tensor, "used d_model"]) -> Float[Tensor, "used d_model"]:
+        """The part of it that depends on ``x``, which holds the first positions."""
+        kv, used = self.W_V.shape[0], x.shape[0]
+        v = x.float() @ self.W_V  # [kv, pos, d_head]
+        W_O = self.W_O.unflatten(0, (kv, -1))
+        out = torch.zeros(used, self.W_O.shape[2], device=x.device)
+        for block in self.pattern.blocks:
+            queries = slice(block.query, min(block.queries.stop, used))
+            if queries.start >= used:
+                break
+            weights = self._mixing(block, queries)[..., : used - block.key]  # [kv, group, query, key]
+            z = weights @ v[:, None, block.key : block.key + weights.shape[-1]]
+            out[queries] = torch.einsum("kgpe,kged->pd", z, W_O)
+        return out
+
+    def _mixing(self, block: PatternBlock, queries: slice) -> Float[Tensor, "kv group query key"]:
+        """How the streams at a block's keys enter its ``queries``, denominators included."""
+        weights = block.weights[:, queries.start - block.query : queries.stop - block.query].float()
+        if self.after is not None:
+            weights = weights / self.after[queries]
+        if self.before is not None:
+            weights = weights / self.before[block.keys].T
+        return weights.unflatten(0, (self.W_V.shape[0], -1))
+
+    def mix_back(
+        self,
+        g: Float[Tensor, "used n d_model"],
+        fresh: Float[Tensor, "new d_model"],
+        fresh_at: Int[Tensor, " new"],
+        first: int,
+    ) -> Float[Tensor, "kv key all d_head"]:
+        """Gradients at the values of every key position, from gradients at the attention's output.
+
+        ``g`` holds positions ``first``, ``first + 1``, ... of targets already spread out; ``fresh``
+        targets stand at one position each, which needs one row of ``W_O`` products, not one for
+        every position. Multiply the result with ``W_V`` (see :meth:`add_to_stream`).
+        """
+        used, n, new, last = g.shape[0], g.shape[1], len(fresh), first + g.shape[0]
+        kv, d_head = self.W_V.shape[0], self.W_O.shape[1]
+        W_O = self.W_O.transpose(1, 2)
+        mixed = g.new_zeros(kv, last, n * d_head)
+        spread = g.new_zeros(kv, last, new, d_head)
+        at_z = torch.matmul(fresh[None], W_O).unflatten(0, (kv, -1))  # [kv, group, new, d_head]
+        where = fresh_at.cpu()
+        for block in self.pattern.blocks:
+            queries = slice(max(block.query, first), min(block.queries.stop, last))
+            here = ((where >= block.query) & (where < block.queries.stop)).nonzero()[:, 0].to(fresh_at.device)
+            if queries.start >= queries.stop and not here.numel():
+                continue
+            keys = slice(block.key, min(block.keys.stop, last))
+            if n and queries.start < queries.stop:
+                weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
+                rows = g[queries.start - first : queries.stop - first].reshape(1, -1, g.shape[2])
+                # Heads of a group stand one after the other along the summed axis of the product.
+                at_block = torch.matmul(rows, W_O).reshape(kv, -1, n * d_head)
+                mixed[:, keys].baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_block)
+            if here.numel():
+                whole = slice(block.query, block.queries.stop)
+                weights = self._mixing(block, whole)[:, :, fresh_at[here] - block.query, : keys.stop - keys.start]
+                spread[:, keys, here] = torch.einsum("kgnq,kgne->kqne", weights, at_z[:, :, here])
+        mixed = mixed.reshape(kv, last, n, d_head)
+        return torch.cat([mixed, spread], dim=2) if new else mixed
+
+    def add_to_stream(
+        self, mixed: Float[Tensor, "kv key n d_head"], g: Float[Tensor, "key n d_model"]
+    ) -> None:
+        """Add gradients at the block's input to ``g``, from gradients at the values."""
+        flat = g.view(-1, g.shape[2])
+        for values, W_V in zip(mixed, self.W_V, strict=True):
+            flat.addmm_(values.reshape(-1, values.shape[2]), W_V.T)
+
+
+def frozen_attention(model: Model, recording: Recording, layer: int) -> FrozenAttention:
+    """Layer ``layer``'s attention as an affine map, from weights and one recording."""
+    weights = attention_weights(model, layer)
+    pattern = recording.patterns[layer]
+    W_V, b_V, W_O, b_O = weights.W_V, weights.b_V, weights.W_O, weights.b_O
+    group = W_O.shape[0] // W_V.shape[0]
+    before = frozen_norm(model, recording, f"blocks.{layer}.ln1")
+    after = frozen_norm(model, recording, f"blocks.{layer}.ln1_post")
+    if before is not None:
+        b_V = b_V + before.weights.bias @ W_V
+        W_V = before.fold(W_V)
+    per_head = torch.einsum("he,hed->hd", b_V.repeat_interleave(group, 0), W_O)
+    const = pattern.sums().T @ per_head + b_O
+    if after is not None:
+        const = after.forward(const)
+        W_O = (W_O - W_O.mean(-1, keepdim=True) if after.weights.centred else W_O) * after.weights.weight
+    return FrozenAttention(
+        W_V=W_V,
+        W_O=W_O,
+        pattern=pattern,
+        before=None if before is None else before.scale,
+        after=None if after is None else after.scale,
+        const=const,
+    )

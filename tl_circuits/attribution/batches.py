@@ -1,0 +1,82 @@
+"""Which targets go through the model together, and what happens when they do not fit."""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.attribution.sources import Sources
+from tl_circuits.attribution.targets import Targets
+
+ROWS_AT_ONCE = 1024  # (targets x positions) in one sweep on a short prompt: matrix products at full rate, in cache
+TARGETS_AT_ONCE = 64  # in one sweep on a long one: enough to share patterns and gathered decoders
+SWEEP_FLOATS = 2**27  # and never more than about this in one sweep, 512 MB
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What computes rows; the linear and the autograd engine."""
+
+    sources: Sources
+
+    def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
+        """Direct effects and biases of ``targets``."""
+
+
+def sweeps(
+    engine: Engine, targets: Targets, batch_size: int | str
+) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n column"], Float[Tensor, " n"]]]:
+    """Indices, rows and biases of all targets, a sweep at a time.
+
+    A sweep that does not fit into memory is halved. Raises MemoryError if one target alone does not fit.
+    """
+    waiting = list(sweep_chunks(targets, batch_size, engine.sources))[::-1]
+    while waiting:
+        indices = waiting.pop()
+        try:
+            rows, bias = engine.rows(targets[indices])
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if indices.numel() == 1:
+                raise MemoryError(
+                    f"not even one node's effects on {engine.sources.n_pos} tokens fit into the memory of "
+                    f"{targets.vector.device}. Give a shorter prompt, a smaller dictionary or fewer layers."
+                ) from error
+            half = indices.numel() // 2
+            waiting += [indices[half:], indices[:half]]
+            continue
+        yield indices, rows, bias
+
+
+def sweep_chunks(
+    targets: Targets, batch_size: int | str, sources: Sources
+) -> Iterator[Int[Tensor, " n"]]:
+    """Indices of targets to sweep together: near positions together, so that few rows are padding.
+
+    Each chunk stands from the last layer to the first, the order in which a sweep takes targets up.
+    Sizes depend on the prompt alone, so that the same prompt gives the same bits.
+    """
+    order = torch.argsort(targets.position, stable=True)
+    positions = targets.position[order].tolist()
+    start = 0
+    for i in range(1, len(positions) + 1):
+        if i < len(positions):
+            room = batch_size if isinstance(batch_size, int) else _room(positions[i] + 1, sources)
+            if i - start < room:
+                continue
+        chunk = order[start:i]
+        yield chunk[torch.argsort(targets.layer[chunk], descending=True, stable=True)]
+        start = i
+
+
+def _room(used: int, sources: Sources) -> int:
+    """How many targets at the first ``used`` positions make one sweep."""
+    floats = 5 * used * sources.tokens.shape[1] + sources.width  # gradients and their copies, one row
+    return max(1, min(max(ROWS_AT_ONCE // used, TARGETS_AT_ONCE), SWEEP_FLOATS // floats))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

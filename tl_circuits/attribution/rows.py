@@ -1,0 +1,85 @@
+"""Rows of direct effects while a graph is under construction: whole, or their heaviest entries."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+ROW_FLOATS = 2**27  # all rows together keep at most so many entries, 512 MB
+ROW_MASS = 0.999  # of a row's absolute sum, what a trimmed row keeps
+_SAMPLE = 4096  # entries of a row from which its cut is estimated
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of targets at one depth, as a prefix of all columns or, with ``column``, entry by entry.
+
+    ``total`` and ``mass``: each whole row's sum and absolute sum, also of what is no longer kept.
+    Entry by entry, row ``i`` stands in ``values[start[i] : start[i + 1]]``.
+    """
+
+    values: Float[Tensor, "n column"] | Float[Tensor, " entry"]
+    total: Float[Tensor, " n"]
+    mass: Float[Tensor, " n"]
+    column: Int[Tensor, " entry"] | None = None
+    start: Int[Tensor, " n_plus_one"] | None = None
+
+    def add_influence(self, weights: Float[Tensor, " n"], influence: Float[Tensor, " width"]) -> None:
+        """Add to every column its absolute share of each row, times the row's weight."""
+        share = weights / self.mass.float().clamp_min(1e-30)
+        if self.column is None:
+            influence[: self.values.shape[1]] += share @ self.values.abs()
+        else:
+            each = share.repeat_interleave(self.start.diff())
+            influence.index_add_(0, self.column.long(), self.values.abs() * each)
+
+    def entries(
+        self, node_of: Int[Tensor, " width"]
+    ) -> tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor, " edge"]]:
+        """Row, node and value of every entry that is not zero and whose column is a node."""
+        if self.column is None:
+            columns = (node_of[: self.values.shape[1]] >= 0).nonzero()[:, 0]
+            kept = self.values.cpu()[:, columns]
+            row, at = kept.nonzero(as_tuple=True)
+            return row, node_of[columns[at]], kept[row, at].float()
+        row = torch.arange(len(self.mass)).repeat_interleave(self.start.diff().cpu())
+        node, values = node_of[self.column.long().cpu()], self.values.cpu()
+        kept = (node >= 0) & (values != 0)
+        return row[kept], node[kept], values[kept]
+
+
+def whole_rows(values: Float[Tensor, "n column"]) -> Rows:
+    """Rows with all their entries."""
+    return Rows(values, values.sum(-1, dtype=torch.float64), values.abs().sum(-1, dtype=torch.float64))
+
+
+def trimmed_rows(values: Float[Tensor, "n column"], mass: float, limit: int) -> Rows:
+    """The heaviest entries of each row: those that carry ``mass`` of its absolute sum, at most about ``limit``."""
+    whole = whole_rows(values)
+    parts = [_heaviest(row, float(m), mass, limit) for row, m in zip(values, whole.mass, strict=True)]
+    counts = torch.tensor([0, *(part.numel() for part in parts)], device=values.device)
+    column = torch.cat(parts)
+    row = torch.arange(len(values), device=values.device).repeat_interleave(counts[1:])
+    return Rows(values[row, column], whole.total, whole.mass, column.int(), counts.cumsum(0))
+
+
+def _heaviest(row: Float[Tensor, " column"], total: float, mass: float, limit: int) -> Int[Tensor, " entry"]:
+    """Columns of the entries above a cut which keeps ``mass`` of the row, unless they are more than ``limit``.
+
+    The cut is estimated on an even sample, then lowered until it keeps enough.
+    """
+    size = row.abs()
+    step = max(1, size.numel() // _SAMPLE)
+    sample = size[::step].sort(descending=True).values
+    carried = sample.cumsum(0)
+    at = int((carried < mass * carried[-1]).sum())
+    cut = float(sample[min(at, len(sample) - 1)])
+    kept = size >= cut
+    while cut > 0 and float(size[kept].sum(dtype=torch.float64)) < mass * total:
+        cut /= 2
+        kept = size >= cut
+    column = kept.nonzero()[:, 0]
+    if column.numel() > limit:
+        column = size.topk(limit, sorted=False).indices.sort().values
+    return column[row[column] != 0]
