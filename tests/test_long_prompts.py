@@ -1,0 +1,121 @@
+"""Prompts of several query blocks: patterns without zeros, trimmed rows, sweeps that fit."""
+
+import copy
+import tempfile
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+import tl_circuits as tlc
+from tests.tiny import CONFIGS, checkpoint, prompt, transcoders
+from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.hooks import Pattern, record
+
+LENGTH = 300  # three blocks of queries
+
+
+@pytest.fixture(scope="module", params=["gemma3", "llama"])
+def long_model(request):
+    config = copy.deepcopy(CONFIGS[request.param])
+    config.max_position_embeddings = 512
+    if request.param == "gemma3":
+        config.sliding_window = 40
+    with tempfile.TemporaryDirectory() as folder:
+        return TransformerBridge.boot_transformers(checkpoint(config, folder), device="cpu").eval()
+
+
+def test_a_pattern_keeps_everything_but_the_mask(long_model):
+    tokens = prompt(LENGTH)
+    with torch.no_grad():
+        _, cache = long_model.run_with_cache(tokens[None], names_filter=lambda n: n.endswith("hook_pattern"))
+    kept = 0
+    for layer, pattern in enumerate(record(long_model, tokens, LENGTH - 1).patterns):
+        whole = cache[f"blocks.{layer}.attn.hook_pattern"][0]
+        assert torch.equal(pattern.dense(), whole)
+        kept += sum(block.weights.numel() for block in pattern.blocks) / whole.numel()
+    assert kept / len(long_model.blocks) < 0.75
+
+
+def test_queries_that_attend_to_nothing_keep_their_place():
+    pattern = Pattern.cut(torch.zeros(2, LENGTH, LENGTH))
+    assert pattern.n_pos == LENGTH
+    assert torch.equal(pattern.sums(), torch.zeros(2, LENGTH))
+
+
+def test_both_engines_agree_over_several_blocks(long_model):
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        graphs = [
+            tlc.attribute(replacement, prompt(LENGTH), max_nodes=12, engine=engine, progress=False)
+            for engine in ("linear", "autograd")
+        ]
+    fast, slow = (graph.adjacency() for graph in graphs)
+    assert graphs[0].node_ids == graphs[1].node_ids
+    # float32 sums over 300 positions in another order
+    assert (fast - slow).abs().max() <= 1e-4 * slow.abs().max()
+    assert graphs[0].completeness_error() < 1e-4
+
+
+def test_trimmed_rows_keep_influence_and_the_pruned_graph(long_model):
+    tokens = prompt(256)
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        whole, trimmed = (
+            tlc.attribute(replacement, tokens, max_nodes=200, row_mass=mass, progress=False) for mass in (1.0, 0.999)
+        )
+    assert len(trimmed.edges) < len(whole.edges)
+    assert trimmed.completeness_error() < 1e-5
+    assert trimmed.coverage <= whole.coverage
+    reach = whole.nodes.set_index("id").influence
+    others = trimmed.nodes.set_index("id").influence.reindex(reach.index, fill_value=0.0)
+    assert (others - reach).abs().max() <= 1e-3
+    kept, others = (set(graph.prune(0.8).node_ids) for graph in (whole, trimmed))
+    assert len(kept & others) >= 0.99 * len(kept | others)
+
+
+def test_rows_that_do_not_fit_are_trimmed_and_say_so(long_model, monkeypatch):
+    monkeypatch.setattr("tl_circuits.attribution.expand.ROW_FLOATS", 2000)
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        whole = tlc.attribute(replacement, prompt(40), max_nodes=20, row_mass=1.0, progress=False)
+        small = tlc.attribute(replacement, prompt(40), max_nodes=20, progress=False)
+    assert len(small.edges) < len(whole.edges) and small.coverage < whole.coverage
+    assert small.completeness_error() < 1e-5
+
+
+def test_the_number_of_targets_in_a_sweep_does_not_change_the_graph(long_model):
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        graphs = [
+            tlc.attribute(replacement, prompt(140), max_nodes=60, batch_size=size, progress=False) for size in ("auto", 7)
+        ]
+    assert graphs[0].node_ids == graphs[1].node_ids
+    # the same sums in matrix products of other shapes
+    gap = (graphs[0].adjacency() - graphs[1].adjacency()).abs().max()
+    assert gap <= 1e-5 * graphs[0].adjacency().abs().max()
+
+
+def _fits(limit):
+    rows = LinearEngine.rows
+
+    def guarded(self, targets):
+        if len(targets) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return rows(self, targets)
+
+    return guarded
+
+
+def test_a_sweep_that_runs_out_of_memory_is_halved(long_model, monkeypatch):
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        whole = tlc.attribute(replacement, prompt(30), max_nodes=30, progress=False)
+        monkeypatch.setattr(LinearEngine, "rows", _fits(3))
+        halved = tlc.attribute(replacement, prompt(30), max_nodes=30, progress=False)
+    assert whole.node_ids == halved.node_ids
+    assert torch.allclose(whole.adjacency(), halved.adjacency(), atol=1e-5)  # products of other shapes
+
+
+def test_one_target_that_does_not_fit_says_what_to_lower(long_model, monkeypatch):
+    monkeypatch.setattr(LinearEngine, "rows", _fits(0))
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        with pytest.raises(MemoryError, match="shorter prompt"):
+            tlc.attribute(replacement, prompt(30), max_nodes=30, progress=False)
+        with pytest.raises(ValueError, match="row_mass"):
+            tlc.attribute(replacement, prompt(30), row_mass=0.0, progress=False)
