@@ -47,7 +47,7 @@ def to_tokens(model: Model, prompt: Any) -> Int[Tensor, " pos"]:
             raise PromptError("the prompt is empty; give at least one token.")
         if getattr(model, "tokenizer", None) is None:
             raise PromptError("the model has no tokenizer, so give the prompt as token ids.")
-        tokens = model.to_tokens(prompt)[0]
+        tokens = model.to_tokens(prompt, truncate=False)[0]
     else:
         try:
             tokens = torch.as_tensor(prompt)

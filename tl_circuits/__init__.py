@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tl_circuits.attaching import attach
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
     from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.batch import trace_many
     from tl_circuits.edit_text import parse_edit
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
@@ -63,6 +64,7 @@ _HOMES = {
     "load_transcoders": "dictionaries",
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
+    "trace_many": "batch",
 }
 
 __all__ = list(_HOMES)

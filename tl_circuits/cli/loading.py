@@ -1,7 +1,5 @@
 """Open a model and a dictionary by the names given on the command line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,11 +8,8 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
     from tl_circuits.hooks import Replacement
 
 
-@contextmanager
-def open_replacement(
-    model_name: str, transcoders: str, device: str | None, dtype: str
-) -> "Iterator[Replacement]":
-    """The model called ``model_name`` with ``transcoders`` attached, for as long as the context is open."""
+def open_replacement(model_name: str, transcoders: str, device: str | None, dtype: str) -> "Replacement":
+    """The model called ``model_name`` with ``transcoders`` attached; a context that detaches them."""
     kinds = ("float32", "bfloat16", "float16")
     if dtype not in kinds:
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
@@ -26,5 +21,4 @@ def open_replacement(
         import tl_circuits as tlc
 
         model = tlc.load_model(model_name, device=device, dtype=getattr(torch, dtype))
-    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
-        yield replacement
+    return tlc.attach(model, tlc.mlp_neurons(model))

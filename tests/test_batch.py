@@ -1,0 +1,182 @@
+"""Many prompts: written as they finish, resumed, on Ray."""
+
+import json
+import os
+import signal
+from functools import partial
+from importlib.util import find_spec
+
+import pandas as pd
+import pytest
+
+import tl_circuits as tlc
+from tests.conftest import need
+from tests.tiny import tiny_bridge, transcoders
+from tl_circuits.batch import store as stores
+from tl_circuits.batch import trace as tracing
+from tl_circuits.errors import OutputError, PromptError
+
+PROMPTS = ["w1 w2 w3 w4", "w5 w6 w7", "w8 w9 w10 w11 w12"]
+
+
+def opened():
+    model = tiny_bridge("llama")
+    return tlc.attach(model, transcoders(model))
+
+
+@pytest.fixture
+def replacement():
+    with opened() as attached:
+        yield attached
+
+
+def lines(path, *objects):
+    path.write_text("\n".join(o if isinstance(o, str) else json.dumps(o) for o in objects) + "\n")
+    return path
+
+
+def test_every_prompt_gets_the_graph_it_gets_alone(replacement, tmp_path):
+    summary = tlc.trace_many(replacement, PROMPTS, tmp_path, max_nodes=30, progress=False)
+    assert list(summary.status) == ["done"] * 3
+    for prompt, file in zip(PROMPTS, summary.file, strict=True):
+        alone = tlc.attribute(replacement, prompt, max_nodes=30, progress=False)
+        assert alone.edges.equals(tlc.load_graph(tmp_path / file).edges)
+    assert pd.read_parquet(tmp_path / "summary.parquet").key.tolist() == summary.key.tolist()
+
+
+def test_finished_prompts_are_not_traced_again_and_broken_off_ones_are(replacement, tmp_path, monkeypatch):
+    first = tlc.trace_many(replacement, PROMPTS, tmp_path, max_nodes=30, progress=False)
+    (tmp_path / f"{first.key[1]}.json").write_text('{"status": "do')  # broken off while writing
+    traced = []
+    monkeypatch.setattr(
+        tracing, "attribute", lambda r, prompt, *a, **k: traced.append(prompt) or tlc.attribute(r, prompt, *a, **k)
+    )
+    again = tlc.trace_many(replacement, PROMPTS, tmp_path, max_nodes=30, progress=False)
+    assert traced == [PROMPTS[1]]
+    assert again.edges.tolist() == first.edges.tolist()
+    tlc.trace_many(replacement, PROMPTS[:1], tmp_path, max_nodes=20, progress=False)
+    assert traced[1:] == [PROMPTS[0]], "other settings are another result"
+
+
+def test_ctrl_c_leaves_whole_files_only(replacement, tmp_path, monkeypatch):
+    def interrupted(r, prompt, *rest, **options):
+        if prompt == PROMPTS[2]:
+            raise KeyboardInterrupt
+        return tlc.attribute(r, prompt, *rest, **options)
+
+    monkeypatch.setattr(tracing, "attribute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tlc.trace_many(replacement, PROMPTS, tmp_path, max_nodes=30, progress=False)
+    names = sorted(path.suffix for path in tmp_path.iterdir())
+    assert names == [".json", ".json", ".safetensors", ".safetensors"]
+
+
+def test_bad_lines_and_failing_prompts_are_reported_and_the_rest_done(replacement, tmp_path):
+    file = lines(
+        tmp_path / "prompts.jsonl",
+        {"id": "a", "prompt": "w1 w2 w3"},
+        "{not json",
+        {"id": "a", "prompt": "w2"},
+        {"prompt": ""},
+        {"prompt": "w3 w4", "colour": "red"},
+        {"id": "long", "prompt": " ".join(["w1"] * 40)},
+        {"id": "target", "prompt": "w1 w2", "targets": ["w1 w2 w3"]},
+        {"id": "ids", "prompt": [1, 5, 6], "targets": ["w7"], "position": 1},
+    )
+    summary = tlc.trace_many(replacement, file, tmp_path / "out", max_nodes=20, progress=False).set_index("id")
+    assert summary.status[["a", "ids"]].tolist() == ["done", "done"]
+    failed = summary[summary.status == "failed"].error
+    assert "not JSON" in failed["line 2"] and "already that of line 1" in failed["line 3"]
+    assert "'prompt' must be text" in failed["line 4"] and "'colour'" in failed["line 5"]
+    assert "context is 32" in failed["long"] and "TargetError" in failed["target"]
+
+
+def test_any_fsspec_address_will_do(replacement):
+    summary = tlc.trace_many(replacement, PROMPTS[:1], "memory://graphs", max_nodes=20, progress=False)
+    again = tlc.trace_many(replacement, PROMPTS[:1], "memory://graphs", max_nodes=20, progress=False)
+    assert summary.status.tolist() == ["done"] and again.seconds.tolist() == summary.seconds.tolist()
+
+
+def test_writing_is_tried_again_and_then_recorded(replacement, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "FIRST_PAUSE", 0.0)
+    from fsspec.implementations.local import LocalFileSystem
+
+    failures, write = iter([True, True, False, *[False] * 9]), LocalFileSystem.pipe_file
+
+    def flaky(self, path, value, **kwargs):
+        if next(failures):
+            raise OSError("connection reset")
+        return write(self, path, value, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", flaky)
+    assert tlc.trace_many(replacement, PROMPTS[:1], tmp_path / "a", max_nodes=5, progress=False).status[0] == "done"
+    failures = iter([True] * 3 + [False] * 9)
+    failed = tlc.trace_many(replacement, PROMPTS[:1], tmp_path / "b", max_nodes=5, progress=False)
+    assert "connection reset" in failed.error[0]
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["summary.parquet"]
+
+
+def test_settings_that_do_not_fit_say_so(replacement, tmp_path):
+    with pytest.raises(PromptError, match="no prompts"):
+        tlc.trace_many(replacement, [], tmp_path, progress=False)
+    with pytest.raises(PromptError, match="cannot read"):
+        tlc.trace_many(replacement, tmp_path / "none.jsonl", tmp_path, progress=False)
+    with pytest.raises(ValueError, match="function that returns"):
+        tlc.trace_many(replacement, PROMPTS, tmp_path, workers=1, progress=False)
+    with pytest.raises(ValueError, match="name="):
+        tlc.trace_many(opened, PROMPTS, tmp_path, progress=False)
+    with pytest.raises(OutputError, match="cannot write"):
+        tlc.trace_many(replacement, PROMPTS, "/dev/null/out", progress=False)
+
+
+def test_a_cluster_that_does_not_answer_says_so(tmp_path):
+    need(find_spec("ray") is not None, "ray")
+    with pytest.raises(ConnectionError, match="no Ray cluster answers at 127.0.0.1:1"):
+        tlc.trace_many(opened, PROMPTS, tmp_path, name="tiny", ray_address="127.0.0.1:1", progress=False)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    need(find_spec("ray") is not None, "ray")
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield ray
+    ray.shutdown()
+
+
+def _killed_once(marker, length):
+    """A worker whose model takes its process down at the first prompt of ``length`` tokens."""
+    replacement = opened()
+    told = marker / "died"
+
+    def hook(model, args):
+        if not told.exists() and args[0].shape[-1] == length:
+            told.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    replacement.model.register_forward_pre_hook(hook)
+    return replacement
+
+
+def test_ray_workers_give_the_same_graphs_and_one_that_dies_loses_nothing(cluster, tmp_path):
+    alone = tlc.trace_many(opened, PROMPTS, tmp_path / "here", name="tiny", max_nodes=30, progress=False)
+    opener = partial(_killed_once, tmp_path, 6)  # w8 ... w12 and the beginning-of-sequence token
+    there = tlc.trace_many(opener, PROMPTS, tmp_path / "there", name="tiny", workers=2, max_nodes=30, progress=False)
+    assert (tmp_path / "died").exists()
+    assert there.status.tolist() == ["done"] * 3
+    for file in alone.file:
+        one, other = (tlc.load_graph(tmp_path / where / file) for where in ("here", "there"))
+        assert one.node_ids == other.node_ids
+        assert abs(one.edges.weight - other.edges.weight).max() < 1e-5  # another number of threads
+
+
+def test_ray_says_what_is_wrong(cluster, tmp_path):
+    with pytest.raises(ValueError, match="3 workers, but the cluster has 2 CPU cores"):
+        tlc.trace_many(opened, PROMPTS, tmp_path, name="tiny", workers=3, progress=False)
+
+    def broken():
+        raise FileNotFoundError("no such checkpoint")
+
+    with pytest.raises(RuntimeError, match="could not open the model"):
+        tlc.trace_many(broken, PROMPTS, tmp_path, name="tiny", workers=1, progress=False)

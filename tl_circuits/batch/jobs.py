@@ -1,0 +1,95 @@
+"""What to trace: prompts with names of their own, from Python or from a file of JSON lines."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_circuits.errors import PromptError
+
+_FIELDS = ("id", "prompt", "targets", "position")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt. ``targets`` and ``position`` as in :func:`tl_circuits.attribute`."""
+
+    id: str
+    prompt: str | tuple[int, ...]
+    targets: tuple[str | int, ...] | None = None
+    position: int = -1
+
+    def key(self, options: dict[str, Any]) -> str:
+        """A hash of all that decides the result, by which a finished one is known again."""
+        content = json.dumps([self.prompt, self.targets, self.position, options], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A prompt that could not be read, and why."""
+
+    id: str
+    error: str
+
+
+def read_jobs(prompts: str | Path | Iterable[Any]) -> list[Job | BadLine]:
+    """Jobs of a ``.jsonl`` file, or of strings, token ids and mappings with ``prompt`` and perhaps ``id targets position``.
+
+    What cannot be read becomes a :class:`BadLine`, which names its line; the rest is read. Raises
+    PromptError when the file itself cannot be read or holds nothing.
+    """
+    if isinstance(prompts, (str, Path)):
+        try:
+            lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"cannot read prompts from {prompts}: {error}. Give a file with one JSON object a line.") from error
+        given = [(f"line {n}", _parsed(line)) for n, line in enumerate(lines, start=1) if line.strip()]
+    else:
+        given = [(f"prompt {n}", item) for n, item in enumerate(prompts, start=1)]
+    if not given:
+        raise PromptError("there are no prompts to trace.")
+    jobs: list[Job | BadLine] = []
+    taken: dict[str, str] = {}
+    for where, item in given:
+        try:
+            job = item if isinstance(item, Job) else _job(where, item)
+            if job.id in taken:
+                raise ValueError(f"the id {job.id!r} is already that of {taken[job.id]}")
+        except ValueError as error:
+            jobs.append(BadLine(where, f"{where}: {error}"))
+            continue
+        taken[job.id] = where
+        jobs.append(job)
+    return jobs
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return error
+
+
+def _job(where: str, item: Any) -> Job:
+    if isinstance(item, json.JSONDecodeError):
+        raise ValueError(f"not JSON ({item})")
+    fields = item if isinstance(item, dict) else {"prompt": item}
+    unknown = sorted(set(fields) - set(_FIELDS))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
+    prompt = fields.get("prompt")
+    if isinstance(prompt, (list, tuple)) and prompt and all(type(i) is int for i in prompt):
+        prompt = tuple(prompt)
+    elif not isinstance(prompt, str) or not prompt:
+        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r}")
+    targets, position = fields.get("targets"), fields.get("position", -1)
+    if isinstance(targets, (str, int)):
+        targets = [targets]
+    if targets is not None and not all(isinstance(t, (str, int)) for t in targets):
+        raise ValueError(f"'targets' must be tokens or token ids, got {targets!r}")
+    if type(position) is not int:
+        raise ValueError(f"'position' must be a whole number, got {position!r}")
+    return Job(str(fields.get("id", where)), prompt, None if targets is None else tuple(targets), position)

@@ -1,0 +1,126 @@
+"""The same on Ray: one worker a device, each with model and dictionary loaded once."""
+
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tl_circuits.batch.jobs import Job
+from tl_circuits.batch.store import Store
+from tl_circuits.hooks import Replacement
+
+SECONDS_TO_ANSWER = 10
+LIVES = 2  # how often a prompt may take its worker down before it counts as failed
+
+
+def trace_on_ray(
+    opener: Callable[[], Replacement],
+    jobs: list[Job],
+    out: str,
+    options: dict[str, Any],
+    workers: int | None,
+    address: str | None,
+) -> Iterator[dict[str, Any]]:
+    """Records as they finish. A worker that dies is replaced and its prompt traced again.
+
+    Raises ImportError without the extra ``ray``, ConnectionError when no cluster answers at
+    ``address``, ValueError for more workers than devices, RuntimeError when workers cannot open the model.
+    """
+    ray = _ray()
+    ours = _connect(ray, address)
+    try:
+        device, count = _devices(ray)
+        if workers is not None and workers > count:
+            raise ValueError(f"{workers} workers, but the cluster has {count} {device} to give one to each. Ask for fewer.")
+        n = min(workers or count, len(jobs))
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // n)
+        needs = {"num_gpus": 1} if device == "GPUs" else {"num_cpus": cpus}
+        make = ray.remote(**needs)(_Worker)
+        yield from _drive(ray, lambda: make.remote(opener, out, options, cpus), n, jobs, options)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("workers run on Ray, which is not installed: pip install 'tl_circuits[ray]'.") from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> bool:
+    """Whether a connection was made here, which is then ours to close."""
+    if ray.is_initialized():
+        return False
+    try:
+        if address:
+            _require_open(address)
+        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level="error")
+    except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address or 'this machine'}: {error}. Check the address, or leave it out to start one here."
+        ) from error
+    return True
+
+
+def _require_open(address: str) -> None:
+    """Ray itself tries a silent port for minutes, then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+
+
+def _devices(ray: Any) -> tuple[str, int]:
+    resources = ray.cluster_resources()
+    return ("GPUs", int(resources["GPU"])) if resources.get("GPU", 0) >= 1 else ("CPU cores", int(resources["CPU"]))
+
+
+class _Worker:
+    """Lives in a process of its own."""
+
+    def __init__(self, opener: Callable[[], Replacement], out: str, options: dict[str, Any], threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        self._replacement, self._store, self._options = opener(), Store(out), options
+
+    def trace(self, job: Job) -> dict[str, Any]:
+        from tl_circuits.batch.trace import trace_one
+
+        return trace_one(self._replacement, job, self._store, self._options)
+
+
+def _drive(
+    ray: Any, start: Callable[[], Any], n: int, jobs: list[Job], options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    waiting = deque((job, 1) for job in jobs)
+    running: dict[Any, tuple[Any, Job, int]] = {}
+
+    def give(worker: Any) -> None:
+        if waiting:
+            job, life = waiting.popleft()
+            running[worker.trace.remote(job)] = worker, job, life
+
+    for _ in range(n):
+        give(start())
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        worker, job, life = running.pop(ready)
+        try:
+            record = ray.get(ready)
+        except ray.exceptions.RayActorError as error:
+            if "__init__" in str(error) or "creation task" in str(error):
+                raise RuntimeError(f"a worker could not open the model: {error}") from error
+            if life < LIVES:
+                waiting.appendleft((job, life + 1))
+                give(start())
+                continue
+            record = {
+                "id": job.id, "key": job.key(options), "prompt": str(job.prompt), "status": "failed",
+                "error": f"its worker died {LIVES} times, perhaps for want of memory",
+            }
+            worker = start() if waiting else worker
+        yield record
+        give(worker)

@@ -1,0 +1,85 @@
+"""Where results go: any fsspec address; a file is there whole or not at all."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import fsspec
+
+from tl_circuits.errors import OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl_circuits.graph.graph import AttributionGraph
+
+TRIES = 3
+FIRST_PAUSE = 0.5  # seconds, doubled at every further try
+
+
+class Store:
+    """A folder of graphs, one JSON record beside each, and a summary table."""
+
+    def __init__(self, out: str):
+        try:
+            self._fs, self._folder = fsspec.core.url_to_fs(out)
+            self._fs.makedirs(self._folder, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise OutputError(f"cannot write to {out}: {error}. Give a folder, or an address fsspec knows.") from error
+        self.out = out
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """The record of a finished prompt; None if there is none, or one that was broken off."""
+        try:
+            record = json.loads(self._fs.cat_file(self._at(f"{key}.json")))
+        except (OSError, ValueError):
+            return None
+        return record if record.get("status") == "done" and self._fs.exists(self._at(record["file"])) else None
+
+    def write(self, key: str, record: dict[str, Any], graph: "AttributionGraph | None") -> None:
+        """The graph first, then the record, which says that it is finished; raises OSError after three tries."""
+        if graph is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = graph.save(Path(folder) / "graph.safetensors")
+                self._put(record["file"], path.read_bytes())
+        self._put(f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
+
+    def write_table(self, frame: "pd.DataFrame") -> str:
+        """``summary.parquet``; its address comes back."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "summary.parquet"
+            frame.to_parquet(path, index=False)
+            self._put("summary.parquet", path.read_bytes())
+        return f"{self.out.rstrip('/')}/summary.parquet"
+
+    def _at(self, name: str) -> str:
+        return f"{self._folder.rstrip('/')}/{name}"
+
+    def _put(self, name: str, content: bytes) -> None:
+        part = self._at(f".{name}.{uuid4().hex}.part")
+
+        def put() -> None:
+            try:
+                self._fs.pipe_file(part, content)
+                self._fs.mv(part, self._at(name))
+            except BaseException:
+                if self._fs.exists(part):
+                    self._fs.rm_file(part)
+                raise
+
+        _tried(put)
+
+
+def _tried(action: Callable[[], None]) -> None:
+    for attempt in range(TRIES):
+        try:
+            return action()
+        except OSError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(FIRST_PAUSE * 2**attempt)
+    return None

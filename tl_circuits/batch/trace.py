@@ -1,0 +1,128 @@
+"""Trace many prompts, one after the other in this process or on the workers of a Ray cluster."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from beartype import beartype
+from jaxtyping import jaxtyped
+from tqdm.auto import tqdm
+
+from tl_circuits.attribution import attribute
+from tl_circuits.batch.jobs import BadLine, Job, read_jobs
+from tl_circuits.batch.store import Store
+from tl_circuits.hooks import Replacement
+
+Record = dict[str, Any]
+
+
+@jaxtyped(typechecker=beartype)
+def trace_many(
+    replacement: Replacement | Callable[[], Replacement],
+    prompts: str | Path | Iterable[Any],
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    name: str | None = None,
+    max_nodes: int = 2000,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Attribution graphs of many prompts, written to ``out`` as they finish.
+
+    A prompt that was finished by an earlier call with the same ``name`` and ``max_nodes`` is not
+    traced again. A prompt that fails is recorded and does not stop the others.
+
+    Args:
+        replacement: what :func:`tl_circuits.attach` returned, or a function that opens one; Ray's
+            workers each call the function once.
+        prompts: a ``.jsonl`` file with one object a line, or strings, token ids or mappings: ``prompt``
+            and perhaps ``id``, ``targets``, ``position``.
+        out: a folder, or any address fsspec can write to.
+        workers: Ray workers, each with model and dictionary of its own; None traces in this process, or
+            with ``ray_address`` on as many workers as the cluster has devices.
+        ray_address: a running Ray cluster; None starts one here if ``workers`` is given.
+        name: what model and dictionary are called, part of the key of each result; needed when
+            ``replacement`` is a function.
+        max_nodes: as in :func:`tl_circuits.attribute`.
+        progress: show a progress bar on stderr.
+
+    Returns a frame with one row a prompt, in order: ``id key prompt status error seconds nodes edges
+    replacement_score completeness_score coverage file``; also written as ``summary.parquet``.
+    Raises PromptError, OutputError, ImportError without Ray, ConnectionError when no cluster answers,
+    and ValueError for settings that do not fit.
+    """
+    on_ray = workers is not None or ray_address is not None
+    opened = isinstance(replacement, Replacement)
+    if on_ray and opened:
+        raise ValueError("Ray's workers open their own model: give a function that returns the replacement, not one already attached.")
+    if not opened and name is None:
+        raise ValueError("give name=..., what model and dictionary are called, so that results can be known again.")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    label = name if name is not None else f"{getattr(replacement.model.cfg, 'model_name', '')} {replacement.dictionary.name}"
+    options = {"max_nodes": max_nodes, "name": label}
+    store, jobs = Store(str(out)), read_jobs(prompts)
+    records: dict[str, Record] = {}
+    waiting: list[Job] = []
+    for job in jobs:
+        if isinstance(job, BadLine):
+            records[job.id] = {"id": job.id, "status": "failed", "error": job.error}
+        elif (done := store.record(job.key(options))) is not None:
+            records[job.id] = done | {"id": job.id}
+        else:
+            waiting.append(job)
+    if not waiting:
+        finished: Iterator[Record] = iter(())
+    elif on_ray:
+        from tl_circuits.batch.on_ray import trace_on_ray
+
+        finished = trace_on_ray(replacement, waiting, str(out), options, workers, ray_address)
+    else:
+        ready = replacement if opened else replacement()
+        finished = (trace_one(ready, job, store, options) for job in waiting)
+    with tqdm(total=len(jobs), initial=len(records), desc="prompts", unit="prompt", disable=not progress) as bar:
+        for record in finished:
+            records[record["id"]] = record
+            bar.update()
+    frame = pd.DataFrame([records[job.id] for job in jobs]).reindex(columns=_COLUMNS)
+    store.write_table(frame)
+    return frame
+
+
+_COLUMNS = [
+    "id", "key", "prompt", "status", "error", "seconds", "nodes", "edges", "replacement_score", "completeness_score",
+    "coverage", "file",
+]  # fmt: skip
+
+
+def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[str, Any]) -> Record:
+    """Trace and write one prompt; what fails about it is in the record that comes back."""
+    key, began = job.key(options), time.perf_counter()
+    record: Record = {"id": job.id, "key": key, "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt)}
+    try:
+        prompt = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
+        targets = None if job.targets is None else list(job.targets)
+        graph = attribute(
+            replacement, prompt, targets, position=job.position, max_nodes=options["max_nodes"], progress=False
+        )
+        scores = graph.scores()
+        record |= {
+            "status": "done",
+            "error": None,
+            "seconds": time.perf_counter() - began,
+            "nodes": len(graph),
+            "edges": len(graph.edges),
+            "replacement_score": scores.replacement,
+            "completeness_score": scores.completeness,
+            "coverage": graph.coverage,
+            "file": f"{key}.graph.safetensors",
+        }
+        store.write(key, record, graph)
+    except Exception as error:  # whatever one prompt's failure is, the others go on
+        record = {n: record[n] for n in ("id", "key", "prompt")} | {
+            "status": "failed", "error": f"{type(error).__name__}: {error}",
+        }
+    return record

@@ -1,0 +1,78 @@
+"""``tl-circuits batch``: graphs of many prompts, on one or several workers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.loading import open_replacement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl_circuits.hooks import Replacement
+
+FAILURES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens model and dictionary by their names, in whatever process it is called."""
+
+    model: str
+    transcoders: str
+    device: str | None
+    dtype: str
+
+    def __call__(self) -> "Replacement":
+        return open_replacement(self.model, self.transcoders, self.device, self.dtype)
+
+
+@app.command()
+def batch(
+    prompts: Annotated[Path, typer.Argument(help="One JSON object a line: prompt, and perhaps id, targets, position.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder, or any address fsspec can write to.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="As in `tl-circuits trace`.")] = "neurons",
+    max_nodes: Annotated[int, typer.Option(help="How many features to trace of each prompt.")] = 2000,
+    workers: Annotated[int | None, typer.Option(help="Ray workers; default: trace in this process.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Trace all PROMPTS of a file; finished ones are skipped when called again. Exit 1 if one failed."""
+    with clear_errors(debug):
+        import tl_circuits as tlc
+
+        summary = tlc.trace_many(
+            Opener(model, transcoders, device, dtype),
+            prompts,
+            out,
+            workers=workers,
+            ray_address=ray_address,
+            name=f"{model} {transcoders} {dtype}",
+            max_nodes=max_nodes,
+            progress=Console(stderr=True).is_terminal,
+        )
+        if as_json:
+            typer.echo(summary.to_json(orient="records", force_ascii=False))
+        else:
+            _show(summary, out, Console())
+        if (summary.status == "failed").any():
+            raise typer.Exit(1)
+
+
+def _show(summary: "pd.DataFrame", out: str, console: Console) -> None:
+    done, failed = summary[summary.status == "done"], summary[summary.status == "failed"]
+    console.print(f"{len(done)} graphs in {out}, {len(failed)} prompts failed; the table is {out.rstrip('/')}/summary.parquet")
+    if len(failed):
+        table = Table("prompt", "why", title="Failed", title_justify="left")
+        for row in failed.head(FAILURES_SHOWN).itertuples():
+            table.add_row(row.id, row.error)
+        console.print(table)
