@@ -32,6 +32,7 @@ from .maps import (
     write_norm,
     write_stage,
 )
+from .queries_keys import FrozenScores, frozen_scores
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
     MLPWeights,
@@ -57,6 +58,7 @@ __all__ = [
     "FREEZE_MODES",
     "FrozenAttention",
     "FrozenNorm",
+    "FrozenScores",
     "HookList",
     "MLPWeights",
     "Model",
@@ -80,6 +82,7 @@ __all__ = [
     "frozen_attention",
     "frozen_hooks",
     "frozen_norm",
+    "frozen_scores",
     "is_parallel",
     "lifted",
     "make_plan",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl_circuits.attaching import attach
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
+    from tl_circuits.attribution.qk import QKAttribution, qk_attribution
     from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
     from tl_circuits.edit_text import parse_edit
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
@@ -40,6 +41,7 @@ _HOMES = {
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
     "Patch": "hooks",
+    "QKAttribution": "attribution.qk",
     "Replacement": "hooks",
     "Scale": "hooks",
     "Scores": "graph",
@@ -63,6 +65,7 @@ _HOMES = {
     "load_transcoders": "dictionaries",
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
+    "qk_attribution": "attribution.qk",
 }
 
 __all__ = list(_HOMES)
