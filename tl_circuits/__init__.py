@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl_circuits.attaching import attach
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
+    from tl_circuits.attribution.loadings import head_loadings, top_head_loadings
     from tl_circuits.attribution.qk import QKAttribution, qk_attribution
     from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
     from tl_circuits.edit_text import parse_edit
@@ -56,6 +57,7 @@ _HOMES = {
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
     "generate": "generation",
+    "head_loadings": "attribution.loadings",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
@@ -66,6 +68,7 @@ _HOMES = {
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
     "qk_attribution": "attribution.qk",
+    "top_head_loadings": "attribution.loadings",
 }
 
 __all__ = list(_HOMES)
