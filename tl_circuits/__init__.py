@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
     from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
-    from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, Replacement, Scale, Set, TokenEdit
+    from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, PatternEdit, Replacement, Scale, ScoreEdit, Set, TokenEdit
     from tl_circuits.interventions import (
         InterventionResult,
         edits_of,
@@ -42,9 +42,11 @@ _HOMES = {
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
     "Patch": "hooks",
+    "PatternEdit": "hooks",
     "QKAttribution": "attribution.qk",
     "Replacement": "hooks",
     "Scale": "hooks",
+    "ScoreEdit": "hooks",
     "Scores": "graph",
     "Set": "hooks",
     "TokenEdit": "hooks",
