@@ -34,7 +34,7 @@ from .maps import (
     write_norm,
     write_stage,
 )
-from .queries_keys import FrozenScores, frozen_scores
+from .queries_keys import FrozenScores, frozen_scores, held_head_norms
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
     MLPWeights,
@@ -87,6 +87,7 @@ __all__ = [
     "frozen_hooks",
     "frozen_norm",
     "frozen_scores",
+    "held_head_norms",
     "is_parallel",
     "lifted",
     "make_plan",

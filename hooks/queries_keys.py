@@ -208,3 +208,22 @@ def _scale(model: Model, attn: Any, layer: int, d_head: int) -> float:
         return float(scaling)
     by_layer = layer + 1 if getattr(model.cfg, "scale_attn_by_inverse_layer_idx", False) else 1
     return d_head**-0.5 / by_layer
+
+
+def held_head_norms(
+    model: Model, tokens: Int[Tensor, " pos"], layer: int
+) -> list[tuple[str, Callable[[Tensor, Any], Tensor]]]:
+    """Hooks that hold the denominators of a layer's query and key norms at their values on ``tokens``."""
+    names = [f"blocks.{layer}.attn.{norm}.hook_scale" for norm in ("q_norm", "k_norm")]
+    names = [name for name in names if find(model, name) is not None]
+    with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener:
+        model(tokens[None])
+    return [(name, _hold(listener.seen[name].detach())) for name in names if name in listener.seen]
+
+
+def _hold(value: Tensor) -> Callable[[Tensor, Any], Tensor]:
+    def hold(scale: Tensor, hook: Any) -> Tensor:
+        # HookedTransformer lays batch, positions and heads out in one column.
+        return value.repeat(len(scale) // len(value), 1) if value.ndim == 2 else value.expand_as(scale)
+
+    return hold

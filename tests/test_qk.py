@@ -1,7 +1,5 @@
 """QK attributions: pairs of sources add up to the model's own scores."""
 
-import math
-
 import pytest
 import torch
 
@@ -88,3 +86,109 @@ def test_pairs_add_up_on_hooked_transformer_too(kind):
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     assert check_scores(model.eval(), tlc.mlp_neurons(model)) >= 8 * 8
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_removing_the_top_sources_lowers_the_score_by_what_was_predicted(architecture):
+    """Measured in the model itself, everything else held: no gradient, no frozen map."""
+    model = tiny_bridge(architecture)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(9), max_nodes=20, progress=False)
+        qks = [
+            tlc.qk_attribution(replacement, graph, 2, 1, 7, 6),
+            tlc.qk_attribution(replacement, graph, 1, 3, -1, 7, baseline_key=8),
+        ]
+        report = tlc.faithfulness(replacement, graph, n=2, freezes=("all",), scores=qks)
+    effects = report.effects[report.effects.freeze == "score"]
+    assert len(effects) == 22 and effects.predicted.abs().max() > 1e-3
+    # Float32, and each change is the difference of two runs of the model.
+    scale = effects.groupby("target").predicted.transform(lambda column: column.abs().max())
+    assert ((effects.predicted - effects.measured).abs() <= 1e-3 * scale).all()
+    assert "score" in report.summary().freeze.tolist()
+
+
+@pytest.fixture(scope="module")
+def traced():
+    model = tiny_bridge("gemma3")
+    with tlc.attach(model, cross_layer(model)) as replacement:
+        yield replacement, tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+
+
+def test_listed_pairs_and_marginals_are_the_largest_and_sum_to_the_score(traced):
+    replacement, graph = traced
+    every = tlc.qk_attribution(replacement, graph, 3, 2, 8, 5, top=None)
+    assert every.terms.weight.astype(float).sum() == pytest.approx(every.total, rel=1e-4)
+    assert every.by_query.weight.sum() == pytest.approx(every.total, rel=1e-9)
+    assert every.by_key.weight.sum() == pytest.approx(every.total, rel=1e-9)
+    some = tlc.qk_attribution(replacement, graph, 3, 2, 8, 5, top=7)
+    largest = every.terms.weight.abs().sort_values(ascending=False).iloc[:7]
+    assert some.terms.weight.abs().to_numpy() == pytest.approx(largest.to_numpy(), rel=1e-5)
+    assert some.by_key.source.tolist() == every.by_key.source.tolist()[:7]
+    # A marginal is the sum of its pairs.
+    source = every.by_query.source.iloc[0]
+    pairs = every.terms[every.terms.query_source == source].weight.astype(float).sum()
+    assert pairs == pytest.approx(every.by_query.weight.iloc[0], rel=1e-4)
+    known = set(graph.node_ids)
+    assert [name in known for name in every.by_key.source] == every.by_key.in_graph.tolist()
+    assert set(every.by_key.kind) == {"feature", "error", "embedding", "bias"}
+
+
+def test_a_difference_of_keys_is_the_difference_of_scores(traced):
+    replacement, graph = traced
+    here, there = (tlc.qk_attribution(replacement, graph, 3, 0, 8, key) for key in (4, 2))
+    instead = tlc.qk_attribution(replacement, graph, 3, 0, 8, 4, baseline_key=2)
+    assert instead.score == pytest.approx(here.score - there.score, rel=1e-6)
+    assert instead.total == pytest.approx(here.total - there.total, rel=1e-6)
+    assert instead.by_position.to_numpy() == pytest.approx((here.by_position - there.by_position).to_numpy(), abs=1e-6)
+
+
+def test_sources_behind_a_position_do_not_count(traced):
+    replacement, graph = traced
+    qk = tlc.qk_attribution(replacement, graph, 3, 0, 6, 3, top=None)
+    assert qk.by_query.position.max() <= 6 and qk.by_key.position.max() <= 3
+    assert tlc.qk_attribution(replacement, graph, 0, 0, 2, 1, top=None).by_key.source.tolist() in (["token@1", "bias"], ["token@1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((4, 0, 1, 0), r"layer 4 is not in 0\.\.3"),
+        ((-1, 0, 1, 0), "layer -1 is not"),
+        ((0, 4, 1, 0), r"head 4 is not in 0\.\.3"),
+        ((0, 0, 9, 0), "position 9 is outside"),
+        ((0, 0, 1, 2), "key position 2 lies behind query position 1"),
+        ((0, 0, 8, 2), "sliding window"),
+        ((1, 0, 3, 2, 2), "baseline_key 2 is the key itself"),
+        ((1, 0, 3, 2, 5), "key position 5 lies behind"),
+    ],
+)
+def test_scores_that_are_not_there_are_refused(traced, arguments, words):
+    with pytest.raises(TargetError, match=words):
+        tlc.qk_attribution(*traced, *arguments)
+
+
+def test_other_bad_input_is_refused(traced, monkeypatch):
+    replacement, graph = traced
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        tlc.qk_attribution(replacement, graph, 1, 0, 3, 2, top=0)
+    with pytest.raises(TargetError, match="is no source"):
+        tlc.qk_attribution(replacement, graph, 1, 0, 3, 2).removal(["bias"])
+    attention = type(replacement.model.blocks[1].attn)
+    monkeypatch.setattr(attention, "W_Q", None)
+    with pytest.raises(ArchitectureError, match=r"blocks.1.attn has no plain W_Q"):
+        tlc.qk_attribution(replacement, graph, 1, 0, 3, 2)
+
+
+def test_a_score_that_our_map_misses_is_refused(traced, monkeypatch):
+    monkeypatch.setattr("tl_circuits.hooks.queries_keys._rotation", lambda *_: None)
+    with pytest.raises(ArchitectureError, match="is off by"):
+        tlc.qk_attribution(*traced, 1, 0, 8, 2)
+
+
+def test_the_largest_products_are_found_without_making_all():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 6, generator=generator) * torch.rand(n, 1, generator=generator) ** 4 for n in (5000, 3000))
+    i, j, values = top_pairs(a, b, 50)
+    products = a @ b.T
+    assert torch.allclose(values.abs(), products.abs().flatten().topk(50).values, rtol=1e-5)
+    assert torch.allclose(products[i, j], values, rtol=1e-5)
