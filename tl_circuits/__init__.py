@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
     from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
-    from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, PatternEdit, Replacement, Scale, ScoreEdit, Set, TokenEdit
+    from tl_circuits.hooks import (
+        Ablate,
+        Add,
+        ErrorEdit,
+        Patch,
+        PatternEdit,
+        Replacement,
+        Scale,
+        ScoreEdit,
+        Set,
+        TokenEdit,
+    )
     from tl_circuits.interventions import (
         InterventionResult,
         edits_of,

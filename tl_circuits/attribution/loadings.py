@@ -55,7 +55,7 @@ def head_loadings(
     if chains < 0:
         raise ValueError(f"chains must not be negative, got {chains}.")
     ends = [node_indices(graph, nodes) for nodes in (source, target)]
-    edges = [edge for edge in _edges_between(graph, *ends)]
+    edges = _edges_between(graph, *ends)
     if not edges:
         names = [", ".join(graph.node_ids[i] for i in part[:3]) for part in ends]
         raise TargetError(f"the graph has no edge from {names[0]} to {names[1]}; see graph.edges.")

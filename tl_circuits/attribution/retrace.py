@@ -26,7 +26,6 @@ from tl_circuits.hooks import (
     to_tokens,
 )
 
-
 _NODE_ID = re.compile(
     r"^(?:(?P<token>token)|L(?P<layer>\d+)/(?:(?P<error>error)|F(?P<feature>\d+)))@(?P<position>\d+)$"
 )
