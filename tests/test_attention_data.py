@@ -86,11 +86,6 @@ def test_heads_explains_one_edge(traced):
     assert sum("pairs" in head for head in facts["heads"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("edge", "words"),
-    [("token@1", "SOURCE > TARGET"), ("token@1 > logit:99", "no node 'logit:99'")],
-)
-def test_edges_that_cannot_be_read_are_one_clear_line(traced, edge, words):
-    folder, _ = traced
-    done = run("heads", "answer.graph.safetensors", edge, "--model", tiny_folder("gemma3"), cwd=folder)
-    assert done.returncode == 1 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_an_edge_that_cannot_be_read_is_one_clear_line(tmp_path):
+    done = run("heads", "answer.graph.safetensors", "token@1", cwd=tmp_path)
+    assert done.returncode == 1 and "SOURCE > TARGET" in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -34,7 +34,7 @@ def test_heads_chains_and_the_residual_stream_add_up_to_the_edge(architecture, k
         graph = tlc.attribute(replacement, prompt(6), max_nodes=40, progress=False)
         local = retrace(replacement, graph)
         order = graph._edges.weight.abs().argsort(descending=True)
-        some = torch.cat([order[:12], order[torch.arange(20, len(order), len(order) // 36)]]).tolist()
+        some = torch.cat([order[:12], order[torch.arange(20, len(order), len(order) // 24)]]).tolist()
         found = edge_paths(local, graph, some, ALL)
     several = 0
     largest = graph.adjacency().abs().amax(1)

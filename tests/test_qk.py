@@ -88,7 +88,7 @@ def test_pairs_add_up_on_hooked_transformer_too(kind):
     assert check_scores(model.eval(), tlc.mlp_neurons(model)) >= 8 * 8
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "gpt2"])
 def test_removing_the_top_sources_lowers_the_score_by_what_was_predicted(architecture):
     """Measured in the model itself, everything else held: no gradient, no frozen map."""
     model = tiny_bridge(architecture)

@@ -6,8 +6,8 @@ at another, and a direct effect is a sum over all sequences of heads between sou
 Skip connections of transcoders act at one position and belong to the residual stream here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -88,15 +88,38 @@ class HeadPaths:
         """How many blocks the model has."""
         return len(self.heads)
 
-    def paths(self, source: Source, target: Target, edge: float, chains: int) -> Paths:
-        """Split ``edge``, the direct effect of ``source`` on ``target``; list at most ``chains`` chains."""
+    def leave(self, source: Source) -> "Leaving":
+        """A source carried to the heads of every block by the residual stream."""
         stream = self._forward(source)
-        read, gradients = self._backward(target)
-        residual = self._residual(source, target, read) if source.position == target.position else 0.0
-        single, values = self._single(stream, gradients, source.position, target.position)
-        found = self._chains(stream, gradients, source.position, target.position, chains) if chains else []
-        rest = edge - residual - sum(values) - sum(value for _, value in found)
-        return Paths(residual, dict(zip(single, values, strict=True)), found, rest)
+        values = {layer: self.heads[layer].values(x[None])[:, 0] for layer, x in stream.items()}
+        written = [torch.einsum("he,hed->hd", value, self.heads[layer].W_O) for layer, value in values.items()]
+        spread = [heads.mix[:, :, source.position] for heads in self.heads]
+        return Leaving(source, values, written, spread)
+
+    def arrive(self, target: Target) -> "Arriving":
+        """A target carried back to the heads of every block by the residual stream."""
+        ends, gradients = self._backward(target)
+        at_values = {layer: self.heads[layer].W_O @ g for layer, g in gradients.items()}
+        read = [self.heads[layer].values_back(g) for layer, g in sorted(at_values.items())]
+        places = [self.heads[layer].mix[:, target.position] for layer in sorted(gradients)]
+        return Arriving(target, ends, at_values, read, places)
+
+    def paths(self, source: "Leaving", target: "Arriving", edge: float, chains: int) -> Paths:
+        """Split ``edge``, the direct effect of a source on a target; list at most ``chains`` chains."""
+        start, end = source.source.position, target.target.position
+        residual = self._residual(source.source, target.ends) if start == end else 0.0
+        heads = {}
+        for layer, g in sorted(target.at_values.items()):
+            values = (source.values[layer] * g).double().sum(-1) * self.heads[layer].mix[:, end, start]
+            heads |= {(layer, head): value for head, value in enumerate(values.tolist())}
+        best = _Largest(chains)
+        layers = sorted(target.at_values)
+        if chains and len(layers) > 1:
+            self._pairs(best, layers, source, target)
+            if not self._skips:
+                self._triples(best, layers, source, target)
+        rest = edge - residual - sum(heads.values()) - sum(value for _, value in best.found())
+        return Paths(residual, heads, best.found(), rest)
 
     def _skip(self, layer: int, x: Float[Tensor, "n pos d_model"]) -> Float[Tensor, "n pos d_model"]:
         """What layer ``layer``'s skip connection adds, from streams at the first positions."""
@@ -147,56 +170,20 @@ class HeadPaths:
         ends[-1] = g
         return ends, heads
 
-    def _residual(self, source: Source, target: Target, read: dict[int, Tensor]) -> float:
+    def _residual(self, source: Source, read: dict[int, Tensor]) -> float:
         total = source.start.double() @ read[-1].double()
         for layer, written in source.writes.items():
             if layer in read:
                 total = total + written.double() @ read[layer].double()
         return float(total)
 
-    def _single(
-        self, stream: dict[int, Tensor], gradients: dict[int, Tensor], start: int, end: int
-    ) -> tuple[list[Head], list[float]]:
-        names, parts = [], []
-        for layer, g in sorted(gradients.items()):
-            heads = self.heads[layer]
-            values = (heads.values(stream[layer][None])[:, 0] * (heads.W_O @ g)).double().sum(-1)
-            parts.append(values * heads.mix[:, end, start])
-            names += [(layer, head) for head in range(len(values))]
-        return names, torch.cat(parts).tolist() if parts else []
-
-    def _chains(
-        self, stream: dict[int, Tensor], gradients: dict[int, Tensor], start: int, end: int, count: int
-    ) -> list[tuple[tuple[Head, ...], float]]:
-        """The largest chains of two heads, and of three unless the dictionary has skip connections."""
-        layers = sorted(gradients)
-        if len(layers) < 2:
-            return []
-        first = [self._first(layer, stream[layer], start) for layer in layers]
-        last = [self._last(layer, gradients[layer], end) for layer in layers]
-        best = _Largest(count)
-        self._pairs(best, layers, first, last)
-        if not self._skips:
-            self._triples(best, layers, first, last)
-        return best.found()
-
-    def _first(self, layer: int, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """What the layer's heads write having read ``x`` at ``start``: vectors, and weights by position."""
-        heads = self.heads[layer]
-        written = torch.einsum("he,hed->hd", heads.values(x[None])[:, 0], heads.W_O)
-        return written, heads.mix[:, :, start]
-
-    def _last(self, layer: int, g: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """What the layer's heads read to write ``g`` at ``end``: vectors, and weights by position."""
-        heads = self.heads[layer]
-        return heads.values_back(heads.W_O @ g), heads.mix[:, end]
-
-    def _pairs(self, best: "_Largest", layers: list[int], first: list, last: list) -> None:
-        n_heads = self.heads[0].W_O.shape[0]
-        states = first[0][0].new_zeros(0, 1, first[0][0].shape[-1])  # [head so far, position or 1, d_model]
-        weights = first[0][1].new_zeros(0, first[0][1].shape[-1])
+    def _pairs(self, best: "_Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
+        """Chains of two heads: whatever the first has written, carried to the second's layer and read there."""
+        n_heads, n_pos = source.spread[0].shape
+        states = source.written[0].new_zeros(0, 1, source.written[0].shape[-1])  # [head so far, position or 1, d_model]
+        weights = source.spread[0].new_zeros(0, n_pos)
         for i, layer in enumerate(layers):
-            read, places = last[i]
+            read, places = target.read[i], target.places[i]
             if len(states):
                 dots = states @ read.T
                 if states.shape[1] == 1:
@@ -204,8 +191,8 @@ class HeadPaths:
                 else:
                     values = torch.einsum("np,nph,hp->nh", weights, dots, places)
                 best.add(values, lambda n, h, layer=layer: (self._nth(layers, n, n_heads), (layer, h)))
-            states = self._advance(layer, states, first[i][0])
-            weights = torch.cat([weights, first[i][1]])
+            states = self._advance(layer, states, source.written[layer])
+            weights = torch.cat([weights, source.spread[layer]])
 
     def _nth(self, layers: list[int], n: int, n_heads: int) -> Head:
         return layers[n // n_heads], n % n_heads
@@ -223,20 +210,49 @@ class HeadPaths:
         both = torch.cat([states, joining])
         return both + self._skip(layer, both)
 
-    def _triples(self, best: "_Largest", layers: list[int], first: list, last: list) -> None:
-        n_heads = self.heads[0].W_O.shape[0]
+    def _triples(self, best: "_Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
+        """Chains of three heads, by the one in the middle."""
+        n_heads = source.spread[0].shape[0]
         for i in range(1, len(layers) - 1):
-            heads = self.heads[layers[i]]
-            written, spread = (torch.cat([part[j] for part in first[:i]]) for j in (0, 1))
-            read, places = (torch.cat([part[j] for part in last[i + 1 :]]) for j in (0, 1))
-            values = heads.values(written) @ (read @ heads.W_O.transpose(1, 2)).transpose(1, 2)
+            heads, above = self.heads[layers[i]], layers[i + 1 :]
+            written, spread = (torch.cat([part[layer] for layer in layers[:i]]) for part in (source.written, source.spread))
+            if layers[i] not in target.beyond:
+                target.beyond[layers[i]] = torch.cat(target.read[i + 1 :]) @ heads.W_O.transpose(1, 2)
+            places = torch.cat(target.places[i + 1 :])
+            values = heads.values(written) @ target.beyond[layers[i]].transpose(1, 2)
             values = values * (spread @ (heads.mix.transpose(1, 2) @ places.T))
-            above = layers[i + 1 :]
 
             def name(h: int, a: int, b: int, middle: int = layers[i], above: list[int] = above) -> tuple[Head, ...]:
                 return self._nth(layers, a, n_heads), (middle, h), self._nth(above, b, n_heads)
 
             best.add(values, name)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A source at every block's heads: what they take as values, write, and to which positions (by layer)."""
+
+    source: Source
+    values: dict[int, Float[Tensor, "n_heads d_head"]]
+    written: list[Float[Tensor, "n_heads d_model"]]
+    spread: list[Float[Tensor, "n_heads pos"]]
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A target at the heads of the blocks it hangs on, from the first block.
+
+    ``ends``: its gradient at the end of every block (-1: before block 0). ``at_values``: at every
+    head's values. ``read`` and ``places``: what the heads read for it and at which positions.
+    ``beyond[L]``: what block L's heads write that later heads read for it, kept from edge to edge.
+    """
+
+    target: Target
+    ends: dict[int, Float[Tensor, " d_model"]]
+    at_values: dict[int, Float[Tensor, "n_heads d_head"]]
+    read: list[Float[Tensor, "n_heads d_model"]]
+    places: list[Float[Tensor, "n_heads pos"]]
+    beyond: dict[int, Float[Tensor, "n_heads later d_head"]] = field(default_factory=dict)
 
 
 class _Largest:
@@ -245,7 +261,8 @@ class _Largest:
     def __init__(self, count: int):
         self._count, self._kept = count, []
 
-    def add(self, values: Tensor, name) -> None:
+    def add(self, values: Tensor, name: Callable[..., tuple[Head, ...]]) -> None:
+        """Look at a tensor of values; ``name`` turns a cell's indices into its heads."""
         top = values.abs().flatten().topk(min(self._count, values.numel())).indices
         cells = torch.unravel_index(top, values.shape)
         sizes = values.flatten()[top].tolist()
@@ -256,6 +273,7 @@ class _Largest:
         del self._kept[self._count :]
 
     def found(self) -> list[tuple[tuple[Head, ...], float]]:
+        """Names and values, largest first."""
         return list(self._kept)
 
 

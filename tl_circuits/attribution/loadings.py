@@ -94,12 +94,16 @@ def edge_paths(
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
         _require_same(local, graph, columns, edges, reads)
-        heads, found = HeadPaths(local), []
-        for edge in edges:
-            source, target, weight = (getattr(graph._edges, n)[edge] for n in ("source", "target", "weight"))
-            made = _source(local, graph, columns, int(source))
-            found.append(heads.paths(made, reads.on_stream(int(target)), float(weight), chains))
-        return found
+        heads, leaving, found = HeadPaths(local), {}, {}
+        arriving, last = None, None
+        for edge in sorted(edges, key=lambda edge: int(graph._edges.target[edge])):  # one target at a time
+            source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
+            if source not in leaving:
+                leaving[source] = heads.leave(_source(local, graph, columns, source))
+            if target != last:
+                arriving, last = heads.arrive(reads.on_stream(target)), target
+            found[edge] = heads.paths(leaving[source], arriving, float(graph._edges.weight[edge]), chains)
+        return [found[edge] for edge in edges]
 
 
 def _edges_between(graph: AttributionGraph, sources: list[int], targets: list[int]) -> list[int]:
