@@ -12,16 +12,18 @@ from .edits import (
     Edit,
     ErrorEdit,
     Patch,
+    PatternEdit,
     Plan,
     Scale,
+    ScoreEdit,
     Set,
     TokenEdit,
     make_plan,
     positions_of,
 )
 from .freeze import added_hooks, differentiable_run, frozen_hooks
-from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
 from .frozen_attention import FrozenAttention, frozen_attention
+from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenNorm,
     ReadMap,
@@ -32,6 +34,7 @@ from .maps import (
     write_stage,
 )
 from .patterns import Pattern
+from .queries_keys import FrozenScores, frozen_scores, held_head_norms
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
     MLPWeights,
@@ -57,16 +60,19 @@ __all__ = [
     "FREEZE_MODES",
     "FrozenAttention",
     "FrozenNorm",
+    "FrozenScores",
     "HookList",
     "MLPWeights",
     "Model",
     "Patch",
     "Pattern",
+    "PatternEdit",
     "Plan",
     "ReadMap",
     "Recording",
     "Replacement",
     "Scale",
+    "ScoreEdit",
     "Set",
     "TokenEdit",
     "added_hooks",
@@ -81,6 +87,8 @@ __all__ = [
     "frozen_attention",
     "frozen_hooks",
     "frozen_norm",
+    "frozen_scores",
+    "held_head_norms",
     "is_parallel",
     "lifted",
     "make_plan",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,33 @@ class TokenEdit:
     factor: float = 0.0
 
 
-Edit = Ablate | Set | Scale | Add | Patch | ErrorEdit | TokenEdit
+@dataclass(frozen=True)
+class PatternEdit:
+    """Set how much a head attends from ``query`` to ``key`` (after softmax; the rest of the row stays)."""
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    value: float
+
+
+@dataclass(frozen=True)
+class ScoreEdit:
+    """Add to a head's score from ``query`` to ``key`` (before softmax, after any soft cap).
+
+    Where patterns are held, the held row changes as its softmax would.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    value: float
+
+
+HeadEdit = PatternEdit | ScoreEdit
+Edit = Ablate | Set | Scale | Add | Patch | ErrorEdit | TokenEdit | PatternEdit | ScoreEdit
 
 
 @dataclass(frozen=True)
@@ -106,12 +132,33 @@ class Ops:
 
 
 @dataclass(frozen=True)
+class HeadOps:
+    """Resolved edits of one layer's attention: ``value`` set in patterns, or added to scores."""
+
+    row: Int[Tensor, " n"]
+    head: Int[Tensor, " n"]
+    query: Int[Tensor, " n"]
+    key: Int[Tensor, " n"]
+    value: Float[Tensor, " n"]
+
+    def __getitem__(self, index: Tensor) -> "HeadOps":
+        return HeadOps(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def within(self, start: int, stop: int) -> "HeadOps":
+        """The entries with queries at ``start .. stop-1``, queries counted from ``start``."""
+        kept = self[(self.query >= start) & (self.query < stop)]
+        return replace(kept, query=kept.query - start)
+
+
+@dataclass(frozen=True)
 class Plan:
     """All edits of a batch of runs, by layer."""
 
     features: dict[int, Ops]
     errors: dict[int, Ops]
     tokens: Ops | None
+    patterns: dict[int, HeadOps] = field(default_factory=dict)
+    scores: dict[int, HeadOps] = field(default_factory=dict)
 
     def within(self, start: int, stop: int) -> "Plan":
         """The part of the plan at positions ``start .. stop-1``."""
@@ -119,6 +166,8 @@ class Plan:
             {layer: ops.within(start, stop) for layer, ops in self.features.items()},
             {layer: ops.within(start, stop) for layer, ops in self.errors.items()},
             None if self.tokens is None else self.tokens.within(start, stop),
+            {layer: ops.within(start, stop) for layer, ops in self.patterns.items()},
+            {layer: ops.within(start, stop) for layer, ops in self.scores.items()},
         )
 
 
@@ -161,6 +210,8 @@ def make_plan(
     for row, edits in enumerate(edit_sets):
         taken: set[tuple[str, int, int, int]] = set()
         for edit in edits:
+            if isinstance(edit, HeadEdit):
+                continue
             kind, layer, cells = _resolve(model, dictionary, edit, n_prompt, n_total)
             for position, feature, gain, shift in cells:
                 place = (kind, layer, position, feature)
@@ -182,7 +233,49 @@ def make_plan(
         kind: {layer: ops(cells) for (k, layer), cells in sorted(entries.items()) if k == kind}
         for kind in ("feature", "error", "token")
     }
-    return Plan(by_kind["feature"], by_kind["error"], by_kind["token"].get(-1))
+    patterns, scores = (_head_ops(model, edit_sets, kind, n_prompt, n_total) for kind in (PatternEdit, ScoreEdit))
+    return Plan(by_kind["feature"], by_kind["error"], by_kind["token"].get(-1), patterns, scores)
+
+
+def _head_ops(
+    model: Model, edit_sets: Sequence[Sequence[Any]], kind: type, n_prompt: int, n_total: int
+) -> dict[int, HeadOps]:
+    """All edits of patterns, or all of scores, by layer."""
+    cells: dict[int, dict[tuple[int, int, int, int], float]] = {}
+    for row, edits in enumerate(edit_sets):
+        for edit in edits:
+            if not isinstance(edit, kind):
+                continue
+            _require_number(edit, "value")
+            for name, count in (("layer", int(model.cfg.n_layers)), ("head", int(model.cfg.n_heads))):
+                given = getattr(edit, name)
+                if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < count:
+                    raise EditError(f"{edit}: {name} {given!r} is not in 0..{count - 1}.")
+            (query,), (key,) = (positions_of(_one(edit, place), n_prompt, n_total) for place in ("query", "key"))
+            if key > query:
+                raise EditError(f"{edit}: key {key} lies behind query {query}; attention only looks back.")
+            place = (row, edit.head, query, key)
+            if place in cells.setdefault(edit.layer, {}):
+                raise EditError(f"{edit} edits what another edit of the same run edits already; merge them into one.")
+            cells[edit.layer][place] = float(edit.value)
+    device = next(model.parameters()).device
+    return {
+        layer: HeadOps(*torch.tensor(list(found), device=device).T, torch.tensor(list(found.values()), device=device))
+        for layer, found in sorted(cells.items())
+    }
+
+
+def _one(edit: Any, place: str) -> int:
+    position = getattr(edit, place)
+    if not isinstance(position, int) or isinstance(position, bool):
+        raise EditError(f"{edit}: {place} must be one position, got {position!r}.")
+    return position
+
+
+def _require_number(edit: Any, name: str) -> None:
+    number = getattr(edit, name, 0.0)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
+        raise EditError(f"{edit}: {name} must be a finite number, got {number!r}.")
 
 
 def _name(place: tuple[str, int, int, int]) -> str:
@@ -199,11 +292,9 @@ def _resolve(
 ) -> tuple[str, int, list[tuple[int, int, float, float]]]:
     """Kind, layer, and ``(position, feature, gain, shift)`` of every cell an edit touches."""
     if not isinstance(edit, Edit):
-        raise EditError(f"an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit or TokenEdit, got {edit!r}.")
+        raise EditError(f"an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, got {edit!r}.")
     for name in ("value", "factor"):
-        number = getattr(edit, name, 0.0)
-        if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
-            raise EditError(f"{edit}: {name} must be a finite number, got {number!r}.")
+        _require_number(edit, name)
     places = positions_of(edit.position, n_prompt, n_total)
     if isinstance(edit, TokenEdit):
         return "token", -1, [(p, -1, float(edit.factor), 0.0) for p in places]

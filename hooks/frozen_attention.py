@@ -47,6 +47,12 @@ class FrozenAttention:
             out[queries] = torch.einsum("kgpe,kged->pd", z, W_O)
         return out
 
+    def mixing(self) -> Float[Tensor, "n_heads query key"]:
+        """How streams at all keys enter all queries, denominators included."""
+        blocks = self.pattern.blocks
+        scaled = (PatternBlock(b.query, b.key, self._mixing(b, b.queries).flatten(0, 1)) for b in blocks)
+        return Pattern(tuple(scaled)).dense()
+
     def _mixing(self, block: PatternBlock, queries: slice) -> Float[Tensor, "kv group query key"]:
         """How the streams at a block's keys enter its ``queries``, denominators included."""
         weights = block.weights[:, queries.start - block.query : queries.stop - block.query].float()
@@ -69,7 +75,7 @@ class FrozenAttention:
         targets stand at one position each, which needs one row of ``W_O`` products, not one for
         every position. Multiply the result with ``W_V`` (see :meth:`add_to_stream`).
         """
-        used, n, new, last = g.shape[0], g.shape[1], len(fresh), first + g.shape[0]
+        n, new, last = g.shape[1], len(fresh), first + g.shape[0]
         kv, d_head = self.W_V.shape[0], self.W_O.shape[1]
         W_O = self.W_O.transpose(1, 2)
         mixed = g.new_zeros(kv, last, n * d_head)

@@ -18,6 +18,7 @@ from .attach import Replacement
 from .edits import Ops, Plan
 from .errors import EditError
 from .freeze import added_hooks
+from .head_edits import head_edit_hooks
 from .record import Listener, norm_names, unembedding_only
 from .sites import Model, find, norm_weights
 
@@ -101,6 +102,7 @@ def edit_hooks(
         frozen = [f"{name}.hook_scale" for name in norm_names(model)]
         frozen += [f"blocks.{layer}.attn.hook_pattern" for layer in range(n_layers)]
         hooks += [(name, _hold(clean.seen[name])) for name in frozen]
+    hooks += head_edit_hooks(plan, held=freeze != "none")
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
     changes = _Changes(replacement, plan, clean, held)

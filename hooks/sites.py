@@ -157,7 +157,7 @@ def norm_weights(model: Model, name: str) -> NormWeights | None:
     weight = torch.ones(d_model, device=device) if weight is None else weight.detach().float()
     if getattr(model.cfg, "rmsnorm_uses_offset", False) and _parameter(module, "weight") is not None:
         weight = weight + 1.0
-    bias = torch.zeros(d_model, device=device) if bias is None else bias.detach().float()
+    bias = torch.zeros_like(weight) if bias is None else bias.detach().float()
     return NormWeights(name, kind.startswith("LN"), weight, bias)
 
 

@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl_circuits.attaching import attach
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
-    from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.attribution.loadings import head_loadings, top_head_loadings
+    from tl_circuits.attribution.qk import QKAttribution, qk_attribution
     from tl_circuits.batch import trace_many
+    from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
     from tl_circuits.edit_text import parse_edit
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
     from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
-    from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, Replacement, Scale, Set, TokenEdit
+    from tl_circuits.hooks import (
+        Ablate,
+        Add,
+        ErrorEdit,
+        Patch,
+        PatternEdit,
+        Replacement,
+        Scale,
+        ScoreEdit,
+        Set,
+        TokenEdit,
+    )
     from tl_circuits.interventions import (
         InterventionResult,
         edits_of,
@@ -41,8 +54,11 @@ _HOMES = {
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
     "Patch": "hooks",
+    "PatternEdit": "hooks",
+    "QKAttribution": "attribution.qk",
     "Replacement": "hooks",
     "Scale": "hooks",
+    "ScoreEdit": "hooks",
     "Scores": "graph",
     "Set": "hooks",
     "TokenEdit": "hooks",
@@ -55,6 +71,7 @@ _HOMES = {
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
     "generate": "generation",
+    "head_loadings": "attribution.loadings",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
@@ -64,6 +81,8 @@ _HOMES = {
     "load_transcoders": "dictionaries",
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
+    "qk_attribution": "attribution.qk",
+    "top_head_loadings": "attribution.loadings",
     "trace_many": "batch",
 }
 

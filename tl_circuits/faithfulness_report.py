@@ -13,10 +13,12 @@ from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.attribution.qk import QKAttribution
 from tl_circuits.errors import EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, bos_positions, clean_run, to_tokens, unembed_weights
 from tl_circuits.interventions import edited_batches, edits_of
+from tl_circuits.score_checks import score_effects
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def faithfulness(
     seed: int = 0,
     *,
     groups: Mapping[str, Sequence[Any]] | None = None,
+    scores: Sequence[QKAttribution] = (),
     freezes: Sequence[str] = FREEZE_MODES,
     progress: bool = False,
 ) -> FaithfulnessReport:
@@ -94,6 +97,8 @@ def faithfulness(
     Args:
         n: how many features, errors and tokens to sample, from those with an edge.
         groups: supernodes, name to node ids; each is removed as a whole.
+        scores: QK attributions; the largest sources of each are removed one by one and together, all
+            else and all norms held, and the score's change is compared (freeze ``"score"``).
         freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
     """
     tokens = to_tokens(replacement.model, list(graph.info.token_ids))
@@ -112,6 +117,8 @@ def faithfulness(
             list(_measure(replacement, graph, tokens, clean, members, rows, freeze, progress))
         )
         frames.append(_frame(graph, freeze, names, members, rows, predicted, measured))
+    if scores:
+        frames.append(score_effects(replacement, graph, scores, clean))
     return FaithfulnessReport(pd.concat(frames, ignore_index=True))
 
 

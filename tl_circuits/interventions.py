@@ -131,8 +131,8 @@ def intervene(
     """Run a prompt with edits and compare with the untouched run.
 
     Args:
-        edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit. An
-            open-ended slice of positions runs to the prompt's end.
+        edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit,
+            ScoreEdit. An open-ended slice of positions runs to the prompt's end.
         freeze: ``"all"`` holds patterns, norm denominators and all MLP outputs, so that edits have
             their direct effects only; ``"attention"`` holds patterns and denominators; ``"none"``.
         constrained_layers: layers whose MLP outputs are held besides (constrained patching,

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.autograd import AutogradEngine
+from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
-from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitTargets,

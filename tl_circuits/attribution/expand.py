@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.attribution.batches import Engine, sweeps
 from tl_circuits.attribution.rows import ROW_FLOATS, ROW_MASS, Rows, trimmed_rows, whole_rows
 from tl_circuits.attribution.sources import Sources
-from tl_circuits.attribution.batches import Engine, sweeps
 from tl_circuits.attribution.targets import Targets
 
 ROUNDS = 6  # how often the ranking is renewed on the way to the budget

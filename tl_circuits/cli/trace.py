@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
     from tl_circuits.graph.graph import AttributionGraph
 
 PATHS_TOLD = 5
+EDGES_TOLD = 3
 
 
 @app.command()
@@ -32,6 +34,7 @@ def trace(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Name of the files, without ending. Default: from the prompt.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Remove nodes one by one and compare with what the graph predicts.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Also say which attention heads carried the strongest edges, and why they looked.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -43,8 +46,8 @@ def trace(
         files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
         for path in files.values():
             _refuse_early(path, force)
-        graph, report = _run(
-            prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check
+        graph, report, stories = _run(
+            prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check, heads
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force)
@@ -52,11 +55,14 @@ def trace(
             facts = summary(graph, files)
             if report is not None:
                 facts["faithfulness"] = report.summary().to_dict("records")
+            if heads:
+                facts["heads"] = stories
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
             show(graph, files, Console())
             if report is not None:
                 show_check(report, Console())
+            show_heads(graph, stories, Console())
 
 
 def _run(
@@ -70,8 +76,10 @@ def _run(
     device: str | None,
     dtype: str,
     check: bool,
-) -> "tuple[AttributionGraph, FaithfulnessReport | None]":
+    heads: bool,
+) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]]]":
     import tl_circuits as tlc
+    from tl_circuits.attention_data import edge_stories, story_data, strongest_edges
 
     choice = _engine(engine)
     shown = Console(stderr=True).is_terminal
@@ -86,7 +94,10 @@ def _run(
             progress=shown,
         )
         report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
-        return tlc.label_features(replacement, graph, progress=shown), report
+        graph = tlc.label_features(replacement, graph, progress=shown)
+        edges = strongest_edges(graph, EDGES_TOLD) if heads else []
+        told = edge_stories(replacement, graph, edges, heads=1) if edges else []
+        return graph, report, [story_data(graph, story) for story in told]
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:

@@ -1,0 +1,229 @@
+"""Queries and keys of one layer as affine functions of the residual stream, norms frozen.
+
+A score before softmax is ``q·k``: with the denominators of the norm before the attention, and of
+the query and key norms where there are any, held at their recorded values, ``q`` is affine in the
+stream at the query position and ``k`` in that at the key position, rotation included.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import ArchitectureError
+from .maps import FrozenNorm, frozen_norm
+from .record import Listener, Recording
+from .sites import Model, find, norm_weights
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """A norm of queries or keys: ``x / scale · weight``, ``scale`` as recorded."""
+
+    weight: Float[Tensor, " d"]
+    scale: Float[Tensor, "n_heads pos"]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotary tables a layer used on this prompt, and how it pairs dimensions up."""
+
+    cos: Float[Tensor, "pos rotary"]
+    sin: Float[Tensor, "pos rotary"]
+    flip: Callable[[Tensor], Tensor]
+
+    def apply(self, x: Float[Tensor, "n d_head"], position: int) -> Float[Tensor, "n d_head"]:
+        """Rotate rows as a query or key at ``position``; dimensions beyond the tables stay."""
+        width = self.cos.shape[-1]
+        turned = x[..., :width] * self.cos[position] + self.flip(x[..., :width]) * self.sin[position]
+        return torch.cat([turned, x[..., width:]], dim=-1)
+
+
+@dataclass(frozen=True)
+class FrozenScores:
+    """One layer's scores before softmax as products of affine queries and keys.
+
+    ``scores``: the model's own, after its soft cap if it has one, minus infinity where masked.
+    """
+
+    layer: int
+    W_Q: Float[Tensor, "n_heads d_model d_head"]
+    b_Q: Float[Tensor, "n_heads d_head"]
+    W_K: Float[Tensor, "n_kv d_model d_head"]
+    b_K: Float[Tensor, "n_kv d_head"]
+    before: FrozenNorm | None
+    query_norm: HeadNorm | None
+    key_norm: HeadNorm | None
+    rotation: Rotation | None
+    scale: float
+    softcap: float | None
+    scores: Float[Tensor, "n_heads query key"]
+
+    def query(self, head: int, position: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
+        """Matrix and bias of one head's rotated query, the attention's scale on it, as a function of the stream."""
+        matrix, bias = self._read(self.W_Q, self.b_Q, self.query_norm, head, position)
+        return matrix * self.scale, bias * self.scale
+
+    def key(self, head: int, position: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
+        """Matrix and bias of the rotated key that one query head reads, as a function of the stream."""
+        shared = head * self.W_K.shape[0] // self.W_Q.shape[0]
+        return self._read(self.W_K, self.b_K, self.key_norm, shared, position)
+
+    def masked(self, head: int, query: int, key: int) -> bool:
+        """Whether the model's mask (causal, sliding window) keeps ``query`` from attending to ``key``."""
+        return bool(torch.isinf(self.scores[head, query, key]))
+
+    def uncapped(self, head: int, query: int, key: int) -> float:
+        """The model's own score before its soft cap, undone in double precision."""
+        score = float(self.scores[head, query, key].double())
+        if self.softcap is None:
+            return score
+        share = torch.tensor(score / self.softcap, dtype=torch.float64).clamp(-1, 1)
+        return float(torch.atanh(share)) * self.softcap
+
+    def _read(
+        self, W: Tensor, b: Tensor, norm: HeadNorm | None, head: int, position: int
+    ) -> tuple[Tensor, Tensor]:
+        matrix, bias = W[head], b[head]
+        if self.before is not None:
+            bias = bias + self.before.weights.bias @ matrix
+            matrix = self.before.fold(matrix) / self.before.scale[position]
+        rows = torch.cat([matrix, bias[None]])
+        if norm is not None:
+            weight = norm.weight.reshape(-1, rows.shape[-1])
+            rows = rows * weight[head % len(weight)] / norm.scale[head % len(norm.scale), position]
+        if self.rotation is not None:
+            rows = self.rotation.apply(rows, position)
+        return rows[:-1], rows[-1]
+
+
+def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScores:
+    """Layer ``layer``'s queries and keys on one prompt, from its weights and one more forward pass.
+
+    Raises ArchitectureError for attention without plain query and key weights.
+    """
+    attn = model.blocks[layer].attn
+    W_Q, b_Q = _projection(attn, layer, "Q")
+    W_K, b_K = _projection(attn, layer, "K")
+    seen = _listen(model, recording.tokens, layer)
+    scores = seen["hook_attn_scores"]
+    floor = torch.finfo(scores.dtype).min / 2  # masks add or write the lowest number, or minus infinity
+    cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
+    return FrozenScores(
+        layer=layer,
+        W_Q=W_Q,
+        b_Q=b_Q,
+        W_K=W_K,
+        b_K=b_K,
+        before=frozen_norm(model, recording, f"blocks.{layer}.ln1"),
+        query_norm=_head_norm(model, f"blocks.{layer}.attn.q_norm", seen, W_Q.shape[0]),
+        key_norm=_head_norm(model, f"blocks.{layer}.attn.k_norm", seen, W_K.shape[0]),
+        rotation=_rotation(model, attn, seen, recording.tokens),
+        scale=_scale(model, attn, layer, W_Q.shape[-1]),
+        softcap=cap if cap > 0 else None,
+        scores=torch.where(scores < floor, -torch.inf, scores.float()),
+    )
+
+
+_HOOKS = ("hook_attn_scores", "hook_cos", "hook_sin", "q_norm.hook_scale", "k_norm.hook_scale")
+
+
+def _listen(model: Model, tokens: Int[Tensor, " pos"], layer: int) -> dict[str, Tensor]:
+    """What the layer's attention showed at those of :data:`_HOOKS` that it has and runs."""
+    prefix = f"blocks.{layer}.attn."
+    names = [prefix + hook for hook in _HOOKS if find(model, prefix + hook) is not None]
+    with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener:
+        model(tokens[None])
+    seen = {name[len(prefix) :]: tensor.detach() for name, tensor in listener.seen.items()}
+    if "hook_attn_scores" not in seen:
+        raise ArchitectureError(
+            f"blocks.{layer}.attn shows no scores (hook_attn_scores stays silent), so they cannot be explained."
+        )
+    return seen | {"hook_attn_scores": seen["hook_attn_scores"][0]}
+
+
+def _projection(attn: Any, layer: int, kind: str) -> tuple[Tensor, Tensor]:
+    grouped = getattr(attn, f"_W_{kind}", None)  # HookedTransformer's W_K repeats grouped heads
+    W = grouped if isinstance(grouped, Tensor) else getattr(attn, f"W_{kind}", None)
+    if not isinstance(W, Tensor) or W.ndim != 3:
+        raise ArchitectureError(
+            f"blocks.{layer}.attn has no plain W_{kind} [heads, d_model, d_head] (latent or linear attention?), "
+            "so its scores cannot be explained."
+        )
+    b = getattr(attn, f"_b_{kind}" if W is grouped else f"b_{kind}", None)
+    W = W.detach().float()
+    bias = b.detach().float() if isinstance(b, Tensor) else W.new_zeros(W.shape[0], W.shape[2])
+    return W, bias.reshape(W.shape[0], W.shape[2])
+
+
+def _head_norm(model: Model, name: str, seen: dict[str, Tensor], heads: int) -> HeadNorm | None:
+    scale = seen.get(f"{name.rsplit('.', 1)[1]}.hook_scale")
+    if scale is None:
+        return None
+    weights = norm_weights(model, name)
+    n_pos = seen["hook_attn_scores"].shape[-1]
+    scale = scale.float()
+    if scale.ndim == 2:  # HookedTransformer: all heads of all positions in one column
+        scale = scale.reshape(n_pos, -1).T
+    else:  # [1, heads, pos, 1], or [1, pos, 1] for a norm over all heads together
+        scale = scale.reshape(-1, n_pos)
+    if scale.shape[0] not in (1, heads):
+        raise ArchitectureError(f"{name}: expected denominators for {heads} heads, got {scale.shape[0]}.")
+    return HeadNorm(weights.weight, scale)
+
+
+def _rotation(model: Model, attn: Any, seen: dict[str, Tensor], tokens: Tensor) -> Rotation | None:
+    if "hook_cos" in seen:  # TransformerBridge: the tables the layer was given, scaled and local or global
+        adjacent = bool(getattr(model.cfg, "rotary_adjacent_pairs", False))
+        cos, sin = (seen[name].float().reshape(-1, seen[name].shape[-1]) for name in ("hook_cos", "hook_sin"))
+        if adjacent:
+            half = cos.shape[-1] // 2
+            cos, sin = (table[:, :half].repeat_interleave(2, dim=-1) for table in (cos, sin))
+        return Rotation(cos, sin, _flip_adjacent if adjacent else _flip_halves)
+    if isinstance(getattr(attn, "rotary_cos", None), Tensor):  # HookedTransformer
+        n_pos = tokens.numel()
+        return Rotation(attn.rotary_cos[:n_pos].float(), attn.rotary_sin[:n_pos].float(), attn.rotate_every_two)
+    return None
+
+
+def _flip_halves(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+def _flip_adjacent(x: Tensor) -> Tensor:
+    return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+
+
+def _scale(model: Model, attn: Any, layer: int, d_head: int) -> float:
+    """What the model multiplies ``q·k`` by."""
+    own = getattr(attn, "attn_scale", None)  # HookedTransformer divides by it
+    if isinstance(own, (int, float)):
+        return 1.0 / float(own)
+    scaling = getattr(getattr(attn, "original_component", None), "scaling", None)
+    if isinstance(scaling, (int, float)):
+        return float(scaling)
+    by_layer = layer + 1 if getattr(model.cfg, "scale_attn_by_inverse_layer_idx", False) else 1
+    return d_head**-0.5 / by_layer
+
+
+def held_head_norms(
+    model: Model, tokens: Int[Tensor, " pos"], layer: int
+) -> list[tuple[str, Callable[[Tensor, Any], Tensor]]]:
+    """Hooks that hold the denominators of a layer's query and key norms at their values on ``tokens``."""
+    names = [f"blocks.{layer}.attn.{norm}.hook_scale" for norm in ("q_norm", "k_norm")]
+    names = [name for name in names if find(model, name) is not None]
+    with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener:
+        model(tokens[None])
+    return [(name, _hold(listener.seen[name].detach())) for name in names if name in listener.seen]
+
+
+def _hold(value: Tensor) -> Callable[[Tensor, Any], Tensor]:
+    def hold(scale: Tensor, hook: Any) -> Tensor:
+        # HookedTransformer lays batch, positions and heads out in one column.
+        return value.repeat(len(scale) // len(value), 1) if value.ndim == 2 else value.expand_as(scale)
+
+    return hold

@@ -1,0 +1,91 @@
+"""From an edge to its heads to what made them look: data, figure and command line."""
+
+import json
+
+import pytest
+
+import tl_circuits as tlc
+from tests.test_cli import run
+from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
+from tl_circuits.attention_data import edge_stories, qk_tracing_results, story_data, strongest_edges
+from tl_circuits.errors import TargetError
+
+
+@pytest.fixture(scope="module")
+def told():
+    model = tiny_bridge("gemma3")
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+        edges = strongest_edges(graph, 3)
+        yield replacement, graph, edge_stories(replacement, graph, edges, heads=2)
+
+
+def test_a_story_goes_from_the_edge_to_its_heads_to_their_scores(told):
+    replacement, graph, stories = told
+    for story in stories:
+        data = json.loads(json.dumps(story_data(graph, story, top=100)))
+        everything = data["residual"] + data["rest"] + sum(h["loading"] for h in data["heads"]) + sum(v for _, v in data["chains"])
+        assert everything == pytest.approx(data["weight"], rel=1e-4)
+        explained = [head for head in data["heads"] if "pairs" in head]
+        assert len(explained) == 2 and explained == data["heads"][:2]
+        for head, qk in zip(explained, story.scores, strict=True):
+            assert (head["layer"], head["head"], head["score"]) == (qk.layer, qk.head, qk.score)
+            assert data["source"].endswith(f"@{head['key']}") and 10 >= len(head["pairs"]) > 0
+            again = tlc.qk_attribution(replacement, graph, qk.layer, qk.head, qk.query, qk.key)
+            assert again.total == pytest.approx(qk.total, rel=1e-6)
+        assert all(name in graph.node_ids for name in data["labels"])
+
+
+def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
+    _, graph, stories = told
+    known = {name: f"np-{i}" for i, name in enumerate(graph.node_ids)}
+    found = qk_tracing_results(stories[0].scores, known.get, top=5)
+    assert set(found) == {"pair_wise_contributors", "top_q_marginal_contributors", "top_k_marginal_contributors"}
+    ids = set(known.values())
+    assert all(len(row) == 3 and row[0] in ids and row[1] in ids for row in found["pair_wise_contributors"])
+    for side in ("top_q_marginal_contributors", "top_k_marginal_contributors"):
+        assert 0 < len(found[side]) <= 5 and all(len(row) == 2 and row[0] in ids for row in found[side])
+        assert [abs(w) for _, w in found[side]] == sorted((abs(w) for _, w in found[side]), reverse=True)
+    json.dumps(found)
+
+
+def test_an_edge_that_is_not_there_has_no_story(told):
+    replacement, graph, _ = told
+    with pytest.raises(TargetError, match="no edge from token@8 to L0/"):
+        target = graph.nodes.query("kind == 'feature' and layer == 0 and position < 8").id.iloc[0]
+        edge_stories(replacement, graph, [("token@8", target)])
+
+
+def test_a_score_can_be_seen_in_a_notebook(told, tmp_path):
+    qk = told[2][0].scores[0]
+    assert qk.plot(tmp_path / "score.svg").read_text().startswith("<?xml")
+    assert qk.terms.query_source.iloc[0] in qk._repr_html_() and "score" in qk.title
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heads")
+    done = run("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 40, "--out", "answer", "--heads", cwd=folder)
+    return folder, done
+
+
+def test_trace_can_say_which_heads_carried_the_strongest_edges(traced):
+    _, done = traced
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("direct effect ") == 3 and "share of the score" in done.stdout and "looks from" in done.stdout
+
+
+def test_heads_explains_one_edge(traced):
+    folder, _ = traced
+    graph = tlc.load_graph(folder / "answer.graph.safetensors")
+    source, target = strongest_edges(graph, 1)[0]
+    done = run("heads", "answer.graph.safetensors", f"{source} > {target}", "--model", tiny_folder("gemma3"), "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["source"], facts["target"]) == (source, target) and len(facts["heads"]) > 3
+    assert sum("pairs" in head for head in facts["heads"]) == 3
+
+
+def test_an_edge_that_cannot_be_read_is_one_clear_line(tmp_path):
+    done = run("heads", "answer.graph.safetensors", "token@1", cwd=tmp_path)
+    assert done.returncode == 1 and "SOURCE > TARGET" in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,176 @@
+"""The local replacement model of a graph's prompt once more, to ask what the graph does not store."""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.targets import Targets
+from tl_circuits.errors import ArchitectureError, TargetError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import (
+    FrozenScores,
+    ReadMap,
+    Recording,
+    Replacement,
+    bos_positions,
+    frozen_scores,
+    record,
+    to_tokens,
+)
+
+_NODE_ID = re.compile(
+    r"^(?:(?P<token>token)|L(?P<layer>\d+)/(?:(?P<error>error)|F(?P<feature>\d+)))@(?P<position>\d+)$"
+)
+
+
+@dataclass(frozen=True)
+class Retraced:
+    """What one prompt's attribution was made of: recording, sources and the linear engine."""
+
+    replacement: Replacement
+    recording: Recording
+    sources: Sources
+    engine: LinearEngine
+    _scores: dict[int, FrozenScores] = field(default_factory=dict, repr=False, compare=False)
+
+    def scores(self, layer: int) -> FrozenScores:
+        """Queries and keys of one layer, kept for the next question about it."""
+        if layer not in self._scores:
+            self._scores[layer] = frozen_scores(self.model, self.recording, layer)
+        return self._scores[layer]
+
+    @property
+    def model(self) -> Any:
+        """The model the dictionary is attached to."""
+        return self.replacement.model
+
+    @property
+    def n_pos(self) -> int:
+        """The prompt's length in tokens."""
+        return self.sources.n_pos
+
+
+def retrace(replacement: Replacement, graph: AttributionGraph) -> Retraced:
+    """Record the graph's prompt again and build the frozen maps.
+
+    Beginning-of-sequence positions are skipped as :func:`tl_circuits.attribute` does by default.
+    Raises TargetError when the graph is of another model or dictionary, ArchitectureError where
+    only the autograd engine can trace: it has no map of single heads.
+    """
+    replacement.require_attached()
+    model, dictionary = replacement.model, replacement.dictionary
+    if graph.info.n_layers != int(model.cfg.n_layers) or graph.info.dictionary != dictionary.name:
+        raise TargetError(
+            f"the graph is of a model with {graph.info.n_layers} layers and the dictionary "
+            f"{graph.info.dictionary!r}; attached is {dictionary.name!r} on {model.cfg.n_layers} layers."
+        )
+    tokens = to_tokens(model, list(graph.info.token_ids))
+    sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    with torch.no_grad():
+        recording = record(model, tokens, tokens.numel() - 1, sites)
+        sources = find_sources(model, dictionary, recording, bos_positions(model, tokens))
+        try:
+            engine = LinearEngine(model, recording, sources)
+        except ArchitectureError as error:
+            raise ArchitectureError(f"{error} That engine does not tell heads apart.") from error
+    return Retraced(replacement, recording, sources, engine)
+
+
+def stream_rows(
+    engine: LinearEngine, layer: int, vectors: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
+    """How much of ``vectors · stream entering block layer`` comes from every column, and the constant rest.
+
+    The stream at the input of a block is what a dictionary of that layer would read if the block
+    had no attention, so the engine is asked with that one attention taken out.
+    """
+    view = copy.copy(engine)
+    own = engine.attention[layer]
+    silent = replace(own, W_O=torch.zeros_like(own.W_O), const=torch.zeros_like(own.const))
+    view.attention = [*engine.attention[:layer], silent, *engine.attention[layer + 1 :]]
+    view.reads = engine.reads | {layer: ReadMap("residual", None)}
+    where = torch.full((len(vectors),), layer, device=vectors.device)
+    return view.rows(Targets(where, positions, vectors, vectors.new_zeros(len(vectors))))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of :class:`Sources`, as graphs name their nodes."""
+
+    kind: Int[Tensor, " column"]  # 0 feature, 1 error, 2 token
+    layer: Int[Tensor, " column"]
+    position: Int[Tensor, " column"]
+    feature: Int[Tensor, " column"]
+
+    def name(self, column: int) -> str:
+        """The node id of a column; the column after the last is the bias."""
+        if column == len(self.kind):
+            return "bias"
+        kind, layer = int(self.kind[column]), int(self.layer[column])
+        position, feature = int(self.position[column]), int(self.feature[column])
+        return (f"L{layer}/F{feature}@{position}", f"L{layer}/error@{position}", f"token@{position}")[kind]
+
+    def column(self, name: str) -> int:
+        """The column of a node id; raises TargetError if nothing of that name is active."""
+        match = _NODE_ID.match(name)
+        if match is None:
+            raise TargetError(f"{name!r} is no source; sources look like 'L14/F2268@9', 'L3/error@2' or 'token@4'.")
+        kind = 2 if match["token"] else (1 if match["error"] else 0)
+        layer, feature = (int(match[part] or -1) for part in ("layer", "feature"))
+        return self.find(kind, layer, int(match["position"]), feature)
+
+    def find(self, kind: int, layer: int, position: int, feature: int) -> int:
+        """The column of a node; raises TargetError if nothing there is active on the prompt."""
+        found = (self.kind == kind) & (self.layer == layer) & (self.position == position)
+        if kind == 0:
+            found &= self.feature == feature
+        where = found.nonzero()
+        if where.numel() == 0:
+            what = ("feature", "error", "token")[kind]
+            raise TargetError(
+                f"the attached dictionary has no active {what} at layer {layer}, position {position}"
+                f"{f', feature {feature}' if kind == 0 else ''} on this prompt."
+            )
+        return int(where[0])
+
+
+def columns_of(sources: Sources) -> Columns:
+    """Kind, layer, position and feature of every column."""
+    width, n_pos = sources.width, sources.n_pos
+    columns = Columns(*(torch.full((width,), fill) for fill in (2, -1, 0, -1)))
+    columns.position[:n_pos] = torch.arange(n_pos)
+    for layer, source in enumerate(sources.layers):
+        features = slice(source.features_at, source.errors_at)
+        columns.kind[features], columns.layer[features] = 0, layer
+        columns.position[features] = source.active.position.cpu()
+        columns.feature[features] = source.active.feature.cpu()
+        if source.error is not None:
+            errors = slice(source.errors_at, source.errors_at + n_pos)
+            columns.kind[errors], columns.layer[errors] = 1, layer
+            columns.position[errors] = torch.arange(n_pos)
+    return columns
+
+
+def node_index(graph: AttributionGraph, node: str | int) -> int:
+    """The index of a node given by id or index; raises TargetError if the graph has none such."""
+    if isinstance(node, int) and not isinstance(node, bool) and 0 <= node < len(graph):
+        return node
+    if isinstance(node, str) and node in graph.node_ids:
+        return graph.node_ids.index(node)
+    raise TargetError(f"the graph has no node {node!r}; ids look like {graph.node_ids[0]!r}.")
+
+
+def node_indices(graph: AttributionGraph, nodes: str | int | Sequence[str | int]) -> list[int]:
+    """The indices of one node or of a supernode's."""
+    several = [nodes] if isinstance(nodes, (str, int)) else list(nodes)
+    if not several:
+        raise TargetError("an empty list of nodes was given; name at least one.")
+    return [node_index(graph, node) for node in several]

@@ -1,0 +1,36 @@
+"""The largest products between two sets of vectors, without making all of them."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 2048  # vectors of either side in one matrix product
+
+
+def top_pairs(
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], top: int
+) -> tuple[Int[Tensor, " top"], Int[Tensor, " top"], Float[Tensor, " top"]]:
+    """The ``top`` pairs with the largest ``|a[i]·b[j]|``, largest first: ``i``, ``j`` and the products.
+
+    Exact: vectors are taken in order of length, and blocks whose product of lengths is below the
+    smallest pair kept cannot hold a larger one (Cauchy and Schwarz).
+    """
+    order_a, order_b = (x.norm(dim=1).argsort(descending=True, stable=True) for x in (a, b))
+    a, b = a[order_a], b[order_b]
+    length_a, length_b = a.norm(dim=1), b.norm(dim=1)
+    top = min(top, len(a) * len(b))
+    values = a.new_empty(0)
+    rows = columns = torch.empty(0, dtype=torch.long, device=a.device)
+    for i in range(0, len(a), BLOCK):
+        for j in range(0, len(b), BLOCK):
+            if len(values) == top and length_a[i] * length_b[j] < values[-1].abs():
+                break
+            products = a[i : i + BLOCK] @ b[j : j + BLOCK].T
+            best = products.abs().flatten().topk(min(top, products.numel())).indices
+            found = products.flatten()[best]
+            values = torch.cat([values, found])
+            rows = torch.cat([rows, i + best // products.shape[1]])
+            columns = torch.cat([columns, j + best % products.shape[1]])
+            kept = values.abs().argsort(descending=True, stable=True)[:top]
+            values, rows, columns = values[kept], rows[kept], columns[kept]
+    return order_a[rows], order_b[columns], values

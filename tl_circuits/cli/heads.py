@@ -1,0 +1,92 @@
+"""``tl-circuits heads``: which heads carried an edge, and what made them look."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.loading import open_replacement
+
+if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
+    from tl_circuits.graph.graph import AttributionGraph
+
+PAIRS_TOLD = 5
+
+
+@app.command()
+def heads(
+    graph: Annotated[Path, typer.Argument(help="A graph file that `tl-circuits trace` wrote.")],
+    edge: Annotated[str, typer.Argument(help="'SOURCE > TARGET' as node ids: 'token@3 > logit:0', 'L2/F71@3 > L9/F5@8'.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one the graph names.")] = None,
+    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="What the graph was traced with; `neurons` needs no dictionary.")] = "neurons",
+    count: Annotated[int, typer.Option("--heads", help="How many heads to explain.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Which attention heads carried EDGE of a traced graph, and which features made them look there."""
+    with clear_errors(debug):
+        ends = [end.strip() for end in edge.split(">")]
+        if len(ends) != 2 or not all(ends):
+            raise ValueError(f"cannot read the edge {edge!r}; write 'SOURCE > TARGET', such as 'token@3 > logit:0'.")
+        if count < 0:
+            raise ValueError(f"--heads must not be negative, got {count}.")
+        import tl_circuits as tlc
+        from tl_circuits.attention_data import edge_stories, story_data
+
+        loaded = tlc.load_graph(graph)
+        with open_replacement(model or loaded.info.model, transcoders, device, dtype) as replacement:
+            (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count)
+        facts = story_data(loaded, story)
+        if as_json:
+            typer.echo(json.dumps(facts, ensure_ascii=False))
+            return
+        show_heads(loaded, [facts], Console())
+
+
+def show_heads(graph: "AttributionGraph", stories: list[dict[str, Any]], console: Console) -> None:
+    """Print loadings of edges, and the largest pairs behind the scores of their heads."""
+    for facts in stories:
+        console.print(Text(f"\n{_told(graph, facts['source'])} → {_told(graph, facts['target'])}", style="bold"))
+        console.print(f"direct effect {facts['weight']:+.4f}: residual stream {facts['residual']:+.4f}", highlight=False)
+        table = Table("head", "loading", "share", box=None, padding=(0, 2, 0, 2))
+        for head in facts["heads"][:PAIRS_TOLD]:
+            share = head["loading"] / facts["weight"] if facts["weight"] else 0.0
+            table.add_row(f"layer {head['layer']} head {head['head']}", f"{head['loading']:+.4f}", f"{share:.0%}")
+        for path, value in facts["chains"][:PAIRS_TOLD]:
+            table.add_row(path, f"{value:+.4f}", f"{value / facts['weight'] if facts['weight'] else 0.0:.0%}")
+        table.add_row("other chains", f"{facts['rest']:+.4f}", "")
+        console.print(table)
+        for head in facts["heads"]:
+            if "pairs" in head:
+                _show_score(graph, facts, head, console)
+
+
+def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str, Any], console: Console) -> None:
+    tokens = graph.info.tokens
+    console.print(
+        Text(
+            f"  layer {head['layer']} head {head['head']} looks from “{tokens[head['query']]}” ({head['query']}) to "
+            f"“{tokens[head['key']]}” ({head['key']}): score {head['score']:.3f}, because of",
+        )
+    )
+    table = Table("query side", "key side", "share of the score", box=None, padding=(0, 2, 0, 4))
+    for query, key, weight in head["pairs"][:PAIRS_TOLD]:
+        table.add_row(Text(_told(graph, query, facts["labels"])), Text(_told(graph, key, facts["labels"])), f"{weight:+.3f}")
+    console.print(table)
+
+
+def _told(graph: "AttributionGraph", name: str, labels: dict[str, str] | None = None) -> str:
+    """A node's id with its token, or with its label where it is a feature of the graph."""
+    if name.startswith("token@"):
+        return f"{name} “{graph.info.tokens[int(name[6:])]}”"
+    if labels is not None:
+        return f"{name} {labels[name]}" if name in labels and "/F" in name else name
+    index = graph.node_ids.index(name)
+    return f"{name} {graph.label(index)}"

@@ -1,0 +1,33 @@
+"""Pictures of QK attributions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tl_circuits.attribution.qk import QKAttribution
+
+
+def plot_score(qk: "QKAttribution", path: Path) -> Path:
+    """What the query side and the key side brought from which positions, as SVG, PNG or PDF.
+
+    Raises ImportError naming the extra when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
+    names = [*(f"{i} {token}" for i, token in enumerate(qk.tokens)), "bias"]
+    rows = [*range(qk.query + 1), len(qk.tokens)]
+    last = max(qk.key, -1 if qk.baseline_key is None else qk.baseline_key)
+    columns = [*range(last + 1), len(qk.tokens)]
+    values = qk.by_position.to_numpy()[rows][:, columns]
+    limit = max(abs(values).max(), 1e-30)
+    figure = Figure(figsize=(2.5 + 0.4 * len(columns), 2 + 0.3 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    shown = axis.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit)
+    axis.set_xticks(range(len(columns)), [names[i] for i in columns], rotation=60, ha="right")
+    axis.set_yticks(range(len(rows)), [names[i] for i in rows])
+    axis.set(xlabel="written at (key side)", ylabel="written at (query side)", title=qk.title)
+    figure.colorbar(shown, ax=axis, label="share of the score")
+    figure.savefig(path)
+    return path
