@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from tl_circuits.dictionaries.references import Reference
-from tl_circuits.dictionaries.repository import inside
+from tl_circuits.dictionaries.repository import Repository, inside
 from tl_circuits.errors import DictionaryError, DownloadError
 
 logger = logging.getLogger(__name__)
 
 
-class HubRepository:
+class HubRepository(Repository):
     """The files of one repository, or of one folder of it.
 
     What is in the cache is used without asking the network. ``cache_dir`` None is the hub library's own.

@@ -27,7 +27,7 @@ def load_transcoders(
     source: Any,
     *,
     width: int | str | None = None,
-    l0: float | str | None = None,
+    l0: int | float | str | None = None,
     layers: Iterable[int] | None = None,
     input_hook: str | None = None,
     output_hook: str | None = None,

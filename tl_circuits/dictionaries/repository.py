@@ -1,32 +1,34 @@
 """Where published files lie: a folder. (``hub.py`` has the other place, with the same surface.)"""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
 
 from tl_circuits.errors import DictionaryError
 
 
-@runtime_checkable
-class Repository(Protocol):
+class Repository(ABC):
     """Files under relative names, some of which may have to be downloaded first."""
 
     name: str
 
     @property
+    @abstractmethod
     def paths(self) -> Sequence[str]:
         """The relative names of all files, sorted, with ``/`` between folders."""
 
+    @abstractmethod
     def fetch(self, paths: Iterable[str]) -> None:
         """Have these files here; raises DownloadError where that cannot be."""
 
+    @abstractmethod
     def local(self, path: str) -> Path:
         """The file on this machine, downloaded if it is not there yet."""
 
 
-class LocalFolder:
+class LocalFolder(Repository):
     """A folder on this machine."""
 
     def __init__(self, folder: Path):

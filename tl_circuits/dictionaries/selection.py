@@ -10,7 +10,7 @@ def select(
     name: str,
     candidates: Sequence[Candidate],
     width: int | str | None,
-    l0: float | str | None,
+    l0: int | float | str | None,
     layers: Iterable[int] | None,
 ) -> dict[int, Candidate]:
     """One candidate for each layer, ascending.
@@ -42,7 +42,7 @@ def select(
 
 
 def _one(
-    name: str, layer: int, here: Sequence[Candidate], l0: float | str | None, everything: Sequence[Candidate]
+    name: str, layer: int, here: Sequence[Candidate], l0: int | float | str | None, everything: Sequence[Candidate]
 ) -> Candidate:
     if l0 is None:
         fitting = list(here)
@@ -62,7 +62,7 @@ def _one(
     )
 
 
-def _is_number(text: str | float | None) -> bool:
+def _is_number(text: str | int | float | None) -> bool:
     try:
         float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
