@@ -107,7 +107,9 @@ def write_clt(folder):
         )
         path = folder / f"W_dec_{i}.safetensors"
         if not path.exists():
-            slots = torch.stack([W_enc.roll(j, 0).mul_(0.02) for j in range(LAYERS_LLAMA - i)], dim=1)
+            slots = torch.empty(WIDTH_LLAMA, LAYERS_LLAMA - i, D_LLAMA, dtype=torch.bfloat16)
+            for j in range(LAYERS_LLAMA - i):
+                slots[:, j] = 0.02 * W_enc.roll(j, 0)
             save_file({f"W_dec_{i}": slots}, path)
     (folder / "config.yaml").write_text(
         "model_kind: cross_layer_transcoder\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"

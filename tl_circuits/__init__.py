@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from tl_circuits.labels import label_features
     from tl_circuits.models import load_model
+    from tl_circuits.quality import dictionary_quality, hook_hint
     from tl_circuits.sweeps import circuit_curve, feature_patching
 
 _HOMES = {
@@ -50,10 +51,12 @@ _HOMES = {
     "attach": "attaching",
     "attribute": "attribution",
     "circuit_curve": "sweeps",
+    "dictionary_quality": "quality",
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
     "generate": "generation",
+    "hook_hint": "quality",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",

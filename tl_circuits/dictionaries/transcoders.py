@@ -120,8 +120,24 @@ class TranscoderSet(Dictionary):
         return f"blocks.{layer}.{self._at[layer].output_hook}"
 
     def check(self, model: Any) -> None:
+        """Raise where layers, widths or hooks do not fit, or the hook is after another normalisation.
+
+        Published transcoders that read ``mlp.hook_in`` want the norm's gain applied; a model whose
+        norms are folded (``normalization_type`` ends in Pre) has it in W_in instead.
+        """
+        made_for = f" (it was made for {self.made_for})" if self.made_for else ""
+        d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]
+        if found != d_model:
+            raise DictionaryError(
+                f"{self.name} reads tensors of width {found}{made_for}, the model's d_model is {d_model}: another model?"
+            )
         require_contiguous(self.layers, int(model.cfg.n_layers))
-        d_model = int(model.cfg.d_model)
+        folded = str(model.cfg.normalization_type).endswith("Pre")
+        if self.made_for and folded and any(t.input_hook == "mlp.hook_in" for t in self._at.values()):
+            raise DictionaryError(
+                f"{self.name} reads mlp.hook_in with the norm's gain applied{made_for}, but this model's norms are folded "
+                "into its weights. Load the model with fold_ln=False."
+            )
         for layer, transcoder in self._at.items():
             width = self.width(layer)
             require_shape(layer, "W_enc (d_in is the model's d_model)", transcoder.W_enc, (width, d_model))
