@@ -6,8 +6,6 @@ import torch
 import tl_circuits as tlc
 from tests import published
 
-JUMPRELU = {"threshold": True}
-
 
 def _hooks(read, write):
     return {"input_hook": read, "output_hook": write}

@@ -1,6 +1,7 @@
 """How well a dictionary stands in for the MLPs, and what is said when it does not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,24 +62,22 @@ def test_the_numbers_are_those_of_their_definitions():
 
 
 def test_the_wrong_hook_is_named_with_the_right_one():
-    model = tiny_bridge("gemma3")
-    right = linear_stand_in(model, 1, "mlp.hook_in", "hook_mlp_out")
     texts = [prompt(20, seed=s) for s in (90, 91, 92)]
-    from dataclasses import replace
-
+    model = tiny_bridge("gpt2")
+    right = linear_stand_in(model, 1, "mlp.hook_in", "hook_mlp_out", samples=1500)
     with tlc.attach(model, {1: right}) as replacement:
         quality = tlc.dictionary_quality(replacement, texts)
-        assert quality.explained_variance[0] > 0.2 and tlc.hook_hint(replacement, quality, texts[0]) is None
-    wrong = replace(right, input_hook="hook_resid_mid", W_skip=30 * right.W_skip, b_dec=30 * right.b_dec, output_hook="mlp.hook_out")
-    with tlc.attach(model, {1: wrong}) as replacement:
+        assert quality.explained_variance[0] > 0.8 and tlc.hook_hint(replacement, quality, texts[0]) is None
+    with tlc.attach(model, {1: replace(right, input_hook="hook_resid_mid")}) as replacement:
+        worse = tlc.dictionary_quality(replacement, texts)
+        assert worse.explained_variance[0] < quality.explained_variance[0] - 0.5
+        hint = tlc.hook_hint(replacement, worse.assign(explained_variance=-0.1), texts[0])
+    assert "input_hook='mlp.hook_in', output_hook='hook_mlp_out'" in hint
+    model = tiny_bridge("llama")
+    with tlc.attach(model, transcoders(model)) as replacement:
         quality = tlc.dictionary_quality(replacement, texts)
-        assert quality.explained_variance[0] < 0.1
+        assert (quality.explained_variance < 0.1).all()
         assert "near or below zero" in tlc.hook_hint(replacement, quality, texts[0])
-    moved = replace(right, input_hook="hook_resid_mid")
-    with tlc.attach(model, {1: moved}) as replacement:
-        quality = tlc.dictionary_quality(replacement, texts)
-        if quality.explained_variance[0] < 0.1:
-            assert "input_hook='mlp.hook_in'" in tlc.hook_hint(replacement, quality, texts[0])
 
 
 def test_a_dictionary_for_another_model_is_refused_naming_both(tmp_path):

@@ -147,7 +147,7 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
     )
 
 
-def _tensors(model: Any, tokens: Int[Tensor, " pos"], layer: int) -> dict[str, Float[Tensor, "pos d"]]:
+def _tensors(model: Any, tokens: Int[Tensor, " pos"], layer: int) -> dict[str, Float[Tensor, "kept d"]]:
     """Every tensor of one layer that a transcoder can read or write, beginning-of-sequence token left out."""
     keep = [p for p in range(tokens.numel()) if p not in bos_positions(model, tokens)]
     seen: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, require_threshold
+from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, shaped, valid_threshold
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
@@ -30,8 +30,10 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     file = MappedFile(path)
     W_enc, W_dec, b_enc, b_dec = need(path, file, "W_enc", "W_dec", "b_enc", "b_dec")
     width, d_out = b_enc.numel(), b_dec.numel()
-    if W_enc.ndim != 2 or W_enc.shape[0] != width:
-        raise DictionaryError(f"{path}: W_enc has shape {tuple(W_enc.shape)}, expected ({width}, d_in).")
+    d_in = shaped(path, "W_enc", W_enc, (width, None)).shape[1]
+    W_skip = file.get("W_skip")
+    if W_skip is not None:
+        shaped(path, "W_skip", W_skip, (d_out, d_in))
     input_hook, output_hook = required_hooks(path, hints)
     threshold = file.get(_THRESHOLD)
     activation, k = activation_of(path, file, threshold, hints)
@@ -41,8 +43,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             W_dec=decoder_rows(path, W_dec, width, d_out),
             b_enc=b_enc,
             b_dec=b_dec,
-            W_skip=file.get("W_skip"),
-            threshold=None if threshold is None else require_threshold(path, _THRESHOLD, threshold),
+            W_skip=W_skip,
+            threshold=None if threshold is None else valid_threshold(path, _THRESHOLD, threshold, width),
             activation=activation,
             k=k,
             clamp=activation == "relu",  # circuit-tracer keeps negative values that pass the gate

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tl_circuits.dictionaries.formats.circuit_tracer import activation_of, required_hooks
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import need, require_threshold
+from tl_circuits.dictionaries.formats.reading import need, shaped, valid_threshold
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
@@ -32,13 +32,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     file, decoder_file = MappedFile(path), MappedFile(decoder_path)
     W_enc, b_enc, b_dec = need(path, file, f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}")
     (decoder,) = need(decoder_path, decoder_file, f"W_dec_{i}")
-    if W_enc.ndim != 2 or W_enc.shape[0] != b_enc.numel():
-        raise DictionaryError(f"{path}: W_enc_{i} has shape {tuple(W_enc.shape)}, expected ({b_enc.numel()}, d_in).")
-    if decoder.ndim != 3 or (decoder.shape[0], decoder.shape[2]) != (b_enc.numel(), b_dec.numel()):
-        raise DictionaryError(
-            f"{decoder_path}: W_dec_{i} has shape {tuple(decoder.shape)}, expected "
-            f"({b_enc.numel()}, layers from {i} on, {b_dec.numel()})."
-        )
+    width = b_enc.numel()
+    shaped(path, f"W_enc_{i}", W_enc, (width, None))
+    shaped(decoder_path, f"W_dec_{i}", decoder, (width, None, b_dec.numel()))
     input_hook, output_hook = required_hooks(path, hints)
     threshold = file.get(f"threshold_{i}")
     activation, k = activation_of(path, file, threshold, hints)
@@ -52,7 +48,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
         W_dec=decoder[:, 0],
         b_enc=b_enc,
         b_dec=b_dec,
-        threshold=None if threshold is None else require_threshold(path, f"threshold_{i}", threshold),
+        threshold=None if threshold is None else valid_threshold(path, f"threshold_{i}", threshold, width),
         activation=activation,
         k=k,
         clamp=activation == "relu",

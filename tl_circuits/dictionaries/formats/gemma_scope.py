@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, read_npz, require_threshold
+from tl_circuits.dictionaries.formats.reading import decoder_rows, need, read_npz, shaped, valid_threshold
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
 from tl_circuits.errors import DictionaryError
@@ -31,15 +31,13 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
     W_enc, W_dec, b_enc, b_dec, threshold = need(path, read_npz(path, names), *names)
     width, d_out = b_enc.numel(), b_dec.numel()
-    if W_enc.ndim != 2 or W_enc.shape[1] != width:
-        raise DictionaryError(f"{path}: W_enc has shape {tuple(W_enc.shape)}, expected (d_in, {width}).")
     return LayerWeights(
         Transcoder(
-            W_enc=W_enc.T,
+            W_enc=shaped(path, "W_enc", W_enc, (None, width)).T,
             W_dec=decoder_rows(path, W_dec, width, d_out),
             b_enc=b_enc,
             b_dec=b_dec,
-            threshold=require_threshold(path, "threshold", threshold),
+            threshold=valid_threshold(path, "threshold", threshold, width),
             activation="jumprelu",
             clamp=False,
             input_hook=hints.input_hook or "ln2.hook_normalized",

@@ -13,7 +13,8 @@ from tl_circuits.dictionaries.formats.reading import (
     need,
     read_json,
     require_agreement,
-    require_threshold,
+    shaped,
+    valid_threshold,
 )
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
@@ -69,9 +70,10 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     file = MappedFile(path)
     w_enc, w_dec, b_enc, b_dec, threshold = need(path, file, "w_enc", "w_dec", "b_enc", "b_dec", "threshold")
     width, d_out = b_enc.numel(), b_dec.numel()
-    if w_enc.ndim != 2 or w_enc.shape[1] != width:
-        raise DictionaryError(f"{path}: w_enc has shape {tuple(w_enc.shape)}, expected (d_in, {width}).")
+    d_in = shaped(path, "w_enc", w_enc, (None, width)).shape[0]
     affine = file.get("affine_skip_connection")
+    if affine is not None:
+        shaped(path, "affine_skip_connection", affine, (d_in, d_out))
     config = read_json(repository.local(entry.files[1])) if len(entry.files) > 1 else {}
     if config:
         where = repository.local(entry.files[1])
@@ -84,17 +86,15 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
                 "Use the repository's folder transcoder_all."
             )
     cross = w_dec.ndim == 3
-    if cross and (w_dec.shape[0], w_dec.shape[2]) != (width, d_out):
-        raise DictionaryError(f"{path}: w_dec has shape {tuple(w_dec.shape)}, expected ({width}, layers, {d_out}).")
     # The decoder's second axis is the layer written to, from 0; a feature writes to its own and later ones.
-    decoder = w_dec[:, entry.layer :] if cross else None
+    decoder = shaped(path, "w_dec", w_dec, (width, None, d_out))[:, entry.layer :] if cross else None
     transcoder = Transcoder(
         W_enc=w_enc.T,
         W_dec=decoder[:, 0] if cross else decoder_rows(path, w_dec, width, d_out),
         b_enc=b_enc,
         b_dec=b_dec,
         W_skip=None if affine is None else affine.T,
-        threshold=require_threshold(path, "threshold", threshold),
+        threshold=valid_threshold(path, "threshold", threshold, width),
         activation="jumprelu",
         input_hook=hints.input_hook or _hook(config, "hf_hook_point_in", entry.layer, "mlp.hook_in"),
         output_hook=hints.output_hook or _hook(config, "hf_hook_point_out", entry.layer, "hook_mlp_out"),

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, read_json, require_agreement
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    positive_int,
+    read_json,
+    require_agreement,
+    shaped,
+)
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.saelens import relative_hook
@@ -77,9 +84,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     config, file = read_json(config_path), MappedFile(path)
     W_E, b_E, W_D = need(path, file, "W_E", "b_E", "W_D")
     width = b_E.numel()
-    if W_E.ndim != 2 or W_E.shape[1] != width:
-        raise DictionaryError(f"{path}: W_E has shape {tuple(W_E.shape)}, expected (d_model, {width}).")
-    d_model = W_E.shape[0]
+    d_model = shaped(path, "W_E", W_E, (None, width)).shape[0]
     require_agreement(config_path, "d_model", config.get("d_model"), d_model)
     if config.get("expansion_factor") is not None:
         said = int(d_model * float(config["expansion_factor"]))
@@ -93,7 +98,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     if activation == "jumprelu":
         (log_threshold,) = need(path, file, _LOG_THRESHOLD)
         norms = W_dec.float().norm(dim=1) if config.get("sparsity_include_decoder_norm", True) else 1.0
-        threshold = log_threshold.float().exp() / norms / s_in
+        threshold = shaped(path, _LOG_THRESHOLD, log_threshold, (width,)).float().exp() / norms / s_in
     scaled = s_in != 1.0 or s_out != 1.0
     return LayerWeights(
         Transcoder(

@@ -111,6 +111,15 @@ def need(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]
     return [tensors[name] for name in names]
 
 
+def shaped(path: Path, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """``tensor`` if it has ``shape`` (None: any size); DictionaryError naming file and both shapes otherwise."""
+    fits = tensor.ndim == len(shape) and all(s in (None, n) for n, s in zip(tensor.shape, shape, strict=True))
+    if not fits:
+        expected = ", ".join("any" if s is None else str(s) for s in shape)
+        raise DictionaryError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected ({expected}).")
+    return tensor
+
+
 def decoder_rows(path: Path, W_dec: Tensor, width: int, d_out: int) -> Tensor:
     """``W_dec`` as ``[feature, d_out]``, whichever way round it was stored.
 
@@ -126,8 +135,9 @@ def decoder_rows(path: Path, W_dec: Tensor, width: int, d_out: int) -> Tensor:
     )
 
 
-def require_threshold(path: Path, field: str, threshold: Tensor) -> Tensor:
-    """``threshold`` if none is negative; DictionaryError otherwise (a logarithm of one, mostly)."""
+def valid_threshold(path: Path, field: str, threshold: Tensor, width: int) -> Tensor:
+    """``threshold`` if there is one a feature and none is negative (a logarithm); DictionaryError otherwise."""
+    shaped(path, field, threshold, (width,))
     negative = int((threshold < 0).sum())
     if negative:
         raise DictionaryError(

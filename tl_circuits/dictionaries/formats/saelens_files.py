@@ -6,7 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, read_json, require_agreement, require_threshold
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    read_json,
+    require_agreement,
+    shaped,
+    valid_threshold,
+)
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.saelens import ARCHITECTURES, relative_hook
@@ -65,17 +72,17 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     config, file = read_json(config_path), MappedFile(path)
     W_enc, W_dec, b_enc, b_dec = need(path, file, "W_enc", "W_dec", "b_enc", "b_dec")
     width, d_out = b_enc.numel(), b_dec.numel()
-    if W_enc.ndim != 2 or W_enc.shape[1] != width:
-        raise DictionaryError(f"{path}: W_enc has shape {tuple(W_enc.shape)}, expected (d_in, {width}).")
+    d_in = shaped(path, "W_enc", W_enc, (None, width)).shape[0]
     architecture = config["architecture"]
     activation = ARCHITECTURES[architecture]
     require_agreement(config_path, "d_sae", config.get("d_sae"), width)
-    require_agreement(config_path, "d_in", config.get("d_in"), W_enc.shape[0])
+    require_agreement(config_path, "d_in", config.get("d_in"), d_in)
     require_agreement(config_path, "d_out", config.get("d_out"), d_out)
+    threshold = None
     if activation == "jumprelu":
-        need(path, file, "threshold")
+        threshold = valid_threshold(path, "threshold", *need(path, file, "threshold"), width)
     if "skip" in architecture:
-        need(path, file, "W_skip")
+        shaped(path, "W_skip", *need(path, file, "W_skip"), (d_out, d_in))
     read_hook = _field(config, "hook_name")
     return LayerWeights(
         Transcoder(
@@ -84,7 +91,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             b_enc=b_enc,
             b_dec=b_dec,
             W_skip=file["W_skip"] if "skip" in architecture else None,
-            threshold=require_threshold(path, "threshold", file["threshold"]) if activation == "jumprelu" else None,
+            threshold=threshold,
             activation=activation,
             input_hook=hints.input_hook or relative_hook(entry.layer, "hook_name", read_hook),
             output_hook=hints.output_hook

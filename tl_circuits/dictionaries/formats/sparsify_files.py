@@ -6,7 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, read_json, require_agreement
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    positive_int,
+    read_json,
+    require_agreement,
+    shaped,
+)
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
@@ -47,13 +54,12 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     file = MappedFile(path)
     weight, b_enc, W_dec, b_dec = need(path, file, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
     width, d_out = b_enc.numel(), b_dec.numel()
-    if weight.ndim != 2 or weight.shape[0] != width:
-        raise DictionaryError(f"{path}: encoder.weight has shape {tuple(weight.shape)}, expected ({width}, d_in).")
-    d_in = weight.shape[1]
+    d_in = shaped(path, "encoder.weight", weight, (width, None)).shape[1]
     require_agreement(config_path, "d_in", config.get("d_in"), d_in)
     latents = config.get("num_latents") or d_in * int(config.get("expansion_factor") or 32)
     require_agreement(config_path, "num_latents (or d_in x expansion_factor)", latents, width)
     require_agreement(config_path, "skip_connection", bool(config.get("skip_connection")), "W_skip" in file)
+    W_skip = shaped(path, "W_skip", file["W_skip"], (d_out, d_in)) if "W_skip" in file else None
     k = positive_int(config_path, "k", config.get("k", 32))
     if k > width:
         raise DictionaryError(f"{config_path}: k is {k}, but there are only {width} features.")
@@ -63,7 +69,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             W_dec=decoder_rows(path, W_dec, width, d_out),
             b_enc=b_enc,
             b_dec=b_dec,
-            W_skip=file.get("W_skip"),
+            W_skip=W_skip,
             activation="topk",
             k=k,
             input_hook=hints.input_hook or "mlp.hook_in",
