@@ -9,7 +9,7 @@ import torch
 import tl_circuits as tlc
 from tests import published
 from tests.test_cli import run
-from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
+from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import DictionaryError
 
 
@@ -103,16 +103,17 @@ def test_folded_norms_are_refused_where_the_gain_is_wanted(tmp_path):
         tlc.attach(model, tlc.load_transcoders(tmp_path))
 
 
-def test_doctor_and_trace_on_the_command_line_take_a_folder(tmp_path):
+def test_doctor_and_trace_take_a_folder(tmp_path):
     layers = published.random_layers(4, width=40, d=32)
     published.circuit_tracer(tmp_path / "set", layers, hooks=("mlp.hook_in", "hook_mlp_out"))
     (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6")
-    model = tiny_folder("gemma3")
-    shown = run("doctor", "--model", model, "--transcoders", "set", "--text", "text.txt", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
+    both = "--model", tiny_folder("gemma3"), "--transcoders", tmp_path / "set"
+    shown = command("doctor", *both, "--text", tmp_path / "text.txt")
+    assert shown.exit_code == 0, shown.stderr
     assert "explained variance" in shown.stdout and "near or below zero" in shown.stdout
-    as_json = run("doctor", "--model", model, "--transcoders", "set", "--text", "text.txt", "--json", cwd=tmp_path)
-    facts = json.loads(as_json.stdout)
+    facts = json.loads(command("doctor", *both, "--text", tmp_path / "text.txt", "--json").stdout)
     assert [row["layer"] for row in facts["layers"]] == [0, 1, 2, 3, -1] and facts["reads"] == "blocks.0.mlp.hook_in"
-    done = run("trace", "w1 w2 w3", "--model", model, "-t", "set", "--max-nodes", 20, "--json", cwd=tmp_path)
+    done = run("trace", "w1 w2 w3", *both, "--max-nodes", 20, "--json", cwd=tmp_path)
     assert done.returncode == 0 and json.loads(done.stdout)["features_traced"] == 20, done.stderr
+    alone = command("doctor", "--transcoders", tmp_path / "set")
+    assert alone.exit_code == 1 and "needs --model" in alone.stderr

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tl_circuits.models import load_model
     from tl_circuits.quality import dictionary_quality, hook_hint
     from tl_circuits.sweeps import circuit_curve, feature_patching
+    from tl_circuits.training import train_transcoders
 
 _HOMES = {
     "Ablate": "hooks",
@@ -66,6 +67,7 @@ _HOMES = {
     "load_transcoders": "dictionaries",
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
+    "train_transcoders": "training",
 }
 
 __all__ = list(_HOMES)
