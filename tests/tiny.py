@@ -127,3 +127,13 @@ def cross_layer(model, seed: int = 2, slots: int | None = None, **kwargs) -> tlc
 def hook_state(model) -> dict[str, tuple[int, int]]:
     """Every hook name with how many hooks it carries, to compare before and after."""
     return {name: (len(p._forward_hooks), len(p._backward_hooks)) for name, p in model.hook_dict.items()}
+
+
+def command(*arguments: str):
+    """``tl-circuits ...`` within this process: its exit_code, stdout and stderr."""
+    from typer.testing import CliRunner
+
+    from tl_circuits.cli import app as program
+    from tl_circuits.cli import doctor, models, steer, trace, train  # noqa: F401  each adds its command
+
+    return CliRunner(env={"COLUMNS": "140"}).invoke(program, [str(a) for a in arguments])

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     )
     from tl_circuits.labels import label_features
     from tl_circuits.models import load_model
+    from tl_circuits.quality import dictionary_quality, hook_hint
     from tl_circuits.sweeps import circuit_curve, feature_patching
+    from tl_circuits.training import train_transcoders
 
 _HOMES = {
     "Ablate": "hooks",
@@ -67,11 +69,13 @@ _HOMES = {
     "attach": "attaching",
     "attribute": "attribution",
     "circuit_curve": "sweeps",
+    "dictionary_quality": "quality",
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
     "generate": "generation",
     "head_loadings": "attribution.loadings",
+    "hook_hint": "quality",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
@@ -84,6 +88,7 @@ _HOMES = {
     "qk_attribution": "attribution.qk",
     "top_head_loadings": "attribution.loadings",
     "trace_many": "batch",
+    "train_transcoders": "training",
 }
 
 __all__ = list(_HOMES)

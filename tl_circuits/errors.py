@@ -16,6 +16,7 @@ __all__ = [
     "ArchitectureError",
     "AttachError",
     "DictionaryError",
+    "DownloadError",
     "EditError",
     "GraphFileError",
     "HookFiringError",
@@ -43,3 +44,7 @@ class GraphFileError(TLCircuitsError, ValueError):
 
 class OutputError(TLCircuitsError, OSError):
     """A place that cannot be written to."""
+
+
+class DownloadError(TLCircuitsError, OSError):
+    """A published file that cannot be had: no network, no permission, no such thing, no disk space."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import open_replacement
+from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +27,11 @@ class Opener:
     transcoders: str
     device: str | None
     dtype: str
+    width: str | None
+    l0: str | None
 
     def __call__(self) -> "Replacement":
-        return open_replacement(self.model, self.transcoders, self.device, self.dtype)
+        return open_replacement(self.model, self.transcoders, self.device, self.dtype, self.width, self.l0)
 
 
 @app.command()
@@ -37,7 +39,9 @@ def batch(
     prompts: Annotated[Path, typer.Argument(help="One JSON object a line: prompt, and perhaps id, targets, position.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder, or any address fsspec can write to.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
-    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="As in `tl-circuits trace`.")] = "neurons",
+    transcoders: Transcoders = "neurons",
+    width: Width = None,
+    l0: L0 = None,
     max_nodes: Annotated[int, typer.Option(help="How many features to trace of each prompt.")] = 2000,
     workers: Annotated[int | None, typer.Option(help="Ray workers; default: trace in this process.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one here.")] = None,
@@ -51,12 +55,12 @@ def batch(
         import tl_circuits as tlc
 
         summary = tlc.trace_many(
-            Opener(model, transcoders, device, dtype),
+            Opener(model, transcoders, device, dtype, width, l0),
             prompts,
             out,
             workers=workers,
             ray_address=ray_address,
-            name=f"{model} {transcoders} {dtype}",
+            name=" ".join(str(part) for part in (model, transcoders, dtype, width, l0) if part),
             max_nodes=max_nodes,
             progress=Console(stderr=True).is_terminal,
         )

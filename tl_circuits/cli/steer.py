@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import open_replacement
+from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
 
 
 @app.command()
@@ -17,7 +17,9 @@ def steer(
     prompt: Annotated[str, typer.Argument(help="The text the model reads.")],
     edit: Annotated[list[str], typer.Option("--edit", "-e", help="'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
-    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
+    transcoders: Transcoders = "neurons",
+    width: Width = None,
+    l0: L0 = None,
     freeze: Annotated[str, typer.Option(help="What is held for the next-token table: all, attention or none.")] = "attention",
     tokens: Annotated[int, typer.Option("--tokens", help="Also write on for this many tokens, with and without the edits.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
@@ -32,7 +34,7 @@ def steer(
         import tl_circuits as tlc
 
         edits = [tlc.parse_edit(text) for text in edit]
-        with open_replacement(model, transcoders, device, dtype) as replacement:
+        with open_replacement(model, transcoders, device, dtype, width, l0) as replacement:
             result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
             written = None
             if tokens:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
 from tl_circuits.cli.heads import show_heads
-from tl_circuits.cli.loading import open_replacement
+from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.faithfulness_report import FaithfulnessReport
@@ -26,7 +26,9 @@ EDGES_TOLD = 3
 def trace(
     prompt: Annotated[str, typer.Argument(help="The text to explain; the question is why the model goes on as it does.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
-    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
+    transcoders: Transcoders = "neurons",
+    width: Width = None,
+    l0: L0 = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference. Default: the likeliest tokens.")] = None,
     position: Annotated[int, typer.Option(help="Where the answer is read; -1 is the last token.")] = -1,
     max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = 2000,
@@ -47,7 +49,7 @@ def trace(
         for path in files.values():
             _refuse_early(path, force)
         graph, report, stories = _run(
-            prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check, heads
+            prompt, model, (transcoders, width, l0), target, position, max_nodes, engine, device, dtype, check, heads
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force)
@@ -68,7 +70,7 @@ def trace(
 def _run(
     prompt: str,
     model_name: str,
-    transcoders: str,
+    features: tuple[str, str | None, str | None],
     targets: list[str] | None,
     position: int,
     max_nodes: int,
@@ -83,7 +85,8 @@ def _run(
 
     choice = _engine(engine)
     shown = Console(stderr=True).is_terminal
-    with open_replacement(model_name, transcoders, device, dtype) as replacement:
+    transcoders, width, l0 = features
+    with open_replacement(model_name, transcoders, device, dtype, width, l0) as replacement:
         graph = tlc.attribute(
             replacement,
             prompt,

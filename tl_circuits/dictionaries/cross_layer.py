@@ -7,14 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import require_finite
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet, take_rows, weighted_sum
 from tl_circuits.errors import DictionaryError
 
 
 class CrossLayerTranscoders(TranscoderSet):
     """``y_t = b_dec_t + Σ_{s ≤ t} act(x_s W_encᵀ + b_enc) W_dec_s[:, t - s]`` (Ameisen et al. 2025).
 
-    ``encoders[s]`` is a :class:`Transcoder` for encoder, activation and output bias of layer s;
+    ``encoders[s]`` is a :class:`Transcoder` for encoder, activation, output bias and skip of layer s;
     its ``W_dec`` is not used. ``decoders[s]`` is ``[feature, slot, d_out]``, slot j writing to layer
     ``s + j``. Raises DictionaryError where they do not fit together.
     """
@@ -24,28 +24,29 @@ class CrossLayerTranscoders(TranscoderSet):
         encoders: Mapping[int, Transcoder],
         decoders: Mapping[int, Float[Tensor, "feature slot d_out"]],
         name: str = "cross-layer transcoders",
+        made_for: str | None = None,
     ):
-        super().__init__(encoders, name)
+        super().__init__(encoders, name, made_for)
         if set(decoders) != set(self.layers):
             raise DictionaryError(f"encoders for layers {list(self.layers)}, decoders for {sorted(decoders)}.")
         self._decoders = {layer: decoders[layer] for layer in self.layers}
         last = self.layers[-1]
         for layer, decoder in self._decoders.items():
-            if self[layer].W_skip is not None:
-                raise DictionaryError(f"layer {layer}: a cross-layer transcoder with a skip connection is not known.")
             width, d_out = self.width(layer), self[layer].b_dec.numel()
             slots = decoder.shape[1] if decoder.ndim == 3 else 0
             if tuple(decoder.shape) != (width, slots, d_out) or not 1 <= slots <= last - layer + 1:
                 raise DictionaryError(
                     f"layer {layer}: W_dec has shape {tuple(decoder.shape)}, expected ({width}, 1..{last - layer + 1}, {d_out})."
                 )
-            require_finite(layer, "W_dec", decoder)
+            if self[layer].forget_pages is None:
+                require_finite(layer, "W_dec", decoder)
 
     def to(self, device: torch.device) -> "CrossLayerTranscoders":
         """The same dictionary on another device."""
         moved = super().to(device)
         encoders = {layer: moved[layer] for layer in self.layers}
-        return CrossLayerTranscoders(encoders, {i: d.to(device) for i, d in self._decoders.items()}, self.name)
+        decoders = {i: d.to(device) for i, d in self._decoders.items()}
+        return CrossLayerTranscoders(encoders, decoders, self.name, self.made_for)
 
     def writers(self, layer: int) -> Sequence[int]:
         return tuple(s for s in self.layers if s <= layer < s + self._decoders[s].shape[1])
@@ -53,13 +54,20 @@ class CrossLayerTranscoders(TranscoderSet):
     def decode(
         self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        recons = self.constant(layer).expand(*x.shape[:-1], -1)
+        recons = self.constant(layer).to(x.device).expand(*x.shape[:-1], -1)
         for writer in self.writers(layer):
-            recons = recons + acts[writer].float() @ self._decoders[writer][:, layer - writer].float()
-        return recons
+            written = weighted_sum(acts[writer], self._decoders[writer][:, layer - writer])
+            self._used(writer, "W_dec", written)
+            recons = recons + written
+        skip = self.skip(layer)
+        return recons if skip is None else recons + x.float() @ skip.to(x.device).T
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
-        return self._decoders[layer][features, target - layer].float()
+        rows = take_rows(self._decoders[layer][:, target - layer], features)
+        self._used(layer, "W_dec", rows)
+        return rows
 
     def output_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
-        return self._decoders[layer][features].float().sum(1)
+        rows = take_rows(self._decoders[layer], features).sum(1)
+        self._used(layer, "W_dec", rows)
+        return rows

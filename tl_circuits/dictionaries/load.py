@@ -1,31 +1,161 @@
-"""Turn what people have into a dictionary: SAELens objects or tensors, layer by layer."""
+"""Open a dictionary by whatever name it goes: a published set, a folder, SAELens objects, tensors."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from tqdm.auto import tqdm
+
 from tl_circuits.dictionaries.base import Dictionary
+from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
+from tl_circuits.dictionaries.formats import Hints, LayerWeights
+from tl_circuits.dictionaries.hub import HubRepository
+from tl_circuits.dictionaries.published import Candidate, Published, find_published
+from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
+from tl_circuits.dictionaries.releases import find_release, release_names
+from tl_circuits.dictionaries.repository import LocalFolder, Repository
+from tl_circuits.dictionaries.residency import Residency, choose_residency, place
 from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
+from tl_circuits.dictionaries.selection import select
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
 
 
-def load_transcoders(source: Any, *, name: str | None = None) -> Dictionary:
+def load_transcoders(
+    source: Any,
+    *,
+    width: int | str | None = None,
+    l0: int | float | str | None = None,
+    layers: Iterable[int] | None = None,
+    input_hook: str | None = None,
+    output_hook: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    residency: Residency = "auto",
+    cache_dir: str | Path | None = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> Dictionary:
     """Open a dictionary.
 
-    ``source``: ``{layer: SAELens transcoder}``, ``{layer: Transcoder}`` (tensors), or a list of
-    either, index = layer. Raises DictionaryError for anything else, for missing layers, and for
-    tensors that contradict each other.
+    Args:
+        source: a short name (``"gemma"``; ``tl-circuits models`` lists them), a SAELens release, a
+            hub repository ``org/repo[/folder][@revision]``, a folder in any layout of
+            docs/transcoders.md, ``{layer: SAELens transcoder}``, ``{layer: Transcoder}``, or a list
+            of either, index = layer.
+        width, l0: which set, where several are published: ``width="16k"`` or 16384, ``l0="small"``
+            or a number, which takes each layer's nearest. Left open, a choice is an error that lists it.
+        layers: only these; None for all.
+        input_hook, output_hook: block-relative names such as ``mlp.hook_in``, where the files do not
+            say what is read and written, or say it wrongly.
+        device: where small tensors and results go; None for the GPU if there is one.
+        dtype: of the weights; None keeps what is stored. Computation is in float32.
+        residency: where encoders and decoders stay. ``"disk"``: memory-mapped, read layer by layer
+            and row by row; ``"cpu"``; ``"device"``; ``"auto"``: the device where they fit, else disk.
+        cache_dir: of the hub library; None for its own (HF_HOME).
+        name: what graphs call it; None for the source's name.
+        progress: show a progress bar on stderr.
+
+    Raises DictionaryError for what is not there, not a transcoder, damaged or contradicts itself,
+    naming file and field; DownloadError where files cannot be had. Pickles are never loaded.
     """
     if isinstance(source, Dictionary):
         return source
     if isinstance(source, (list, tuple)):
         source = dict(enumerate(source))
     if isinstance(source, Mapping):
-        layers = {_layer_number(key): _one(key, value) for key, value in source.items()}
-        return TranscoderSet(layers, name or "transcoders")
-    raise DictionaryError(
-        f"cannot load transcoders from {source!r}: give {{layer: SAELens transcoder}} or {{layer: tlc.Transcoder}}."
+        given = {_layer_number(key): _one(key, value) for key, value in source.items()}
+        return TranscoderSet(given, name or "transcoders")
+    if not isinstance(source, (str, Path)):
+        raise DictionaryError(
+            f"cannot load transcoders from {source!r}: give a name, a folder, {{layer: SAELens transcoder}} or "
+            "{layer: tlc.Transcoder}."
+        )
+    hub_cache = None if cache_dir is None else Path(cache_dir)
+    published = _find(source, hub_cache)
+    chosen = select(published.name, published.candidates, width, l0, layers)
+    _fetch(chosen.values())
+    hints = Hints(
+        input_hook or published.hints.input_hook,
+        output_hook or published.hints.output_hook,
+        published.hints.activation,
+        published.hints.k,
     )
+    where = _device(device)
+    size = sum(c.repository.local(file).stat().st_size for c in chosen.values() for file in c.entry.files)
+    stay = choose_residency(residency, where, size)
+    loaded: dict[int, LayerWeights] = {}
+    for layer, candidate in tqdm(chosen.items(), desc="opening transcoders", unit="layer", disable=not progress):
+        read = candidate.layout.read(candidate.repository, candidate.entry, hints)
+        files = [candidate.repository.local(file) for file in candidate.entry.files]
+        if read.decoder is not None and len(chosen) < len({c.entry.layer for c in published.candidates}):
+            raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")
+        loaded[layer] = place(read, files, stay, where, dtype)
+    return _assemble(name or published.name, loaded, _made_for(published, next(iter(chosen.values()))))
+
+
+def _find(source: str | Path, cache_dir: Path | None) -> Published:
+    text = str(source)
+    if isinstance(source, str) and source in SHORT_NAMES:
+        short = SHORT_NAMES[source]
+        return find_published(HubRepository(parse_reference(short.reference), cache_dir), cache_dir)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return find_published(LocalFolder(folder), cache_dir)
+    if folder.is_file():
+        raise DictionaryError(f"{folder} is a file; give the folder that holds all layers.")
+    if isinstance(source, Path) or text.startswith((".", "/", "~")):
+        raise DictionaryError(f"there is no folder {folder}.")
+    release = find_release(text, cache_dir)
+    if release is not None:
+        return release
+    if "/" in text:
+        repository: Repository = HubRepository(parse_reference(text), cache_dir)
+        return find_published(repository, cache_dir)
+    near = difflib.get_close_matches(text, [*SHORT_NAMES, *release_names()], n=3, cutoff=0.3)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    raise DictionaryError(
+        f"{text!r} is not a short name, a folder, a SAELens release or a hub repository (org/name).{hint} "
+        "`tl-circuits models` lists the short names."
+    )
+
+
+def _fetch(candidates: Iterable[Candidate]) -> None:
+    """Download all files of the chosen layers, each repository's together."""
+    wanted: dict[int, tuple[Repository, list[str]]] = {}
+    for candidate in candidates:
+        _, files = wanted.setdefault(id(candidate.repository), (candidate.repository, []))
+        files.extend(candidate.entry.files)
+    for repository, files in wanted.values():
+        repository.fetch(files)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def _made_for(published: Published, first: Candidate) -> str | None:
+    return published.made_for or first.layout.model(first.repository, first.entry)
+
+
+def _assemble(name: str, loaded: dict[int, LayerWeights], made_for: str | None) -> Dictionary:
+    widths = {layer: weights.transcoder.W_enc.shape[0] for layer, weights in loaded.items()}
+    first = next(iter(widths))
+    other = next((layer for layer, width in widths.items() if width != widths[first]), None)
+    if other is not None:
+        raise DictionaryError(
+            f"{name}: layer {first} has {widths[first]} features and layer {other} has {widths[other]}; "
+            "the layers of one set have one width. Are two sets mixed?"
+        )
+    encoders = {layer: weights.transcoder for layer, weights in loaded.items()}
+    if all(weights.decoder is None for weights in loaded.values()):
+        return TranscoderSet(encoders, name, made_for)
+    decoders = {layer: weights.decoder for layer, weights in loaded.items() if weights.decoder is not None}
+    return CrossLayerTranscoders(encoders, decoders, name, made_for)
 
 
 def _layer_number(key: Any) -> int:

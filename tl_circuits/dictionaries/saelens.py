@@ -7,7 +7,7 @@ from torch import Tensor
 from tl_circuits.dictionaries.transcoders import Transcoder
 from tl_circuits.errors import DictionaryError
 
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "transcoder": "relu",
     "skip_transcoder": "relu",
     "jumprelu_transcoder": "jumprelu",
@@ -28,7 +28,7 @@ def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
     """
     cfg = sae.cfg
     architecture = cfg.architecture()
-    if architecture not in _ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         raise DictionaryError(
             f"layer {layer}: a SAELens {architecture!r} is not a transcoder. It rebuilds the tensor it reads, so "
             "it leaves no linear path through the MLP; use a transcoder, or tlc.mlp_neurons(model)."
@@ -39,7 +39,7 @@ def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
             f"layer {layer}: normalize_activations={normalise!r} depends on the input at run time. Fold it into "
             "the weights first (sae.fold_activation_norm_scaling_factor) and set it to 'none'."
         )
-    activation, k = _ARCHITECTURES[architecture], None
+    activation, k = ARCHITECTURES[architecture], None
     kind = type(sae.activation_fn).__name__
     if kind == "TopK":
         activation, k = "topk", int(sae.activation_fn.k)
@@ -54,8 +54,8 @@ def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
         threshold=_tensor(sae.threshold) if activation == "jumprelu" else None,
         activation=activation,
         k=k,
-        input_hook=_relative(layer, "hook_name", cfg.metadata.hook_name),
-        output_hook=_relative(layer, "hook_name_out", cfg.metadata.hook_name_out or cfg.metadata.hook_name),
+        input_hook=relative_hook(layer, "hook_name", cfg.metadata.hook_name),
+        output_hook=relative_hook(layer, "hook_name_out", cfg.metadata.hook_name_out or cfg.metadata.hook_name),
     )
 
 
@@ -63,7 +63,7 @@ def _tensor(parameter: Tensor) -> Tensor:
     return parameter.detach()
 
 
-def _relative(layer: int, field: str, hook: Any) -> str:
+def relative_hook(layer: int, field: str, hook: Any) -> str:
     prefix = f"blocks.{layer}."
     if not isinstance(hook, str) or not hook.startswith(prefix):
         raise DictionaryError(

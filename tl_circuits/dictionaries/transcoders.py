@@ -1,6 +1,6 @@
 """Per-layer transcoders, given as tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +18,9 @@ from tl_circuits.dictionaries.base import (
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import read_stage, resolve, write_stage
 
-POSITIONS_AT_ONCE = 512  # bounds the [pos, feature] tensor while encoding long prompts
+POSITIONS_AT_ONCE = 512  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
+ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
+FLOATS_AT_ONCE = 2**24  # of an encoder or decoder on the way to the device, 64 MB
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Transcoder:
     ``activation``: ``"relu"``; ``"jumprelu"`` keeps ``h`` where ``h > threshold`` (and, with
     ``clamp``, where ``h > 0``); ``"topk"`` keeps the ``k`` largest (with ``clamp``, the positive
     ones of them). ``input_hook`` and ``output_hook`` are block-relative, such as ``mlp.hook_in``.
+    ``forget_pages`` is set where the two wide matrices are mapped from a file: it gives the memory
+    of what was read back, and the matrices are checked when used instead of when opened.
     """
 
     W_enc: Float[Tensor, "feature d_in"]
@@ -41,6 +45,7 @@ class Transcoder:
     clamp: bool = True
     input_hook: str = "mlp.hook_in"
     output_hook: str = "hook_mlp_out"
+    forget_pages: Callable[[], None] | None = None
 
     def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
         """Activations from pre-activations."""
@@ -56,14 +61,39 @@ class Transcoder:
         """Activations of features that do not compete with each other (ReLU, JumpReLU)."""
         if self.activation == "relu":
             return pre.relu()
-        return (pre.relu() if self.clamp else pre) * (pre > threshold)
+        return (pre.relu() if self.clamp else pre) * (pre > threshold.to(pre.device))
+
+
+def take_rows(matrix: Float[Tensor, "feature *rest"], features: Int[Tensor, " n"]) -> Float[Tensor, "n *rest"]:
+    """Some rows of a matrix that may lie elsewhere (on disk, in host memory), where ``features`` is, float32."""
+    return matrix[features.to(matrix.device)].to(features.device).float()
+
+
+def weighted_sum(
+    acts: Float[Tensor, "*batch feature"], matrix: Float[Tensor, "feature d_out"]
+) -> Float[Tensor, "*batch d_out"]:
+    """``acts @ matrix`` in float32, reading only the rows that are active anywhere.
+
+    Where a gradient is wanted inactive features have one too, so then all rows are read.
+    """
+    acts = acts.float()
+    flat = acts.reshape(-1, acts.shape[-1])
+    whole = acts.requires_grad and torch.is_grad_enabled()
+    used = torch.arange(flat.shape[1], device=acts.device) if whole else flat.any(0).nonzero()[:, 0]
+    total = flat.new_zeros(flat.shape[0], matrix.shape[1])
+    for some in used.split(max(1, FLOATS_AT_ONCE // matrix.shape[1])):
+        total = total + (flat if some.numel() == flat.shape[1] else flat[:, some]) @ take_rows(matrix, some)
+    return total.reshape(*acts.shape[:-1], -1)
 
 
 class TranscoderSet(Dictionary):
     """One :class:`Transcoder` for each of a contiguous range of layers."""
 
-    def __init__(self, transcoders: Mapping[int, Transcoder], name: str = "transcoders"):
+    def __init__(
+        self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
+    ):
         self.name = name
+        self.made_for = made_for
         self._at = {layer: transcoders[layer] for layer in sorted(transcoders)}
         require_contiguous(list(self._at))
         for layer, transcoder in self._at.items():
@@ -71,7 +101,7 @@ class TranscoderSet(Dictionary):
 
     def to(self, device: torch.device) -> "TranscoderSet":
         """The same transcoders on another device."""
-        return TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name)
+        return TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
 
     def __getitem__(self, layer: int) -> Transcoder:
         return self._at[layer]
@@ -90,8 +120,24 @@ class TranscoderSet(Dictionary):
         return f"blocks.{layer}.{self._at[layer].output_hook}"
 
     def check(self, model: Any) -> None:
+        """Raise where layers, widths or hooks do not fit, or the hook is after another normalisation.
+
+        Published transcoders that read ``mlp.hook_in`` want the norm's gain applied; a model whose
+        norms are folded (``normalization_type`` ends in Pre) has it in W_in instead.
+        """
+        made_for = f" (it was made for {self.made_for})" if self.made_for else ""
+        d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]
+        if found != d_model:
+            raise DictionaryError(
+                f"{self.name} reads tensors of width {found}{made_for}, the model's d_model is {d_model}: another model?"
+            )
         require_contiguous(self.layers, int(model.cfg.n_layers))
-        d_model = int(model.cfg.d_model)
+        folded = str(model.cfg.normalization_type).endswith("Pre")
+        if self.made_for and folded and any(t.input_hook == "mlp.hook_in" for t in self._at.values()):
+            raise DictionaryError(
+                f"{self.name} reads mlp.hook_in with the norm's gain applied{made_for}, but this model's norms are folded "
+                "into its weights. Load the model with fold_ln=False."
+            )
         for layer, transcoder in self._at.items():
             width = self.width(layer)
             require_shape(layer, "W_enc (d_in is the model's d_model)", transcoder.W_enc, (width, d_model))
@@ -103,10 +149,21 @@ class TranscoderSet(Dictionary):
 
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         t = self._at[layer]
-        # This way round the wide matrix is read row by row, a third faster on a few positions.
         flat = x.float().reshape(-1, x.shape[-1])
-        pre = (t.W_enc.float() @ flat.T).T.reshape(*x.shape[:-1], -1)
-        return pre + t.b_enc.float()
+        # This way round the wide matrix is read row by row, a third faster on a few positions.
+        parts = [
+            rows.to(x.device).float() @ flat.T for rows in t.W_enc.split(max(1, FLOATS_AT_ONCE // x.shape[-1]))
+        ]
+        pre = (parts[0] if len(parts) == 1 else torch.cat(parts)).T.reshape(*x.shape[:-1], -1)
+        self._used(layer, "W_enc", pre)
+        return pre + t.b_enc.to(x.device).float()
+
+    def _used(self, layer: int, name: str, result: Tensor) -> None:
+        """What mapped files need after use: a check of what came out, and their memory given back."""
+        forget = self._at[layer].forget_pages
+        if forget is not None:
+            require_finite(layer, f"{name} as read from disk", result)
+            forget()
 
     def activate(
         self, layer: int, pre: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
@@ -116,14 +173,17 @@ class TranscoderSet(Dictionary):
     def decode(
         self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        t = self._at[layer]
-        recons = acts[layer].float() @ t.W_dec.float() + t.b_dec.float()
-        return recons if t.W_skip is None else recons + x.float() @ t.W_skip.float().T
+        recons = weighted_sum(acts[layer], self._at[layer].W_dec)
+        self._used(layer, "W_dec", recons)
+        skip = self.skip(layer)
+        recons = recons + self.constant(layer).to(recons.device)
+        return recons if skip is None else recons + x.float() @ skip.to(x.device).T
 
     def active(self, layer: int, x: Float[Tensor, "pos d_in"]) -> LayerActive:
         parts = []
-        for start in range(0, x.shape[0], POSITIONS_AT_ONCE):
-            pre = self.pre_activations(layer, x[start : start + POSITIONS_AT_ONCE])
+        step = max(1, min(POSITIONS_AT_ONCE, ACTIVATIONS_AT_ONCE // self.width(layer)))
+        for start in range(0, x.shape[0], step):
+            pre = self.pre_activations(layer, x[start : start + step])
             acts = self._at[layer].activate(pre)
             position, feature = acts.nonzero(as_tuple=True)
             parts.append((position + start, feature, pre[position, feature], acts[position, feature]))
@@ -135,20 +195,24 @@ class TranscoderSet(Dictionary):
         t = self._at[layer]
         if t.activation == "topk":  # whether one is kept depends on all others
             return super().activations_at(layer, features, x)
-        pre = (x.float() * t.W_enc[features].float()).sum(-1) + t.b_enc[features].float()
-        return t.gate(pre, None if t.threshold is None else t.threshold[features])
+        vectors, bias = self.read_vectors(layer, features, x)
+        pre = (x.float() * vectors).sum(-1) + bias
+        return t.gate(pre, None if t.threshold is None else t.threshold[features.to(t.threshold.device)])
 
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        t = self._at[layer]
-        return t.W_enc[features].float(), t.b_enc[features].float()
+        return self.encoder_directions(layer, features), take_rows(self._at[layer].b_enc, features)
 
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        return self._at[layer].W_enc[features].float()
+        rows = take_rows(self._at[layer].W_enc, features)
+        self._used(layer, "W_enc", rows)
+        return rows
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
-        return self._at[layer].W_dec[features].float()
+        rows = take_rows(self._at[layer].W_dec, features)
+        self._used(layer, "W_dec", rows)
+        return rows
 
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
         return self._at[layer].b_dec.float()
@@ -163,7 +227,8 @@ _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
 
 def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
     tensors = {n: getattr(transcoder, n) for n in _TENSORS}
-    return replace(transcoder, **{n: None if t is None else t.to(device) for n, t in tensors.items()})
+    moved = {n: None if t is None else t.to(device) for n, t in tensors.items()}
+    return replace(transcoder, **moved, forget_pages=None)
 
 
 def _check_tensors(layer: int, t: Transcoder) -> None:
@@ -181,7 +246,7 @@ def _check_tensors(layer: int, t: Transcoder) -> None:
         require_shape(layer, "W_skip", t.W_skip, (d_out, d_in))
     if t.threshold is not None:
         require_shape(layer, "threshold", t.threshold, (width,))
-    for name in _TENSORS:
+    for name in _TENSORS if t.forget_pages is None else _TENSORS[2:]:  # mapped matrices: checked when used
         if getattr(t, name) is not None:
             require_finite(layer, name, getattr(t, name))
     if t.activation not in ("relu", "jumprelu", "topk"):

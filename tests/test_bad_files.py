@@ -1,0 +1,287 @@
+"""Damaged, hostile and self-contradicting files: one clear error naming file and field, nothing executed or left behind."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import tl_circuits as tlc
+from tests import published
+from tl_circuits.errors import DictionaryError, NotFiniteError, TLCircuitsError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path / "cache"))
+    yield
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def refused(folder, words, **options):
+    with pytest.raises(DictionaryError, match=words):
+        tlc.load_transcoders(folder, **options)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    published.circuit_tracer(tmp_path, published.random_layers(3), skip=True)
+    return tmp_path
+
+
+@pytest.fixture
+def gemma(tmp_path):
+    published.gemma_scope(tmp_path, published.random_layers(3))
+    return tmp_path
+
+
+def npz_of(folder):
+    return folder / "layer_1/width_16k/average_l0_71/params.npz"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_cut_off_files(share, llama, tmp_path):
+    path = llama / "layer_1.safetensors"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refused(llama, r"layer_1\.safetensors is not a whole safetensors file.*cut off")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_cut_off_npz(share, gemma):
+    path = npz_of(gemma)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refused(gemma, r"average_l0_71/params\.npz is not a whole npz")
+
+
+def test_corrupted_npz_is_found_by_its_checksum(gemma):
+    data = bytearray(npz_of(gemma).read_bytes())
+    data[data.index(b"NUMPY") + 150] ^= 255  # inside the first array
+    npz_of(gemma).write_bytes(data)
+    refused(gemma, r"params\.npz is not a whole npz.*CRC", residency="cpu")
+
+
+class Trap:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a pickle was run')",))
+
+
+def test_pickles_are_refused_whatever_their_name(llama, tmp_path):
+    (llama / "layer_1.safetensors").write_bytes(pickle.dumps(Trap()))
+    refused(llama, r"layer_1\.safetensors is a Python pickle.*never loaded")
+    torch.save({"W_enc": torch.zeros(2)}, llama / "layer_1.safetensors")
+    refused(llama, "a PyTorch pickle.*never loaded")
+    (tmp_path / "pickles").mkdir()
+    torch.save({}, tmp_path / "pickles/layer_0.pt")
+    refused(tmp_path / "pickles", r"layer_0\.pt is a pickle.*never loaded")
+
+
+def _rewrite_npz(path, **members):
+    arrays = dict(np.load(path)) | members
+    np.savez(path, **arrays)
+
+
+def test_object_arrays_are_refused(gemma):
+    _rewrite_npz(npz_of(gemma), threshold=np.array([Trap()], dtype=object))
+    refused(gemma, "threshold has dtype object: pickled objects are never loaded")
+
+
+def test_zip_bombs_are_not_unpacked(gemma):
+    with zipfile.ZipFile(npz_of(gemma), "w", zipfile.ZIP_DEFLATED) as archive:
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, np.zeros(50_000_000, np.float32))
+        archive.writestr("W_enc.npy", buffer.getvalue())
+    refused(gemma, r"W_enc\.npy unpacks from .* to 200,000,128 bytes.*not unpacked")
+
+
+def test_an_array_that_claims_more_than_there_is(gemma):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)})
+    with zipfile.ZipFile(npz_of(gemma), "w") as archive:
+        archive.writestr("W_enc.npy", header.getvalue())
+    refused(gemma, r"W_enc claims shape \(1000000, 1000000\)")
+
+
+@pytest.mark.parametrize("member", ["../W_enc.npy", "/etc/W_enc.npy", "run.sh"])
+def test_members_that_lead_out_of_the_archive(member, gemma):
+    with zipfile.ZipFile(npz_of(gemma), "a") as archive:
+        archive.writestr(member, b"x")
+    refused(gemma, "is not a plain NumPy array")
+
+
+@pytest.mark.parametrize("path", ["../secret/layer_0.safetensors", "/etc/layer_0.safetensors", "~/layer_0.safetensors", "a\\..\\b.safetensors"])
+def test_configs_that_lead_out_of_their_folder(path, tmp_path):
+    published.config_yaml(
+        tmp_path, model_kind="transcoder_set", feature_input_hook="mlp.hook_in", feature_output_hook="hook_mlp_out", transcoders=[path]
+    )
+    refused(tmp_path, r"config\.yaml names the path .* leads out of its own folder")
+
+
+def test_a_config_cannot_run_code(tmp_path):
+    (tmp_path / "config.yaml").write_text("model_kind: !!python/object/apply:os.system ['false']\n")
+    refused(tmp_path, r"config\.yaml is not plain YAML")
+
+
+def test_missing_layers_are_named(llama):
+    (llama / "layer_1.safetensors").unlink()
+    refused(llama, "missing the layers 1; it has 0, 2")
+
+
+def test_a_cross_layer_file_without_its_other_half(tmp_path):
+    published.circuit_tracer_clt(tmp_path, published.random_layers(3, decoders=True))
+    (tmp_path / "W_dec_1.safetensors").unlink()
+    refused(tmp_path, r"W_dec_1\.safetensors is missing")
+
+
+def test_mixed_widths(llama, tmp_path):
+    published.circuit_tracer(tmp_path / "wider", published.random_layers(3, width=9))
+    (tmp_path / "wider/layer_1.safetensors").rename(llama / "layer_1.safetensors")
+    refused(llama, "layer 0 has 7 features and layer 1 has 9")
+
+
+def edit(path, **changes):
+    """Rewrite a safetensors file with tensors replaced, or removed where None."""
+    tensors = load_file(path) | changes
+    save_file({name: t for name, t in tensors.items() if t is not None}, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"b_enc": None}, r"layer_1\.safetensors: the tensor 'b_enc' is missing; the file holds W_dec, W_enc"),
+        ({"W_dec": torch.zeros(3, 3)}, r"layer_1\.safetensors: W_dec has shape \(3, 3\), expected \(7, 4\) or \(4, 7\)"),
+        ({"W_enc": torch.zeros(4, 7)}, r"W_enc has shape \(4, 7\), expected \(7, any\)"),
+        ({"W_skip": torch.zeros(4, 5)}, r"layer_1\.safetensors: W_skip has shape \(4, 5\), expected \(4, 4\)"),
+        ({"activation_function.threshold": -torch.ones(7)}, "threshold has 7 negative values, the lowest -1.*logarithm"),
+        ({"b_enc": torch.full((7,), float("nan"))}, "b_enc holds NaN"),
+        ({"k": torch.tensor(70)}, "needs 1 <= k <= 7, got k=70"),
+    ],
+)
+def test_tensors_that_do_not_fit(changes, words, llama):
+    edit(llama / "layer_1.safetensors", **changes)
+    with pytest.raises(TLCircuitsError, match=words):
+        tlc.load_transcoders(llama)
+
+
+def test_nan_in_a_mapped_matrix_is_found_when_it_is_used(llama):
+    edit(llama / "layer_1.safetensors", W_enc=torch.full((7, 4), float("nan")))
+    found = tlc.load_transcoders(llama, residency="disk")
+    with pytest.raises(NotFiniteError, match="layer 1: W_enc as read from disk holds NaN"):
+        found.active(1, torch.ones(2, 4))
+
+
+def test_a_missing_threshold(gemma, tmp_path):
+    arrays = dict(np.load(npz_of(gemma)))
+    del arrays["threshold"]
+    np.savez(npz_of(gemma), **arrays)
+    refused(gemma, r"average_l0_71/params\.npz: there is no 'threshold'")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "gelu"}, "activation 'gelu' is not one of relu, jumprelu, topk"),
+        ({"activation": "jumprelu"}, "activation is 'jumprelu', but there is no threshold tensor"),
+        ({"activation": "topk"}, "k is None, expected a whole number"),
+        ({"k": -3}, r"config\.yaml: k is -3"),
+        ({"model_kind": "sae"}, "model_kind is 'sae', expected transcoder_set or cross_layer_transcoder"),
+        ({"model_kind": "cross_layer_transcoder"}, "laid out as per-layer transcoders"),
+        ({"feature_input_hook": None}, "nothing says which tensors.*input_hook="),
+        ({"feature_input_hook": 5}, "feature_input_hook is 5, expected text"),
+        ({"transcoders": {"0": "x"}}, "transcoders is dict, expected a list"),
+        ({"transcoders": ["layer_1.safetensors", "layer_0.safetensors"]}, "the file of layer 1"),
+        ({"transcoders": ["layer_0.pt"]}, r"layer_0\.pt, expected an \.npz or \.safetensors"),
+        ({"transcoders": ["layer_0.safetensors", "layer_1.safetensors", "x/layer_2.safetensors"]}, "there is no file .*x/layer_2"),
+    ],
+)
+def test_configs_that_contradict_themselves_or_the_tensors(change, words, llama):
+    path = llama / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    refused(llama, words)
+
+
+def _json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("write", "config", "changes", "words"),
+    [
+        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"width": 9}, "config.json: width is 9, but the tensors say 7"),
+        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"affine_connection": True}, "affine_connection is True"),
+        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"hf_hook_point_in": "model.layers.5.mlp"}, "hf_hook_point_in is 'model.layers.5.mlp'"),
+        (published.saelens, "layer_1/cfg.json", {"d_sae": 9}, "cfg.json: d_sae is 9, but the tensors say 7"),
+        (published.saelens, "layer_1/cfg.json", {"architecture": "standard"}, "'standard' is not a transcoder.*no linear path"),
+        (published.saelens, "layer_1/cfg.json", {"architecture": "jumprelu_transcoder"}, "the tensor 'threshold' is missing"),
+        (published.saelens, "layer_1/cfg.json", {"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"d_model": 9}, "d_model is 9"),
+        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"sae_type": "lorsa"}, "Lorsa.*recognised but not supported"),
+        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"act_fn": "batchtopk"}, "act_fn 'batchtopk' is recognised but not supported"),
+    ],
+)
+def test_configs_of_one_layer(write, config, changes, words, tmp_path):
+    write(tmp_path, published.random_layers(3))
+    _json(tmp_path / config, **changes)
+    refused(tmp_path, words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transcode": False}, "transcode is False: this is an autoencoder"),
+        ({"activation": "groupmax"}, "activation 'groupmax' is not supported"),
+        ({"num_latents": 99}, "num_latents .* is 99, but the tensors say 7"),
+        ({"skip_connection": True}, "skip_connection is True, but the tensors say False"),
+        ({"k": 8}, "k is 8, but there are only 7 features"),
+        ({"n_targets": 3, "n_sources": 2}, "clt-training.*recognised but not supported"),
+    ],
+)
+def test_configs_of_sparsify(changes, words, tmp_path):
+    published.sparsify(tmp_path, published.random_layers(3), k=2)
+    _json(tmp_path / "layers.1.mlp/cfg.json", **changes)
+    refused(tmp_path, words)
+
+
+def test_sparsify_on_the_residual_stream(tmp_path):
+    published.sparsify(tmp_path, published.random_layers(2), k=2)
+    (tmp_path / "layers.1.mlp").rename(tmp_path / "layers.1")
+    refused(tmp_path, "hookpoint 'layers.1' is not an MLP.*no linear path")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Llama3_1-8B-Base-L0TC-8x/hyperparams.json", "Llama Scope 1"),
+        ("relu/norm_stats.json", "crosslayer-coding"),
+        ("checkpoint.safetensors", "crosslayer-transcoder"),
+        ("clt_cfg.json", "CircuitLab"),
+        ("encoder_layer_0.safetensors", "sparsecoder sweep"),
+    ],
+)
+def test_layouts_known_by_sight_are_refused_by_name(file, name, tmp_path):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    refused(tmp_path, f"{name}.*recognised but not supported")
+
+
+def test_a_repository_of_autoencoders_with_the_layout_of_transcoders(tmp_path):
+    published.gemma_scope(tmp_path / "google/gemma-scope-2b-pt-res", published.random_layers(2))
+    refused(tmp_path / "google/gemma-scope-2b-pt-res", "autoencoders .res., not transcoders.*no linear path")
+
+
+def test_an_empty_folder_and_a_file(tmp_path, llama):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no transcoders in a layout we know; it holds nothing")
+    refused(llama / "layer_0.safetensors", "is a file; give the folder")
+
+
+def test_an_unknown_residency(llama):
+    with pytest.raises(DictionaryError, match='residency is \'ram\', expected "disk"'):
+        from tl_circuits.dictionaries.residency import choose_residency
+
+        choose_residency("ram", torch.device("cpu"), 1)

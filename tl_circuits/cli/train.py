@@ -1,0 +1,53 @@
+"""``tl-circuits train``: transcoders for a model of one's own."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tl_circuits.cli.app import app, clear_errors
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, a checkpoint folder or a hub name.")],
+    text: Annotated[list[Path], typer.Option("--text", help="Text files to train on (repeatable).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
+    layer: Annotated[list[int] | None, typer.Option("--layer", help="Only this layer (repeatable). Default: all.")] = None,
+    expansion: Annotated[int, typer.Option(help="Features a layer, as a multiple of d_model.")] = 16,
+    k: Annotated[int, typer.Option(help="Active features a token.")] = 32,
+    skip: Annotated[bool, typer.Option(help="With a linear skip connection.")] = True,
+    context: Annotated[int, typer.Option(help="Tokens a piece of text.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Pieces a step.")] = 8,
+    epochs: Annotated[int, typer.Option(help="How often to go through the text.")] = 1,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. Default: from the number of features.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Train transcoders on text files; afterwards --transcoders takes the folder."""
+    with clear_errors(debug):
+        with Console(stderr=True).status("loading tl_circuits ..."):
+            from tl_circuits.training import train_transcoders
+        history = train_transcoders(
+            model, text, out, layers=layer, expansion=expansion, k=k, skip=skip, context=context, batch_size=batch_size,
+            epochs=epochs, lr=lr, save_every=save_every, resume=resume, device=device,
+        )
+        steps = history.step.max() + 1
+        window = max(1, steps // 20)
+        early = history[history.step < window].groupby("layer").explained_variance.mean()
+        late = history[history.step >= steps - window].groupby("layer").explained_variance.mean()
+        if as_json:
+            typer.echo(json.dumps({"folder": str(out), "steps": int(steps), "first": early.to_dict(), "last": late.to_dict()}))
+            return
+        console = Console()
+        table = Table("layer", "explained variance at first", "at last", box=None)
+        for number in late.index:
+            table.add_row(str(number), f"{early[number]:.3f}", f"{late[number]:.3f}")
+        console.print(table)
+        console.print(f"\nIn {out} after {steps} steps. Look at them with: tl-circuits doctor --model {model} --transcoders {out}", soft_wrap=True)

@@ -1,0 +1,54 @@
+"""Gemma Scope 1: ``layer_{l}/width_{w}/average_l0_{x}/params.npz`` (Lieberum et al. 2024)."""
+
+import re
+from collections.abc import Sequence
+
+from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
+from tl_circuits.dictionaries.formats.reading import decoder_rows, need, read_npz, shaped, valid_threshold
+from tl_circuits.dictionaries.repository import Repository
+from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.errors import DictionaryError
+
+PATH = re.compile(r"(?:.*/)?layer_(\d+)/width_([^/]+)/average_l0_([^/]+)/params\.npz")
+_AUTOENCODERS = re.compile(r"gemma-scope-\w+-(?:pt|it)-(res|att|mlp)$")
+
+
+def find(repository: Repository) -> Sequence[Entry]:
+    """One entry for each published npz file; autoencoders, laid out the same, are refused by name."""
+    kind = _AUTOENCODERS.search(repository.name.rstrip("/"))
+    if kind:
+        raise DictionaryError(
+            f"{repository.name} holds autoencoders ({kind[1]}), not transcoders: they rebuild the tensor they read, "
+            "so they leave no linear path through the MLP. Use google/gemma-scope-2b-pt-transcoders ('gemma')."
+        )
+    matches = ((path, PATH.fullmatch(path)) for path in repository.paths)
+    return [Entry(int(m[1]), (path,), m[2], m[3]) for path, m in matches if m]
+
+
+def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
+    """``x`` is the pre-MLP norm's output before the gain, ``y`` what is added to the residual stream."""
+    path = repository.local(entry.files[0])
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    W_enc, W_dec, b_enc, b_dec, threshold = need(path, read_npz(path, names), *names)
+    width, d_out = b_enc.numel(), b_dec.numel()
+    return LayerWeights(
+        Transcoder(
+            W_enc=shaped(path, "W_enc", W_enc, (None, width)).T,
+            W_dec=decoder_rows(path, W_dec, width, d_out),
+            b_enc=b_enc,
+            b_dec=b_dec,
+            threshold=valid_threshold(path, "threshold", threshold, width),
+            activation="jumprelu",
+            clamp=False,
+            input_hook=hints.input_hook or "ln2.hook_normalized",
+            output_hook=hints.output_hook or "hook_mlp_out",
+        )
+    )
+
+
+def model(repository: Repository, entry: Entry) -> str | None:
+    """The model's name, which this layout leaves to the repository's own name."""
+    return "google/gemma-2-2b" if "gemma-scope-2b-" in repository.name else None
+
+
+LAYOUT = Layout("Gemma Scope 1 (params.npz)", find, read, model)

@@ -1,0 +1,131 @@
+"""Llamascopium (lm-saes): folders with ``config.json`` (``sae_type``) and ``sae_weights.safetensors``."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    positive_int,
+    read_json,
+    require_agreement,
+    shaped,
+)
+from tl_circuits.dictionaries.mapped import MappedFile
+from tl_circuits.dictionaries.repository import Repository
+from tl_circuits.dictionaries.saelens import relative_hook
+from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.errors import DictionaryError
+
+_WEIGHTS = "sae_weights.safetensors"
+_LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
+_VARIANT = re.compile(r"(\d+x)/(?:k?)(\w+)/[^/]+$")
+
+
+def find(repository: Repository) -> Sequence[Entry]:
+    """One entry for each folder; its config's hook point says the layer."""
+    here, entries = set(repository.paths), []
+    for path in repository.paths:
+        folder = PurePosixPath(path)
+        config_path = str(folder.with_name("config.json"))
+        if folder.name != _WEIGHTS or config_path not in here or str(folder.with_name("cfg.json")) in here:
+            continue
+        config = read_json(repository.local(config_path))
+        if "sae_type" not in config:
+            continue
+        _require_known(repository.local(config_path), config)
+        match = re.match(r"blocks\.(\d+)\.", str(config.get("hook_point_in")))
+        if match is None:
+            raise DictionaryError(
+                f"{repository.local(config_path)}: hook_point_in is {config.get('hook_point_in')!r}, expected "
+                "blocks.<layer>.<hook>."
+            )
+        variant = _VARIANT.search(str(folder.parent))
+        width, l0 = (variant[1], f"k{variant[2]}") if variant else (None, None)
+        entries.append(Entry(int(match[1]), (path, config_path), width, l0))
+    return entries
+
+
+def _require_known(path: Path, config: dict[str, Any]) -> None:
+    kind = config["sae_type"]
+    if kind != "sae" or config.get("hook_point_in") == config.get("hook_point_out"):
+        what = {"clt": "cross-layer transcoder", "lorsa": "Lorsa attention replacement"}.get(kind, "autoencoder")
+        raise DictionaryError(
+            f"{path}: a llamascopium {what} (sae_type {kind!r}) is recognised but not supported; only its transcoders are."
+        )
+    refused = {
+        "use_glu_encoder": bool(config.get("use_glu_encoder")),
+        "norm_activation": config.get("norm_activation") not in (None, "dataset-wise", "inference"),
+        "act_fn": config.get("act_fn") not in ("relu", "jumprelu", "topk"),
+        "sparsity_include_decoder_norm (with topk)": config.get("act_fn") == "topk"
+        and bool(config.get("sparsity_include_decoder_norm", True)),
+    }
+    for field, is_refused in refused.items():
+        if is_refused:
+            value = config.get(field.split()[0])
+            raise DictionaryError(
+                f"{path}: a llamascopium transcoder with {field} {value!r} is recognised but not supported."
+            )
+
+
+def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
+    """Norm factors are folded in, so activations are on the raw scale: ``W_E`` stays, ``b_E / s_in``.
+
+    With ``s = √d_model / average norm`` of each side, ``h = s_in x W_E + b_E`` and
+    ``y = (act(h) W_D + b_D) / s_out``, so with activations ``act(h) / s_in`` the decoder is
+    ``W_D s_in / s_out`` and a threshold on ``h`` is ``θ / s_in``.
+    """
+    path, config_path = (repository.local(file) for file in entry.files)
+    config, file = read_json(config_path), MappedFile(path)
+    W_E, b_E, W_D = need(path, file, "W_E", "b_E", "W_D")
+    width = b_E.numel()
+    d_model = shaped(path, "W_E", W_E, (None, width)).shape[0]
+    require_agreement(config_path, "d_model", config.get("d_model"), d_model)
+    if config.get("expansion_factor") is not None:
+        said = int(d_model * float(config["expansion_factor"]))
+        require_agreement(config_path, "d_model x expansion_factor", said, width)
+    biased = config.get("use_decoder_bias", True)
+    b_D = need(path, file, "b_D")[0] if biased else torch.zeros(d_model, dtype=b_E.dtype)
+    s_in, s_out = (_scale(path, file, config, side, d_model) for side in ("hook_point_in", "hook_point_out"))
+    W_dec = decoder_rows(path, W_D, width, d_model)
+    activation = config["act_fn"]
+    threshold = None
+    if activation == "jumprelu":
+        (log_threshold,) = need(path, file, _LOG_THRESHOLD)
+        norms = W_dec.float().norm(dim=1) if config.get("sparsity_include_decoder_norm", True) else 1.0
+        threshold = shaped(path, _LOG_THRESHOLD, log_threshold, (width,)).float().exp() / norms / s_in
+    scaled = s_in != 1.0 or s_out != 1.0
+    return LayerWeights(
+        Transcoder(
+            W_enc=W_E.T,
+            W_dec=W_dec * (s_in / s_out) if scaled else W_dec,
+            b_enc=b_E / s_in if scaled else b_E,
+            b_dec=b_D / s_out if scaled else b_D,
+            threshold=threshold,
+            activation=activation,
+            k=positive_int(config_path, "top_k", config.get("top_k")) if activation == "topk" else None,
+            input_hook=hints.input_hook or relative_hook(entry.layer, "hook_point_in", config["hook_point_in"]),
+            output_hook=hints.output_hook or relative_hook(entry.layer, "hook_point_out", config.get("hook_point_out")),
+            forget_pages=None if scaled else file.forget_pages,
+        )
+    )
+
+
+def _scale(path: Path, file: MappedFile, config: dict[str, Any], side: str, d_model: int) -> float:
+    """``√d_model / average norm`` of one side's tensor, 1 where the norms are folded in already."""
+    if config.get("norm_activation") != "dataset-wise":
+        return 1.0
+    name = f"dataset_average_activation_norm.{config[side]}"
+    (norm,) = need(path, file, name)
+    value = float(norm)
+    if not 0 < value < float("inf"):
+        raise DictionaryError(f"{path}: {name} is {value}, expected a positive number.")
+    return d_model**0.5 / value
+
+
+LAYOUT = Layout("llamascopium (config.json with sae_type)", find, read)

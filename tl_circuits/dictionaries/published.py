@@ -1,0 +1,155 @@
+"""Which files make up one published set: layouts recognised, configs over all layers followed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tl_circuits.dictionaries.formats import LAYOUTS, Entry, Hints, Layout, circuit_tracer, gemma_scope, gemma_scope_2
+from tl_circuits.dictionaries.formats.reading import positive_int, read_yaml
+from tl_circuits.dictionaries.formats.recognised import refuse
+from tl_circuits.dictionaries.hub import HubRepository
+from tl_circuits.dictionaries.references import parse_reference
+from tl_circuits.dictionaries.repository import Repository, inside
+from tl_circuits.errors import DictionaryError
+
+CONFIG = "config.yaml"
+# What circuit-tracer and SAELens know by the repository's name and its files do not say.
+_KNOWN = {
+    "mwhanna/qwen3-": Hints("mlp.hook_in", "mlp.hook_out"),
+    "facebook/crv-8b-instruct-transcoders": Hints("mlp.hook_in", "mlp.hook_out", "topk", 128),
+}
+_KINDS = ("transcoder_set", "cross_layer_transcoder")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layer's entry with where it lies and how it is read."""
+
+    repository: Repository
+    layout: Layout
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Published:
+    """All candidates of a source (several a layer where it holds several sets) and what is said about all."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    hints: Hints
+    made_for: str | None = None
+
+
+def find_published(repository: Repository, cache_dir: Path | None = None) -> Published:
+    """What ``repository`` holds, through circuit-tracer's config.yaml where there is one.
+
+    Raises DictionaryError for unknown or unsupported layouts and for configs that contradict themselves.
+    """
+    if CONFIG not in repository.paths:
+        return Published(repository.name, _recognise(repository), _completed(repository.name, Hints()))
+    path = repository.local(CONFIG)
+    config = read_yaml(path)
+    if "class_path" in str(config.get("model", "")):
+        refuse(repository)
+    hints = _hints(path, config)
+    listed = config.get("transcoders")
+    if listed is None:
+        candidates = _recognise(repository)
+    else:
+        candidates = _follow(repository, path, listed, cache_dir)
+    _require_kind(path, config, candidates)
+    if any(c.entry.files[0].endswith("npz") for c in candidates):
+        hints = replace(hints, activation=None, k=None)  # Gemma Scope is JumpReLU, whatever is said
+    return Published(repository.name, candidates, _completed(repository.name, hints), config.get("model_name"))
+
+
+def _completed(name: str, hints: Hints) -> Hints:
+    known = next((found for prefix, found in _KNOWN.items() if name.startswith(prefix)), Hints())
+    return Hints(
+        hints.input_hook or known.input_hook,
+        hints.output_hook or known.output_hook,
+        hints.activation or known.activation,
+        hints.k or known.k,
+    )
+
+
+def _recognise(repository: Repository) -> tuple[Candidate, ...]:
+    for layout in LAYOUTS:
+        entries = layout.find(repository)
+        if entries:
+            return tuple(Candidate(repository, layout, entry) for entry in entries)
+    refuse(repository)
+    raise AssertionError("unreachable")
+
+
+def _hints(path: Path, config: dict[str, Any]) -> Hints:
+    for field in ("feature_input_hook", "feature_output_hook", "activation", "model_name"):
+        if config.get(field) is not None and not isinstance(config[field], str):
+            raise DictionaryError(f"{path}: {field} is {config[field]!r}, expected text.")
+    k = config.get("k")
+    return Hints(
+        input_hook=config.get("feature_input_hook"),
+        output_hook=config.get("feature_output_hook"),
+        activation=config.get("activation"),
+        k=None if k is None else positive_int(path, "k", k),
+    )
+
+
+def _require_kind(path: Path, config: dict[str, Any], candidates: Sequence[Candidate]) -> None:
+    kind = config.get("model_kind")
+    if kind is None:
+        return
+    if kind not in _KINDS:
+        raise DictionaryError(f"{path}: model_kind is {kind!r}, expected {' or '.join(_KINDS)}.")
+    crosses = any(PurePosixPath(c.entry.files[0]).name.startswith(("W_enc_", "params_layer_")) for c in candidates)
+    if crosses != (kind == "cross_layer_transcoder"):
+        raise DictionaryError(
+            f"{path}: model_kind is {kind!r}, but {candidates[0].entry.files[0]} is laid out as "
+            f"{'a cross-layer transcoder' if crosses else 'per-layer transcoders'}."
+        )
+
+
+def _follow(
+    repository: Repository, path: Path, listed: Any, cache_dir: Path | None
+) -> tuple[Candidate, ...]:
+    """The candidates of a config that lists one file a layer, here or on the hub."""
+    if not isinstance(listed, list) or not listed:
+        raise DictionaryError(f"{path}: transcoders is {type(listed).__name__}, expected a list with one file a layer.")
+    hubs: dict[Any, HubRepository] = {}
+    candidates: dict[tuple[int, str], Candidate] = {}
+    for index, item in enumerate(listed):
+        layer, target = _layer_and_target(path, index, item)
+        if target.startswith("hf://"):
+            reference = parse_reference(target)
+            root = replace(reference, path="")
+            where: Repository = hubs.setdefault(root, HubRepository(root, cache_dir))
+            file = reference.path
+        else:
+            where, file = repository, inside(target, str(path))
+        layout, entry = _by_file_name(path, layer, file)
+        # A cross-layer list may name its last file twice (an entry more than there are layers).
+        candidates.setdefault((entry.layer, file), Candidate(where, layout, entry))
+    return tuple(candidates.values())
+
+
+def _layer_and_target(path: Path, index: int, item: Any) -> tuple[int, str]:
+    """A list's entry: a reference (its place is the layer) or, in 2025's layout, ``{layer, filepath}``."""
+    if isinstance(item, str):
+        return index, item
+    if isinstance(item, dict) and isinstance(item.get("filepath"), str) and isinstance(item.get("layer"), int):
+        return item["layer"], item["filepath"]
+    raise DictionaryError(f"{path}: transcoders[{index}] is {item!r}, expected hf://org/repo/path or a relative path.")
+
+
+def _by_file_name(path: Path, layer: int, file: str) -> tuple[Layout, Entry]:
+    named = gemma_scope.PATH.fullmatch(file) or circuit_tracer.PATH.fullmatch(PurePosixPath(file).name)
+    if named and int(named[1]) != layer:
+        raise DictionaryError(f"{path}: transcoders[{layer}] is {file}, the file of layer {named[1]}.")
+    if file.endswith(".npz"):
+        return gemma_scope.LAYOUT, Entry(layer, (file,))
+    if gemma_scope_2.is_file_of(file):
+        return gemma_scope_2.LAYOUT, gemma_scope_2.entry_for(layer, file)
+    if file.endswith(".safetensors"):
+        return circuit_tracer.LAYOUT, Entry(layer, (file,))
+    raise DictionaryError(f"{path}: transcoders[{layer}] is {file}, expected an .npz or .safetensors file.")

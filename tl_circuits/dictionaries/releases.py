@@ -1,0 +1,58 @@
+"""SAELens' release names, looked up in its registry (part of the package: no network)."""
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from posixpath import commonpath
+from typing import Any
+
+from tl_circuits.dictionaries.hub import HubRepository
+from tl_circuits.dictionaries.published import Published, find_published
+from tl_circuits.dictionaries.references import Reference
+from tl_circuits.errors import DictionaryError
+
+_DECODERS_SUMMED = "mntss_clt_layer_transcoder"
+
+
+def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
+    """The release called ``name``, or None where SAELens (if installed) has none of that name.
+
+    Raises DictionaryError for releases of autoencoders, which leave no linear path through the MLP.
+    """
+    directory = _directory()
+    if name not in directory:
+        return None
+    release = directory[name]
+    if release.conversion_func == _DECODERS_SUMMED:
+        raise DictionaryError(
+            f"{name} sums each feature's decoders over layers, so it cannot rebuild an MLP's output. "
+            f"Load the cross-layer transcoder itself: tlc.load_transcoders({release.repo_id!r})."
+        )
+    if "transcoder" not in name:
+        near = difflib.get_close_matches(name, [n for n in directory if "transcoders" in n], n=2, cutoff=0.0)
+        raise DictionaryError(
+            f"the SAELens release {name!r} holds autoencoders, not transcoders: they rebuild the tensor they read (residual "
+            "stream, attention output or MLP output), so they leave no linear path through the MLP. Use a transcoder "
+            f"release instead, such as {' or '.join(near)}; or tlc.mlp_neurons(model)."
+        )
+    paths = list(release.saes_map.values())
+    folder = commonpath(paths)  # such as transcoder_all; the repository may hold other sets beside it
+    published = find_published(HubRepository(Reference(release.repo_id, path=folder), cache_dir), cache_dir)
+    wanted = {path.removeprefix(f"{folder}/") for path in paths}
+    kept = [c for c in published.candidates if wanted & {c.entry.files[0], c.entry.files[0].rpartition("/")[0]}]
+    return replace(published, name=name, candidates=tuple(kept), made_for=published.made_for or release.model)
+
+
+def release_names() -> list[str]:
+    """The releases of transcoders that SAELens knows, none where it is not installed."""
+    return sorted(name for name in _directory() if "transcoder" in name)
+
+
+def _directory() -> Mapping[str, Any]:
+    if importlib.util.find_spec("sae_lens") is None:
+        return {}
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return get_pretrained_saes_directory()

@@ -1,0 +1,97 @@
+"""Where a layer's weights stay: on disk, in the machine's memory, or on the device.
+
+Wide matrices (encoder, decoder) go where the residency says; the small rest goes to the device.
+On disk a matrix must lie row by row in a safetensors file; what does not is written so once,
+under the cache directory.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tl_circuits.dictionaries.formats import LayerWeights
+from tl_circuits.dictionaries.hub import require_space
+from tl_circuits.dictionaries.mapped import MappedFile
+from tl_circuits.errors import DictionaryError
+from tl_circuits.models import cache_dir
+
+Residency = Literal["auto", "disk", "cpu", "device"]
+SMALL_SET = 2**29  # bytes; on a CPU "auto" loads a set of up to 512 MB and leaves larger ones on disk
+_SMALL = ("b_enc", "b_dec", "W_skip", "threshold")
+
+
+def choose_residency(asked: str, device: torch.device, size: int) -> str:
+    """``asked``, or for ``"auto"`` what suits a set of ``size`` bytes: the device if it fits with room to spare."""
+    if asked not in ("auto", "disk", "cpu", "device"):
+        raise DictionaryError(f'residency is {asked!r}, expected "disk", "cpu", "device" or "auto".')
+    if asked != "auto":
+        return asked
+    room = SMALL_SET
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] // 3
+    return "device" if size <= room else "disk"
+
+
+def place(
+    weights: LayerWeights, files: Sequence[Path], residency: str, device: torch.device, dtype: torch.dtype | None
+) -> LayerWeights:
+    """``weights`` as read from ``files``, brought to where they shall stay. ``dtype`` None keeps the stored one."""
+    t, decoder = weights
+    small = {n: _own(getattr(t, n), device, dtype) for n in _SMALL if getattr(t, n) is not None}
+    if residency == "disk":
+        wide = {"W_enc": t.W_enc, "W_dec": t.W_dec} if decoder is None else {"W_enc": t.W_enc, "decoder": decoder}
+        mapped = t.forget_pages is not None
+        if not mapped or any(not m.is_contiguous() or m.dtype != (dtype or m.dtype) for m in wide.values()):
+            file = _converted(files, wide, dtype)
+            wide, forget_pages = dict(file), file.forget_pages
+        else:
+            forget_pages = t.forget_pages
+        forget_pages()
+    else:
+        where = device if residency == "device" else torch.device("cpu")
+        wide = {"W_enc": _own(t.W_enc, where, dtype)}
+        wide |= {"W_dec": _own(t.W_dec, where, dtype)} if decoder is None else {"decoder": _own(decoder, where, dtype)}
+        forget_pages = None
+    decoder = wide.pop("decoder", None)
+    wide.setdefault("W_dec", None if decoder is None else decoder[:, 0])
+    return LayerWeights(replace(t, **small, **wide, forget_pages=forget_pages), decoder)
+
+
+def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """A copy that lies row by row in memory of its own and holds on to no file."""
+    return torch.empty_like(tensor, device=device, dtype=dtype, memory_format=torch.contiguous_format).copy_(tensor)
+
+
+def _converted(files: Sequence[Path], wide: dict[str, Tensor], dtype: torch.dtype | None) -> MappedFile:
+    """The safetensors file, row by row and in ``dtype``, made from ``files``; written the first time."""
+    path = cache_dir() / "transcoders" / f"{_fingerprint(files, dtype)}.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = sum(t.numel() * (dtype or t.dtype).itemsize for t in wide.values())
+        require_space(path.parent, size, f"convert {files[0]}")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".converting.")
+        os.close(handle)
+        try:
+            save_file({name: t.to(dtype or t.dtype).contiguous() for name, t in wide.items()}, temporary)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return MappedFile(path)
+
+
+def _fingerprint(files: Sequence[Path], dtype: torch.dtype | None) -> str:
+    """Names a conversion by its source files (place, size, time of change) and dtype."""
+    facts = [str(dtype)]
+    for file in files:
+        real = file.resolve()
+        stat = real.stat()
+        facts.append(f"{real}|{stat.st_size}|{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
