@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         intervene_many,
         intervention_hooks,
     )
-    from tl_circuits.labels import label_features
+    from tl_circuits.vocabulary_labels import label_features
     from tl_circuits.models import load_model
     from tl_circuits.sweeps import circuit_curve, feature_patching
 
@@ -58,7 +58,7 @@ _HOMES = {
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
-    "label_features": "labels",
+    "label_features": "vocabulary_labels",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",

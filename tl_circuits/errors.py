@@ -17,9 +17,11 @@ __all__ = [
     "AttachError",
     "DictionaryError",
     "EditError",
+    "ExportError",
     "GraphFileError",
     "HookFiringError",
     "ModelError",
+    "NeuronpediaError",
     "NotFiniteError",
     "OutputError",
     "PromptError",
@@ -43,3 +45,11 @@ class GraphFileError(TLCircuitsError, ValueError):
 
 class OutputError(TLCircuitsError, OSError):
     """A place that cannot be written to."""
+
+
+class ExportError(TLCircuitsError, ValueError):
+    """A graph or a name that the program which is to read the file cannot take."""
+
+
+class NeuronpediaError(TLCircuitsError, OSError):
+    """Neuronpedia refused, cannot be reached, or answers what cannot be read."""

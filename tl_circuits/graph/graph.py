@@ -15,7 +15,8 @@ from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
 
-KINDS = ("feature", "error", "embedding", "logit")
+KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
+"""What a node can be. The last three only occur in graphs read from other programs' files."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Nodes:
 
     ``kind`` indexes :data:`KINDS`. ``layer`` is -1 for embeddings and the number of layers for
     logits; ``feature`` is the feature index, -1 for errors, the vocabulary id for embeddings and
-    logits (-1 for targets that are not a single token). ``value`` is what incoming edges and bias
+    logits (-1 for targets that are not a single token), a running number for biases. ``value`` is what incoming edges and bias
     add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``
     is the part of ``bias`` that comes from features outside the graph, ``residue_mass`` their
     absolute sum.
@@ -49,12 +50,20 @@ class Nodes:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A piece of text on which a feature is active: its tokens, and the activation on each."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Label:
     """What a feature reads and writes, in the vocabulary's own tokens, strongest first.
 
     ``promotes`` and ``suppresses``: tokens whose logits its decoder raises and lowers most.
     ``reads``: tokens whose embedding its encoder likes best. ``short`` is one line for pictures;
-    ``origin`` says where the label came from.
+    ``origin`` says where the label came from; ``examples`` are texts that activate the feature most.
     """
 
     short: str
@@ -62,6 +71,7 @@ class Label:
     suppresses: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     origin: str = "vocabulary"
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,8 @@ class AttributionGraph:
 
     ``edges`` run from sources to targets; for every node with a row,
     ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`;
-    ``notes`` is what a person added.
+    ``notes`` is what a person added; ``source_file`` is what the file of another program, from which
+    the graph was read, says beyond these tables, so that an export can give it back.
     """
 
     info: GraphInfo
@@ -97,6 +108,7 @@ class AttributionGraph:
     _edges: Edges
     labels: dict[int, Label] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
+    source_file: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -122,17 +134,18 @@ class AttributionGraph:
     def node_ids(self) -> tuple[str, ...]:
         """Unique names: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
         names, n_logits = [], 0
+        others = {1: "error", 4: "attention-F", 5: "attention-error", 6: "bias"}
         columns = (self._nodes.kind, self._nodes.layer, self._nodes.position, self._nodes.feature)
         for kind, layer, position, feature in zip(*(c.tolist() for c in columns), strict=True):
             if kind == 0:
                 names.append(f"L{layer}/F{feature}@{position}")
-            elif kind == 1:
-                names.append(f"L{layer}/error@{position}")
             elif kind == 2:
                 names.append(f"token@{position}")
-            else:
+            elif kind == 3:
                 names.append(f"logit:{n_logits}")
                 n_logits += 1
+            else:
+                names.append(f"L{layer}/{others[kind]}{feature if kind in (4, 6) else ''}@{position}")
         return tuple(names)
 
     def label(self, index: int) -> str:
@@ -150,6 +163,10 @@ class AttributionGraph:
             return f"output “{self.info.target_names[index - first]}”"
         if index in self.labels:
             return self.labels[index].short
+        if kind == "attention error":
+            return f"unexplained attention output, layer {int(self._nodes.layer[index])}"
+        if kind == "bias":
+            return f"bias of layer {int(self._nodes.layer[index])}"
         return f"feature {int(self._nodes.feature[index])} of layer {int(self._nodes.layer[index])}"
 
     @cached_property
@@ -209,7 +226,8 @@ class AttributionGraph:
 
     def scores(self) -> Scores:
         """Replacement and completeness score."""
-        return scores(self._edges, self._nodes.weight, self.is_kind("error"), self.is_kind("embedding"))
+        is_error = self.is_kind("error") | self.is_kind("attention error")
+        return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
         """The smaller graph that carries most of the influence (see :mod:`tl_circuits.graph.prune`).
@@ -218,8 +236,9 @@ class AttributionGraph:
         ``bias``, so the sums still hold.
         """
         always = self.is_kind("embedding") | self.is_kind("logit") | (self._nodes.weight > 0)
+        is_feature = self.is_kind("feature") | self.is_kind("attention feature")
         nodes, edges = prune_masks(
-            self._edges, self._nodes.weight, self.is_kind("feature"), always, node_threshold, edge_threshold
+            self._edges, self._nodes.weight, is_feature, always, node_threshold, edge_threshold
         )
         return self._subgraph(nodes, edges)
 
@@ -239,7 +258,7 @@ class AttributionGraph:
         kept = self._edges[keep_edges]
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
-        made = AttributionGraph(self.info, nodes[keep_nodes], edges, labels)
+        made = AttributionGraph(self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file)
         return made.with_notes(self.notes.of(made.node_ids)) if self.notes != Notes() else made
 
     @property
@@ -297,6 +316,30 @@ class AttributionGraph:
         from tl_circuits.view.page_file import write_page
 
         return write_page(self, Path(path), overwrite)
+
+    def to_neuronpedia(
+        self,
+        path: str | Path,
+        target: str = "neuronpedia",
+        *,
+        slug: str | None = None,
+        source_set: str | None = None,
+        scan: str | None = None,
+        description: str = "",
+        creator: str = "",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the JSON that a page reads: ``target`` is ``"neuronpedia"`` or ``"circuit-tracer"``.
+
+        ``path``: a file, or a folder for ``<slug>.json``. ``slug``: the graph's name there, from the file's
+        name or the prompt by default. ``scan``: Neuronpedia's model id, or circuit-tracer's transcoders.
+        Raises ExportError for names with illegal characters and graphs that page cannot show, OutputError as
+        :meth:`save` does.
+        """
+        from tl_circuits.neuronpedia.export import ExportOptions, write_json
+
+        options = ExportOptions(target, slug, source_set, scan, description, creator)
+        return write_json(self, Path(path), options, overwrite)
 
     def to_networkx(self) -> Any:
         """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""
