@@ -349,7 +349,7 @@ class AttributionGraph:
 
     def __repr__(self) -> str:
         counts = {kind: int(self.is_kind(kind).sum()) for kind in KINDS}
-        text = ", ".join(f"{n} {kind}s" for kind, n in counts.items())
+        text = ", ".join(f"{n} {kind}s" for kind, n in counts.items() if n or kind in KINDS[:4])
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
 from tl_circuits.neuronpedia.read_notes import translated
 from tl_circuits.neuronpedia.registry import known_source_set, model_id
 
-Target = Literal["neuronpedia", "circuit-tracer"]
+
 VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
 
@@ -33,7 +33,7 @@ class ExportOptions:
     ``source_set_exists``: whether Neuronpedia is known to have ``source_set``.
     """
 
-    target: Target = "neuronpedia"
+    target: str = "neuronpedia"
     slug: str | None = None
     source_set: str | None = None
     scan: str | None = None

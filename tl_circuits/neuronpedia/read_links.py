@@ -22,6 +22,8 @@ def read_links(
     ids, links that dangle, stand twice or carry no number, and cycles.
     """
     index, shared = _index(ids, kinds, where)
+    if not isinstance(links, list):
+        raise GraphFileError(f"{where}: 'links' is {type(links).__name__}, expected a list.")
     try:
         sources = [index[link["source"]] for link in links]
         targets = [index[link["target"]] for link in links]
@@ -31,6 +33,10 @@ def read_links(
     bad = next((i for i, w in enumerate(weights) if not math.isfinite(w)), None)
     if bad is not None:
         raise GraphFileError(f"{where}: links[{bad}] has the weight {weights[bad]}, expected a finite number.")
+    if 0.0 in weights:  # circuit-tracer writes links without weight when nothing is pruned
+        links, sources, targets, weights = (
+            [x for x, w in zip(column, weights, strict=True) if w != 0] for column in (links, sources, targets, weights)
+        )
     if shared:
         _separate(sources, targets, index, shared, layers, kinds, where)
     place = torch.empty(len(ids), dtype=torch.long)
@@ -43,7 +49,6 @@ def read_links(
     if len(twice):
         link = links[int(by[int(twice[0]) + 1])]
         raise GraphFileError(f"{where}: the link from {link['source']!r} to {link['target']!r} is given twice.")
-    by = by[weight[by] != 0]
     edges = Edges(source[by], target[by], weight[by])
     _require_acyclic(edges, len(ids), where)
     return edges
@@ -70,9 +75,7 @@ def _index(ids: Sequence[str], kinds: Sequence[int], where: str) -> tuple[dict[s
     return index, shared
 
 
-def _bad_link(links: Any, index: dict[str, int], where: str) -> GraphFileError:
-    if not isinstance(links, list):
-        return GraphFileError(f"{where}: 'links' is {type(links).__name__}, expected a list.")
+def _bad_link(links: list[Any], index: dict[str, int], where: str) -> GraphFileError:
     for i, link in enumerate(links):
         for end in ("source", "target", "weight"):
             if not isinstance(link, dict) or end not in link:
