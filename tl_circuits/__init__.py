@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     )
     from tl_circuits.vocabulary_labels import label_features
     from tl_circuits.models import load_model
+    from tl_circuits.neuronpedia.dashboards import make_dashboards
+    from tl_circuits.neuronpedia.features import search_features
+    from tl_circuits.neuronpedia.labelling import labels
+    from tl_circuits.neuronpedia.urls import from_neuronpedia_url
     from tl_circuits.sweeps import circuit_curve, feature_patching
 
 _HOMES = {
@@ -54,16 +58,20 @@ _HOMES = {
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
+    "from_neuronpedia_url": "neuronpedia.urls",
     "generate": "generation",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
     "label_features": "vocabulary_labels",
+    "labels": "neuronpedia.labelling",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
+    "make_dashboards": "neuronpedia.dashboards",
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
+    "search_features": "neuronpedia.features",
 }
 
 __all__ = list(_HOMES)

@@ -325,6 +325,7 @@ class AttributionGraph:
         slug: str | None = None,
         source_set: str | None = None,
         scan: str | None = None,
+        features: str | Path | None = None,
         description: str = "",
         creator: str = "",
         overwrite: bool = False,
@@ -333,13 +334,31 @@ class AttributionGraph:
 
         ``path``: a file, or a folder for ``<slug>.json``. ``slug``: the graph's name there, from the file's
         name or the prompt by default. ``scan``: Neuronpedia's model id, or circuit-tracer's transcoders.
-        Raises ExportError for names with illegal characters and graphs that page cannot show, OutputError as
+        ``features``: a folder from ``tl-circuits dashboards``, whose records of the graph's features are put
+        where circuit-tracer's page finds them without a network. Raises ExportError for names with illegal characters and graphs that page cannot show, OutputError as
         :meth:`save` does.
         """
         from tl_circuits.neuronpedia.export import ExportOptions, write_json
 
         options = ExportOptions(target, slug, source_set, scan, description, creator)
-        return write_json(self, Path(path), options, overwrite)
+        return write_json(self, Path(path), options, overwrite, None if features is None else Path(features))
+
+    def upload(self, slug: str, **options: Any) -> str:
+        """Put the graph on Neuronpedia under ``slug`` and return its address.
+
+        ``options``: ``model`` and ``source_set`` by Neuronpedia's names, ``description``, ``creator``, ``key``
+        (else ``NEURONPEDIA_API_KEY`` or the keyring), ``server``. Raises ExportError for what the site would not
+        take, before anything is sent, and NeuronpediaError where it refuses or cannot be reached.
+        """
+        from tl_circuits.neuronpedia.upload import upload_graph
+
+        return upload_graph(self, slug, **options)
+
+    def neuronpedia_url(self, model: str, slug: str, embed: bool = False) -> str:
+        """The address at which Neuronpedia shows this graph, uploaded as ``slug``, with its groups, pins and names."""
+        from tl_circuits.neuronpedia.urls import neuronpedia_url
+
+        return neuronpedia_url(self, model, slug, embed)
 
     def to_networkx(self) -> Any:
         """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""

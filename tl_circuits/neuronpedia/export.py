@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from tl_circuits.errors import ExportError
 from tl_circuits.graph.graph import KINDS, AttributionGraph, GraphInfo
 from tl_circuits.graph.storage import atomic_file
+from tl_circuits.neuronpedia.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
 from tl_circuits.neuronpedia.read_notes import translated
 from tl_circuits.neuronpedia.registry import known_source_set, model_id
@@ -42,10 +43,13 @@ class ExportOptions:
     source_set_exists: bool = False
 
 
-def write_json(graph: AttributionGraph, path: Path, options: ExportOptions, overwrite: bool) -> Path:
+def write_json(
+    graph: AttributionGraph, path: Path, options: ExportOptions, overwrite: bool, features: Path | None = None
+) -> Path:
     """Write the graph for ``options.target``; a folder as ``path`` takes ``<slug>.json`` inside.
 
-    For circuit-tracer the graph is also entered into ``graph-metadata.json`` beside it. Raises
+    For circuit-tracer the graph is also entered into ``graph-metadata.json`` beside it, and records of
+    its features from the folder ``features`` are put into ``features/<slug>``. Raises
     ExportError for slugs with illegal characters and graphs the target's page cannot show,
     OutputError for files that exist or cannot be written. Nothing is left half-written.
     """
@@ -56,10 +60,16 @@ def write_json(graph: AttributionGraph, path: Path, options: ExportOptions, over
     if options.target == "circuit-tracer" and path.name != f"{slug}.json":
         raise ExportError(f"circuit-tracer's page looks for {slug}.json, got {path.name}. Give a folder, or that name.")
     _require_showable(graph, options.target)
+    if features is not None:
+        if options.target != "circuit-tracer":
+            raise ExportError("Neuronpedia takes features from its own database; feature files are for target='circuit-tracer'.")
+        options = replace(options, scan=options.scan or f"./graph_data/features/{slug}")
     metadata = _metadata(graph, slug, options)
     with atomic_file(path, overwrite) as file:
         for text in _pieces(graph, metadata, options.target):
             file.write(text.encode())
+    if features is not None:
+        FeatureFiles(features).write_loose(graph, path.parent / "features" / slug)
     if options.target == "circuit-tracer":
         enter_metadata(metadata, path.parent / "graph-metadata.json")
     return path
@@ -220,12 +230,12 @@ def _q_params(graph: AttributionGraph, ids: list[str], target: str) -> dict[str,
     made |= graph.source_file.get("qParams", {})
     made["pinnedIds"] = [their[i] for i in dict.fromkeys((*graph.pins, *members))]
     made["supernodes"] = [[label, *(their[i] for i in group)] for label, group in graph.groups]
-    clerps = _clerps(graph, ids, target)
+    clerps = clerp_pairs(graph, target)
     made["clerps"] = json.dumps(clerps, ensure_ascii=False) if target == "circuit-tracer" else clerps
     return made
 
 
-def _clerps(graph: AttributionGraph, ids: list[str], target: str) -> list[list[str]]:
+def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
     """A person's names, as pairs: by encoded feature for circuit-tracer, by layer, code and position for Neuronpedia."""
     n = graph._nodes
     index = {name: i for i, name in enumerate(graph.node_ids)}
