@@ -366,6 +366,24 @@ class AttributionGraph:
 
         return to_networkx(self)
 
+    def to_parquet(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
+        """Write ``nodes.parquet`` and ``edges.parquet`` into a folder (extra ``parquet``); returns both paths."""
+        from tl_circuits.graph.tables import to_parquet
+
+        return to_parquet(self, Path(folder), overwrite)
+
+    def to_graphml(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write GraphML, with the frames' columns as attributes (extra ``networkx``)."""
+        from tl_circuits.graph.tables import to_graphml
+
+        return to_graphml(self, Path(path), overwrite)
+
+    def to_dot(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write DOT, for Graphviz."""
+        from tl_circuits.graph.tables import to_dot
+
+        return to_dot(self, Path(path), overwrite)
+
     def __repr__(self) -> str:
         counts = {kind: int(self.is_kind(kind).sum()) for kind in KINDS}
         text = ", ".join(f"{n} {kind}s" for kind, n in counts.items() if n or kind in KINDS[:4])

@@ -69,7 +69,7 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
     """
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or parts.hostname not in _HOSTS:
-        raise NeuronpediaError(f"{_short(url)} is not an address of {SITE}.")
+        raise NeuronpediaError(f"{_short(url)} is no address of {SITE}.")
     way = [unquote(step) for step in parts.path.split("/") if step]
     if len(way) != 2 or way[1] != "graph":
         raise NeuronpediaError(f"{_short(url)} is no graph: expected {SITE}/<model>/graph?slug=...")
