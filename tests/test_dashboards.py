@@ -30,7 +30,7 @@ def model():
 def texts(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("texts"), random.Random(0)
     paths = [folder / name for name in ("a.txt", "b.txt")]
-    for path, n in zip(paths, (200, 117), strict=True):
+    for path, n in zip(paths, (120, 77), strict=True):
         path.write_text(" ".join(f"w{rng.randrange(98)}" for _ in range(n)))
     return paths
 
@@ -41,7 +41,7 @@ def made(model, texts, tmp_path_factory):
     before = hook_state(model)
     with tlc.attach(model, transcoders(model)) as replacement:
         attached = hook_state(model)
-        files = tlc.make_dashboards(replacement, texts, folder, layers=[0, 2], context=CONTEXT, examples=4, batch=5, progress=False)
+        files = tlc.make_dashboards(replacement, texts, folder, layers=[0, 2], context=CONTEXT, examples=4, batch=4, progress=False)
         assert hook_state(model) == attached
     assert hook_state(model) == before
     return files
@@ -54,7 +54,7 @@ def slow_count(model, texts, layer):
     rows = []
     for start in range(0, len(ids), CONTEXT):
         piece = ids[start : start + CONTEXT]
-        _, cache = model.run_with_cache(torch.tensor([[1, *piece]]))
+        _, cache = model.run_with_cache(torch.tensor([[1, *piece]]), names_filter=dictionary.input_hook(layer))
         x = cache[dictionary.input_hook(layer)][0, 1:]
         rows.append((piece, dictionary.activate(layer, dictionary.pre_activations(layer, x), x).detach()))
     return rows
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(model, texts, made,
         with monkeypatch.context() as patch, tlc.attach(model, transcoders(model)) as replacement:
             patch.setattr(dashboards._Run, "take", take)
             tlc.make_dashboards(
-                replacement, texts, tmp_path, layers=[0, 2], context=CONTEXT, examples=4, batch=5, save_every=0.0, progress=False
+                replacement, texts, tmp_path, layers=[0, 2], context=CONTEXT, examples=4, batch=4, save_every=0.0, progress=False
             )
         return len(taken)
 
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(model, texts, made,
         with pytest.raises(KeyboardInterrupt):
             some(stop_after)
         assert not (tmp_path / "features/index.json.gz").exists()
-    assert some(99) == 8 - 4  # of eight batches, four were done
+    assert some(99) == 7 - 4  # of seven batches, four were done
     names = sorted(os.listdir(made.folder))
     assert names == sorted(os.listdir(tmp_path / "features")) == ["index.json.gz", "layer_0.bin", "layer_2.bin"]
     assert all((made.folder / n).read_bytes() == (tmp_path / "features" / n).read_bytes() for n in names)
@@ -157,7 +157,7 @@ def graph(model):
 
 def test_labels_and_cards_work_offline_from_the_files(model, made, graph, tmp_path):
     labelled = tlc.labels(graph, made.folder.parent)
-    found = [i for i in labelled.labels]
+    found = list(labelled.labels)
     assert found and {int(graph._nodes.layer[i]) for i in found} == {0, 2}
     label = labelled.labels[found[0]]
     assert label.origin == "feature files" and label.promotes and len(label.examples[0].tokens) == CONTEXT

@@ -150,7 +150,7 @@ def test_circuit_tracers_json_and_pt_are_the_same_graph_though_two_nodes_share_a
 def test_a_link_that_could_mean_two_nodes_is_not_guessed(tmp_path):
     content = json.loads((DATA / "circuit_tracer.json").read_text())
     output = content["nodes"][-1]["node_id"]
-    content["links"] = [l for l in content["links"] if l["target"] != output] + [{"source": "0_1_2", "target": output, "weight": 1.0}]
+    content["links"] = [link for link in content["links"] if link["target"] != output] + [{"source": "0_1_2", "target": output, "weight": 1.0}]
     with pytest.raises(GraphFileError, match="'0_1_2'.*feature of layer 0 and the error of layer 1"):
         load(content, tmp_path)
 

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
         intervene_many,
         intervention_hooks,
     )
-    from tl_circuits.vocabulary_labels import label_features
     from tl_circuits.models import load_model
     from tl_circuits.neuronpedia.dashboards import make_dashboards
     from tl_circuits.neuronpedia.features import search_features
     from tl_circuits.neuronpedia.labelling import labels
     from tl_circuits.neuronpedia.urls import from_neuronpedia_url
     from tl_circuits.sweeps import circuit_curve, feature_patching
+    from tl_circuits.vocabulary_labels import label_features
 
 _HOMES = {
     "Ablate": "hooks",

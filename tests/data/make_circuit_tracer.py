@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import circuit_tracer.utils.create_graph_files  # noqa: F401  the package hides the module behind its function
 import torch
 from circuit_tracer.attribution.targets import LogitTarget
 from circuit_tracer.graph import Graph
-import circuit_tracer.utils.create_graph_files  # noqa: F401  the package hides the module behind its function
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
-
 
 files = sys.modules["circuit_tracer.utils.create_graph_files"]
 

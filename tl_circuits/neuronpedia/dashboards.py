@@ -21,8 +21,8 @@ from tl_circuits.attribution.targets import token_text
 from tl_circuits.errors import OutputError, PromptError
 from tl_circuits.graph.storage import atomic_file
 from tl_circuits.hooks import Replacement, collect_sites, model_device, unembed_weights
-from tl_circuits.neuronpedia.feature_files import FeatureFiles, write_index, write_layer
 from tl_circuits.models import sha256
+from tl_circuits.neuronpedia.feature_files import FeatureFiles, write_index, write_layer
 from tl_circuits.neuronpedia.running_top import RunningTop
 
 _PIECE = 1 << 18  # characters read from a text at once

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from tl_circuits.errors import ExportError
-from tl_circuits.graph.graph import KINDS, AttributionGraph, GraphInfo
+from tl_circuits.graph.graph import KINDS, AttributionGraph
 from tl_circuits.graph.storage import atomic_file
 from tl_circuits.neuronpedia.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
 from tl_circuits.neuronpedia.read_notes import translated
 from tl_circuits.neuronpedia.registry import known_source_set, model_id
-
 
 VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""

@@ -141,7 +141,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     if len(own.get("target_names", ())) == len(logits):
         names = list(own["target_names"])
     probabilities = tuple(_probability(n, len(logits)) for n in logits)
-    ids = dict((n.position, n.feature) for n in nodes if KINDS[n.kind] == "embedding")
+    ids = {n.position: n.feature for n in nodes if KINDS[n.kind] == "embedding"}
     tokens = tuple(map(str, metadata["prompt_tokens"]))
     token_ids = tuple(own.get("token_ids") or (ids.get(p, -1) for p in range(len(tokens))))
     facts = {"prompt": str(metadata["prompt"]), "token_ids": token_ids, "tokens": tokens}

@@ -51,21 +51,24 @@ class RunningTop:
     ) -> None:
         """Take in a batch of texts, numbered from ``first``; only ``counted`` positions count."""
         acts = acts.float().cpu() * counted[..., None]
-        size = acts.abs()
-        best = size.amax(1)
-        numbers = torch.arange(first, first + len(acts))[:, None].expand_as(best)
-        k = len(self.strength)
-        every = torch.cat([self.strength, best])
-        self.strength, chosen = every.topk(k, dim=0)
-        numbers = torch.cat([self.context, numbers]).gather(0, chosen)
-        self.context = torch.where(self.strength > 0, numbers, -1)
-        old = self.window.gather(0, chosen.clamp_max(k - 1)[..., None].expand_as(self.window))
-        row, feature = (chosen - k).clamp_min(0), torch.arange(acts.shape[2]).expand_as(chosen)
-        new = acts.transpose(1, 2)[row, feature].half()
-        self.window = torch.where((chosen < k)[..., None], old, new)
+        self._keep_strongest(acts, first)
         self.low, self.high = torch.minimum(self.low, acts.amin((0, 1))), torch.maximum(self.high, acts.amax((0, 1)))
         self.tokens = self.tokens + int(counted.sum())
-        self._count(size.flatten(0, 1))
+        self._count(acts.flatten(0, 1).abs_())
+
+    def _keep_strongest(self, acts: Float[Tensor, "batch pos feature"], first: int) -> None:
+        best = torch.maximum(acts.amax(1), -acts.amin(1))
+        risen = (best.amax(0) > self.strength[-1]).nonzero()[:, 0]  # fewer and fewer as texts go by
+        numbers = torch.arange(first, first + len(acts))[:, None].expand(-1, len(risen))
+        k = len(self.strength)
+        strength, chosen = torch.cat([self.strength[:, risen], best[:, risen]]).topk(k, dim=0)
+        self.strength[:, risen] = strength
+        self.context[:, risen] = torch.where(
+            strength > 0, torch.cat([self.context[:, risen], numbers]).gather(0, chosen), -1
+        )
+        old = self.window[chosen.clamp_max(k - 1), risen]
+        new = acts[(chosen - k).clamp_min(0), :, risen].half()
+        self.window[:, risen] = torch.where((chosen < k)[..., None], old, new)
 
     def _count(self, size: Float[Tensor, "n feature"]) -> None:
         while True:  # twice the range: two bins become one
