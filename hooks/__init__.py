@@ -5,6 +5,7 @@ nothing from the rest of ``tl_circuits``.
 """
 
 from .attach import Replacement, attach
+from .collect import collect_sites
 from .decode import CachedModel
 from .edits import (
     Ablate,
@@ -80,6 +81,7 @@ __all__ = [
     "bos_positions",
     "carried_saes",
     "clean_run",
+    "collect_sites",
     "context_length",
     "differentiable_run",
     "edit_hooks",

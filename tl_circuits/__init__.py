@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tl_circuits.edit_text import parse_edit
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
-    from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
+    from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
     from tl_circuits.hooks import (
         Ablate,
         Add,
@@ -37,11 +37,15 @@ if TYPE_CHECKING:
         intervene_many,
         intervention_hooks,
     )
-    from tl_circuits.labels import label_features
     from tl_circuits.models import load_model
+    from tl_circuits.neuronpedia.dashboards import make_dashboards
+    from tl_circuits.neuronpedia.features import search_features
+    from tl_circuits.neuronpedia.labelling import labels
+    from tl_circuits.neuronpedia.urls import from_neuronpedia_url
     from tl_circuits.quality import dictionary_quality, hook_hint
     from tl_circuits.sweeps import circuit_curve, feature_patching
     from tl_circuits.training import train_transcoders
+    from tl_circuits.vocabulary_labels import label_features
 
 _HOMES = {
     "Ablate": "hooks",
@@ -55,6 +59,7 @@ _HOMES = {
     "Label": "graph",
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
+    "Notes": "graph",
     "Patch": "hooks",
     "PatternEdit": "hooks",
     "QKAttribution": "attribution.qk",
@@ -73,19 +78,23 @@ _HOMES = {
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
+    "from_neuronpedia_url": "neuronpedia.urls",
     "generate": "generation",
     "head_loadings": "attribution.loadings",
     "hook_hint": "quality",
     "intervene": "interventions",
     "intervene_many": "interventions",
     "intervention_hooks": "interventions",
-    "label_features": "labels",
+    "label_features": "vocabulary_labels",
+    "labels": "neuronpedia.labelling",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
+    "make_dashboards": "neuronpedia.dashboards",
     "mlp_neurons": "dictionaries",
     "parse_edit": "edit_text",
     "qk_attribution": "attribution.qk",
+    "search_features": "neuronpedia.features",
     "top_head_loadings": "attribution.loadings",
     "trace_many": "batch",
     "train_transcoders": "training",

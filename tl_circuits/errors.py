@@ -18,9 +18,11 @@ __all__ = [
     "DictionaryError",
     "DownloadError",
     "EditError",
+    "ExportError",
     "GraphFileError",
     "HookFiringError",
     "ModelError",
+    "NeuronpediaError",
     "NotFiniteError",
     "OutputError",
     "PromptError",
@@ -48,3 +50,11 @@ class OutputError(TLCircuitsError, OSError):
 
 class DownloadError(TLCircuitsError, OSError):
     """A published file that cannot be had: no network, no permission, no such thing, no disk space."""
+
+
+class ExportError(TLCircuitsError, ValueError):
+    """A graph or a name that the program which is to read the file cannot take."""
+
+
+class NeuronpediaError(TLCircuitsError, OSError):
+    """Neuronpedia refused, cannot be reached, or answers what cannot be read."""

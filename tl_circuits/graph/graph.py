@@ -1,5 +1,6 @@
 """The attribution graph: nodes, direct effects between them, and what can be asked of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
 
-KINDS = ("feature", "error", "embedding", "logit")
+KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
+"""What a node can be. The last three only occur in graphs read from other programs' files."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Nodes:
 
     ``kind`` indexes :data:`KINDS`. ``layer`` is -1 for embeddings and the number of layers for
     logits; ``feature`` is the feature index, -1 for errors, the vocabulary id for embeddings and
-    logits (-1 for targets that are not a single token). ``value`` is what incoming edges and bias
+    logits (-1 for targets that are not a single token), a running number for biases. ``value`` is what incoming edges and bias
     add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``
     is the part of ``bias`` that comes from features outside the graph, ``residue_mass`` their
     absolute sum.
@@ -47,12 +50,20 @@ class Nodes:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A piece of text on which a feature is active: its tokens, and the activation on each."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Label:
     """What a feature reads and writes, in the vocabulary's own tokens, strongest first.
 
     ``promotes`` and ``suppresses``: tokens whose logits its decoder raises and lowers most.
     ``reads``: tokens whose embedding its encoder likes best. ``short`` is one line for pictures;
-    ``origin`` says where the label came from.
+    ``origin`` says where the label came from; ``examples`` are texts that activate the feature most.
     """
 
     short: str
@@ -60,6 +71,7 @@ class Label:
     suppresses: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     origin: str = "vocabulary"
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,13 +98,17 @@ class AttributionGraph:
     """Direct effects in the local replacement model of one prompt.
 
     ``edges`` run from sources to targets; for every node with a row,
-    ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`.
+    ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`;
+    ``notes`` is what a person added; ``source_file`` is what the file of another program, from which
+    the graph was read, says beyond these tables, so that an export can give it back.
     """
 
     info: GraphInfo
     _nodes: Nodes
     _edges: Edges
     labels: dict[int, Label] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
+    source_file: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -118,21 +134,24 @@ class AttributionGraph:
     def node_ids(self) -> tuple[str, ...]:
         """Unique names: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
         names, n_logits = [], 0
+        others = {1: "error", 4: "attention-F", 5: "attention-error", 6: "bias"}
         columns = (self._nodes.kind, self._nodes.layer, self._nodes.position, self._nodes.feature)
         for kind, layer, position, feature in zip(*(c.tolist() for c in columns), strict=True):
             if kind == 0:
                 names.append(f"L{layer}/F{feature}@{position}")
-            elif kind == 1:
-                names.append(f"L{layer}/error@{position}")
             elif kind == 2:
                 names.append(f"token@{position}")
-            else:
+            elif kind == 3:
                 names.append(f"logit:{n_logits}")
                 n_logits += 1
+            else:
+                names.append(f"L{layer}/{others[kind]}{feature if kind in (4, 6) else ''}@{position}")
         return tuple(names)
 
     def label(self, index: int) -> str:
-        """One line of text for a node."""
+        """One line of text for a node; a person's name for it comes first."""
+        if self.notes.names and self.node_ids[index] in self.notes.names:
+            return self.notes.names[self.node_ids[index]]
         kind = KINDS[int(self._nodes.kind[index])]
         position = int(self._nodes.position[index])
         if kind == "embedding":
@@ -144,6 +163,10 @@ class AttributionGraph:
             return f"output “{self.info.target_names[index - first]}”"
         if index in self.labels:
             return self.labels[index].short
+        if kind == "attention error":
+            return f"unexplained attention output, layer {int(self._nodes.layer[index])}"
+        if kind == "bias":
+            return f"bias of layer {int(self._nodes.layer[index])}"
         return f"feature {int(self._nodes.feature[index])} of layer {int(self._nodes.layer[index])}"
 
     @cached_property
@@ -203,7 +226,8 @@ class AttributionGraph:
 
     def scores(self) -> Scores:
         """Replacement and completeness score."""
-        return scores(self._edges, self._nodes.weight, self.is_kind("error"), self.is_kind("embedding"))
+        is_error = self.is_kind("error") | self.is_kind("attention error")
+        return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
         """The smaller graph that carries most of the influence (see :mod:`tl_circuits.graph.prune`).
@@ -212,8 +236,9 @@ class AttributionGraph:
         ``bias``, so the sums still hold.
         """
         always = self.is_kind("embedding") | self.is_kind("logit") | (self._nodes.weight > 0)
+        is_feature = self.is_kind("feature") | self.is_kind("attention feature")
         nodes, edges = prune_masks(
-            self._edges, self._nodes.weight, self.is_kind("feature"), always, node_threshold, edge_threshold
+            self._edges, self._nodes.weight, is_feature, always, node_threshold, edge_threshold
         )
         return self._subgraph(nodes, edges)
 
@@ -233,7 +258,52 @@ class AttributionGraph:
         kept = self._edges[keep_edges]
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
-        return AttributionGraph(self.info, nodes[keep_nodes], edges, labels)
+        made = AttributionGraph(self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file)
+        return made.with_notes(self.notes.of(made.node_ids)) if self.notes != Notes() else made
+
+    @property
+    def groups(self) -> Groups:
+        """A person's groups: (label, node ids) each."""
+        return self.notes.groups
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """Ids of pinned nodes: those every picture shows."""
+        return self.notes.pins
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what was traced, by which notes know their graph."""
+        return fingerprint(self)
+
+    def with_notes(self, notes: Notes) -> "AttributionGraph":
+        """The same graph with these notes; raises ValueError for ids it does not have."""
+        unknown = {*notes.pins, *notes.names, *(i for _, ids in notes.groups for i in ids)} - set(self.node_ids)
+        if unknown:
+            raise ValueError(f"the graph has no node {sorted(unknown)[0]!r}; ids look like {self.node_ids[0]!r}.")
+        return replace(self, notes=notes)
+
+    def group(self, label: str, ids: Iterable[str]) -> "AttributionGraph":
+        """With these nodes as one supernode. They leave other groups; raises ValueError for a label in use."""
+        return self.with_notes(self.notes.group(label, ids))
+
+    def ungroup(self, label: str) -> "AttributionGraph":
+        """Without the group ``label``; raises KeyError if there is none."""
+        return self.with_notes(self.notes.ungroup(label))
+
+    def rename(self, old: str, new: str) -> "AttributionGraph":
+        """The group, or the node with the id, ``old`` called ``new``; raises KeyError if there is neither."""
+        if old in self.node_ids:
+            return self.with_notes(replace(self.notes, names=self.notes.names | {old: new}))
+        return self.with_notes(self.notes.rename(old, new))
+
+    def pin(self, *ids: str) -> "AttributionGraph":
+        """With these nodes pinned."""
+        return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
+
+    def unpin(self, *ids: str) -> "AttributionGraph":
+        """Without these pins."""
+        return self.with_notes(replace(self.notes, pins=tuple(i for i in self.pins if i not in ids)))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one safetensors file, atomically; raises OutputError if it exists or cannot be written."""
@@ -247,15 +317,76 @@ class AttributionGraph:
 
         return write_page(self, Path(path), overwrite)
 
+    def to_neuronpedia(
+        self,
+        path: str | Path,
+        target: str = "neuronpedia",
+        *,
+        slug: str | None = None,
+        source_set: str | None = None,
+        scan: str | None = None,
+        features: str | Path | None = None,
+        description: str = "",
+        creator: str = "",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the JSON that a page reads: ``target`` is ``"neuronpedia"`` or ``"circuit-tracer"``.
+
+        ``path``: a file, or a folder for ``<slug>.json``. ``slug``: the graph's name there, from the file's
+        name or the prompt by default. ``scan``: Neuronpedia's model id, or circuit-tracer's transcoders.
+        ``features``: a folder from ``tl-circuits dashboards``, whose records of the graph's features are put
+        where circuit-tracer's page finds them without a network. Raises ExportError for names with illegal characters and graphs that page cannot show, OutputError as
+        :meth:`save` does.
+        """
+        from tl_circuits.neuronpedia.export import ExportOptions, write_json
+
+        options = ExportOptions(target, slug, source_set, scan, description, creator)
+        return write_json(self, Path(path), options, overwrite, None if features is None else Path(features))
+
+    def upload(self, slug: str, **options: Any) -> str:
+        """Put the graph on Neuronpedia under ``slug`` and return its address.
+
+        ``options``: ``model`` and ``source_set`` by Neuronpedia's names, ``description``, ``creator``, ``key``
+        (else ``NEURONPEDIA_API_KEY`` or the keyring), ``server``. Raises ExportError for what the site would not
+        take, before anything is sent, and NeuronpediaError where it refuses or cannot be reached.
+        """
+        from tl_circuits.neuronpedia.upload import upload_graph
+
+        return upload_graph(self, slug, **options)
+
+    def neuronpedia_url(self, model: str, slug: str, embed: bool = False) -> str:
+        """The address at which Neuronpedia shows this graph, uploaded as ``slug``, with its groups, pins and names."""
+        from tl_circuits.neuronpedia.urls import neuronpedia_url
+
+        return neuronpedia_url(self, model, slug, embed)
+
     def to_networkx(self) -> Any:
         """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""
         from tl_circuits.graph.tables import to_networkx
 
         return to_networkx(self)
 
+    def to_parquet(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
+        """Write ``nodes.parquet`` and ``edges.parquet`` into a folder (extra ``parquet``); returns both paths."""
+        from tl_circuits.graph.tables import to_parquet
+
+        return to_parquet(self, Path(folder), overwrite)
+
+    def to_graphml(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write GraphML, with the frames' columns as attributes (extra ``networkx``)."""
+        from tl_circuits.graph.tables import to_graphml
+
+        return to_graphml(self, Path(path), overwrite)
+
+    def to_dot(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write DOT, for Graphviz."""
+        from tl_circuits.graph.tables import to_dot
+
+        return to_dot(self, Path(path), overwrite)
+
     def __repr__(self) -> str:
         counts = {kind: int(self.is_kind(kind).sum()) for kind in KINDS}
-        text = ", ".join(f"{n} {kind}s" for kind, n in counts.items())
+        text = ", ".join(f"{n} {kind}s" for kind, n in counts.items() if n or kind in KINDS[:4])
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 

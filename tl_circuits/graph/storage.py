@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tl_circuits.errors import GraphFileError, OutputError
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph, Example, GraphInfo, Label, Nodes
+from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
 from tl_circuits.graph.scores import Edges
 
 FORMAT = "tl_circuits.graph"
@@ -53,7 +54,7 @@ def _umask() -> int:
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
-    """Write ``graph`` to ``path``; same graph, same bytes."""
+    """Write ``graph`` to ``path``, its notes beside it; same graph, same bytes."""
     tensors = {f"nodes.{f.name}": getattr(graph._nodes, f.name).contiguous() for f in fields(Nodes)}
     tensors |= {
         "edges.source": graph._edges.source.to(torch.int32),
@@ -62,22 +63,32 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     }
     labels = {str(i): asdict(label) for i, label in sorted(graph.labels.items())}
     content = {"format_version": FORMAT_VERSION, "info": asdict(graph.info), "labels": labels}
+    if graph.source_file:
+        content["source_file"] = graph.source_file
     # One key only: safetensors writes several in no fixed order, and same graph means same bytes.
     metadata = {FORMAT: json.dumps(content, ensure_ascii=False, sort_keys=True)}
     data = save(tensors, metadata)
     with atomic_file(path, overwrite) as file:
         file.write(data)
+    if graph.notes != Notes() or notes_path(path).exists():
+        write_notes(graph.notes, graph.fingerprint, notes_path(path))
     return path
 
 
 def load_graph(path: str | Path) -> AttributionGraph:
-    """Read a graph that :meth:`AttributionGraph.save` wrote.
+    """Read a graph that :meth:`AttributionGraph.save` wrote, with the notes beside it if they are of this graph.
 
-    Raises GraphFileError for files that are missing, truncated, foreign or corrupted.
+    Also reads the JSON of Neuronpedia, circuit-tracer and llamascopium (plain or gzipped), and
+    circuit-tracer's ``.pt``, of which nothing is ever run. Raises GraphFileError for files that are
+    missing, truncated, foreign or corrupted.
     """
     path = Path(path)
     if not path.is_file():
         raise GraphFileError(f"there is no graph file at {path}.")
+    from tl_circuits.neuronpedia.read import is_foreign, read_foreign
+
+    if is_foreign(path):
+        return read_foreign(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -90,13 +101,20 @@ def load_graph(path: str | Path) -> AttributionGraph:
                     f"this one reads up to {FORMAT_VERSION}). Upgrade tl_circuits."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _build(content, tensors)
+        return _with_notes(_build(content, tensors), notes_path(path))
     except GraphFileError:
         raise
     except SafetensorError as error:
         raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise GraphFileError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _with_notes(graph: AttributionGraph, path: Path) -> AttributionGraph:
+    if not path.is_file():
+        return graph
+    notes, made_for = read_notes(path)
+    return graph.with_notes(notes) if made_for == graph.fingerprint else graph
 
 
 def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
@@ -115,5 +133,9 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     labels = {}
     for index, label in content["labels"].items():
         label |= {name: tuple(label[name]) for name in ("promotes", "suppresses", "reads")}
+        examples = label.get("examples", ())
+        label["examples"] = tuple(Example(tuple(e["tokens"]), tuple(e["activations"])) for e in examples)
         labels[int(index)] = Label(**label)
-    return AttributionGraph(GraphInfo(**info), nodes, edges, labels)
+    return AttributionGraph(
+        GraphInfo(**info), nodes, edges, labels, source_file=content.get("source_file", {})
+    )

@@ -1,0 +1,91 @@
+"""The commands around Neuronpedia, in one process."""
+
+import json
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+import tl_circuits as tlc
+from tests.fake_neuronpedia import KEY, running
+from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
+from tl_circuits.cli import app, neuronpedia  # noqa: F401  registers the commands
+from tl_circuits.neuronpedia import client
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model = tiny_bridge("llama")
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
+    return graph.save(tmp_path_factory.mktemp("cli") / "why.graph.safetensors"), graph
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    with running() as fake:
+        monkeypatch.setenv("TL_CIRCUITS_NEURONPEDIA", fake.url)
+
+        def call(*arguments):
+            return CliRunner().invoke(app, list(map(str, arguments)))
+
+        call.site = fake
+        yield call
+
+
+def test_a_graph_goes_out_to_every_format_and_back(run, saved, tmp_path):
+    path, graph = saved
+    for target in ("neuronpedia", "circuit-tracer"):
+        done = run("export", path, "--target", target, "--slug", "s", "--model-id", "m", "--force")
+        assert done.exit_code == 0, done.output
+        assert tlc.load_graph(done.stdout.strip()).node_ids == graph.node_ids
+    for target, out in (("graphml", "g.graphml"), ("dot", "g.dot"), ("parquet", "tables"), ("html", "g.html")):
+        assert run("export", path, "--target", target, "--out", out).exit_code == 0 and (tmp_path / out).exists()
+    done = run("export", "s.json", "--target", "tl-circuits", "--out", "again.safetensors", "--json")
+    assert json.loads(done.stdout) == {"files": ["again.safetensors"]}
+    smaller = run("export", path, "--out", "small.json", "--node-threshold", 0.5)
+    assert smaller.exit_code == 0 and len(tlc.load_graph("small.json")) < len(graph)
+
+
+def test_upload_prints_the_address(run, saved, monkeypatch):
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
+    done = run("upload", saved[0], "--slug", "cli", "--model-id", "tiny-model")
+    assert done.exit_code == 0 and done.stdout.strip() == "https://www.neuronpedia.org/tiny-model/graph?slug=cli"
+
+
+def test_label_writes_the_graph_with_labels(run, saved):
+    path, graph = saved
+    for row in graph.nodes[graph.nodes.kind == "feature"].itertuples():
+        run.site.add_feature("tiny-model", row.layer, row.feature, "cities")
+    done = run("label", path, "--model-id", "tiny-model", "--source-set", "tiny-set", "--out", "labelled.safetensors")
+    assert done.exit_code == 0 and "20 of 20 features have a label, 20 of them new" in done.stdout
+    assert tlc.load_graph("labelled.safetensors").label(0) == "cities"
+
+
+def test_dashboards_write_files_that_label_a_graph(run, tmp_path):
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6 " * 20)
+    done = run("dashboards", "--text", "text.txt", "--out", "d", "--model", tiny_folder("llama"), "--layers", "1-2", "--context", 8, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["layers"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "GRAPH", "--target", "magic"], "'magic' is not one of neuronpedia"),
+        (["export", "GRAPH", "--slug", "a b"], "slug 'a b' holds ' '"),
+        (["export", "nowhere.json"], "no graph file at nowhere.json"),
+        (["upload", "GRAPH", "--slug", "x"], "needs a key"),
+        (["label", "GRAPH"], "Give model=... and source_set"),
+        (["label", "GRAPH", "--source", "nowhere"], "no feature files"),
+        (["dashboards", "--text", "x", "--out", "d", "--layers", "a-b"], "cannot be read; write 3"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(run, saved, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.delenv("NEURONPEDIA_API_KEY", raising=False)
+    done = run(*[saved[0] if a == "GRAPH" else a for a in arguments])
+    assert done.exit_code == 1 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert os.listdir(tmp_path) == [] and not run.site.graphs

@@ -1,0 +1,147 @@
+"""``tl-circuits export | upload | label | dashboards``: graphs and features to and from Neuronpedia and circuit-tracer."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.loading import open_replacement
+
+if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
+    from tl_circuits.graph.graph import AttributionGraph
+
+Graph = Annotated[Path, typer.Argument(help="A graph file: ours, Neuronpedia's or circuit-tracer's JSON, or circuit-tracer's .pt.")]
+ModelId = Annotated[str | None, typer.Option("--model-id", help="The model's name on Neuronpedia, such as gemma-2-2b.")]
+SourceSet = Annotated[str | None, typer.Option(help="The features' source set on Neuronpedia, such as gemmascope-transcoder-16k.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+_FORMATS = ("neuronpedia", "circuit-tracer", "graphml", "dot", "parquet", "html", "tl-circuits")
+
+
+@app.command()
+def export(
+    graph: Graph,
+    target: Annotated[str, typer.Option("--target", help="neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits.")] = "neuronpedia",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; or a folder for neuronpedia, circuit-tracer and parquet.")] = Path("."),
+    slug: Annotated[str | None, typer.Option(help="The graph's name on the page.")] = None,
+    model_id: ModelId = None,
+    source_set: SourceSet = None,
+    features: Annotated[Path | None, typer.Option(help="A folder from `dashboards`, for circuit-tracer's page.")] = None,
+    node_threshold: Annotated[float | None, typer.Option(help="Keep the nodes with this share of the influence; default: all.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a graph for another program."""
+    with clear_errors(debug):
+        if target not in _FORMATS:
+            raise ValueError(f"--target {target!r} is not one of {', '.join(_FORMATS)}.")
+        loaded = _load(graph, node_threshold)
+        if target in ("neuronpedia", "circuit-tracer"):
+            written = [loaded.to_neuronpedia(out, target, slug=slug, source_set=source_set, scan=model_id, features=features, overwrite=force)]
+        elif target == "parquet":
+            written = list(loaded.to_parquet(out, overwrite=force))
+        else:
+            write = {"graphml": loaded.to_graphml, "dot": loaded.to_dot, "html": loaded.to_html, "tl-circuits": loaded.save}[target]
+            written = [write(out, overwrite=force)]
+        _tell(as_json, {"files": list(map(str, written))}, "\n".join(map(str, written)))
+
+
+@app.command()
+def upload(
+    graph: Graph,
+    slug: Annotated[str, typer.Option(help="The graph's name on Neuronpedia: letters, digits, _ . -")],
+    model_id: ModelId = None,
+    source_set: SourceSet = None,
+    description: Annotated[str, typer.Option(help="Shown with the graph.")] = "",
+    node_threshold: Annotated[float | None, typer.Option(help="Keep the nodes with this share of the influence; default: all.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Put a graph on Neuronpedia. The key comes from NEURONPEDIA_API_KEY or the keyring."""
+    with clear_errors(debug):
+        url = _load(graph, node_threshold).upload(slug, model=model_id, source_set=source_set, description=description)
+        _tell(as_json, {"url": url}, url)
+
+
+@app.command()
+def label(
+    graph: Graph,
+    source: Annotated[str, typer.Option(help="neuronpedia, or a folder from `dashboards`.")] = "neuronpedia",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The graph file to write; default: the one given, if it is ours.")] = None,
+    model_id: ModelId = None,
+    source_set: SourceSet = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take what this computer remembers; ask nobody.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Put labels on a graph's features and save it."""
+    with clear_errors(debug):
+        import tl_circuits as tlc
+
+        loaded = _load(graph, None)
+        shown = Console(stderr=True).is_terminal
+        made = tlc.labels(loaded, source, model=model_id, source_set=source_set, offline=offline, progress=shown)
+        written = made.save(out if out is not None else graph, overwrite=force)
+        n, features = len(made.labels), int(made.is_kind("feature").sum())
+        fresh = sum(made.labels[i] != loaded.labels.get(i) for i in made.labels)
+        _tell(as_json, {"file": str(written), "labelled": n, "new": fresh, "features": features}, f"{n} of {features} features have a label, {fresh} of them new: {written}")
+
+
+@app.command()
+def dashboards(
+    text: Annotated[list[Path], typer.Option("--text", help="A text file to run through the model (repeatable).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the feature files.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
+    layers: Annotated[str | None, typer.Option(help="Which layers: 3, 0-5 or 0,4,8; default: all.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens in one example.")] = 64,
+    examples: Annotated[int, typer.Option(help="Examples kept for a feature.")] = 10,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after this many tokens.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """See what features do over texts: examples, histograms, logits. Goes on where it was interrupted."""
+    with clear_errors(debug):
+        chosen = _layers(layers)
+        with open_replacement(model, transcoders, device, dtype) as replacement:
+            import tl_circuits as tlc
+
+            files = tlc.make_dashboards(
+                replacement, text, out, layers=chosen, context=context, examples=examples, max_tokens=max_tokens,
+                progress=Console(stderr=True).is_terminal,
+            )  # fmt: skip
+        told = f"{files.folder}   label a graph with them: tl-circuits label GRAPH --source {out}"
+        _tell(as_json, {"folder": str(files.folder), "layers": files.layers}, told)
+
+
+def _load(path: Path, node_threshold: float | None) -> "AttributionGraph":
+    import tl_circuits as tlc
+
+    graph = tlc.load_graph(path)
+    return graph if node_threshold is None else graph.prune(node_threshold=node_threshold)
+
+
+def _layers(text: str | None) -> list[int] | None:
+    """``3``, ``0-5`` or ``0,4,8`` as numbers; raises ValueError for anything else."""
+    if text is None:
+        return None
+    made: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--layers {text!r} cannot be read; write 3, 0-5 or 0,4,8.")
+        made += range(int(first), int(last if dash else first) + 1)
+    return sorted(set(made))
+
+
+def _tell(as_json: bool, facts: dict[str, object], text: str) -> None:
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)

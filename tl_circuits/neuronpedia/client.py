@@ -1,0 +1,161 @@
+"""A small HTTP client for Neuronpedia: time-outs, retries with jitter, one clear error."""
+
+import gzip
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tl_circuits.errors import NeuronpediaError
+
+logger = logging.getLogger(__name__)
+
+SITE = "https://www.neuronpedia.org"
+_RETRIED = (429, 500, 502, 503, 504)
+FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+
+
+@dataclass(frozen=True)
+class Client:
+    """Where to ask, as whom, and how patiently.
+
+    ``deadline``: seconds for one question with all its retries. ``key`` is sent to ``server`` only,
+    and never shown, logged or written. Raises NeuronpediaError for a server without TLS that is not
+    this computer.
+    """
+
+    server: str = SITE
+    key: str | None = field(default=None, repr=False)
+    timeout: float = 30.0
+    deadline: float = 120.0
+    retries: int = 4
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.server)
+        if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise NeuronpediaError(f"the server {self.server!r} must start with https://, or be this computer.")
+
+    def get(self, path: str) -> Any:
+        """The parsed JSON at ``path``; None where there is nothing (404)."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Any) -> Any:
+        """The parsed answer to ``body``, sent as JSON; None where there is nothing (404)."""
+        return self._ask("POST", path, json.dumps(body).encode())
+
+    def put(self, url: str, data: bytes) -> None:
+        """Store JSON, gzipped or not, at a signed address; the key is not sent there."""
+        headers = {"Content-Type": "application/json"}
+        if data.startswith(b"\x1f\x8b"):
+            headers["Content-Encoding"] = "gzip"
+        self._patiently(f"PUT {urlsplit(url).hostname}", lambda r: r.request("PUT", url, data=data, headers=headers, **self._limits()))
+
+    def _ask(self, method: str, path: str, data: bytes | None) -> Any:
+        headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if data else {})
+        if self.key:
+            headers["x-api-key"] = self.key
+        url = f"{self.server.rstrip('/')}{path}"
+        response = self._patiently(
+            f"{method} {path}", lambda r: r.request(method, url, data=data, headers=headers, **self._limits()), as_json=True
+        )
+        return response
+
+    def _limits(self) -> dict[str, Any]:
+        return {"timeout": (min(10.0, self.timeout), self.timeout), "allow_redirects": False}
+
+    def _patiently(self, what: str, send: Callable[[Any], Any], as_json: bool = False) -> Any:
+        """Send, and again after failures that may pass; raises NeuronpediaError saying what was the last one."""
+        requests = _requests()
+        wait, started, problem = FIRST_WAIT, time.monotonic(), ""
+        for attempt in range(self.retries + 1):
+            try:
+                response = send(requests)
+                if response.status_code == 404 and as_json:
+                    return None
+                if response.status_code < 300:
+                    return response.json() if as_json else None
+                problem = _refusal(response)
+                if response.status_code not in _RETRIED:
+                    raise NeuronpediaError(f"{what}: {problem}")
+                wait = max(wait, _asked_to_wait(response))
+            except requests.RequestException as error:
+                problem = _failure(error)
+            pause = wait * random.uniform(0.5, 1.0) if wait < _LONGEST_WAIT else wait
+            if attempt == self.retries or time.monotonic() - started + pause > self.deadline:
+                break
+            logger.info("%s: %s; trying again in %.1f s", what, problem, pause)
+            time.sleep(pause)
+            wait *= 2
+        raise NeuronpediaError(f"{what}: {problem} Tried {attempt + 1} times in {time.monotonic() - started:.1f} s.")
+
+
+def _requests() -> Any:
+    try:
+        import requests
+    except ImportError as error:
+        raise ImportError("asking Neuronpedia needs requests. Run: pip install 'tl_circuits[neuronpedia]'") from error
+    return requests
+
+
+def _asked_to_wait(response: Any) -> float:
+    """Seconds of a Retry-After header, 0 without one."""
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _refusal(response: Any) -> str:
+    """What a refusal says, in one line."""
+    try:
+        body = response.json()
+        said = body.get("error") or body.get("message") or "" if isinstance(body, dict) else ""
+        details = body.get("details") if isinstance(body, dict) else None
+        said = f"{said} {'; '.join(map(str, details[:3]))}" if isinstance(details, list) else str(said)
+    except ValueError:
+        said = ""
+    hint = {401: " Give a key (NEURONPEDIA_API_KEY).", 429: " Too many questions."}.get(response.status_code, "")
+    return f"the server answers {response.status_code}{': ' + said.strip() if said else ''}.{hint}"
+
+
+def _failure(error: Exception) -> str:
+    kind = type(error).__name__
+    meaning = {
+        "ConnectTimeout": "no connection in time",
+        "ReadTimeout": "no answer in time",
+        "ConnectionError": "no connection, or cut off",
+        "ChunkedEncodingError": "the answer was cut off",
+        "ContentDecodingError": "the answer is damaged (gzip)",
+        "JSONDecodeError": "the answer is no JSON",
+    }
+    return f"{meaning.get(kind, kind)}."
+
+
+def compressed(data: bytes) -> bytes:
+    """gzip, the same bytes each time."""
+    return gzip.compress(data, mtime=0)
+
+
+def find_key(key: str | None) -> str | None:
+    """The key given, else ``NEURONPEDIA_API_KEY``, else what the computer's keyring holds for ``neuronpedia``."""
+    if key or os.environ.get("NEURONPEDIA_API_KEY"):
+        return key or os.environ["NEURONPEDIA_API_KEY"]
+    try:
+        import keyring
+        from keyring.errors import KeyringError
+    except ImportError:
+        return None
+    try:
+        return keyring.get_password("neuronpedia", "api-key")
+    except KeyringError:
+        return None
+
+
+def default_server() -> str:
+    """``$TL_CIRCUITS_NEURONPEDIA``, else the public site."""
+    return os.environ.get("TL_CIRCUITS_NEURONPEDIA") or SITE

@@ -1,0 +1,308 @@
+"""Graphs as the JSON that Neuronpedia's and circuit-tracer's pages read, written as a stream."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tl_circuits.errors import ExportError
+from tl_circuits.graph.graph import KINDS, AttributionGraph
+from tl_circuits.graph.storage import atomic_file
+from tl_circuits.neuronpedia.feature_files import FeatureFiles
+from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
+from tl_circuits.neuronpedia.read_notes import translated
+from tl_circuits.neuronpedia.registry import known_source_set, model_id
+
+VIRTUAL_TOKEN = 10**9
+"""Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
+
+STORED_INFO = ("model", "dictionary", "n_layers", "exact", "engine", "max_nodes", "n_active", "version")
+_LINKS_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the file says besides the graph.
+
+    ``scan``: Neuronpedia's model id, or what circuit-tracer's page takes features from.
+    ``source_set_exists``: whether Neuronpedia is known to have ``source_set``.
+    """
+
+    target: str = "neuronpedia"
+    slug: str | None = None
+    source_set: str | None = None
+    scan: str | None = None
+    description: str = ""
+    creator: str = ""
+    source_set_exists: bool = False
+
+
+def write_json(
+    graph: AttributionGraph, path: Path, options: ExportOptions, overwrite: bool, features: Path | None = None
+) -> Path:
+    """Write the graph for ``options.target``; a folder as ``path`` takes ``<slug>.json`` inside.
+
+    For circuit-tracer the graph is also entered into ``graph-metadata.json`` beside it, and records of
+    its features from the folder ``features`` are put into ``features/<slug>``. Raises
+    ExportError for slugs with illegal characters and graphs the target's page cannot show,
+    OutputError for files that exist or cannot be written. Nothing is left half-written.
+    """
+    if options.target not in ("neuronpedia", "circuit-tracer"):
+        raise ExportError(f"target {options.target!r} is not 'neuronpedia' or 'circuit-tracer'.")
+    slug = _slug(graph, path, options)
+    path = path / f"{slug}.json" if path.is_dir() else path
+    if options.target == "circuit-tracer" and path.name != f"{slug}.json":
+        raise ExportError(f"circuit-tracer's page looks for {slug}.json, got {path.name}. Give a folder, or that name.")
+    _require_showable(graph, options.target)
+    if features is not None:
+        if options.target != "circuit-tracer":
+            raise ExportError("Neuronpedia takes features from its own database; feature files are for target='circuit-tracer'.")
+        options = replace(options, scan=options.scan or f"./graph_data/features/{slug}")
+    metadata = _metadata(graph, slug, options)
+    with atomic_file(path, overwrite) as file:
+        for text in _pieces(graph, metadata, options.target):
+            file.write(text.encode())
+    if features is not None:
+        FeatureFiles(features).write_loose(graph, path.parent / "features" / slug)
+    if options.target == "circuit-tracer":
+        enter_metadata(metadata, path.parent / "graph-metadata.json")
+    return path
+
+
+def enter_metadata(metadata: dict[str, Any], path: Path) -> None:
+    """Put a graph into the list that circuit-tracer's page chooses from, in place of one with its slug."""
+    graphs = []
+    if path.is_file():
+        try:
+            graphs = [g for g in json.loads(path.read_bytes())["graphs"] if g.get("slug") != metadata["slug"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{path} is no list of graphs ({error}). Move it away and export again.") from error
+    with atomic_file(path, overwrite=True) as file:
+        file.write(_json({"graphs": [*graphs, metadata]}).encode())
+
+
+def check_name(what: str, text: str) -> str:
+    """``text`` if Neuronpedia takes it as a slug or model id; raises ExportError naming what is illegal."""
+    illegal = sorted(set(re.sub(r"[A-Za-z0-9_.-]", "", text)))
+    if illegal or not text:
+        which = f"holds {' '.join(map(repr, illegal))}" if illegal else "is empty"
+        raise ExportError(f"the {what} {text!r} {which}; only letters, digits, and _ . - are allowed.")
+    return text
+
+
+def escape_token(token: str) -> str:
+    """A token as it can stand in a logit's label: the readers cut at double quotes and at ``(p=``."""
+    return token.replace('"', "\uff02").replace("(p=", "(p\uff1d")
+
+
+def unescape_token(token: str) -> str:
+    """The token of :func:`escape_token`'s text."""
+    return token.replace("\uff02", '"').replace("(p\uff1d", "(p=")
+
+
+def their_ids(graph: AttributionGraph) -> list[str]:
+    """Each node's id in the file, in adjacency order; all differ."""
+    n, made, seen = graph._nodes, [], set()
+    for kind, layer, feature, position in zip(*(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True):
+        text = node_id(KINDS[kind], layer, feature, position, graph.info.n_layers)
+        while kind == KINDS.index("logit") and (feature < 0 or text in seen):
+            feature = VIRTUAL_TOKEN + len(seen)
+            text = node_id("logit", layer, feature, position, graph.info.n_layers)
+        seen.add(text)
+        made.append(text)
+    return made
+
+
+def cumulative_influence(graph: AttributionGraph) -> list[float]:
+    """For each node the share of all influence that it and the more influential ones carry: small is important."""
+    reach = (graph.influence - graph._nodes.weight.double()).clamp_min(0)
+    order = torch.argsort(reach, descending=True, stable=True)
+    share = reach[order].cumsum(0) / reach.sum().clamp_min(1e-30)
+    made = torch.zeros_like(reach)
+    made[order] = share.clamp_max(1.0)
+    return made.tolist()
+
+
+def _slug(graph: AttributionGraph, path: Path, options: ExportOptions) -> str:
+    if options.slug is not None:
+        return check_name("slug", options.slug)
+    before = graph.source_file.get("metadata", {}).get("slug") or graph.info.prompt
+    text = before if path.is_dir() else path.name.removesuffix(".json")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:60] or "graph"
+
+
+def _require_showable(graph: AttributionGraph, target: str) -> None:
+    layered = ~(graph.is_kind("logit") | graph.is_kind("embedding"))
+    highest = int(graph._nodes.layer[layered].max()) if layered.any() else -1
+    if target == "neuronpedia" and highest < 1:
+        what = "only nodes of layer 0" if highest == 0 else "no features or errors"
+        raise ExportError(
+            f"the graph has {what}, and Neuronpedia's page fails on such graphs. Prune less, or export it "
+            "with target='circuit-tracer'."
+        )
+    if target == "circuit-tracer" and len(graph.info.tokens) == 1:
+        raise ExportError(
+            "the prompt is one token long, and circuit-tracer's page then drops every node (it takes them for "
+            "features active nearly everywhere). Export it with target='neuronpedia', or look at to_html()."
+        )
+
+
+def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dict[str, Any]:
+    info, scores = graph.info, graph.scores()
+    made: dict[str, Any] = dict(graph.source_file.get("metadata", {}))
+    made |= {"slug": slug, "scan": _scan(graph, slug, options)}
+    made |= {"prompt_tokens": list(info.tokens), "prompt": info.prompt, "schema_version": 1}
+    made.setdefault("transcoder_list", [])
+    made.setdefault("node_threshold", 1.0)
+    made.setdefault("generation_settings", {"max_feature_nodes": info.max_nodes, "engine": info.engine})
+    made |= {"replacement_score": scores.replacement, "completeness_score": scores.completeness}
+    about = dict(made.get("info", {})) | {"generator": {"name": "tl_circuits", "version": info.version}}
+    about |= {k: v for k, v in (("description", options.description), ("creator_name", options.creator)) if v}
+    known = known_source_set(info.dictionary)
+    details = dict(made.get("feature_details", {}))
+    source_set = options.source_set or details.get("neuronpedia_source_set") or (known and known.name)
+    if source_set and options.target == "neuronpedia":
+        details["neuronpedia_source_set"] = source_set
+        # The database reads this one, against a foreign key: only sets that exist may stand here.
+        if options.source_set_exists or (known and known.name == source_set):
+            about["neuronpedia_source_set"] = source_set
+    made["info"] = about
+    if details:
+        made["feature_details"] = details
+    made["tl_circuits"] = {
+        "info": {name: getattr(info, name) for name in STORED_INFO} | {"model": _shareable(info.model)},
+        "token_ids": list(info.token_ids),
+        "target_names": list(info.target_names),
+        "notes": asdict(graph.notes),
+    }
+    return made
+
+
+def _shareable(model: str) -> str:
+    """The model's name without the folders of this computer."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _scan(graph: AttributionGraph, slug: str, options: ExportOptions) -> str:
+    before = graph.source_file.get("metadata", {}).get("scan", "")
+    known = known_source_set(graph.info.dictionary)
+    if options.target == "neuronpedia":
+        legal = before if re.fullmatch(r"[A-Za-z0-9_.-]+", before) else ""
+        scan = options.scan or legal or (known.model if known else model_id(graph.info.model))
+        return check_name("model id", scan)
+    own = graph.info.dictionary if "/" in graph.info.dictionary else f"./graph_data/features/{slug}"
+    return options.scan or before or own
+
+
+def _pieces(graph: AttributionGraph, metadata: dict[str, Any], target: str) -> Iterator[str]:
+    ids = their_ids(graph)
+    yield f'{{"metadata":{_json(metadata)},"qParams":{_json(_q_params(graph, ids, target))},"nodes":['
+    comma = ""
+    for node in _nodes(graph, ids):
+        yield comma + _json(node)
+        comma = ","
+    yield '],"links":['
+    quoted = [json.dumps(i, ensure_ascii=False) for i in ids]
+    sources = [f'{{"source":{i},"target":' for i in quoted]
+    edges, comma = graph._edges, ""
+    for start in range(0, len(edges), _LINKS_AT_ONCE):
+        part = edges[torch.arange(start, min(start + _LINKS_AT_ONCE, len(edges)))]
+        weights = part.weight.numpy().astype(str).tolist()  # the shortest digits that give the same float32
+        rows = zip(part.source.tolist(), part.target.tolist(), weights, strict=True)
+        yield comma + ",".join([f'{sources[s]}{quoted[t]},"weight":{w}}}' for s, t, w in rows])
+        comma = ","
+    yield "]"
+    only = graph.source_file.get("qk_only_nodes")
+    yield f',"qk_only_nodes":{_json(only)}}}' if only else "}"
+
+
+def _q_params(graph: AttributionGraph, ids: list[str], target: str) -> dict[str, Any]:
+    their = dict(zip(graph.node_ids, ids, strict=True))
+    members = [i for _, group in graph.groups for i in group]
+    logits = graph.is_kind("logit").nonzero()[:, 0].tolist()
+    made = {"linkType": "both", "clickedId": ids[logits[0]] if logits else "", "sg_pos": ""}
+    made |= graph.source_file.get("qParams", {})
+    made["pinnedIds"] = [their[i] for i in dict.fromkeys((*graph.pins, *members))]
+    made["supernodes"] = [[label, *(their[i] for i in group)] for label, group in graph.groups]
+    clerps = clerp_pairs(graph, target)
+    made["clerps"] = json.dumps(clerps, ensure_ascii=False) if target == "circuit-tracer" else clerps
+    return made
+
+
+def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
+    """A person's names, as pairs: by encoded feature for circuit-tracer, by layer, code and position for Neuronpedia."""
+    n = graph._nodes
+    index = {name: i for i, name in enumerate(graph.node_ids)}
+    pairs = []
+    # circuit-tracer looks names up by number alone, and fails on a logit whose name it replaces.
+    taken = {str(f) for f in n.feature[graph.is_kind("logit")].tolist()} | {str(p) for p in range(len(graph.info.tokens))}
+    for name, text in graph.notes.names.items():
+        i = index[name]
+        kind, layer, position = KINDS[int(n.kind[i])], int(n.layer[i]), int(n.position[i])
+        if kind not in ("feature", "attention feature"):
+            continue
+        code = cantor_pair(layer, int(n.feature[i]))
+        if target == "neuronpedia":
+            pairs.append([f"{layer}_{code}_{position}", text])
+        elif str(code) not in taken:
+            pairs.append([str(code), text])
+    return pairs
+
+
+def _nodes(graph: AttributionGraph, ids: list[str]) -> Iterator[dict[str, Any]]:
+    n, reach = graph._nodes, cumulative_influence(graph)
+    extras = graph.source_file.get("nodes", {})
+    columns = {f.name: getattr(n, f.name).tolist() for f in fields(n) if f.name not in ("activation", "weight")}
+    activation, weight, value, bias, residue, mass = (
+        np.char.mod("%.9g", getattr(n, name).numpy()).astype(float).tolist()
+        for name in ("activation", "weight", "value", "bias", "residue", "residue_mass")
+    )
+    n_logits = 0
+    their = dict(zip(graph.node_ids, ids, strict=True))
+    for i, ours in enumerate(graph.node_ids):
+        kind, layer, feature, position = (columns[c][i] for c in ("kind", "layer", "feature", "position"))
+        name = KINDS[kind]
+        node: dict[str, Any] = {"node_id": their[ours], "feature": feature, "layer": str(layer), "ctx_idx": position}
+        node |= {"feature_type": FEATURE_TYPES[name], "token_prob": 0.0, "is_target_logit": False}
+        node |= {"run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": f"{their[ours].rsplit('_', 1)[0]}-0", "clerp": ""}
+        node["influence"] = float(f"{reach[i]:.9g}")
+        if name in ("feature", "attention feature"):
+            node |= {"feature": cantor_pair(layer, feature), "activation": activation[i] if activation[i] == activation[i] else None}
+            node |= _label(graph, i)
+        elif name == "embedding":
+            node |= {"feature": position, "layer": "E", "jsNodeId": f"E_{feature}-{position}"}
+        elif name == "logit":
+            token = int(their[ours].split("_")[1])
+            node |= {"feature": token, "layer": str(graph.info.n_layers + 1), "token_prob": weight[i]}
+            node |= {"is_target_logit": n_logits == 0, "jsNodeId": f"L_{token}-{position}", "influence": None}
+            node["clerp"] = f'Output "{escape_token(graph.info.target_names[n_logits])}" (p={weight[i]:.3f})'
+            n_logits += 1
+        elif name == "bias":
+            node["feature"] = -1
+        if value[i] == value[i]:
+            node |= {"value": value[i], "bias": bias[i], "residue": residue[i], "residue_mass": mass[i]}
+        if ours in graph.notes.names and name not in ("logit", "embedding"):
+            node |= {"label_text": node["clerp"], "clerp": graph.notes.names[ours]}
+        rest = dict(extras.get(ours, {}))
+        if "qk_tracing_results" in rest:
+            rest["qk_tracing_results"] = translated(rest["qk_tracing_results"], their)
+        yield node | rest
+
+
+def _label(graph: AttributionGraph, index: int) -> dict[str, Any]:
+    if index not in graph.labels:
+        return {}
+    label = graph.labels[index]
+    made: dict[str, Any] = {"clerp": label.short, "label_origin": label.origin}
+    lists = {"top_logit_effects": label.promotes, "bottom_logit_effects": label.suppresses}
+    lists["top_embedding_effects"] = label.reads
+    return made | {key: list(tokens) for key, tokens in lists.items() if tokens}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

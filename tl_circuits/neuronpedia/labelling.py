@@ -1,0 +1,113 @@
+"""Labels for a graph's features: from Neuronpedia, from files of one's own, from the vocabulary."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from tl_circuits.errors import NeuronpediaError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import Replacement
+from tl_circuits.neuronpedia.cache import FeatureCache
+from tl_circuits.neuronpedia.client import Client, default_server, find_key
+from tl_circuits.neuronpedia.feature_files import FeatureFiles
+from tl_circuits.neuronpedia.features import fetch_features, label_of
+from tl_circuits.neuronpedia.registry import SourceSet, known_source_set, model_id
+
+logger = logging.getLogger(__name__)
+
+
+def labels(
+    graph: AttributionGraph,
+    source: str | Path = "neuronpedia",
+    *,
+    replacement: Replacement | None = None,
+    model: str | None = None,
+    source_set: str | None = None,
+    offline: bool = False,
+    server: str | None = None,
+    key: str | None = None,
+    timeout: float = 30.0,
+    deadline: float = 60.0,
+    progress: bool = False,
+) -> AttributionGraph:
+    """``graph`` with labels on its features; those it has stay where the source has none.
+
+    Args:
+        source: ``"neuronpedia"``, ``"vocabulary"`` (needs ``replacement``), or a folder that
+            ``tl-circuits dashboards`` wrote.
+        replacement: if given, features still without a label get their vocabulary label.
+        model, source_set: Neuronpedia's names; taken from the graph where its dictionary is known.
+        offline: take what this computer remembers, ask nobody.
+        deadline: seconds that one question with its retries may take; then the rest goes without.
+
+    A server that fails costs labels, never the call: the log says so. Raises NeuronpediaError where
+    the source set is not known, or none of the features is found and there is no ``replacement``.
+    """
+    if source == "vocabulary":
+        if replacement is None:
+            raise ValueError("vocabulary labels need the model: give replacement=...")
+        made = graph
+    elif source == "neuronpedia":
+        where = source_set_for(graph, model, source_set)
+        address = server or default_server()
+        client = None if offline else Client(address, find_key(key), timeout, deadline)
+        made = _from_neuronpedia(graph, where, client, address, replacement is not None, progress)
+    else:
+        made = _from_files(graph, FeatureFiles(Path(source)))
+    if replacement is None:
+        return made
+    from tl_circuits.vocabulary_labels import label_features
+
+    rest = [i for i in graph.is_kind("feature").nonzero()[:, 0].tolist() if i not in made.labels]
+    return label_features(replacement, made, rest, progress) if rest else made
+
+
+def source_set_for(graph: AttributionGraph, model: str | None, source_set: str | None) -> SourceSet:
+    """Where on Neuronpedia a graph's features are; raises NeuronpediaError if that must be told."""
+    known = known_source_set(graph.info.dictionary)
+    metadata = graph.source_file.get("metadata", {})
+    details = metadata.get("feature_details") or {}
+    name = source_set or details.get("neuronpedia_source_set") or (known.name if known else None)
+    if name is None:
+        raise NeuronpediaError(
+            f"where Neuronpedia has the features of {graph.info.dictionary!r} is not known. Give model=... and "
+            "source_set=..., such as 'gemma-2-2b' and 'gemmascope-transcoder-16k'."
+        )
+    name = name.split("/")[-1]
+    by_name = model or (known.model if known else None) or (metadata.get("scan") if details else None)
+    return SourceSet(by_name or model_id(graph.info.model), name)
+
+
+def _from_neuronpedia(
+    graph: AttributionGraph, where: SourceSet, client: Client | None, server: str, has_fallback: bool, progress: bool
+) -> AttributionGraph:
+    n = graph._nodes
+    indices = graph.is_kind("feature").nonzero()[:, 0].tolist()
+    pairs = {i: (where.source(int(n.layer[i])), int(n.feature[i])) for i in indices}
+    found = fetch_features(client, server, where.model, list(pairs.values()), FeatureCache(), progress)
+    answered = [pairs[i] in found for i in indices]
+    if answered and all(answered) and not any(found.values()):
+        problem = (
+            f"Neuronpedia has none of the graph's {len(indices)} features in {where.source(0)!r} and the like of "
+            f"{where.model!r}. Are model and source set right?"
+        )
+        if not has_fallback:
+            raise NeuronpediaError(problem)
+        logger.warning("%s", problem)
+    made = dict(graph.labels)
+    for i, pair in pairs.items():
+        feature = found.get(pair)
+        label = label_of(feature) if feature is not None else None
+        if label is not None:
+            before = made.get(i)
+            made[i] = replace(label, reads=before.reads) if before is not None else label
+    return replace(graph, labels=made)
+
+
+def _from_files(graph: AttributionGraph, files: FeatureFiles) -> AttributionGraph:
+    n, made = graph._nodes, dict(graph.labels)
+    for i in graph.is_kind("feature").nonzero()[:, 0].tolist():
+        label = files.label(int(n.layer[i]), int(n.feature[i]))
+        if label is not None:
+            made[i] = label
+    return replace(graph, labels=made)

@@ -1,0 +1,136 @@
+"""The links of a graph file as edges, whole or refused."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tl_circuits.errors import GraphFileError
+from tl_circuits.graph.graph import KINDS
+from tl_circuits.graph.scores import Edges
+
+_ERRORS = (KINDS.index("error"), KINDS.index("attention error"))
+
+
+def read_links(
+    links: Any, ids: Sequence[str], kinds: Sequence[int], layers: Sequence[int], order: Sequence[int], where: str
+) -> Edges:
+    """Edges between nodes, numbered by their place in ``order``.
+
+    ``ids``, ``kinds`` and ``layers`` stand in the file's order. Raises GraphFileError for duplicate
+    ids, links that dangle, stand twice or carry no number, and cycles.
+    """
+    index, shared = _index(ids, kinds, where)
+    if not isinstance(links, list):
+        raise GraphFileError(f"{where}: 'links' is {type(links).__name__}, expected a list.")
+    try:
+        sources = [index[link["source"]] for link in links]
+        targets = [index[link["target"]] for link in links]
+        weights = [float(link["weight"]) for link in links]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _bad_link(links, index, where) from error
+    bad = next((i for i, w in enumerate(weights) if not math.isfinite(w)), None)
+    if bad is not None:
+        raise GraphFileError(f"{where}: links[{bad}] has the weight {weights[bad]}, expected a finite number.")
+    if 0.0 in weights:  # circuit-tracer writes links without weight when nothing is pruned
+        links, sources, targets, weights = (
+            [x for x, w in zip(column, weights, strict=True) if w != 0] for column in (links, sources, targets, weights)
+        )
+    if shared:
+        _separate(sources, targets, index, shared, layers, kinds, where)
+    place = torch.empty(len(ids), dtype=torch.long)
+    place[torch.tensor(order, dtype=torch.long)] = torch.arange(len(ids))
+    source, target = place[torch.tensor(sources, dtype=torch.long)], place[torch.tensor(targets, dtype=torch.long)]
+    weight = torch.tensor(weights, dtype=torch.float32)
+    key = target * len(ids) + source
+    sorted_keys, by = key.sort()
+    twice = (sorted_keys[1:] == sorted_keys[:-1]).nonzero()[:, 0]
+    if len(twice):
+        link = links[int(by[int(twice[0]) + 1])]
+        raise GraphFileError(f"{where}: the link from {link['source']!r} to {link['target']!r} is given twice.")
+    edges = Edges(source[by], target[by], weight[by])
+    _require_acyclic(edges, len(ids), where)
+    return edges
+
+
+def _index(ids: Sequence[str], kinds: Sequence[int], where: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Where each id stands, features first; and the errors that share an id with a feature.
+
+    circuit-tracer 0.5.0 calls the error of layer 5 what it calls feature 5 of layer 0.
+    """
+    index: dict[str, int] = {}
+    shared: dict[str, int] = {}
+    for i, name in enumerate(ids):
+        if name not in index:
+            index[name] = i
+        elif name not in shared and (kinds[i] in _ERRORS) != (kinds[index[name]] in _ERRORS):
+            feature, error = (index[name], i) if kinds[i] in _ERRORS else (i, index[name])
+            index[name], shared[name] = feature, error
+        else:
+            raise GraphFileError(
+                f"{where}: nodes[{i}] has the id {name!r}, as nodes[{index[name]}] has. Ids must differ, or links "
+                "cannot say which node they mean."
+            )
+    return index, shared
+
+
+def _bad_link(links: list[Any], index: dict[str, int], where: str) -> GraphFileError:
+    for i, link in enumerate(links):
+        for end in ("source", "target", "weight"):
+            if not isinstance(link, dict) or end not in link:
+                return GraphFileError(f"{where}: links[{i}] has no {end!r}.")
+        for end in ("source", "target"):
+            if not isinstance(link[end], str) or link[end] not in index:
+                return GraphFileError(f"{where}: links[{i}] has the {end} {link[end]!r}, and no node has that id.")
+        if not isinstance(link["weight"], (int, float)):
+            return GraphFileError(f"{where}: links[{i}] has the weight {link['weight']!r}, expected a number.")
+    return GraphFileError(f"{where}: its links cannot be read.")
+
+
+def _separate(
+    sources: list[int],
+    targets: list[int],
+    index: dict[str, int],
+    shared: dict[str, int],
+    layers: Sequence[int],
+    kinds: Sequence[int],
+    where: str,
+) -> None:
+    """Decide which links of a shared id belong to the error, in place.
+
+    Nothing flows into an error, nor from it to its own or an earlier layer; and circuit-tracer
+    lists a target's links in the order of the nodes.
+    """
+    error_of = {index[name]: error for name, error in shared.items()}
+    logit = KINDS.index("logit")
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        if source not in error_of:
+            continue
+        error = error_of[source]
+        before = sources[i - 1] if i and targets[i - 1] == target else -1
+        after = sources[i + 1] if i + 1 < len(sources) and targets[i + 1] == target else len(kinds)
+        if kinds[target] != logit and layers[target] <= layers[error]:
+            continue
+        if before >= source:
+            sources[i] = error
+        elif after >= error:
+            name = next(name for name, e in shared.items() if e == error)
+            raise GraphFileError(
+                f"{where}: links[{i}] comes from {name!r}, which is a feature of layer {layers[source]} and the error of "
+                f"layer {layers[error]}, and nothing tells which. Load circuit-tracer's .pt of the graph instead."
+            )
+
+
+def _require_acyclic(edges: Edges, n_nodes: int, where: str) -> None:
+    """Raise GraphFileError if influence could run in a circle."""
+    inputs = torch.bincount(edges.target, minlength=n_nodes)
+    left = torch.ones(n_nodes, dtype=torch.bool)
+    while True:
+        free = left & (inputs == 0)
+        if not free.any():
+            break
+        left &= ~free
+        inputs = inputs - torch.bincount(edges.target[free[edges.source]], minlength=n_nodes)
+    if left.any():
+        raise GraphFileError(f"{where}: its links run in a circle, so it is no attribution graph.")

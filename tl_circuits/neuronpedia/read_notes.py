@@ -1,0 +1,102 @@
+"""Pins, supernodes and names in a graph file's ``qParams``, as notes."""
+
+import json
+from typing import Any
+
+from tl_circuits.graph.graph import KINDS, AttributionGraph
+from tl_circuits.graph.notes import Groups, Notes
+from tl_circuits.neuronpedia.ids import cantor_pair
+
+
+def read_notes(
+    graph: AttributionGraph, q_params: dict[str, Any], own: dict[str, Any], ours: dict[str, str]
+) -> tuple[Notes, dict[str, Any]]:
+    """The notes, and what else ``qParams`` says.
+
+    ``own``: the notes as we wrote them, which know pins from group members; where the two differ a
+    page has been at work since, and ``qParams`` counts. ``ours``: node ids of the file to ours.
+    Ids that no node has are dropped, as the pages drop them.
+    """
+    pinned = [ours[i] for i in _listed(q_params.get("pinnedIds")) if i in ours]
+    groups = group_ids(_parsed(q_params.get("supernodes")), ours)
+    members = {i for _, ids in groups for i in ids}
+    before = set(own.get("pins", ()))
+    pins = tuple(i for i in dict.fromkeys(pinned) if i in before or i not in members)
+    known = set(graph.node_ids)
+    names = {i: text for i, text in (own.get("names") or {}).items() if i in known}
+    names |= _names(graph, _parsed(q_params.get("clerps")), names)
+    kept = {k: v for k, v in q_params.items() if k not in ("pinnedIds", "supernodes", "clerps", "clickedId")}
+    if q_params.get("sg_pos") == "":
+        kept.pop("sg_pos")
+    if kept.get("linkType") == "both":
+        kept.pop("linkType")
+    return Notes(groups, pins, names, str(own.get("text", ""))), kept
+
+
+def group_ids(supernodes: Any, ours: dict[str, str]) -> Groups:
+    """``[[label, id, ...], ...]`` as groups. A node stays in its first group; labels used again get a number."""
+    groups: dict[str, tuple[str, ...]] = {}
+    taken: set[str] = set()
+    for row in supernodes if isinstance(supernodes, list) else ():
+        if not isinstance(row, list) or not row:
+            continue
+        ids = tuple(dict.fromkeys(ours[i] for i in row[1:] if i in ours and ours[i] not in taken))
+        if not ids:
+            continue
+        label, number = str(row[0]).strip() or "group", 2
+        while label in groups:
+            label, number = f"{str(row[0]).strip() or 'group'} ({number})", number + 1
+        groups[label] = ids
+        taken.update(ids)
+    return tuple(groups.items())
+
+
+def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[str, str]:
+    """Names by ``layer_code_position`` (Neuronpedia) or by ``code`` alone (circuit-tracer: every position)."""
+    pairs = dict(p for p in clerps if isinstance(p, list) and len(p) == 2) if isinstance(clerps, list) else {}
+    if not pairs:
+        return {}
+    named = {}
+    n = graph._nodes
+    for i, name in enumerate(graph.node_ids):
+        if KINDS[int(n.kind[i])] not in ("feature", "attention feature"):
+            continue
+        layer, feature, position = int(n.layer[i]), int(n.feature[i]), int(n.position[i])
+        code = cantor_pair(layer, feature)
+        # A name we know to be of another position's node was given to that one alone.
+        elsewhere = any(known.get(other) == pairs.get(str(code)) for other in _same_feature(graph, i)) and name not in known
+        text = pairs.get(f"{layer}_{code}_{position}") or (None if elsewhere else pairs.get(str(code)))
+        if text:
+            named[name] = str(text)
+    return named
+
+
+def _same_feature(graph: AttributionGraph, index: int) -> list[str]:
+    n = graph._nodes
+    same = (n.kind == n.kind[index]) & (n.layer == n.layer[index]) & (n.feature == n.feature[index])
+    return [graph.node_ids[i] for i in same.nonzero()[:, 0].tolist() if i != index]
+
+
+def translated(results: Any, ids: dict[str, str]) -> Any:
+    """QK contributors with other node ids; those that ``ids`` does not know stay."""
+    if not isinstance(results, dict):
+        return results
+    return {
+        key: [[ids.get(x, x) if isinstance(x, str) else x for x in row] for row in rows] if isinstance(rows, list) else rows
+        for key, rows in results.items()
+    }
+
+
+def _listed(value: Any) -> list[str]:
+    """``pinnedIds``: a list, or joined by commas."""
+    return value.split(",") if isinstance(value, str) else [str(v) for v in value or ()]
+
+
+def _parsed(value: Any) -> Any:
+    """circuit-tracer saves lists as JSON inside a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return None

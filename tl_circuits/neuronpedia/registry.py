@@ -1,0 +1,77 @@
+"""From the name of a dictionary to the place of its features on Neuronpedia."""
+
+import importlib.util
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+# Dictionaries that circuit-tracer names and SAELens' registry does not list.
+_ALSO = {
+    "gemma": "gemma-2-2b/gemmascope-transcoder-16k",
+    "mwhanna/gemma-scope-transcoders": "gemma-2-2b/gemmascope-transcoder-16k",
+}
+
+LAYERS_OF_MODEL = {
+    "gemma-2-2b": 26,
+    "gemma-3-4b-it": 34,
+    "gemma-3-27b-it": 62,
+    "llama3.1-8b": 32,
+    "qwen3-1.7b": 28,
+    "qwen3-4b": 36,
+    "jackl-circuits-runs-1-4-sofa-v3_0": 18,
+}
+"""How many layers the models have whose graphs Neuronpedia shows: a URL alone does not say."""
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """A model and a source set by Neuronpedia's names."""
+
+    model: str
+    name: str
+
+    def source(self, layer: int) -> str:
+        """The source that holds one layer's features."""
+        return f"{layer}-{self.name}"
+
+
+def model_id(model: str) -> str:
+    """Neuronpedia's way to write a model's name: ``google/gemma-2-2b`` is ``gemma-2-2b``."""
+    return model.rstrip("/").split("/")[-1].lower()
+
+
+@lru_cache(maxsize=64)
+def known_source_set(dictionary: str) -> SourceSet | None:
+    """Where the features of a dictionary are, by SAELens' registry; None if it does not say.
+
+    ``dictionary`` is a SAELens release, or a hub repository (``hf://``, ``//folder`` and ``@revision``
+    are ignored). A repository with several source sets gives the one that covers most layers.
+    """
+    name = dictionary.removeprefix("hf://")
+    repository = re.split(r"//|@", name)[0]
+    if repository in _ALSO:
+        return _source_set(_ALSO[repository])
+    found: Counter[str] = Counter()
+    for release, text in _releases().items():
+        if release == name or re.search(rf"^  repo_id: {re.escape(repository)}$", text, re.MULTILINE):
+            found.update(re.findall(r"^\s+(?:- )?neuronpedia: (\S+)/\d+-(\S+)$", text, re.MULTILINE))
+    return SourceSet(*found.most_common(1)[0][0]) if found else None
+
+
+def _source_set(text: str) -> SourceSet:
+    return SourceSet(*text.split("/"))
+
+
+@lru_cache(maxsize=1)
+def _releases() -> dict[str, str]:
+    """The text of each release in SAELens' registry. Importing sae_lens, or parsing it all, takes seconds."""
+    spec = importlib.util.find_spec("sae_lens")
+    if spec is None or spec.origin is None:
+        return {}
+    path = Path(spec.origin).parent / "pretrained_saes.yaml"
+    if not path.is_file():
+        return {}
+    parts = re.split(r"^([\w.-]+):[ ]*\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
