@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tl_circuits.edit_text import parse_edit
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
-    from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
+    from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
     from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, Replacement, Scale, Set, TokenEdit
     from tl_circuits.interventions import (
         InterventionResult,
@@ -39,6 +39,7 @@ _HOMES = {
     "Label": "graph",
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
+    "Notes": "graph",
     "Patch": "hooks",
     "Replacement": "hooks",
     "Scale": "hooks",

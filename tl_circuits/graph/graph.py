@@ -1,5 +1,6 @@
 """The attribution graph: nodes, direct effects between them, and what can be asked of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
 
@@ -86,13 +88,15 @@ class AttributionGraph:
     """Direct effects in the local replacement model of one prompt.
 
     ``edges`` run from sources to targets; for every node with a row,
-    ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`.
+    ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`;
+    ``notes`` is what a person added.
     """
 
     info: GraphInfo
     _nodes: Nodes
     _edges: Edges
     labels: dict[int, Label] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -132,7 +136,9 @@ class AttributionGraph:
         return tuple(names)
 
     def label(self, index: int) -> str:
-        """One line of text for a node."""
+        """One line of text for a node; a person's name for it comes first."""
+        if self.notes.names and self.node_ids[index] in self.notes.names:
+            return self.notes.names[self.node_ids[index]]
         kind = KINDS[int(self._nodes.kind[index])]
         position = int(self._nodes.position[index])
         if kind == "embedding":
@@ -233,7 +239,52 @@ class AttributionGraph:
         kept = self._edges[keep_edges]
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
-        return AttributionGraph(self.info, nodes[keep_nodes], edges, labels)
+        made = AttributionGraph(self.info, nodes[keep_nodes], edges, labels)
+        return made.with_notes(self.notes.of(made.node_ids)) if self.notes != Notes() else made
+
+    @property
+    def groups(self) -> Groups:
+        """A person's groups: (label, node ids) each."""
+        return self.notes.groups
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """Ids of pinned nodes: those every picture shows."""
+        return self.notes.pins
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what was traced, by which notes know their graph."""
+        return fingerprint(self)
+
+    def with_notes(self, notes: Notes) -> "AttributionGraph":
+        """The same graph with these notes; raises ValueError for ids it does not have."""
+        unknown = {*notes.pins, *notes.names, *(i for _, ids in notes.groups for i in ids)} - set(self.node_ids)
+        if unknown:
+            raise ValueError(f"the graph has no node {sorted(unknown)[0]!r}; ids look like {self.node_ids[0]!r}.")
+        return replace(self, notes=notes)
+
+    def group(self, label: str, ids: Iterable[str]) -> "AttributionGraph":
+        """With these nodes as one supernode. They leave other groups; raises ValueError for a label in use."""
+        return self.with_notes(self.notes.group(label, ids))
+
+    def ungroup(self, label: str) -> "AttributionGraph":
+        """Without the group ``label``; raises KeyError if there is none."""
+        return self.with_notes(self.notes.ungroup(label))
+
+    def rename(self, old: str, new: str) -> "AttributionGraph":
+        """The group, or the node with the id, ``old`` called ``new``; raises KeyError if there is neither."""
+        if old in self.node_ids:
+            return self.with_notes(replace(self.notes, names=self.notes.names | {old: new}))
+        return self.with_notes(self.notes.rename(old, new))
+
+    def pin(self, *ids: str) -> "AttributionGraph":
+        """With these nodes pinned."""
+        return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
+
+    def unpin(self, *ids: str) -> "AttributionGraph":
+        """Without these pins."""
+        return self.with_notes(replace(self.notes, pins=tuple(i for i in self.pins if i not in ids)))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one safetensors file, atomically; raises OutputError if it exists or cannot be written."""

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from tl_circuits.errors import GraphFileError, OutputError
 from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
 from tl_circuits.graph.scores import Edges
 
 FORMAT = "tl_circuits.graph"
@@ -53,7 +54,7 @@ def _umask() -> int:
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
-    """Write ``graph`` to ``path``; same graph, same bytes."""
+    """Write ``graph`` to ``path``, its notes beside it; same graph, same bytes."""
     tensors = {f"nodes.{f.name}": getattr(graph._nodes, f.name).contiguous() for f in fields(Nodes)}
     tensors |= {
         "edges.source": graph._edges.source.to(torch.int32),
@@ -67,11 +68,13 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     data = save(tensors, metadata)
     with atomic_file(path, overwrite) as file:
         file.write(data)
+    if graph.notes != Notes() or notes_path(path).exists():
+        write_notes(graph.notes, graph.fingerprint, notes_path(path))
     return path
 
 
 def load_graph(path: str | Path) -> AttributionGraph:
-    """Read a graph that :meth:`AttributionGraph.save` wrote.
+    """Read a graph that :meth:`AttributionGraph.save` wrote, with the notes beside it if they are of this graph.
 
     Raises GraphFileError for files that are missing, truncated, foreign or corrupted.
     """
@@ -90,13 +93,20 @@ def load_graph(path: str | Path) -> AttributionGraph:
                     f"this one reads up to {FORMAT_VERSION}). Upgrade tl_circuits."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _build(content, tensors)
+        return _with_notes(_build(content, tensors), notes_path(path))
     except GraphFileError:
         raise
     except SafetensorError as error:
         raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise GraphFileError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _with_notes(graph: AttributionGraph, path: Path) -> AttributionGraph:
+    if not path.is_file():
+        return graph
+    notes, made_for = read_notes(path)
+    return graph.with_notes(notes) if made_for == graph.fingerprint else graph
 
 
 def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:

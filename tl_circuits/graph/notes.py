@@ -1,0 +1,137 @@
+"""What a person adds to a graph: groups, pins, names, text. Kept in a small file beside the graph."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_circuits.errors import GraphFileError
+
+if TYPE_CHECKING:
+    from tl_circuits.graph.graph import AttributionGraph
+
+NOTES_VERSION = 1
+Groups = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Groups (label, node ids), pinned node ids, a person's names for nodes, and free text.
+
+    Labels of groups differ and a node is in one group at most; raises ValueError otherwise.
+    """
+
+    groups: Groups = ()
+    pins: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        labels = [label for label, _ in self.groups]
+        members = [node for _, ids in self.groups for node in ids]
+        for what, items in (("label", labels), ("node", members)):
+            twice = sorted({item for item in items if items.count(item) > 1}) if len(set(items)) < len(items) else []
+            if twice:
+                raise ValueError(f"{what} {twice[0]!r} is in two groups. Give each group its own {what}s.")
+
+    def group(self, label: str, ids: Iterable[str]) -> "Notes":
+        """With the nodes in a group of their own; they leave the groups they were in."""
+        ids = tuple(dict.fromkeys(ids))
+        if not label.strip() or not ids:
+            raise ValueError("a group needs a label and at least one node.")
+        left = tuple((name, tuple(i for i in old if i not in ids)) for name, old in self.groups)
+        left = tuple((name, old) for name, old in left if old)
+        if label in dict(left):
+            raise ValueError(f"there is a group {label!r} already; ungroup it or take another label.")
+        return replace(self, groups=(*left, (label, ids)))
+
+    def ungroup(self, label: str) -> "Notes":
+        """Without the group; raises KeyError naming the groups there are."""
+        self._require(label)
+        return replace(self, groups=tuple(g for g in self.groups if g[0] != label))
+
+    def rename(self, old: str, new: str) -> "Notes":
+        """With the group ``old`` called ``new``."""
+        self._require(old)
+        if not new.strip():
+            raise ValueError("a group needs a label.")
+        return replace(self, groups=tuple((new if g[0] == old else g[0], g[1]) for g in self.groups))
+
+    def _require(self, label: str) -> None:
+        if label not in dict(self.groups):
+            raise KeyError(f"there is no group {label!r}; there are {[g[0] for g in self.groups]}.")
+
+    def of(self, ids: Iterable[str]) -> "Notes":
+        """What of these notes is about the nodes given."""
+        known = set(ids)
+        groups = ((label, tuple(i for i in members if i in known)) for label, members in self.groups)
+        return Notes(
+            tuple(g for g in groups if g[1]),
+            tuple(i for i in self.pins if i in known),
+            {i: name for i, name in self.names.items() if i in known},
+            self.text,
+        )
+
+
+def fingerprint(graph: "AttributionGraph") -> str:
+    """A hash of what was traced (prompt, model, nodes, edges), not of labels and notes."""
+    made = hashlib.sha256(json.dumps(asdict(graph.info), sort_keys=True).encode())
+    for table in (graph._nodes, graph._edges):
+        for column in fields(table):
+            made.update(getattr(table, column.name).contiguous().numpy().tobytes())
+    return made.hexdigest()[:32]
+
+
+def notes_path(graph_path: Path) -> Path:
+    """``capital.notes.json`` beside ``capital.graph.safetensors``."""
+    name = graph_path.name.removesuffix(graph_path.suffix).removesuffix(".graph")
+    return graph_path.with_name(name + ".notes.json")
+
+
+def notes_json(notes: Notes, graph_hash: str) -> str:
+    """The notes file's text."""
+    groups = [[label, *ids] for label, ids in notes.groups]
+    content = {"version": NOTES_VERSION, "graph": graph_hash, "pins": list(notes.pins), "groups": groups}
+    return json.dumps(content | {"names": notes.names, "text": notes.text}, ensure_ascii=False, indent=1) + "\n"
+
+
+def parse_notes(content: Any) -> tuple[Notes, str]:
+    """Notes and the hash of the graph they were made for, from a notes file's JSON.
+
+    Raises GraphFileError for what is no such file.
+    """
+    try:
+        if content["version"] > NOTES_VERSION:
+            raise GraphFileError(f"notes of format {content['version']} need a newer tl_circuits.")
+        groups = tuple((_text(label), tuple(map(_text, ids))) for label, *ids in content["groups"])
+        names = {_text(node): _text(name) for node, name in content["names"].items()}
+        notes = Notes(groups, tuple(map(_text, content["pins"])), names, _text(content["text"]))
+        return notes, _text(content["graph"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, GraphFileError):
+            raise
+        raise GraphFileError(f"these are no notes of ours: {type(error).__name__}: {error}.") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}")
+    return value
+
+
+def read_notes(path: Path) -> tuple[Notes, str]:
+    """Notes and their graph's hash from a file; raises GraphFileError when it is none."""
+    try:
+        return parse_notes(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise GraphFileError(f"cannot read the notes {path}: {error}") from error
+
+
+def write_notes(notes: Notes, graph_hash: str, path: Path) -> None:
+    """Write the notes file, whole or not at all; raises OutputError."""
+    from tl_circuits.graph.storage import atomic_file
+
+    with atomic_file(path, overwrite=True) as file:
+        file.write(notes_json(notes, graph_hash).encode())
