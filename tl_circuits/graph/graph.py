@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
+
+if TYPE_CHECKING:
+    from tl_circuits.graph.supernodes import Supernodes
 
 KINDS = ("feature", "error", "embedding", "logit")
 
@@ -281,6 +284,19 @@ class AttributionGraph:
     def pin(self, *ids: str) -> "AttributionGraph":
         """With these nodes pinned."""
         return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
+
+    def supernodes(self, max_boxes: int = 12) -> "Supernodes":
+        """At most ``max_boxes`` boxes of features that play one role (see :mod:`tl_circuits.graph.supernodes`).
+
+        ``graph.with_groups(graph.supernodes().groups)`` makes them groups of your own to edit.
+        """
+        from tl_circuits.graph.supernodes import supernodes
+
+        return supernodes(self, max_boxes)
+
+    def with_groups(self, groups: Groups) -> "AttributionGraph":
+        """With these groups instead of the ones it has."""
+        return self.with_notes(replace(self.notes, groups=groups))
 
     def unpin(self, *ids: str) -> "AttributionGraph":
         """Without these pins."""
