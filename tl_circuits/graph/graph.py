@@ -308,11 +308,16 @@ class AttributionGraph:
 
         return save_graph(self, Path(path), overwrite)
 
-    def to_html(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write a page of its own, without any network access; raises OutputError as :meth:`save` does."""
+    def to_html(
+        self, path: str | Path, overwrite: bool = False, ablations: list[dict[str, Any]] | None = None
+    ) -> Path:
+        """Write a page of its own, without any network access; raises OutputError as :meth:`save` does.
+
+        ``ablations``: what :func:`tl_circuits.box_ablations` measured, for "remove this box" in the page.
+        """
         from tl_circuits.view.page_file import write_page
 
-        return write_page(self, Path(path), overwrite)
+        return write_page(self, Path(path), overwrite, ablations)
 
     def to_networkx(self) -> Any:
         """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""

@@ -58,14 +58,14 @@ class _Role:
 def supernodes(graph: AttributionGraph, max_boxes: int = 12) -> Supernodes:
     """At most ``max_boxes`` boxes for ``graph``, named by their labels; deterministic, no model needed.
 
-    As few boxes (at least 8) as keep the lump error under 0.18, else ``max_boxes``; weaker features
+    As few boxes (at least 8, at least ``max_boxes`` less 4) as keep the lump error under 0.18, else ``max_boxes``; weaker features
     stay outside when they would lump too much together. A person's groups and pins are always
     among the boxes. Raises ValueError for ``max_boxes`` below 1.
     """
     if max_boxes < 1:
         raise ValueError(f"max_boxes must be at least 1, got {max_boxes}.")
     index = {name: i for i, name in enumerate(graph.node_ids)}
-    is_feature = graph.is_kind("feature").tolist()
+    is_feature = (graph.is_kind("feature") & (graph._nodes.weight <= 0)).tolist()  # targets stay apart
     own = [[index[i] for i in ids if is_feature[index[i]]] for _, ids in graph.groups]
     own = [members for members in own if members]
     pinned = [index[i] for i in graph.pins if is_feature[index[i]]]
@@ -89,7 +89,7 @@ def _fewest(graph: AttributionGraph, role: _Role, own: list[list[int]], max_boxe
     fixed = [[place[i] for i in members] for members in own]
     steps = _merges(graph, role, fixed, max_boxes)
     errors = [lump_error(role, boxes) for boxes in steps]
-    fewest = min(FEWEST_BOXES, max_boxes)
+    fewest = max(min(FEWEST_BOXES, max_boxes), max_boxes - 4)
     good = [i for i, boxes in enumerate(steps) if errors[i] <= GOOD_LUMP_ERROR and len(boxes) >= fewest]
     chosen = good[-1] if good else errors.index(min(errors))
     return steps[chosen], errors[chosen]
@@ -97,7 +97,7 @@ def _fewest(graph: AttributionGraph, role: _Role, own: list[list[int]], max_boxe
 
 def _role(graph: AttributionGraph, most: int, always: list[int]) -> _Role:
     edges, nodes, n = graph._edges, graph._nodes, len(graph)
-    influence, is_feature = graph.influence, graph.is_kind("feature")
+    influence, is_feature = graph.influence, graph.is_kind("feature") & (nodes.weight <= 0)
     shares = input_shares(edges, n)
     strongest = torch.argsort(torch.where(is_feature, influence, -1.0), descending=True, stable=True)
     strongest = strongest[: int(is_feature.sum())]
@@ -107,12 +107,12 @@ def _role(graph: AttributionGraph, most: int, always: list[int]) -> _Role:
     order = torch.argsort(shares[direct], descending=True, stable=True)[: int(most * DIRECT_FEATURES)]
     chosen |= set(edges.source[direct][order].tolist())
     features = torch.tensor(sorted(chosen), dtype=torch.long)
-    rest = (~is_feature).nonzero()[:, 0]
+    rest = (~is_feature).nonzero()[:, 0]  # tokens, errors, targets
     place = torch.full((n,), -1, dtype=torch.long)
     place[features] = torch.arange(len(features))
     place[rest] = torch.arange(len(rest)) + len(features)
     kept = (place[edges.source] >= 0) & (place[edges.target] >= 0)
-    towards = torch.where(is_feature, nodes.activation.sign(), torch.ones(())).double()
+    towards = torch.where(graph.is_kind("feature"), nodes.activation.sign(), torch.ones(())).double()
     signed = shares * edges.weight.sign() * towards[edges.target] * influence[edges.target]
     size = len(features) + len(rest)
     flow = torch.zeros(size, size, dtype=torch.float64)

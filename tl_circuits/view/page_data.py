@@ -17,6 +17,7 @@ from tl_circuits.view.story import Story, summary_line, tell
 
 MOST_NODES = 2500
 MOST_LINKS = 60_000
+LEVELS = (6, 12, 20)  # the most boxes at each stop of the detail slider; the page opens with the second
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
 _NODE_THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
@@ -38,8 +39,10 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
     many there are and ``links_share`` how much of the influence the ones here carry.
     """
     shown = page_graph(graph)
-    story = tell(shown)
-    kept, share = _strongest_links(shown, story)
+    stories = [tell(shown, boxes) for boxes in LEVELS]
+    drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
+    kept, share = _strongest_links(shown, drawn)
+    weights = shown._nodes.weight
     scores, info = graph.scores(), graph.info
     return {
         "hash": graph.fingerprint,
@@ -53,7 +56,13 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
             {"name": name, "probability": round(p, 6)}
             for name, p in zip(info.target_names, info.target_probabilities, strict=True)
         ],
-        "story": _story(shown, story),
+        "targets_weight": [[i, float(weights[i])] for i in weights.nonzero()[:, 0].tolist()],
+        "story": {
+            "headline": stories[1].headline,
+            "summary": summary_line(stories[1], info.exact),
+            "targets": [u.members[0] for u in stories[1].units if u.kind == "target"],
+        },
+        "levels": [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)],
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),
@@ -62,7 +71,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "features_shown": int(shown.is_kind("feature").sum()),
         "features_traced": int(graph.is_kind("feature").sum()),
         "features_active": info.n_active,
-        "nodes": _nodes(shown, story),
+        "nodes": _nodes(shown, drawn),
         "links": _packed(shown, kept),
         "links_traced": len(graph._edges),
         "links_share": round(share, 4),
@@ -76,27 +85,23 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
     }
 
 
-def _story(graph: AttributionGraph, story: Story) -> dict[str, Any]:
-    boxes = [
-        {"label": u.name, "place": u.place, "members": list(u.members)} for u in story.units if u.kind == "box"
-    ]
+def _level(story: Story, usual: bool) -> dict[str, Any]:
+    boxes = [{"label": u.name, "members": list(u.members)} for u in story.units if u.kind == "box"]
     return {
-        "headline": story.headline,
-        "sentences": list(story.sentences),
+        "usual": usual,
         "boxes": boxes,
-        "targets": [u.members[0] for u in story.units if u.kind == "target"],
+        "sentences": list(story.sentences),
         "meter": {name: round(value, 6) for name, value in asdict(story.meter).items()},
-        "summary": summary_line(story, graph.info.exact),
         "lump_error": round(story.lump_error, 4),
     }
 
 
-def _strongest_links(graph: AttributionGraph, story: Story) -> tuple[Int[Tensor, " kept"], float]:
+def _strongest_links(graph: AttributionGraph, drawn_nodes: list[int]) -> tuple[Int[Tensor, " kept"], float]:
     """Links the story is made of, each node's five strongest inputs, then by influence; and what share they carry."""
     edges = graph._edges
     flow = input_shares(edges, len(graph)) * graph.influence[edges.target]
     drawn = torch.zeros(len(graph), dtype=torch.bool)
-    drawn[[i for unit in story.units for i in unit.members]] = True
+    drawn[drawn_nodes] = True
     order = torch.argsort(flow, descending=True, stable=True)
     target = edges.target[order]
     # The rank of each link among its target's: strongest first within each target.
@@ -110,12 +115,12 @@ def _strongest_links(graph: AttributionGraph, story: Story) -> tuple[Int[Tensor,
     return kept, float(flow[kept].sum() / flow.sum().clamp_min(1e-30))
 
 
-def _nodes(graph: AttributionGraph, story: Story) -> dict[str, Any]:
+def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
     """Columns. ``mass``: a node's absolute inputs, unseen ones included, so that a link over it is a share."""
     nodes, edges = graph._nodes, graph._edges
     mass = nodes.residue_mass.double().index_add(0, edges.target, edges.weight.double().abs())
     ranked = torch.argsort(graph.influence, descending=True, stable=True)[:MOST_CARDS].tolist()
-    carded = sorted({*ranked, *(i for unit in story.units for i in unit.members)} & graph.labels.keys())
+    carded = sorted({*ranked, *drawn} & graph.labels.keys())
     return {
         "kind": nodes.kind.tolist(),
         "layer": nodes.layer.tolist(),

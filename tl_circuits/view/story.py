@@ -199,7 +199,7 @@ def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain:
         up, unit = float(flows[target, source]) >= 0, units[target]
         verb = ("raises" if up else "lowers") if unit.kind == "target" else ("activates" if up else "dampens")
         count = len(unit.members)
-        name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)}, {unit.place})"
+        name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
         words += f"{', which' if step else ''} {verb} {name}"
     return f"{words}."
 
