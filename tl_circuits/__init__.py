@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tl_circuits.labels import label_features
     from tl_circuits.models import load_model
     from tl_circuits.sweeps import circuit_curve, feature_patching
+    from tl_circuits.view.box_effects import box_ablations
+    from tl_circuits.view.widget import Widget
 
 _HOMES = {
     "Ablate": "hooks",
@@ -48,8 +50,10 @@ _HOMES = {
     "TokenEdit": "hooks",
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
+    "Widget": "view.widget",
     "attach": "attaching",
     "attribute": "attribution",
+    "box_ablations": "view.box_effects",
     "circuit_curve": "sweeps",
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",

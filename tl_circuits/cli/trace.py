@@ -32,6 +32,7 @@ def trace(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Name of the files, without ending. Default: from the prompt.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Remove nodes one by one and compare with what the graph predicts.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Remove each box of the page in the model, so that the page can show what happens.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -43,11 +44,11 @@ def trace(
         files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
         for path in files.values():
             _refuse_early(path, force)
-        graph, report = _run(
-            prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check
+        graph, report, removed = _run(
+            prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check, ablations
         )
         graph.save(files["graph"], overwrite=force)
-        graph.to_html(files["page"], overwrite=force)
+        graph.to_html(files["page"], overwrite=force, ablations=removed)
         if as_json:
             facts = summary(graph, files)
             if report is not None:
@@ -70,7 +71,8 @@ def _run(
     device: str | None,
     dtype: str,
     check: bool,
-) -> "tuple[AttributionGraph, FaithfulnessReport | None]":
+    ablations: bool,
+) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]] | None]":
     import tl_circuits as tlc
 
     choice = _engine(engine)
@@ -86,7 +88,10 @@ def _run(
             progress=shown,
         )
         report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
-        return tlc.label_features(replacement, graph, progress=shown), report
+        graph = tlc.label_features(replacement, graph, progress=shown)
+        with Console(stderr=True).status("removing the boxes one by one ..."):
+            removed = tlc.box_ablations(replacement, graph) if ablations else None
+        return graph, report, removed
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:

@@ -319,6 +319,15 @@ class AttributionGraph:
 
         return write_page(self, Path(path), overwrite, ablations)
 
+    def plot(self, path: str | Path, max_boxes: int = 12, overwrite: bool = False) -> Path:
+        """Draw the story as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``); no browser needed.
+
+        Raises OutputError as :meth:`save` does, and for other endings.
+        """
+        from tl_circuits.view.figure import plot_story
+
+        return plot_story(self, Path(path), max_boxes, overwrite)
+
     def to_networkx(self) -> Any:
         """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""
         from tl_circuits.graph.tables import to_networkx

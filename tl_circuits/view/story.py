@@ -225,9 +225,15 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
 def summary_line(story: Story, exact: bool) -> str:
     """The meter in words, and first of all if it is less than half."""
     m = story.meter
-    parts = f"{m.shown:.0%} of the influence on the answer runs through what is drawn, "
-    parts += f"{m.hidden:.0%} through features that are not drawn"
-    parts += "." if exact else f", {m.error:.0%} starts in MLP output that the features miss."
-    few = "Less than half of the answer is explained by this picture: " if m.shown < 0.5 else ""
-    return (few + parts).replace("%", " %")
+    parts = f"{_percent(m.shown)} of the influence on the answer runs through what is drawn, "
+    parts += f"{_percent(m.hidden)} through features that are not drawn"
+    parts += "." if exact else f", {_percent(m.error)} starts in MLP output that the features miss."
+    return ("Less than half is explained by this picture: " if m.shown < 0.5 else "") + parts
+
+
+def _percent(share: float) -> str:
+    """Two digits that mean something, as the page writes it."""
+    size = 100 * abs(share)
+    digits = 0 if size in (0, 100) or 10 <= size < 99 else 1 if size >= 1 else 2
+    return f"{100 * share:.{digits}f} %"
 
