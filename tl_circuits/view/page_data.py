@@ -42,7 +42,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
     stories = [tell(shown, boxes) for boxes in LEVELS]
     drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
     kept, share = _strongest_links(shown, drawn)
-    weights = shown._nodes.weight
+    targets = [unit.members[0] for unit in stories[1].units if unit.kind == "target"]
     scores, info = graph.scores(), graph.info
     return {
         "hash": graph.fingerprint,
@@ -56,11 +56,11 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
             {"name": name, "probability": round(p, 6)}
             for name, p in zip(info.target_names, info.target_probabilities, strict=True)
         ],
-        "targets_weight": [[i, float(weights[i])] for i in weights.nonzero()[:, 0].tolist()],
         "story": {
             "headline": stories[1].headline,
             "summary": summary_line(stories[1], info.exact),
-            "targets": [u.members[0] for u in stories[1].units if u.kind == "target"],
+            "targets": targets,
+            "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
         },
         "levels": [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)],
         "scores": {

@@ -205,18 +205,20 @@ def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain:
 
 
 def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
-    """Follow the targets' inputs back, each node's by their shares, until a token, an error or a feature not drawn."""
+    """Follow the drawn targets' inputs back, each node's by their shares, until a token, an error or a feature not drawn."""
     edges, layer = graph._edges, graph._nodes.layer
     drawn = _membership(graph, units) >= 0
     is_token, is_error = graph.is_kind("embedding"), graph.is_kind("error")
     share = edges.weight.double().abs() / _input_mass(graph)[edges.target]
-    arriving = graph._nodes.weight.double().clone()
+    targets = [unit.members[0] for unit in units if unit.kind == "target"]
+    arriving = torch.zeros(len(graph), dtype=torch.float64)
+    arriving[targets] = graph._nodes.weight[targets].double()
+    total = float(arriving.sum())
     through = drawn & ~is_token
     useful = through[edges.target]
     for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
         now = useful & (layer[edges.target] == at)
         arriving.index_add_(0, edges.source[now], arriving[edges.target[now]] * share[now])
-    total = float(graph._nodes.weight.sum())
     shown = float(arriving[is_token].sum()) / max(total, 1e-30)
     error = float(arriving[is_error].sum()) / max(total, 1e-30)
     return Meter(shown, error, max(0.0, 1 - shown - error))

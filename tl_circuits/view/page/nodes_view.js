@@ -121,17 +121,29 @@ export class NodesView {
       for (const e of graph.inputs[this.chosen].slice(0, 150)) near.add(graph.source[e]);
       for (const e of graph.outputs[this.chosen].slice(0, 150)) near.add(graph.target[e]);
     }
+    // One path for all nodes of a look: filling 2,000 paths one by one is what takes time.
+    const looks = new Map();
+    const path = (colour, loud) => {
+      const key = `${colour} ${loud}`;
+      if (!looks.has(key)) looks.set(key, { colour, loud, path: new Path2D() });
+      return looks.get(key).path;
+    };
     for (let i = 0; i < graph.n; i += 1) {
       const x = this.x[i], y = this.y[i], kind = graph.kinds[i];
       const r = kind === "feature" ? r0 * (1 + 2 * Math.min(1, Math.sqrt(graph.nodes.influence[i]))) : r0 * 1.4;
       const loud = this.marked.size ? this.marked.has(i) : this.chosen < 0 || near.has(i) || i === this.chosen;
+      const colour = i === this.chosen || this.marked.has(i) ? "chosen" : kind === "feature" ? "feature" : kind === "error" ? "soft" : "ink";
+      const into = path(colour, loud);
+      if (kind === "feature") { into.moveTo(x + r, y); into.arc(x, y, r, 0, 7); }
+      else if (kind === "error") { into.moveTo(x, y - r); into.lineTo(x + r, y); into.lineTo(x, y + r); into.lineTo(x - r, y); into.closePath(); }
+      else into.rect(x - r, y - r, 2 * r, 2 * r);
+    }
+    for (const { colour, loud, path: drawn } of looks.values()) {
       c.globalAlpha = loud ? 1 : 0.25;
-      c.fillStyle = i === this.chosen || this.marked.has(i) ? look.chosen : kind === "feature" ? look.feature : look.ink;
-      c.beginPath();
-      if (kind === "feature") c.arc(x, y, r, 0, 7);
-      else if (kind === "error") { c.moveTo(x, y - r); c.lineTo(x + r, y); c.lineTo(x, y + r); c.lineTo(x - r, y); c.closePath(); }
-      else c.rect(x - r, y - r, 2 * r, 2 * r);
-      if (kind === "error") { c.strokeStyle = look.soft; c.lineWidth = 1 / k; c.stroke(); } else c.fill();
+      c.fillStyle = c.strokeStyle = look[colour];
+      c.lineWidth = 1 / k;
+      if (colour === "soft") c.stroke(drawn);
+      else c.fill(drawn);
     }
     c.globalAlpha = 1;
   }

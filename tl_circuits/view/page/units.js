@@ -145,7 +145,7 @@ export function makeMeter(graph, units) {
   let total = 0;
   const through = [];
   for (let i = 0; i < graph.n; i += 1) if (unitOf[i] >= 0 && drawn[unitOf[i]]) through.push(i);
-  graph.targets_weight.forEach(([i, w]) => { arriving[i] = w; total += w; });
+  graph.story.targets.forEach((i, n) => { arriving[i] = graph.story.weights[n]; total += arriving[i]; });
   through.sort((a, b) => graph.nodes.layer[b] - graph.nodes.layer[a]);
   for (const i of through) {
     if (arriving[i]) for (const e of graph.inputs[i]) arriving[graph.source[e]] += arriving[i] * Math.abs(graph.share[e]);
