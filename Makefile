@@ -10,7 +10,7 @@ RUFF := --isolated --config 'lint.isort.known-first-party=["tl_circuits","tests"
 .PHONY: demo test test-tl4 lint bench bench-peer clean
 
 demo: .venv/demo-installed
-	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force
+	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force --ablations
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
@@ -25,6 +25,8 @@ lint: .venv/test-installed
 
 bench: .venv/test-installed .venv-peer/installed
 	$(BIN)/python -m benchmarks.run --peer .venv-peer/bin/python
+	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m benchmarks.boxes
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -51,4 +53,4 @@ bench: .venv/test-installed .venv-peer/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl4 .venv-peer build dist *.egg-info demo.html demo.graph.safetensors
+	rm -rf .venv .venv-tl4 .venv-peer build dist *.egg-info demo.html demo.graph.safetensors demo.notes.json

@@ -31,6 +31,18 @@ def chromium():
     return found
 
 
+@pytest.fixture(scope="session")
+def browser(chromium):
+    """One headless Chromium for the session."""
+    from tests.browser import FLAGS
+
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield opened
+        opened.close()
+
+
 def _packaged(name):
     import tl_circuits as tlc
     from tl_circuits.models import PACKAGED

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from tl_circuits.quality import dictionary_quality, hook_hint
     from tl_circuits.sweeps import circuit_curve, feature_patching
     from tl_circuits.training import train_transcoders
+    from tl_circuits.view.box_effects import box_ablations
+    from tl_circuits.view.widget import Widget
     from tl_circuits.vocabulary_labels import label_features
 
 _HOMES = {
@@ -71,8 +73,10 @@ _HOMES = {
     "TokenEdit": "hooks",
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
+    "Widget": "view.widget",
     "attach": "attaching",
     "attribute": "attribution",
+    "box_ablations": "view.box_effects",
     "circuit_curve": "sweeps",
     "dictionary_quality": "quality",
     "edits_of": "interventions",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -105,6 +106,12 @@ class InterventionResult:
         ia, ib = token_id(self.model, a), token_id(self.model, b)
         before, after = self._last
         return float(before[ia] - before[ib]), float(after[ia] - after[ib])
+
+    def plot(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``)."""
+        from tl_circuits.view.figure import plot_intervention
+
+        return plot_intervention(self, Path(path), overwrite)
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -37,6 +37,7 @@ def trace(
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Remove nodes one by one and compare with what the graph predicts.")] = False,
     heads: Annotated[bool, typer.Option("--heads", help="Also say which attention heads carried the strongest edges, and why they looked.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Remove each box of the page in the model, so that the page can show what happens.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -48,11 +49,11 @@ def trace(
         files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
         for path in files.values():
             _refuse_early(path, force)
-        graph, report, stories = _run(
-            prompt, model, (transcoders, width, l0), target, position, max_nodes, engine, device, dtype, check, heads
+        graph, report, stories, removed = _run(
+            prompt, model, (transcoders, width, l0), target, position, max_nodes, engine, device, dtype, check, heads, ablations
         )
         graph.save(files["graph"], overwrite=force)
-        graph.to_html(files["page"], overwrite=force)
+        graph.to_html(files["page"], overwrite=force, ablations=removed)
         if as_json:
             facts = summary(graph, files)
             if report is not None:
@@ -79,7 +80,8 @@ def _run(
     dtype: str,
     check: bool,
     heads: bool,
-) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]]]":
+    ablations: bool,
+) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]], list[dict[str, Any]] | None]":
     import tl_circuits as tlc
     from tl_circuits.attention_data import edge_stories, story_data, strongest_edges
 
@@ -100,7 +102,10 @@ def _run(
         graph = tlc.label_features(replacement, graph, progress=shown)
         edges = strongest_edges(graph, EDGES_TOLD) if heads else []
         told = edge_stories(replacement, graph, edges, heads=1) if edges else []
-        return graph, report, [story_data(graph, story) for story in told]
+        stories = [story_data(graph, story) for story in told]
+        with Console(stderr=True).status("removing the boxes one by one ..."):
+            removed = tlc.box_ablations(replacement, graph) if ablations else None
+        return graph, report, stories, removed
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:

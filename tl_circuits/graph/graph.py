@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
+
+if TYPE_CHECKING:
+    from tl_circuits.graph.supernodes import Supernodes
 
 KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
 """What a node can be. The last three only occur in graphs read from other programs' files."""
@@ -301,6 +304,19 @@ class AttributionGraph:
         """With these nodes pinned."""
         return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
 
+    def supernodes(self, max_boxes: int = 12) -> "Supernodes":
+        """At most ``max_boxes`` boxes of features that play one role (see :mod:`tl_circuits.graph.supernodes`).
+
+        ``graph.with_groups(graph.supernodes().groups)`` makes them groups of your own to edit.
+        """
+        from tl_circuits.graph.supernodes import supernodes
+
+        return supernodes(self, max_boxes)
+
+    def with_groups(self, groups: Groups) -> "AttributionGraph":
+        """With these groups instead of the ones it has."""
+        return self.with_notes(replace(self.notes, groups=groups))
+
     def unpin(self, *ids: str) -> "AttributionGraph":
         """Without these pins."""
         return self.with_notes(replace(self.notes, pins=tuple(i for i in self.pins if i not in ids)))
@@ -311,11 +327,25 @@ class AttributionGraph:
 
         return save_graph(self, Path(path), overwrite)
 
-    def to_html(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write a page of its own, without any network access; raises OutputError as :meth:`save` does."""
+    def to_html(
+        self, path: str | Path, overwrite: bool = False, ablations: list[dict[str, Any]] | None = None
+    ) -> Path:
+        """Write a page of its own, without any network access; raises OutputError as :meth:`save` does.
+
+        ``ablations``: what :func:`tl_circuits.box_ablations` measured, for "remove this box" in the page.
+        """
         from tl_circuits.view.page_file import write_page
 
-        return write_page(self, Path(path), overwrite)
+        return write_page(self, Path(path), overwrite, ablations)
+
+    def plot(self, path: str | Path, max_boxes: int = 12, overwrite: bool = False) -> Path:
+        """Draw the story as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``); no browser needed.
+
+        Raises OutputError as :meth:`save` does, and for other endings.
+        """
+        from tl_circuits.view.figure import plot_story
+
+        return plot_story(self, Path(path), max_boxes, overwrite)
 
     def to_neuronpedia(
         self,

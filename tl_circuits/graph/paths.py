@@ -73,6 +73,11 @@ def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
     return tuple(signs)
 
 
+def visible(text: str) -> str:
+    """Text with line breaks and tabs as signs."""
+    return text.replace("\n", "⏎").replace("\t", "→")
+
+
 def sentence(graph: AttributionGraph, path: Path) -> str:
     """One sentence a newcomer can read, such as ``“ France” drives L20 [say “ Paris”], which raises “ Paris”``."""
     nodes = graph._nodes

@@ -75,8 +75,10 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     return path
 
 
-def load_graph(path: str | Path) -> AttributionGraph:
-    """Read a graph that :meth:`AttributionGraph.save` wrote, with the notes beside it if they are of this graph.
+def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
+    """Read a graph that :meth:`AttributionGraph.save` wrote.
+
+    ``notes``: also take the notes beside it, if they are of this graph.
 
     Also reads the JSON of Neuronpedia, circuit-tracer and llamascopium (plain or gzipped), and
     circuit-tracer's ``.pt``, of which nothing is ever run. Raises GraphFileError for files that are
@@ -101,7 +103,8 @@ def load_graph(path: str | Path) -> AttributionGraph:
                     f"this one reads up to {FORMAT_VERSION}). Upgrade tl_circuits."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _with_notes(_build(content, tensors), notes_path(path))
+        graph = _build(content, tensors)
+        return _with_notes(graph, notes_path(path)) if notes else graph
     except GraphFileError:
         raise
     except SafetensorError as error:

@@ -28,13 +28,11 @@ def to_networkx(graph: AttributionGraph) -> Any:
 def to_parquet(graph: AttributionGraph, folder: Path, overwrite: bool) -> tuple[Path, Path]:
     """Write ``nodes.parquet`` and ``edges.parquet``, the two frames, into ``folder``; returns both paths.
 
-    Raises ImportError naming the extra when pyarrow is not installed, OutputError for files that exist.
+    Raises OutputError for files that exist.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError("to_parquet needs pyarrow. Run: pip install 'tl_circuits[parquet]'") from error
+    import pyarrow
+    import pyarrow.parquet as parquet
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,52 +1,68 @@
-"""What the page is given: a graph small enough to look at, as plain JSON."""
+"""What the page is given: the story, the nodes as columns, and the strongest links as packed numbers."""
 
+import base64
+import gzip
+import json
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from tl_circuits.graph.graph import KINDS, AttributionGraph
-from tl_circuits.graph.paths import sentence, strongest_paths
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.scores import input_shares
+from tl_circuits.view.story import Story, summary_line, tell
 
-MOST_FEATURES = 240
-MOST_LINKS = 12000
-_NODE_THRESHOLDS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+MOST_NODES = 2500
+MOST_LINKS = 60_000
+LEVELS = (6, 12, 20)  # the most boxes at each stop of the detail slider; the page opens with the second
+MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
+_NODE_THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
-def prune_for_page(graph: AttributionGraph) -> AttributionGraph:
-    """The largest pruned graph with at most :data:`MOST_FEATURES` features."""
-    if int(graph.is_kind("feature").sum()) <= MOST_FEATURES:
-        return graph
+def page_graph(graph: AttributionGraph) -> AttributionGraph:
+    """The graph itself, or the largest pruned one with at most :data:`MOST_NODES` nodes."""
+    shown = graph
     for threshold in _NODE_THRESHOLDS:
-        pruned = graph.prune(node_threshold=threshold)
-        if int(pruned.is_kind("feature").sum()) <= MOST_FEATURES:
+        if len(shown) <= MOST_NODES:
             break
-    return pruned
+        shown = graph.prune(node_threshold=threshold, edge_threshold=1.0)
+    return shown
 
 
-def page_data(graph: AttributionGraph) -> dict[str, Any]:
-    """Nodes, links, sentences and numbers of the page, as JSON-ready values.
+def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Everything the page shows, as JSON-ready values; ``links`` is a base64 text (see :func:`_packed`).
 
-    Links beyond :data:`MOST_LINKS` are left out, smallest share of their target's inputs first;
-    ``links_hidden`` says how many.
+    Links beyond :data:`MOST_LINKS` are left out, smallest influence first; ``links_traced`` says how
+    many there are and ``links_share`` how much of the influence the ones here carry.
     """
-    shown = prune_for_page(graph)
-    nodes, edges = shown._nodes, shown._edges
-    mass = torch.zeros(len(shown)).index_add_(0, edges.target, edges.weight.abs()) + nodes.residue_mass
-    share = edges.weight / mass.clamp_min(1e-30)[edges.target]
-    kept = torch.argsort(share.abs(), descending=True, stable=True)[:MOST_LINKS].sort().values
-    scores = graph.scores()
+    shown = page_graph(graph)
+    stories = [tell(shown, boxes) for boxes in LEVELS]
+    drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
+    kept, share = _strongest_links(shown, drawn)
+    targets = [unit.members[0] for unit in stories[1].units if unit.kind == "target"]
+    scores, info = graph.scores(), graph.info
     return {
-        "prompt": graph.info.prompt,
-        "tokens": list(graph.info.tokens),
-        "model": graph.info.model,
-        "dictionary": graph.info.dictionary,
-        "n_layers": graph.info.n_layers,
-        "exact": graph.info.exact,
+        "hash": graph.fingerprint,
+        "prompt": info.prompt,
+        "tokens": list(info.tokens),
+        "model": info.model,
+        "dictionary": info.dictionary,
+        "n_layers": info.n_layers,
+        "exact": info.exact,
         "targets": [
             {"name": name, "probability": round(p, 6)}
-            for name, p in zip(graph.info.target_names, graph.info.target_probabilities, strict=True)
+            for name, p in zip(info.target_names, info.target_probabilities, strict=True)
         ],
-        "story": [sentence(shown, path) for path in strongest_paths(shown, 3)],
+        "story": {
+            "headline": stories[1].headline,
+            "summary": summary_line(stories[1], info.exact),
+            "targets": targets,
+            "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
+        },
+        "levels": [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)],
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),
@@ -54,40 +70,88 @@ def page_data(graph: AttributionGraph) -> dict[str, Any]:
         },
         "features_shown": int(shown.is_kind("feature").sum()),
         "features_traced": int(graph.is_kind("feature").sum()),
-        "features_active": graph.info.n_active,
-        "nodes": [_node(shown, i) for i in range(len(shown))],
-        "links": [
-            [s, t, float(f"{w:.4g}"), float(f"{r:.4g}")]
-            for s, t, w, r in zip(
-                edges.source[kept].tolist(),
-                edges.target[kept].tolist(),
-                edges.weight[kept].tolist(),
-                share[kept].tolist(),
-                strict=True,
-            )
-        ],
-        "links_hidden": len(edges) - len(kept),
+        "features_active": info.n_active,
+        "nodes": _nodes(shown, drawn),
+        "links": _packed(shown, kept),
+        "links_traced": len(graph._edges),
+        "links_share": round(share, 4),
+        "notes": {
+            "groups": [[label, *ids] for label, ids in graph.groups],
+            "pins": list(graph.pins),
+            "names": dict(graph.notes.names),
+            "text": graph.notes.text,
+        },
+        "ablations": ablations or [],
     }
 
 
-def _node(graph: AttributionGraph, index: int) -> dict[str, Any]:
-    nodes = graph._nodes
-    node = {
-        "id": graph.node_ids[index],
-        "kind": KINDS[int(nodes.kind[index])],
-        "layer": int(nodes.layer[index]),
-        "position": int(nodes.position[index]),
-        "feature": int(nodes.feature[index]),
-        "activation": float(f"{float(nodes.activation[index]):.4g}"),
-        "influence": float(f"{float(graph.influence[index]):.4g}"),
-        "label": graph.label(index),
+def _level(story: Story, usual: bool) -> dict[str, Any]:
+    boxes = [{"label": u.name, "members": list(u.members)} for u in story.units if u.kind == "box"]
+    return {
+        "usual": usual,
+        "boxes": boxes,
+        "sentences": list(story.sentences),
+        "meter": {name: round(value, 6) for name, value in asdict(story.meter).items()},
+        "lump_error": round(story.lump_error, 4),
     }
-    if index in graph.labels:
-        label = graph.labels[index]
-        node |= {
-            "promotes": list(label.promotes),
-            "suppresses": list(label.suppresses),
-            "reads": list(label.reads),
-            "origin": label.origin,
-        }
-    return node
+
+
+def _strongest_links(graph: AttributionGraph, drawn_nodes: list[int]) -> tuple[Int[Tensor, " kept"], float]:
+    """Links the story is made of, each node's five strongest inputs, then by influence; and what share they carry."""
+    edges = graph._edges
+    flow = input_shares(edges, len(graph)) * graph.influence[edges.target]
+    drawn = torch.zeros(len(graph), dtype=torch.bool)
+    drawn[drawn_nodes] = True
+    order = torch.argsort(flow, descending=True, stable=True)
+    target = edges.target[order]
+    # The rank of each link among its target's: strongest first within each target.
+    by_target = torch.argsort(target, stable=True)
+    counts = torch.bincount(target, minlength=len(graph))
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(order)
+    rank[by_target] = torch.arange(len(order)) - starts[target[by_target]]
+    first = (drawn[edges.source[order]] & drawn[target]) | (rank < 5)
+    kept = order[torch.argsort((~first).long(), stable=True)[:MOST_LINKS]].sort().values
+    return kept, float(flow[kept].sum() / flow.sum().clamp_min(1e-30))
+
+
+def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
+    """Columns. ``mass``: a node's absolute inputs, unseen ones included, so that a link over it is a share."""
+    nodes, edges = graph._nodes, graph._edges
+    mass = nodes.residue_mass.double().index_add(0, edges.target, edges.weight.double().abs())
+    ranked = torch.argsort(graph.influence, descending=True, stable=True)[:MOST_CARDS].tolist()
+    carded = sorted({*ranked, *drawn} & graph.labels.keys())
+    return {
+        "kind": nodes.kind.tolist(),
+        "layer": nodes.layer.tolist(),
+        "position": nodes.position.tolist(),
+        "feature": nodes.feature.tolist(),
+        "activation": _short(nodes.activation),
+        "value": _short(nodes.value),
+        "influence": _short(graph.influence),
+        "mass": _short(mass),
+        "label": [graph.label(i) for i in range(len(graph))],
+        "cards": {
+            str(i): [list(label.promotes), list(label.suppresses), list(label.reads), label.origin]
+            for i, label in ((i, graph.labels[i]) for i in carded)
+        },
+    }
+
+
+def _short(values: Tensor) -> list[float | None]:
+    return [None if v != v else float(f"{v:.5g}") for v in values.tolist()]
+
+
+def _packed(graph: AttributionGraph, kept: Int[Tensor, " kept"]) -> str:
+    """Sources and targets (uint16, or uint32 above 65,535 nodes), weights (float32), little-endian, gzip, base64."""
+    index = "<u2" if len(graph) <= 65_536 else "<u4"
+    edges = graph._edges[kept]
+    parts = [edges.source.numpy().astype(index), edges.target.numpy().astype(index), edges.weight.numpy().astype("<f4")]
+    raw = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
+
+
+def packed_json(data: dict[str, Any]) -> str:
+    """``data`` as JSON, gzip, base64: what the page's script unpacks."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode()

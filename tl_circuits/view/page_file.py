@@ -3,39 +3,39 @@
 import base64
 import hashlib
 import html
-import json
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.storage import atomic_file
-from tl_circuits.view.page_data import page_data
+from tl_circuits.view.bundle import page_file, script
+from tl_circuits.view.page_data import packed_json, page_data
 
 
-def write_page(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
+def write_page(graph: AttributionGraph, path: Path, overwrite: bool, ablations: list[dict[str, Any]] | None) -> Path:
     """Write ``graph``'s page to ``path``, atomically; raises OutputError as ``graph.save`` does."""
-    content = page_html(graph).encode()
+    content = page_html(graph, ablations).encode("utf-8", "replace")
     with atomic_file(path, overwrite) as file:
         file.write(content)
     return path
 
 
-def page_html(graph: AttributionGraph) -> str:
+def page_html(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> str:
     """The page as text. Its security policy allows its own script and style and no request at all."""
-    page = files("tl_circuits.view") / "page"
-    script, style = ((page / name).read_text(encoding="utf-8") for name in ("graph.js", "graph.css"))
+    code, style = script("file.js"), page_file("page.css")
     policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        f"default-src 'none'; script-src '{_hash(code)}'; style-src '{_hash(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    # Inside a script element only "<" could end it early; JSON may write it as an escape.
-    data = json.dumps(page_data(graph), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return (page / "template.html").read_text(encoding="utf-8").format(
+    data = page_data(graph, ablations)
+    return page_file("template.html").format(
         policy=html.escape(policy),
         title=html.escape(graph.info.prompt[:80]),
+        headline=html.escape(data["story"]["headline"]),
+        prompt=html.escape(graph.info.prompt),
         style=style,
-        script=script,
-        data=data,
+        script=code,
+        data=packed_json(data),
     )
 
 

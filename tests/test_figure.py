@@ -1,0 +1,89 @@
+"""Figures without a browser, and the notebook widget without a notebook."""
+
+import pytest
+
+import tl_circuits as tlc
+from tests.browser import NASTY
+from tests.tiny import prompt, tiny_bridge, transcoders
+from tl_circuits.errors import OutputError
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def traced():
+    model = tiny_bridge("gemma3")
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+        boxes = tlc.box_ablations(replacement, graph)
+        result = tlc.intervene(replacement, prompt(), tlc.edits_of(graph, boxes[0]["nodes"]))
+    return graph.group(NASTY + "$x^2$", graph.supernodes().groups[0][1]), boxes, result
+
+
+def test_the_story_is_drawn_in_every_format_the_same_each_time(traced, tmp_path):
+    graph, _, result = traced
+    for ending, magic in ((".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        path = graph.plot(tmp_path / f"story{ending}")
+        first = path.read_bytes()
+        assert first.startswith(magic)
+        assert graph.plot(path, overwrite=True).read_bytes() == first
+        assert result.plot(tmp_path / f"bars{ending}").read_bytes().startswith(magic)
+    with pytest.raises(OutputError, match="exists"):
+        graph.plot(tmp_path / "story.svg")
+    with pytest.raises(OutputError, match=r"\.svg, \.png, \.pdf"):
+        graph.plot(tmp_path / "story.gif")
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted([".svg", ".png", ".pdf"] * 2)
+
+
+def test_box_ablations_say_what_the_model_does(traced):
+    graph, boxes, _ = traced
+    sets = {frozenset(ids) for most in (6, 12, 20) for _, ids in graph.ungroup(graph.groups[0][0]).supernodes(most).groups}
+    assert {frozenset(b["nodes"]) for b in boxes} == sets
+    for box in boxes:
+        assert box["target"] == graph.info.target_names[0] and box["measured"] != 0
+        assert all(0 <= t["before"] <= 1 and 0 <= t["after"] <= 1 for t in box["top"])
+    predicted, measured = ([b[k] for b in boxes] for k in ("predicted", "measured"))
+    assert sum(p * m > 0 for p, m in zip(predicted, measured, strict=True)) > len(boxes) / 2
+
+
+def test_the_widget_shares_notes_and_selection_with_python(traced, browser, tmp_path):
+    pytest.importorskip("anywidget")
+    graph, _, _ = traced
+    widget = tlc.Widget(graph)
+    assert widget.graph.notes == graph.notes
+    widget.groups = []
+    widget.pins = [graph.node_ids[0]]
+    assert widget.graph.pins == graph.node_ids[:1] and widget.graph.groups == ()
+    widget.pins = ["nope"]
+    with pytest.raises(ValueError, match="no node 'nope'"):
+        _ = widget.graph
+    # The widget's own script in a browser, with a stand-in for the notebook's model.
+    page = browser.new_page(viewport={"width": 900, "height": 700})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.route("http://notebook.test/*", lambda route: route.fulfill(
+        body=widget._esm if route.request.url.endswith(".js") else "<!doctype html><body><div id=cell></div>",
+        content_type="text/javascript" if route.request.url.endswith(".js") else "text/html",
+    ))  # fmt: skip
+    page.goto("http://notebook.test/")
+    state = {"_data": widget._data, "groups": [], "pins": [], "names": {}, "text": "", "selection": []}
+    page.evaluate(
+        """async (state) => {
+          const events = {};
+          window.model = { get: (k) => state[k], save_changes() {}, off() {},
+            set: (k, v) => { state[k] = v; for (const f of events[`change:${k}`] ?? []) f(); },
+            on: (k, f) => { (events[k] ??= []).push(f); } };
+          const widget = await import("./widget.js");
+          await widget.default.render({ model, el: document.getElementById("cell") });
+        }""",
+        state,
+    )
+    page.wait_for_selector(".unit.box")
+    page.locator(".unit.box").first.click()
+    chosen = page.evaluate("model.get('selection')")
+    assert chosen and set(chosen) <= set(graph.node_ids)
+    page.keyboard.press("p")
+    assert page.evaluate("model.get('pins')") == chosen
+    page.evaluate("(ids) => model.set('groups', [['from Python', ...ids]])", chosen)
+    assert page.locator(".unit.own").count() == 1 and problems == []
+    page.close()

@@ -1,0 +1,203 @@
+"""The page from a real server with a real model, in a real browser."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import tl_circuits as tlc
+from tests.browser import NASTY, tab
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+psutil = pytest.importorskip("psutil")
+from websockets.sync.client import connect  # noqa: E402
+
+from tl_circuits.view.folder import GraphFolder  # noqa: E402
+from tl_circuits.view.live_model import LiveModel  # noqa: E402
+from tl_circuits.view.server import LARGEST_BODY, LOOPBACK, free_port, make_app, serve  # noqa: E402
+
+TOKEN = "not-a-guess"
+
+
+@pytest.fixture(scope="module")
+def served(smollm2, tmp_path_factory):
+    """A folder with two graphs, a truncated and a foreign file, served with the model; its address and path."""
+    home = tmp_path_factory.mktemp("graphs")
+    with tlc.attach(smollm2, tlc.mlp_neurons(smollm2)) as replacement:
+        for name, prompt in (("capital", "The capital of France is"), ("small", "Hot and")):
+            graph = tlc.attribute(replacement, prompt, max_nodes=60, progress=False)
+            graph.save(home / f"{name}.graph.safetensors")
+        whole = (home / "small.graph.safetensors").read_bytes()
+        (home / "truncated.safetensors").write_bytes(whole[:700])
+        (home / "foreign.json").write_text('{"hello": 1}')
+        port = free_port("127.0.0.1", 18100)
+        app = make_app(GraphFolder(home), TOKEN, LOOPBACK, LiveModel(replacement))
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}", home
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def home(served):
+    """The folder, its notes removed after the test."""
+    yield served[1]
+    for notes in served[1].glob("*.notes.json"):
+        notes.unlink()
+
+
+def ask(url, path, method="GET", body=None, **headers):
+    request = urllib.request.Request(f"{url}/{path}", body, {"x-token": TOKEN} | headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def graph_id(url, name="capital"):
+    return next(g["id"] for g in json.loads(ask(url, "graphs")[1]) if g["name"].startswith(name))
+
+
+def test_only_the_token_this_host_and_this_site_are_let_in(served):
+    url, _ = served
+    assert ask(url, "graphs")[0] == 200
+    for headers in ({"x-token": "wrong"}, {"x-token": ""}, {"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        status, text = ask(url, "graphs", **headers)
+        assert status == 403 and json.loads(text)["error"]
+    with pytest.raises(Exception, match="403"), connect(url.replace("http", "ws") + "/live?token=wrong"):
+        pass
+    with pytest.raises(Exception, match="403"), connect(url.replace("http", "ws") + f"/live?token={TOKEN}", origin="http://evil.example"):
+        pass
+
+
+def test_unreadable_files_are_listed_with_the_reason_and_paths_are_no_ids(served):
+    url, home = served
+    listed = {g["name"]: g["problem"] for g in json.loads(ask(url, "graphs")[1])}
+    assert listed["capital.graph.safetensors"] == "" and "cut off" in listed["truncated.safetensors"]
+    assert listed["foreign.json"] and str(home) not in str(listed)
+    for path in ("graphs/..%2F..%2Fetc%2Fpasswd", "graphs/capital.graph.safetensors", "graphs/nothing/notes"):
+        assert ask(url, path)[0] == 404
+
+
+def test_two_tabs_do_not_lose_each_others_fields_and_bad_notes_are_refused(served, home):
+    url, _ = served
+    graph = tlc.load_graph(home / "capital.graph.safetensors")
+    place = f"graphs/{graph_id(url)}/notes"
+    empty = {"version": 1, "graph": graph.fingerprint, "pins": [], "groups": [], "names": {}, "text": ""}
+
+    def put(notes, fields):
+        return ask(url, place, "PUT", json.dumps({"notes": notes, "fields": fields}).encode())
+
+    assert put(empty | {"pins": [graph.node_ids[0]]}, ["pins"])[0] == 200
+    assert put(empty | {"groups": [[NASTY, graph.node_ids[1]]]}, ["groups"])[0] == 200  # its pins are older
+    noted = tlc.load_graph(home / "capital.graph.safetensors")
+    assert noted.pins == graph.node_ids[:1] and noted.groups == ((NASTY, graph.node_ids[1:2]),)
+    for notes, fields, status in (
+        (empty | {"graph": "other"}, ["pins"], 422), (empty | {"pins": ["L99/F1@0"]}, ["pins"], 422),
+        ("text", ["pins"], 422), (empty, ["path"], 404),
+    ):  # fmt: skip
+        assert put(notes, fields)[0] == status
+    line = http.client.HTTPConnection(url.removeprefix("http://"))
+    line.putrequest("PUT", f"/{place}")
+    for header in (("x-token", TOKEN), ("content-length", str(LARGEST_BODY + 1))):
+        line.putheader(*header)
+    line.endheaders()  # it answers without waiting for the body
+    assert line.getresponse().status == 413
+    line.close()
+    assert tlc.load_graph(home / "capital.graph.safetensors").notes == noted.notes
+
+
+def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):
+    url, home = served
+    found, graph = graph_id(url), tlc.load_graph(home / "capital.graph.safetensors")
+    features = [i for i in graph.node_ids if "/F" in i]
+    address = url.replace("http", "ws") + f"/live?token={TOKEN}"
+
+    def steer(k):
+        with connect(address) as line:
+            for number in (1, 2):
+                wish = {"do": "steer", "graph": found, "number": number, "nodes": [features[k]], "factor": k / 4}
+                line.send(json.dumps(wish))
+            return [json.loads(line.recv(timeout=120)) for _ in range(2)]
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(steer, range(20)))
+    for k, pair in enumerate(answers):
+        by_number = {answer["number"]: answer for answer in pair}
+        assert by_number[2]["result"]["nodes"] == [features[k]]
+        assert by_number[1].get("skipped") or by_number[1]["result"]["nodes"] == [features[k]]
+    assert any(by.get("skipped") for pair in answers for by in pair)
+    with connect(address) as line:
+        for wish, reason in (
+            ('{"do": "steer", "number": 1, "graph": "x", "nodes": ["a"]}', "no graph"), ("[]", "JSON object"),
+            (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": ["nope"], "factor": 0}), "no node"),
+            (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": features, "factor": 1e9}), "factor"),
+        ):  # fmt: skip
+            line.send(wish)
+            assert reason in json.loads(line.recv(timeout=60))["error"]
+
+
+def test_memory_stays_flat_over_500_requests(served):
+    url, _ = served
+    paths = ["graphs", f"graphs/{graph_id(url)}", f"graphs/{graph_id(url)}/notes", "?x"]
+    process = psutil.Process()
+    for n in range(500):
+        assert ask(url, paths[n % len(paths)])[0] == 200
+        if n == 100:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 20 * 2**20  # the data of one graph is a quarter of that
+
+
+def test_a_person_reads_steers_groups_and_traces_in_the_page(browser, served, home):
+    url, _ = served
+    address = f"{url}/?token={TOKEN}&graph={graph_id(url)}"
+    with tab(browser, address, allowed=(url, url.replace("http", "ws"))) as page:
+        assert page.inner_text("h1") == "Why “ Paris” (75 %)?"
+        assert "2 unreadable" in page.inner_text("header")
+        page.locator(".unit.box").first.click()
+        page.keyboard.press("s")
+        page.locator("input.steer").fill("0")
+        page.wait_for_selector(".result table", timeout=60_000)
+        assert "In the model, without it:" in page.inner_text(".result") and "measured" in page.inner_text(".result")
+        page.locator(".unit.box").first.focus()
+        page.keyboard.press("l")
+        page.keyboard.type(NASTY)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".unit.own")
+        while not list(home.glob("*.notes.json")):
+            page.wait_for_timeout(20)
+        page.reload()
+        page.wait_for_selector(".unit.own")
+        assert NASTY in page.locator(".unit.own title").text_content()
+        page.locator("input[aria-label='New prompt']").fill("One two")
+        page.get_by_role("button", name="Trace").click()
+        page.wait_for_selector("header progress")
+        page.locator(".prompt", has_text="One two").wait_for(timeout=120_000)
+        page.locator(".unit").first.wait_for()
+    for made in home.glob("one-two-*.safetensors"):
+        made.unlink()
+
+
+def test_a_taken_port_gives_the_next_free_one(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port < free_port("127.0.0.1", port) < port + 50
+
+
+def test_a_public_address_needs_a_token_of_ones_own(tmp_path):
+    with pytest.raises(ValueError, match="--token"):
+        serve(tmp_path, "0.0.0.0", 7860, None, None, print)

@@ -1,0 +1,65 @@
+"""Names for boxes of features, from the features' labels."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.notes import Groups
+
+TOKENS_NAMED = 2
+
+
+def name_boxes(
+    graph: AttributionGraph, boxes: Sequence[Sequence[int]], own: dict[tuple[int, ...], str]
+) -> Groups:
+    """(label, node ids) for each box of node indices, a person's (``own``: members to label) first, then by influence.
+
+    A box is called after the tokens that most of its influence promotes or responds to, or, where
+    labels are no vocabulary labels, after its strongest feature; without labels after token and layers.
+    """
+    ranked = sorted(boxes, key=lambda box: (tuple(sorted(box)) not in own, -float(graph.influence[list(box)].sum())))
+    labels = [own.get(tuple(sorted(box))) or _name(graph, box) for box in ranked]
+    labels = _told_apart(labels, [place(graph, box) for box in ranked])
+    by_influence = [sorted(box, key=lambda i: -float(graph.influence[i])) for box in ranked]
+    return tuple((label, tuple(graph.node_ids[i] for i in box)) for label, box in zip(labels, by_influence, strict=True))
+
+
+def _told_apart(labels: list[str], places: list[str]) -> list[str]:
+    counts = Counter(labels)
+    labels = [f"{label} · {place}" if counts[label] > 1 else label for label, place in zip(labels, places, strict=True)]
+    counts = Counter(labels)
+    return [
+        f"{label} ({labels[: i + 1].count(label)})" if counts[label] > 1 else label for i, label in enumerate(labels)
+    ]
+
+
+def place(graph: AttributionGraph, box: Sequence[int]) -> str:
+    """Where a box sits, such as ``“ France”, layers 12–14``."""
+    nodes = graph._nodes
+    positions = Counter()
+    for i in box:
+        positions[int(nodes.position[i])] += float(graph.influence[i])
+    most = sorted(positions, key=lambda p: (-positions[p], p))
+    tokens = f"“{graph.info.tokens[most[0]]}”" + (f" and {len(most) - 1} more" if len(most) > 1 else "")
+    layers = sorted({int(nodes.layer[i]) for i in box})
+    return f"{tokens}, " + (f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}")
+
+
+def _name(graph: AttributionGraph, box: Sequence[int]) -> str:
+    strongest = max(box, key=lambda i: (float(graph.influence[i]), -i))
+    if any(graph.node_ids[i] in graph.notes.names for i in box):
+        return next(graph.label(i) for i in box if graph.node_ids[i] in graph.notes.names)
+    labelled = {i: graph.labels[i] for i in box if i in graph.labels}
+    if not labelled:
+        return f"at {place(graph, box)}"
+    if any(label.origin != "vocabulary" for label in labelled.values()):
+        told = {i: label for i, label in labelled.items() if label.origin != "vocabulary"}
+        return told[strongest].short if strongest in told else next(iter(told.values())).short
+    votes: dict[str, Counter[str]] = {"say": Counter(), "sees": Counter()}
+    for i, label in labelled.items():
+        verb = "say" if label.short.startswith("say") else "sees"
+        for rank, token in enumerate(label.promotes if verb == "say" else label.reads):
+            votes[verb][token] += float(graph.influence[i]) ** 2 / (1 + rank)  # the strongest members name the box
+    verb = max(votes, key=lambda v: sum(votes[v].values()))
+    best = sorted(votes[verb], key=lambda token: (-votes[verb][token], token))[:TOKENS_NAMED]
+    return f"{verb} " + ", ".join(f"“{token}”" for token in best) if best else f"at {place(graph, box)}"

@@ -1,0 +1,63 @@
+"""What scaling or removing a set of features does to the answer, measured in the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+from tl_circuits.faithfulness_report import predicted_effects
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import Replacement
+from tl_circuits.interventions import edits_of, intervene_many
+from tl_circuits.view.page_data import LEVELS, page_graph
+
+TOP = 5
+
+
+@jaxtyped(typechecker=beartype)
+def box_ablations(replacement: Replacement, graph: AttributionGraph) -> list[dict[str, Any]]:
+    """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds."""
+    shown = page_graph(graph)
+    boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}
+    return measure_boxes(replacement, graph, sorted(boxes), 0.0)
+
+
+def measure_boxes(
+    replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[str]], factor: float
+) -> list[dict[str, Any]]:
+    """For each set of node ids, multiplied by ``factor``: the likeliest next tokens before and after, and
+    how the logit of the strongest token target (minus the mean logit) moves, predicted and measured."""
+    if not boxes:
+        return []
+    edits = [edits_of(graph, ids, factor) for ids in boxes]
+    results = intervene_many(replacement, list(graph.info.token_ids), edits, freeze="attention")
+    index = {name: i for i, name in enumerate(graph.node_ids)}
+    predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False) * (1 - factor)
+    target = int(graph._nodes.weight.argmax())
+    token = int(graph._nodes.feature[target]) if graph.is_kind("logit")[target] else -1
+    found = []
+    for row, (ids, result) in enumerate(zip(boxes, results, strict=True)):
+        top = result.top(TOP).head(TOP)
+        one: dict[str, Any] = {
+            "nodes": list(ids),
+            "top": [
+                {"token": r.token, "before": round(float(r.before), 6), "after": round(float(r.after), 6)}
+                for r in top.itertuples()
+            ],
+        }
+        if token >= 0:
+            before, after = (log - log.mean() for log in _last_logits(result))
+            one |= {
+                "target": graph.label(target).removeprefix("output ").strip("“”"),
+                "predicted": round(float(predicted[row, target]), 5),
+                "measured": round(float(after[token] - before[token]), 5),
+            }
+        found.append(one)
+    return found
+
+
+def _last_logits(result: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    before = result._logits(result.baseline_final[-1:])[0]
+    return before, result.last_logits

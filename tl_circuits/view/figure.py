@@ -1,0 +1,175 @@
+"""The story as a figure for papers and slides, and an intervention before and after; matplotlib, no browser."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_circuits.errors import OutputError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.paths import visible
+from tl_circuits.graph.storage import atomic_file
+from tl_circuits.view.story import Story, Unit, summary_line, tell
+
+if TYPE_CHECKING:
+    from tl_circuits.interventions import InterventionResult
+
+PLUS, MINUS = "#0072B2", "#D55E00"
+WIDE, LANE, BOX, HIGH = 10.0, 1.0, 2.1, 0.58  # inches
+CLOSE_ROWS = 0.22
+FORMATS = (".svg", ".png", ".pdf")
+
+
+def plot_story(graph: AttributionGraph, path: Path, max_boxes: int, overwrite: bool) -> Path:
+    """Draw the story of ``graph``; see :meth:`AttributionGraph.plot`."""
+    figure_class = _figure_class()
+    story = tell(graph, max_boxes)
+    places, high = _places(story)
+    figure = figure_class(figsize=(WIDE, high + 1.0))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, WIDE), ylim=(0, high + 1.0))
+    axis.axis("off")
+    for arrow in sorted(story.arrows, key=lambda a: abs(a.share)):
+        _arrow(axis, places[arrow.source], places[arrow.target], arrow.share)
+    for unit, place in zip(story.units, places, strict=True):
+        _unit(axis, unit, place)
+    axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
+    read = f"{graph.info.model} reads “{_cut(visible(graph.info.prompt), 120)}”"
+    for line, y in ((read, 0.34), (summary_line(story, graph.info.exact), 0.16)):
+        axis.text(0.15, high + y, line, fontsize=7.5, color="0.35", va="center", **_plain())
+    return save_figure(figure, path, overwrite)
+
+
+def plot_intervention(result: "InterventionResult", path: Path, overwrite: bool) -> Path:
+    """Bars of the likeliest next tokens before and after an intervention; see :meth:`InterventionResult.plot`."""
+    figure = _figure_class()(figsize=(5.2, 3.2), layout="constrained")
+    axis = figure.subplots()
+    top = result.top(5)
+    rows = range(len(top))
+    axis.barh([r - 0.2 for r in rows], top.before, height=0.38, color="0.7", label="before")
+    axis.barh([r + 0.2 for r in rows], top.after, height=0.38, color=PLUS, label="after")
+    axis.set_yticks(list(rows), [f"“{_cut(visible(t), 24)}”" for t in top.token], parse_math=False)
+    axis.invert_yaxis()
+    axis.set(xlabel="probability of the next token", xlim=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(f"{len(result.edits)} features edited, KL {result.kl():.2f} nats ({result.freeze} held)", fontsize=10)
+    axis.legend(frameon=False, loc="lower right")
+    return save_figure(figure, path, overwrite)
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
+    return Figure
+
+
+def save_figure(figure: Any, path: Path, overwrite: bool) -> Path:
+    """Write a figure whole or not at all; raises OutputError for unknown endings."""
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"cannot draw {path}: the name must end in one of {', '.join(FORMATS)}.")
+    kind = path.suffix[1:].lower()
+    # No date in the file: the same graph gives the same bytes.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    import matplotlib
+
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tl_circuits"}), atomic_file(path, overwrite) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # drawn as a box, as anywhere else
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+    return path
+
+
+def _places(story: Story) -> tuple[list[tuple[float, float, float, float]], float]:
+    """Left, bottom, width, height of every unit, and the height of all: lanes as in the page."""
+    tokens = [u for u in story.units if u.kind == "token"]
+    lanes: list[list[Unit]] = []
+    for box in sorted((u for u in story.units if u.kind == "box"), key=lambda u: (u.row, u.column)):
+        if not lanes or len(lanes[-1]) == 4 or box.row - lanes[-1][0].row > CLOSE_ROWS:
+            lanes.append([])
+        lanes[-1].append(box)
+    found: dict[int, tuple[float, float, float, float]] = {}
+    centres = _row(found, tokens, 0.15, 0.34)
+    for n, lane in enumerate(lanes):
+        wished = sorted(lane, key=lambda u: (_at(centres, u.column), u.row))
+        left = _spread([_at(centres, u.column) for u in wished])
+        for unit, x in zip(wished, left, strict=True):
+            found[id(unit)] = (x, 0.15 + LANE * (n + 0.95), BOX, HIGH)
+    top = 0.15 + LANE * (len(lanes) + 0.95)
+    _row(found, [u for u in story.units if u.kind == "target"], top, 0.34)
+    return [found[id(unit)] for unit in story.units], top + 0.5
+
+
+def _row(found: dict[int, Any], units: list[Unit], y: float, height: float) -> list[float]:
+    """A row of chips over the middle; their centres by column."""
+    widths = [0.25 + 0.085 * min(16, len(u.name)) for u in units]
+    squeeze = min(1.0, (WIDE - 0.3) / max(1e-9, sum(widths) + 0.1 * len(widths)))
+    x = (WIDE - squeeze * (sum(widths) + 0.1 * max(0, len(widths) - 1))) / 2
+    centres = []
+    for unit, wide in zip(units, widths, strict=True):
+        found[id(unit)] = (x, y, wide * squeeze, height)
+        centres.append(x + wide * squeeze / 2)
+        x += (wide + 0.1) * squeeze
+    return centres
+
+
+def _at(centres: Sequence[float], column: float) -> float:
+    if not centres:
+        return WIDE / 2
+    low = min(int(column), len(centres) - 1)
+    high = min(low + 1, len(centres) - 1)
+    return centres[low] + (centres[high] - centres[low]) * (column - int(column))
+
+
+def _spread(centres: Sequence[float]) -> list[float]:
+    left = [max(0.15, c - BOX / 2) for c in centres]
+    for i in range(1, len(left)):
+        left[i] = max(left[i], left[i - 1] + BOX + 0.2)
+    limit = WIDE - BOX - 0.15
+    for i in reversed(range(len(left))):
+        left[i] = min(left[i], limit)
+        limit = left[i] - BOX - 0.2
+    return left
+
+
+def _arrow(axis: Any, source: tuple[float, ...], target: tuple[float, ...], share: float) -> None:
+    from matplotlib.patches import FancyArrowPatch, PathPatch
+    from matplotlib.path import Path as Curve
+
+    wide, colour, style = min(5.0, 0.6 + 5 * abs(share) ** 0.5), PLUS if share >= 0 else MINUS, "-" if share >= 0 else (0, (4, 2.5))
+    if source[1] >= target[1]:  # beside: from edge to edge
+        right = target[0] > source[0]
+        start = (source[0] + (source[2] if right else 0), source[1] + source[3] / 2)
+        end = (target[0] + (0 if right else target[2]), target[1] + target[3] / 2)
+        axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, linewidth=wide, color=colour, linestyle=style, alpha=0.75, shrinkA=0, shrinkB=1))
+        return
+    x1, y1 = source[0] + source[2] / 2, source[1] + source[3]
+    x2, y2 = target[0] + target[2] / 2, target[1] - 0.08
+    bend = max(0.15, (y2 - y1) / 2)
+    curve = Curve([(x1, y1), (x1, y1 + bend), (x2, y2 - bend), (x2, y2)], [1, 4, 4, 4])
+    axis.add_patch(PathPatch(curve, fill=False, linewidth=wide, edgecolor=colour, linestyle=style, alpha=0.75, capstyle="butt"))
+    axis.fill([x2 - 0.06, x2 + 0.06, x2], [y2 - 0.01, y2 - 0.01, y2 + 0.08], color=colour, linewidth=0)
+
+
+def _unit(axis: Any, unit: Unit, place: tuple[float, float, float, float]) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    x, y, wide, high = place
+    face, edge, ink = {"token": ("#f6f7f9", "#d5dae0", "black"), "box": ("#eef2f7", "#8695a6", "black"), "target": ("#1b1f24", "#1b1f24", "white")}[unit.kind]
+    axis.add_patch(FancyBboxPatch((x, y), wide, high, boxstyle="round,pad=0,rounding_size=0.07", facecolor=face, edgecolor=edge, linewidth=1, zorder=3))
+    if unit.kind == "box":
+        count = len(unit.members)
+        axis.text(x + 0.1, y + high - 0.19, _cut(unit.name, 27), fontsize=8.2, fontweight="bold", va="center", zorder=4, **_plain())
+        axis.text(x + 0.1, y + 0.15, _cut(f"{unit.place} · {count} feature{'s' * (count != 1)}", 42), fontsize=6.2, color="0.35", va="center", zorder=4, **_plain())
+    else:
+        bold = "bold" if unit.kind == "target" else "normal"
+        axis.text(x + wide / 2, y + high / 2, _cut(unit.name, max(3, int(wide / 0.082))), fontsize=8.5, color=ink, fontweight=bold, ha="center", va="center", zorder=4, **_plain())
+
+
+def _plain() -> dict[str, Any]:
+    """Text is text: no mathematics in dollar signs, and fonts for more scripts where there are any."""
+    return {"parse_math": False, "family": ["DejaVu Sans", "sans-serif"]}
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

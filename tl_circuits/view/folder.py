@@ -1,0 +1,114 @@
+"""The graphs of a file or folder, by id; what cannot be read is listed with the reason."""
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_circuits.errors import GraphFileError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.notes import Notes, notes_json, notes_path, parse_notes, read_notes, write_notes
+from tl_circuits.graph.storage import load_graph
+from tl_circuits.view.page_data import page_data
+
+LARGEST_FILE = 2 * 1024**3
+ENDINGS = (".safetensors", ".json", ".pt")
+FIELDS = ("groups", "pins", "names", "text")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: its id, name, and why it cannot be shown (empty if it can)."""
+
+    id: str
+    path: Path
+    problem: str = ""
+
+
+class GraphFolder:
+    """The graphs under one path. Pages name them by id, never by path."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise GraphFileError(f"there is no file or folder {path}.")
+        self.path = path
+        self._lock = threading.Lock()  # two tabs may save at the same time
+        self._loaded: dict[str, tuple[float, AttributionGraph, dict[str, Any]]] = {}
+
+    def entries(self) -> list[Entry]:
+        """All files that may hold a graph, by name."""
+        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.iterdir() if p.suffix in ENDINGS)
+        files = [p for p in files if not p.name.endswith(".notes.json") and not p.name.startswith(".")]
+        return [self._entry(path) for path in files]
+
+    def _entry(self, path: Path) -> Entry:
+        made = Entry(hashlib.sha256(path.name.encode()).hexdigest()[:12], path)
+        if path.stat().st_size > LARGEST_FILE:
+            return Entry(made.id, path, f"{path.name} is larger than {LARGEST_FILE // 1024**3} GB.")
+        try:
+            self._open(made)
+        except (GraphFileError, OSError) as error:
+            return Entry(made.id, path, str(error).replace(str(path), path.name))
+        return made
+
+    def _open(self, entry: Entry) -> tuple[AttributionGraph, dict[str, Any]]:
+        changed = entry.path.stat().st_mtime
+        if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
+            if len(self._loaded) > 8:  # graphs are large; the oldest goes
+                self._loaded.pop(next(iter(self._loaded)))
+            # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
+            self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})
+        _, graph, data = self._loaded[entry.id]
+        return graph, data
+
+    def find(self, graph_id: str) -> Entry:
+        """The readable file with this id; raises KeyError."""
+        for entry in self.entries():
+            if entry.id == graph_id and not entry.problem:
+                return entry
+        raise KeyError(f"there is no graph {graph_id!r}.")
+
+    def graph(self, graph_id: str) -> AttributionGraph:
+        """The graph with this id; raises KeyError."""
+        return self._open(self.find(graph_id))[0]
+
+    def data(self, graph_id: str) -> dict[str, Any]:
+        """The page's data of a graph, made once."""
+        entry = self.find(graph_id)
+        graph, data = self._open(entry)
+        if not data:
+            data.update(page_data(graph))
+        return data
+
+    def notes(self, graph_id: str) -> dict[str, Any] | None:
+        """The notes beside a graph as JSON values; None if there are none."""
+        path = notes_path(self.find(graph_id).path)
+        if not path.is_file():
+            return None
+        return json.loads(notes_json(*read_notes(path)))
+
+    def save_notes(self, graph_id: str, given: Any, fields: list[str]) -> None:
+        """Write the named fields of the notes given; other fields stay as another tab may have left them.
+
+        Raises GraphFileError for what are no notes, KeyError for unknown ids and fields, ValueError for
+        notes of another graph.
+        """
+        entry = self.find(graph_id)
+        graph = self.graph(graph_id)
+        notes, made_for = parse_notes(given)
+        if made_for != graph.fingerprint:
+            raise ValueError("these notes are of another graph.")
+        unknown = set(fields) - set(FIELDS)
+        if unknown:
+            raise KeyError(f"notes have no field {sorted(unknown)[0]!r}.")
+        with self._lock:
+            path = notes_path(entry.path)
+            kept = Notes()
+            if path.is_file():
+                old, owner = read_notes(path)
+                kept = old if owner == made_for else kept
+            merged = Notes(**{f: getattr(notes if f in fields else kept, f) for f in FIELDS})
+            write_notes(graph.with_notes(merged).notes, made_for, path)
+

@@ -1,0 +1,81 @@
+// Where the story's units go: tokens below, targets above, boxes in lanes between, by layer and token.
+export const BOX = { width: 204, height: 58, gap: 12, lane: 40 };
+const CHIP = 30, TOP = 12, TARGET_HEIGHT = 34, ERROR_HEIGHT = 30, CLOSE_ROWS = 0.22, LETTER = 7.6;
+
+const chipWidth = (unit) => Math.max(34, Math.min(20, unit.name.length) * LETTER + 18);
+
+// Chips in reading order, wrapped into lines.
+function chips(units, width) {
+  const lines = [[]];
+  let x = 0;
+  for (const unit of units) {
+    const wide = chipWidth(unit);
+    if (x + wide > width && lines.at(-1).length) { lines.push([]); x = 0; }
+    lines.at(-1).push({ unit, x, wide });
+    x += wide + 8;
+  }
+  return lines.map((line) => {
+    const used = line.at(-1) ? line.at(-1).x + line.at(-1).wide : 0;
+    return line.map((chip) => ({ ...chip, x: chip.x + (width - used) / 2 }));
+  });
+}
+
+// A lane holds boxes of near rows, as many as fit beside each other.
+function lanesOf(boxes, capacity) {
+  const lanes = [];
+  for (const box of [...boxes].sort((a, b) => a.row - b.row || a.column - b.column)) {
+    const lane = lanes.at(-1);
+    if (!lane || lane.length >= capacity || box.row - lane[0].row > CLOSE_ROWS) lanes.push([box]);
+    else lane.push(box);
+  }
+  return lanes;
+}
+
+// Left edges near the wished centres, without overlap, inside 0..width.
+export function spread(centres, wide, gap, width) {
+  const left = centres.map((c) => Math.max(2, c - wide / 2));
+  for (let i = 1; i < left.length; i += 1) left[i] = Math.max(left[i], left[i - 1] + wide + gap);
+  let limit = width - wide - 2;
+  for (let i = left.length - 1; i >= 0; i -= 1) {
+    left[i] = Math.max(2, Math.min(left[i], limit));
+    limit = left[i] - wide - gap;
+  }
+  return left;
+}
+
+export function layout(units, width) {
+  const tokens = units.filter((u) => u.kind === "token").sort((a, b) => a.column - b.column);
+  const boxes = units.filter((u) => u.kind === "box"), errors = units.find((u) => u.kind === "errors");
+  const targets = units.filter((u) => u.kind === "target");
+  const wide = Math.min(BOX.width, (width - BOX.gap - 4) / 2);
+  const lanes = lanesOf(boxes, Math.max(1, Math.floor((width - 4 + BOX.gap) / (wide + BOX.gap))));
+  const tokenLines = chips(tokens, width), targetLines = chips(targets, width);
+  const places = new Map();
+  let y = TOP;
+  for (const line of targetLines) {
+    for (const { unit, x, wide: w } of line) places.set(unit.key, { x, y, width: w, height: TARGET_HEIGHT });
+    y += TARGET_HEIGHT + 8;
+  }
+  y += BOX.lane - 8;
+  const centre = new Map();
+  tokenLines.forEach((line) => line.forEach((c) => centre.set(c.unit.column, c.x + c.wide / 2)));
+  const at = (column) => {
+    const low = centre.get(Math.floor(column)) ?? width / 2, high = centre.get(Math.ceil(column)) ?? low;
+    return low + (high - low) * (column - Math.floor(column));
+  };
+  for (const lane of lanes.reverse()) {
+    lane.sort((a, b) => at(a.column) - at(b.column) || a.row - b.row);
+    const left = spread(lane.map((box) => at(box.column)), wide, BOX.gap, width);
+    lane.forEach((box, i) => places.set(box.key, { x: left[i], y, width: wide, height: BOX.height }));
+    y += BOX.height + BOX.lane;
+  }
+  if (errors) {
+    places.set(errors.key, { x: 0, y, width, height: ERROR_HEIGHT });
+    y += ERROR_HEIGHT + 14;
+  }
+  for (const line of tokenLines) {
+    for (const { unit, x, wide: w } of line) places.set(unit.key, { x, y, width: w, height: CHIP });
+    y += CHIP + 8;
+  }
+  return { places, width, height: y + 4 };
+}

@@ -1,0 +1,309 @@
+// The whole page: render(el, data, host). `host` keeps notes and, where a model is at hand, steers:
+// { loadNotes(), saveNotes(notes, fields), steer({nodes, factor}), selected(ids), bar, keys: where to listen }, all optional.
+import { button, download, el, percent, plural, shape } from "./dom.js";
+import { unpackGraph } from "./unpack.js";
+import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
+import { describe, drawStory } from "./story_view.js";
+import { NodesView } from "./nodes_view.js";
+import { TableView } from "./table_view.js";
+import { NoteBook } from "./notes.js";
+import { nodeCard, restCard, unitCard } from "./card.js";
+import { effectParts } from "./effect.js";
+import { listenToKeys, keysDialog } from "./keys.js";
+const NARROW = 420;
+
+class App {
+  constructor(root, graph, host) {
+    Object.assign(this, { root, graph, host, level: 1, expanded: new Set(), marked: new Set(), chosen: null, query: "", view: "story" });
+    this.level = graph.levels.findIndex((level) => level.usual);
+    this.book = new NoteBook(graph, host, () => this.draw());
+    this.build();
+  }
+
+  get notes() { return this.book.notes; }
+
+  build() {
+    const { graph } = this;
+    this.sentences = el("ol", { class: "sentences" });
+    this.meter = el("div", { class: "meter" });
+    this.live = el("p", { class: "hidden", role: "status", "aria-live": "polite" });
+    this.svg = shape("svg", { role: "group", "aria-label": "The story: the prompt below, the answer above, boxes of features between" });
+    this.linksTable = el("tbody");
+    this.story = el("div", { class: "story" }, this.svg, el("details", {}, el("summary", {}, "The picture as a table"),
+      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share of its inputs"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
+    this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
+    this.table = new TableView(this);
+    this.card = el("section", { class: "card", "aria-label": "About what is chosen", tabindex: -1 });
+    this.offer = el("p", { class: "warning", hidden: true });
+    const tabs = [["story", "Story"], ["nodes", "All nodes"], ["table", "Table"]].map(([view, name]) =>
+      button(name, () => this.show(view), { "data-view": view, "aria-pressed": "false" }));
+    this.tabs = el("div", { class: "tabs", role: "group", "aria-label": "View" }, ...tabs);
+    this.search = el("input", { type: "search", placeholder: "Search features ( / )", "aria-label": "Search features and tokens",
+      oninput: () => { this.query = this.search.value; this.drawSearch(); } });
+    this.slider = el("input", { type: "range", min: 0, max: graph.levels.length - 1, step: 1, value: this.level, "aria-label": "Detail: number of boxes",
+      oninput: () => { this.level = Number(this.slider.value); this.draw(); } });
+    this.dialog = keysDialog();
+    this.root.classList.add("tlc");
+    this.root.replaceChildren(
+      el("header", {}, el("div", { class: "question" }, el("h1", {}, graph.story.headline), el("p", { class: "prompt" }, `${graph.model} reads “${graph.prompt}”`)), this.host.bar ?? ""),
+      this.offer, this.meter, this.sentences,
+      el("div", { class: "bar" }, this.tabs, el("label", { class: "detail" }, "Fewer boxes ", this.slider, " more"), this.search,
+        button("Save notes", () => download("notes.json", `${JSON.stringify(this.book.file(), null, 1)}\n`, "application/json"), { title: "Download your groups, pins and names" }),
+        button("?", () => this.dialog.showModal(), { "aria-label": "Keys and help" })),
+      el("div", { class: "panes" }, el("div", { class: "picture" }, this.story, this.nodesView.element, this.table.element), this.card),
+      this.live, this.dialog);
+    listenToKeys(this);
+    this.svg.addEventListener("click", (event) => this.clicked(event));
+    this.svg.addEventListener("dblclick", (event) => this.toggleExpanded(event.target.closest(".unit")?.dataset.key));
+    for (const type of ["pointerover", "pointerout"]) {
+      this.svg.addEventListener(type, (event) => {
+        const key = type === "pointerover" ? event.target.closest(".unit")?.dataset.key : null;
+        this.scene?.emphasise(key ?? this.chosen?.key ?? null);
+      });
+    }
+    this.listenToDrops();
+    new ResizeObserver(() => { if (this.view === "story" && this.story.clientWidth !== this.width) this.draw(); }).observe(this.story);
+    this.show("story");
+    this.rest();
+    this.book.load().then((other) => { if (other) this.offerNotes(other); });
+  }
+
+  offerNotes(other) {
+    this.offer.hidden = false;
+    this.offer.replaceChildren("The notes kept here were made for another graph. ",
+      button("Use what fits", () => { this.book.change(this.book.known(other)); this.offer.hidden = true; }), " ",
+      button("Leave them", () => { this.offer.hidden = true; }));
+  }
+
+  show(view) {
+    this.view = view;
+    for (const tab of this.tabs.children) tab.setAttribute("aria-pressed", String(tab.dataset.view === view));
+    this.story.hidden = view !== "story";
+    this.nodesView.element.hidden = view !== "nodes";
+    this.table.element.hidden = view !== "table";
+    this.draw();
+  }
+
+  draw() {
+    if (this.view === "story") this.drawStory();
+    if (this.view === "nodes") this.nodesView.show(this.chosen?.node ?? -1, this.found());
+    if (this.view === "table") this.table.draw();
+    if (this.chosen) this.drawCard();
+  }
+
+  drawStory() {
+    const { graph } = this, level = graph.levels[this.level];
+    const units = makeUnits(graph, level, this.notes, this.expanded);
+    const flows = makeFlows(graph, units), arrows = makeArrows(units, flows), meter = makeMeter(graph, units);
+    this.width = this.story.clientWidth;
+    const state = { pinned: (unit) => unit.members.length > 0 && unit.members.every((i) => this.notes.pins.includes(graph.ids[i])), errorShare: percent(meter.error) };
+    const focus = this.svg.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const drawn = drawStory(this.svg, units, arrows, Math.max(300, this.width || NARROW), state);
+    this.scene = { units, flows, arrows, ...drawn };
+    const own = this.notes.groups.length > 0;
+    this.sentences.replaceChildren(...level.sentences.map((s) => el("li", {}, s)));
+    if (own && level.sentences.length) this.sentences.append(el("li", { class: "soft" }, "These sentences tell the automatic boxes; you have made groups of your own."));
+    this.drawMeter(meter);
+    this.linksTable.replaceChildren(...arrows.map((a) => el("tr", {}, el("td", {}, units[a.source].name), el("td", {}, units[a.target].name),
+      el("td", {}, `${a.share >= 0 ? "raises " : "lowers "}${percent(Math.abs(a.share))}`))));
+    const key = this.chosen?.key ?? null;
+    this.setTab(drawn.elements.has(key) ? key : drawn.order[0]?.key);
+    drawn.elements.get(focus)?.focus();
+    drawn.emphasise(drawn.elements.has(key) ? key : null);
+    for (const [k, made] of drawn.elements) made.classList.toggle("marked", this.marked.has(k));
+  }
+
+  drawMeter(meter) {
+    const parts = [["shown", meter.shown, "runs through what is drawn"], ["error", meter.error, "starts in what the features miss"], ["hidden-part", meter.hidden, "runs through features not drawn"]]
+      .filter(([name, share]) => name !== "error" || !this.graph.exact || share > 0);
+    const few = meter.shown < 0.5;
+    this.meter.classList.toggle("few", few);
+    this.meter.replaceChildren(
+      el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") },
+        ...parts.map(([name, share]) => shape("svg", { class: name, viewBox: "0 0 1 1", preserveAspectRatio: "none", width: `${100 * share}%`, height: 10 }, shape("rect", { width: 1, height: 1 })))),
+      el("p", { class: "soft" }, few ? el("strong", {}, "Less than half is explained by this picture. ") : null, "Of the influence on the answer, in the replacement model: ", ...parts.flatMap(([name, share, words], i) =>
+        [i ? ", " : "", el("span", { class: `key ${name}` }, percent(share)), ` ${words}`]), "."));
+  }
+
+  found() {
+    const words = this.query.toLowerCase().split(/\s+/).filter(Boolean), made = new Set();
+    if (words.length) this.graph.ids.forEach((id, i) => {
+      const text = `${id} ${this.graph.nodes.label[i]} ${this.notes.names[id] ?? ""}`.toLowerCase();
+      if (words.every((w) => text.includes(w))) made.add(i);
+    });
+    return made;
+  }
+
+  drawSearch() {
+    if (this.view === "story" && this.query) this.show("table");
+    else this.draw();
+  }
+
+  setTab(key) {
+    for (const [k, made] of this.scene.elements) made.setAttribute("tabindex", k === key ? "0" : "-1");
+  }
+
+  unit(key) { return this.scene?.units.find((u) => u.key === key); }
+
+  clicked(event) {
+    const key = event.target.closest(".unit")?.dataset.key;
+    if (!key) { this.rest(); return; }
+    if (event.shiftKey) this.toggleMark(key);
+    else if (event.ctrlKey || event.metaKey) this.pin(key);
+    else if (this.chosen?.key === key) this.rest();
+    else this.chooseUnit(key);
+  }
+
+  chooseUnit(key, focus = false) {
+    const unit = this.unit(key);
+    if (!unit) return;
+    this.chosen = { key, node: unit.single ? unit.members[0] : null };
+    if (this.view === "story") { this.setTab(key); this.scene.emphasise(key); }
+    if (focus) this.scene.elements.get(key)?.focus();
+    this.drawCard();
+    this.live.textContent = describe(unit);
+    this.host.selected?.(unit.members.map((i) => this.graph.ids[i]));
+  }
+
+  chooseNode(i) {
+    const key = `node:${this.graph.ids[i]}`;
+    if (this.view === "story" && this.unit(key)) { this.chooseUnit(key); return; }
+    this.chosen = { key, node: i };
+    if (this.view === "nodes") this.nodesView.show(i, this.found());
+    if (this.view === "story") this.scene.emphasise(this.scene.units.find((u) => u.members.includes(i))?.key ?? null);
+    this.drawCard();
+    this.live.textContent = nodeName(this.graph, i, this.notes.names);
+    this.host.selected?.([this.graph.ids[i]]);
+  }
+
+  drawCard() {
+    const unit = this.unit(this.chosen.key);
+    if (unit) this.card.replaceChildren(...unitCard(this, unit).filter(Boolean));
+    else if (this.chosen.node !== null) this.card.replaceChildren(...nodeCard(this, this.chosen.node).filter(Boolean));
+    else this.rest();
+  }
+
+  rest() {
+    this.chosen = null;
+    this.scene?.emphasise(null);
+    if (this.view === "nodes") this.nodesView.show(-1, this.found());
+    this.card.replaceChildren(...restCard(this.graph));
+    this.host.selected?.([]);
+  }
+
+  ids(unit) { return unit.members.map((i) => this.graph.ids[i]); }
+
+  effect(unit) { return effectParts(this, this.ids(unit), unit.name); }
+
+  boxActions(unit) {
+    const open = this.expanded.has(unit.key);
+    return el("div", { class: "actions" },
+      unit.members.length > 1 ? button(open ? "Close (Enter)" : "Expand (Enter)", () => this.toggleExpanded(unit.key)) : null,
+      button("Rename (L)", () => this.rename(unit.key)), button("Pin (P)", () => this.pin(unit.key)),
+      unit.own ? button("Ungroup (G)", () => this.groupMarked()) : button(this.marked.has(unit.key) ? "Unmark" : "Mark to group", () => this.toggleMark(unit.key)));
+  }
+
+  nodeActions(i) {
+    const id = this.graph.ids[i], pinned = this.notes.pins.includes(id);
+    const owner = this.scene?.units.find((u) => u.inside && u.members.includes(i));
+    return el("div", { class: "actions" },
+      this.graph.kinds[i] === "feature" ? button(pinned ? "Unpin (P)" : "Pin (P)", () => this.book.togglePins([id])) : null,
+      button("Rename (L)", () => this.rename(`node:${id}`)),
+      owner ? button("Close its box (Esc)", () => this.toggleExpanded(owner.inside)) : null);
+  }
+
+  toggleExpanded(key) {
+    if (!key) return;
+    const unit = this.unit(key);
+    if (this.expanded.has(key)) this.expanded.delete(key);
+    else if (unit?.kind === "box" && unit.members.length > 1 && !unit.single) this.expanded.add(key);
+    else return;
+    if (this.expanded.has(key)) this.chosen = null;
+    else this.chosen = { key, node: null };
+    this.draw();
+    if (!this.chosen) this.rest();
+    const first = this.scene.units.find((u) => u.inside === key) ?? this.unit(key);
+    if (first) { this.setTab(first.key); this.scene.elements.get(first.key).focus(); }
+  }
+
+  toggleMark(key) {
+    if (this.unit(key)?.kind !== "box") return;
+    if (this.marked.has(key)) this.marked.delete(key);
+    else this.marked.add(key);
+    this.scene.elements.get(key)?.classList.toggle("marked", this.marked.has(key));
+    this.live.textContent = `${plural(this.marked.size, "box").replace("boxs", "boxes")} marked; G groups them`;
+    if (this.chosen) this.drawCard();
+  }
+
+  // G: group what is marked; with nothing marked, ungroup the chosen group.
+  groupMarked() {
+    const units = [...this.marked].map((key) => this.unit(key)).filter(Boolean), chosen = this.chosen && this.unit(this.chosen.key);
+    if (units.length === 0) {
+      if (chosen?.own) { this.chosen = null; this.book.ungroup(chosen.name); this.rest(); }
+      return;
+    }
+    if (chosen && chosen.kind === "box" && !units.includes(chosen)) units.push(chosen);
+    this.joinUnits(units);
+  }
+
+  joinUnits(units) {
+    const best = [...units].sort((a, b) => (b.own ? 1 : 0) - (a.own ? 1 : 0) || b.members.length - a.members.length)[0];
+    this.marked.clear();
+    const label = this.book.group(best.name, [...new Set(units.flatMap((u) => this.ids(u)))]);
+    this.chooseUnit(`group:${label}`, true);
+    this.live.textContent = `Grouped as ${label}`;
+  }
+
+  // A box dropped on a box makes a group of both.
+  listenToDrops() {
+    let from = null;
+    this.svg.addEventListener("pointerdown", (event) => { from = event.target.closest(".unit.box")?.dataset.key ?? null; });
+    this.svg.addEventListener("pointerup", (event) => {
+      const onto = document.elementFromPoint(event.clientX, event.clientY)?.closest?.(".unit.box")?.dataset.key;
+      if (from && onto && from !== onto) {
+        const units = [this.unit(onto), this.unit(from)];
+        this.svg.addEventListener("click", (click) => click.stopPropagation(), { capture: true, once: true });
+        this.joinUnits(units);
+      }
+      from = null;
+    });
+  }
+
+  pin(key) {
+    const unit = this.unit(key);
+    const ids = unit ? this.ids(unit) : [key.replace(/^node:/, "")];
+    if (unit && unit.kind !== "box") return;
+    const now = this.book.togglePins(ids);
+    this.live.textContent = now ? "Pinned" : "Unpinned";
+  }
+
+  rename(key) {
+    const unit = this.unit(key), node = unit ? (unit.single ? unit.members[0] : null) : this.graph.indexOf.get(key.replace(/^node:/, ""));
+    const old = unit?.name ?? nodeName(this.graph, node, this.notes.names);
+    const input = el("input", { type: "text", value: old, maxlength: 200, "aria-label": "New name", class: "rename" });
+    const done = (save) => {
+      if (!input.isConnected) return;
+      const name = input.value.trim();
+      form.remove();
+      if (!save || !name || name === old) return;
+      if (node !== null && node !== undefined) this.book.nameNode(this.graph.ids[node], name);
+      else if (unit.own) this.chosen = { key: `group:${this.book.renameGroup(unit.name, name)}`, node: null };
+      else this.chosen = { key: `group:${this.book.group(name, this.ids(unit))}`, node: null };
+      this.draw();
+      if (this.chosen) this.chooseUnit(this.chosen.key, true);
+    };
+    const form = el("form", { class: "actions", onsubmit: (event) => { event.preventDefault(); done(true); } }, input, el("button", {}, "Save name"));
+    input.addEventListener("keydown", (event) => { if (event.key === "Escape") { event.stopPropagation(); done(false); } });
+    this.card.prepend(form);
+    input.focus();
+    input.select();
+  }
+}
+
+export async function render(root, data, host = {}) {
+  if (typeof DecompressionStream === "undefined") {
+    root.textContent = "This browser cannot unpack the graph (it has no DecompressionStream). Any browser from 2023 on can.";
+    return null;
+  }
+  return new App(root, await unpackGraph(data), host);
+}

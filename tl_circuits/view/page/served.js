@@ -1,0 +1,120 @@
+// The page from a server: a list of graphs, notes kept on the server, a model to steer.
+import { button, el } from "./dom.js";
+import { render } from "./page.js";
+const token = new URLSearchParams(location.search).get("token") ?? "";
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, { ...options, headers: { "x-token": token, "content-type": "application/json" } });
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error ?? `the server answered ${answer.status}`);
+  return body;
+}
+
+// One websocket for the tab. Only the answer to the latest wish is handed on.
+class Live {
+  constructor() { this.number = 0; this.waiting = new Map(); this.onTrace = () => {}; }
+
+  async socket() {
+    if (this.open?.readyState === 1) return this.open;
+    const url = new URL("live", location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    url.search = new URLSearchParams({ token });
+    this.open = new WebSocket(url);
+    this.open.addEventListener("message", (event) => this.heard(JSON.parse(event.data)));
+    this.open.addEventListener("close", () => { for (const [, wait] of this.waiting) wait.fail(new Error("the server closed the line; try again")); this.waiting.clear(); });
+    await new Promise((done, fail) => { this.open.addEventListener("open", done); this.open.addEventListener("error", () => fail(new Error("the model cannot be reached"))); });
+    return this.open;
+  }
+
+  heard(message) {
+    if (message.number === undefined || message.number === null) { this.onTrace(message); return; }
+    const wait = this.waiting.get(message.number);
+    this.waiting.delete(message.number);
+    if (message.error) wait?.fail(new Error(message.error));
+    else wait?.done(message.number === this.number && !message.skipped ? message.result : null);
+  }
+
+  async steer(wish) {
+    this.number += 1;
+    const number = this.number, socket = await this.socket();
+    return new Promise((done, fail) => {
+      this.waiting.set(number, { done, fail });
+      socket.send(JSON.stringify({ do: "steer", number, ...wish }));
+    });
+  }
+
+  async trace(prompt, heard) {
+    this.onTrace = heard;
+    (await this.socket()).send(JSON.stringify({ do: "trace", prompt }));
+  }
+}
+
+function traceForm(live) {
+  const input = el("input", { type: "text", placeholder: "Trace a new prompt", "aria-label": "New prompt", maxlength: 2000 });
+  const state = el("span", { class: "soft", role: "status" });
+  return el("form", { class: "served", onsubmit: async (event) => {
+    event.preventDefault();
+    if (!input.value) return;
+    state.replaceChildren(el("progress", { "aria-label": "Tracing" }), " waiting for the model");
+    try {
+      await live.trace(input.value, (message) => {
+        if (message.progress) state.replaceChildren(el("progress", { "aria-label": "Tracing" }), ` ${message.progress}`);
+        else if (message.error) state.textContent = message.error;
+        else goTo(message.traced);
+      });
+    } catch (error) { state.textContent = error.message; }
+  } }, input, el("button", {}, "Trace"), state);
+}
+
+// Another graph is another address: it can be kept, and nothing of the page before stays behind.
+function goTo(id) {
+  const url = new URL(location.href);
+  url.searchParams.set("graph", id);
+  location.assign(url);
+}
+
+async function openGraph(id, live, root) {
+  const graphs = await ask("graphs"), readable = graphs.filter((g) => !g.problem);
+  const wanted = readable.find((g) => g.id === id) ?? readable[0];
+  const broken = graphs.filter((g) => g.problem);
+  const bar = el("div", { class: "served" });
+  if (readable.length > 1) {
+    const select = el("select", { "aria-label": "Graph", onchange: () => goTo(select.value) },
+      ...readable.map((g) => el("option", { value: g.id, selected: g.id === wanted.id }, g.name)));
+    bar.append(select);
+  }
+  if (live) bar.append(traceForm(live));
+  if (broken.length) bar.append(el("details", {}, el("summary", {}, `${broken.length} unreadable`), el("ul", {}, ...broken.map((g) => el("li", {}, `${g.name}: ${g.problem}`)))));
+  root.classList.add("tlc");
+  if (!wanted) {
+    root.replaceChildren(el("h1", {}, "No graph here yet"), el("p", {}, "tl-circuits trace \"The capital of France is\" makes one."), bar);
+    return;
+  }
+  const place = `graphs/${encodeURIComponent(wanted.id)}`;
+  const [data, notes] = await Promise.all([ask(place), ask(`${place}/notes`)]);
+  let saving = Promise.resolve();
+  const host = {
+    bar, keys: document,
+    loadNotes: () => notes,
+    saveNotes(given, fields) { // one after the other, so that the last one wins
+      saving = saving.then(() => ask(`${place}/notes`, { method: "PUT", body: JSON.stringify({ notes: given, fields }) }))
+        .catch((error) => { app.live.textContent = `Not saved: ${error.message}`; app.offer.hidden = false; app.offer.textContent = `Your last change was not saved: ${error.message}`; });
+      return saving;
+    },
+  };
+  if (live) host.steer = (wish) => live.steer({ graph: wanted.id, ...wish });
+  document.title = data.story.headline;
+  const app = await render(root, data, host);
+  window.tlc = app;
+}
+
+async function openServer() {
+  const root = document.getElementById("graph"), live = root.dataset.live ? new Live() : null;
+  try {
+    await openGraph(new URLSearchParams(location.search).get("graph"), live, root);
+  } catch (error) {
+    root.replaceChildren(el("h1", {}, "This did not work"), el("p", {}, error.message), button("Try again", () => location.reload()));
+  }
+}
+
+openServer();

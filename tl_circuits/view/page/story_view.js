@@ -1,0 +1,108 @@
+// The story as SVG: tokens, boxes and targets with signed arrows. Each thing can have the focus.
+import { clipped, plural, shape, signed, twoLines } from "./dom.js";
+import { layout } from "./layout.js";
+const SMALL_LETTER = 5.9, BOX_LETTER = 7.2;
+
+export function describe(unit) {
+  const count = unit.kind === "box" && !unit.single ? `, ${plural(unit.members.length, "feature")}` : "";
+  return `${unit.name}, ${unit.place}${count}`;
+}
+
+function arrowPath(from, to) {
+  const x1 = from.x + from.width / 2, x2 = to.x + to.width / 2;
+  if (from.y <= to.y) { // beside or above: around the side
+    const y1 = from.y + from.height / 2, y2 = to.y + to.height / 2, right = x2 > x1;
+    const a = right ? from.x + from.width : from.x, b = right ? to.x : to.x + to.width;
+    return `M${a},${y1}C${(a + b) / 2},${y1} ${(a + b) / 2},${y2} ${b},${y2}`;
+  }
+  const y1 = from.y, y2 = to.y + to.height + 7, bend = Math.max(18, (y1 - y2) / 2);
+  return `M${x1},${y1}C${x1},${y1 - bend} ${x2},${y2 + bend} ${x2},${y2}`;
+}
+
+function marker(sign) {
+  return shape("marker", { id: `tip-${sign}`, viewBox: "0 0 8 8", refX: 4, refY: 4, markerWidth: 11, markerHeight: 11,
+    markerUnits: "userSpaceOnUse", orient: "auto" }, shape("path", { d: "M0,0L8,4L0,8z", class: `tip ${sign}` }));
+}
+
+function boxTexts(unit, place) {
+  const lines = twoLines(unit.name, Math.floor((place.width - (unit.single ? 18 : 44)) / BOX_LETTER));
+  const top = place.y + (lines.length === 1 ? 26 : 19);
+  const texts = lines.map((line, i) => shape("text", { x: place.x + 10, y: top + 16 * i, class: "name" }, line));
+  texts.push(shape("text", { x: place.x + 10, y: place.y + place.height - 8, class: "foot" },
+    clipped(unit.foot, Math.floor((place.width - 18) / SMALL_LETTER))));
+  if (!unit.single) {
+    texts.push(shape("rect", { x: place.x + place.width - 32, y: place.y + 6, width: 26, height: 18, rx: 9, class: "badge" }),
+      shape("text", { x: place.x + place.width - 19, y: place.y + 19, class: "foot", "text-anchor": "middle" }, String(unit.members.length)));
+  }
+  return texts;
+}
+
+function drawUnit(unit, place, state) {
+  const group = shape("g", { class: `unit ${unit.kind}${unit.single ? " single" : ""}${unit.own ? " own" : ""}${unit.inside ? " inside" : ""}`,
+    role: "button", tabindex: -1, "data-key": unit.key, "aria-label": describe(unit) });
+  group.append(shape("title", {}, describe(unit)));
+  const round = unit.kind === "box" ? 8 : unit.kind === "token" ? 4 : 15;
+  group.append(shape("rect", { x: place.x, y: place.y, width: place.width, height: place.height, rx: round, class: "body" }));
+  if (unit.kind === "box") {
+    group.append(...boxTexts(unit, place));
+    if (state.pinned(unit)) group.append(shape("text", { x: place.x + place.width - 18, y: place.y + place.height - 8, class: "pin" }, "★"));
+  } else if (unit.kind === "errors") {
+    const text = `What the features miss: ${plural(unit.members.length, "place")}, ${state.errorShare} of the influence starts here`;
+    group.append(shape("text", { x: place.x + place.width / 2, y: place.y + 20, class: "foot", "text-anchor": "middle" },
+      clipped(text, Math.floor(place.width / SMALL_LETTER))));
+  } else {
+    const big = unit.kind === "target";
+    group.append(shape("text", { x: place.x + place.width / 2, y: place.y + (big ? 22 : 20), "text-anchor": "middle", class: "name" },
+      clipped(unit.name, 20)));
+  }
+  return group;
+}
+
+// Draws into `svg` and returns what moving about needs: the units in reading order and their elements.
+export function drawStory(svg, units, arrows, width, state) {
+  const { places, height } = layout(units, width);
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("width", width);
+  svg.setAttribute("height", height);
+  const lines = shape("g", { "aria-hidden": "true" }), marks = shape("g", {}), numbers = shape("g", { "aria-hidden": "true" });
+  const drawn = [...arrows].sort((a, b) => Math.abs(a.share) - Math.abs(b.share)).map((arrow) => {
+    const from = places.get(units[arrow.source].key), to = places.get(units[arrow.target].key);
+    const sign = arrow.share >= 0 ? "plus" : "minus";
+    const path = shape("path", { d: arrowPath(from, to), class: `arrow ${sign}`, "marker-end": `url(#tip-${sign})`,
+      "stroke-width": Math.min(9, 1 + 9 * Math.sqrt(Math.abs(arrow.share))).toFixed(2) });
+    lines.append(path);
+    return { ...arrow, path, from, to };
+  });
+  const elements = new Map();
+  for (const unit of units) {
+    const made = drawUnit(unit, places.get(unit.key), state);
+    elements.set(unit.key, made);
+    marks.append(made);
+  }
+  svg.replaceChildren(shape("defs", {}, marker("plus"), marker("minus")), lines, marks, numbers);
+  const order = [...units].sort((a, b) => {
+    const p = places.get(a.key), q = places.get(b.key);
+    return p.y - q.y || p.x - q.x;
+  });
+  // Bring out what one unit has to do with, with its numbers.
+  function emphasise(key) {
+    numbers.replaceChildren();
+    const near = new Set([key]);
+    for (const { path, source, target, share, from, to } of drawn) {
+      const touches = key !== null && (units[source].key === key || units[target].key === key);
+      path.classList.toggle("faint", key !== null && !touches);
+      if (!touches) continue;
+      near.add(units[source].key).add(units[target].key);
+      const other = units[source].key === key ? to : from, above = other === to;
+      const x = Math.max(24, Math.min(width - 24, other.x + other.width / 2));
+      const y = above ? other.y + other.height + 20 : other.y - 8;
+      numbers.append(shape("text", { x, y, class: `number ${share >= 0 ? "plus" : "minus"}`, "text-anchor": "middle" }, signed(share)));
+    }
+    for (const [k, made] of elements) {
+      made.classList.toggle("faint", key !== null && !near.has(k));
+      made.classList.toggle("chosen", k === key);
+      made.setAttribute("aria-pressed", String(k === key));
+    }
+  }
+  return { order, elements, emphasise };
+}

@@ -1,0 +1,28 @@
+// The page in a notebook cell: selection and notes are the widget's traits.
+import { unpackJson } from "./unpack.js";
+import { render } from "./page.js";
+const FIELDS = ["groups", "pins", "names", "text"];
+
+async function renderWidget({ model, el: cell }) {
+  const data = await unpackJson(model.get("_data"));
+  const notes = () => Object.fromEntries(FIELDS.map((field) => [field, model.get(field)]));
+  let mine = false; // a change of ours comes back as an event
+  const set = (changes) => {
+    mine = true;
+    for (const [field, value] of Object.entries(changes)) model.set(field, value);
+    model.save_changes();
+    mine = false;
+  };
+  const root = document.createElement("div");
+  cell.append(root);
+  const app = await render(root, data, {
+    loadNotes: () => ({ graph: data.hash, ...notes() }),
+    saveNotes: (given, fields) => set(Object.fromEntries(fields.map((field) => [field, given[field]]))),
+    selected: (ids) => set({ selection: ids }),
+  });
+  const heard = () => { if (!mine) app.book.replace(notes()); };
+  for (const field of FIELDS) model.on(`change:${field}`, heard);
+  return () => { for (const field of FIELDS) model.off(`change:${field}`, heard); };
+}
+
+export default { render: renderWidget };

@@ -1,0 +1,216 @@
+"""The page over HTTP: several graphs, notes that are kept, and a model to steer where there is one.
+
+Loopback by default. Every request carries the token that the printed address ends in; Host and Origin are
+checked, so that neither another site nor a name that points here can use a person's browser to get in.
+All addresses in the page are relative, so it works below a notebook proxy's prefix.
+"""
+
+import asyncio
+import html
+import json
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tl_circuits.errors import GraphFileError, TLCircuitsError
+from tl_circuits.view.bundle import page_file, script
+from tl_circuits.view.folder import GraphFolder
+from tl_circuits.view.live_model import LiveModel
+
+LARGEST_BODY = 2 * 1024**2
+LARGEST_MESSAGE = 256 * 1024
+PORTS_TRIED = 50
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+
+
+def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, live: LiveModel | None) -> Any:
+    """The ASGI application. ``hosts``: names a request may be for; None for any (a public address with a token)."""
+    try:
+        from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+        from starlette.requests import Request
+        from starlette.responses import HTMLResponse, JSONResponse, Response
+    except ImportError as error:
+        raise ImportError("the server needs FastAPI and uvicorn. Run: pip install 'tl_circuits[serve]'") from error
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    plain = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+
+    def refused(headers: Any, given: str | None) -> str:
+        host = (headers.get("host") or "").rsplit(":", 1)[0].strip("[]")
+        if hosts is not None and host not in hosts:
+            return f"requests for the host {host!r} are not answered."
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("x-forwarded-host", headers.get("host")):
+            return "requests from other sites are not answered."
+        if not secrets.compare_digest((given or "").encode(), token.encode()):
+            return "the token is missing or wrong: use the whole address that tl-circuits view printed."
+        return ""
+
+    @app.middleware("http")
+    async def check(request: Request, call_next: Any) -> Any:
+        if request.url.path.rsplit("/", 1)[-1] not in ("page.js", "page.css"):  # no secrets in these two
+            problem = refused(request.headers, request.query_params.get("token") or request.headers.get("x-token"))
+            if problem:
+                return JSONResponse({"error": problem}, 403, headers=plain)
+        response = await call_next(request)
+        response.headers.update(plain)
+        return response
+
+    @app.get("/")
+    async def index() -> Any:
+        return HTMLResponse(_shell(live is not None))
+
+    @app.get("/page.js")
+    async def code() -> Any:
+        return Response(script("served.js"), media_type="text/javascript")
+
+    @app.get("/page.css")
+    async def style() -> Any:
+        return Response(page_file("page.css"), media_type="text/css")
+
+    @app.get("/graphs")
+    def graphs() -> Any:
+        return [{"id": e.id, "name": e.path.name, "problem": e.problem} for e in folder.entries()]
+
+    @app.get("/graphs/{graph_id}")
+    def graph(graph_id: str) -> Any:
+        return _answer(lambda: folder.data(graph_id))
+
+    @app.get("/graphs/{graph_id}/notes")
+    def notes(graph_id: str) -> Any:
+        return _answer(lambda: folder.notes(graph_id))
+
+    @app.put("/graphs/{graph_id}/notes")
+    async def save(graph_id: str, request: Request) -> Any:
+        if int(request.headers.get("content-length", LARGEST_BODY + 1)) > LARGEST_BODY:
+            return JSONResponse({"error": f"notes may have at most {LARGEST_BODY} bytes."}, 413)
+        body = await request.body()
+        return await asyncio.to_thread(_answer, lambda: _save(folder, graph_id, body))
+
+    @app.websocket("/live")
+    async def talk(socket: WebSocket) -> None:
+        if refused(socket.headers, socket.query_params.get("token")) or live is None:
+            await socket.close(1008)
+            return
+        await socket.accept()
+        try:
+            await _converse(socket, folder, live)
+        except WebSocketDisconnect:
+            pass  # the tab was closed
+
+    def _answer(work: Any) -> Any:
+        try:
+            return JSONResponse(work())
+        except KeyError as error:
+            return JSONResponse({"error": str(error.args[0])}, 404)
+        except (TLCircuitsError, ValueError) as error:
+            return JSONResponse({"error": str(error)}, 422)
+
+    return app
+
+
+def _save(folder: GraphFolder, graph_id: str, body: bytes) -> dict[str, bool]:
+    given = json.loads(body)
+    if not isinstance(given, dict) or not isinstance(given.get("fields"), list):
+        raise GraphFileError("expected {notes, fields}.")
+    folder.save_notes(graph_id, given.get("notes"), given["fields"])
+    return {"saved": True}
+
+
+async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
+    """Answer one tab. A wish that a later one overtakes before the model is free is answered with ``skipped``."""
+    latest, jobs = 0, set()
+
+    async def work(wish: dict[str, Any], number: int) -> None:
+        try:
+            if wish.get("do") == "trace":
+                await socket.send_json(await _trace(socket, folder, live, str(wish.get("prompt", ""))))
+                return
+            graph = folder.graph(str(wish.get("graph")))
+            nodes = [str(node) for node in wish.get("nodes", ())]
+            result = await live.steer(graph, nodes, float(wish.get("factor", 0)), lambda: number == latest)
+            await socket.send_json({"number": wish.get("number"), "skipped": True} if result is None else {"number": wish.get("number"), "result": result})
+        except (TLCircuitsError, ValueError, KeyError, TypeError) as error:
+            await socket.send_json({"number": wish.get("number"), "error": str(error.args[0] if error.args else error)})
+
+    try:
+        while True:
+            text = await socket.receive_text()
+            if len(text) > LARGEST_MESSAGE:
+                await socket.close(1009)
+                return
+            try:
+                wish = json.loads(text)
+            except ValueError:
+                wish = None
+            if not isinstance(wish, dict):
+                await socket.send_json({"error": "expected a JSON object."})
+                continue
+            latest += 1
+            job = asyncio.create_task(work(wish, latest))
+            jobs.add(job)
+            job.add_done_callback(jobs.discard)
+    finally:
+        latest = -1
+        for job in jobs:
+            job.cancel()
+
+
+async def _trace(socket: Any, folder: GraphFolder, live: LiveModel, prompt: str) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+
+    def tell(text: str) -> None:
+        asyncio.run_coroutine_threadsafe(socket.send_json({"progress": text}), loop)
+
+    graph = await live.trace(prompt, tell)
+    home = folder.path if folder.path.is_dir() else folder.path.parent
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "trace"
+    path = home / f"{slug}-{secrets.token_hex(3)}.graph.safetensors"
+    await asyncio.to_thread(graph.save, path)
+    return {"traced": next((e.id for e in folder.entries() if e.path == path), None), "file": path.name}
+
+
+def _shell(live: bool) -> str:
+    mark = ' data-live="yes"' if live else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>tl_circuits</title>'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="page.css"></head><body>'
+        f'<main id="graph"{mark}><h1>{html.escape("Loading the graph …")}</h1></main>'
+        '<script type="module" src="page.js"></script></body></html>'
+    )
+
+
+def free_port(host: str, wanted: int) -> int:
+    """``wanted``, or the next port that is free on ``host``. Raises OSError if none of the next ones is."""
+    for port in range(wanted, wanted + PORTS_TRIED):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind((host, port))
+                return port
+            except OSError:
+                continue
+    raise OSError(f"no port from {wanted} to {wanted + PORTS_TRIED - 1} is free on {host}.")
+
+
+def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any) -> None:
+    """Serve until interrupted. ``ready(address)`` is told the address once the port is known.
+
+    Raises ValueError for a public ``host`` without a token of the person's own.
+    """
+    public = host not in LOOPBACK
+    if public and not token:
+        raise ValueError(f"--host {host} lets other machines in. Choose a token for them: --token SOMETHING-LONG.")
+    secret = token or secrets.token_urlsafe(16)
+    app = make_app(GraphFolder(path), secret, None if public else LOOPBACK, live)
+    import uvicorn
+
+    port = free_port(host, port)
+    name = f"[{host}]" if ":" in host else host
+    ready(f"http://{name}:{port}/?token={secret}", port)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, ws_max_size=LARGEST_MESSAGE)

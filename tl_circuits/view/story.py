@@ -1,0 +1,241 @@
+"""The story of a graph: its question, a few boxes between tokens and answer, sentences, and a meter.
+
+The page, the server, the widget and the figure all tell this one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.graph.box_names import place
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.paths import visible
+
+SENTENCES = 3
+ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
+LEAST_ARROW = 0.002  # none below this share of its inputs
+MOST_TARGETS = 5
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing the story draws: a prompt token, a box of features, or a target.
+
+    ``row``: 0 for tokens, 1 for targets, in between where a box's layers are. ``column``: where on
+    the prompt it sits, in tokens. ``members``: node indices.
+    """
+
+    kind: str
+    name: str
+    place: str
+    members: tuple[int, ...]
+    row: float
+    column: float
+    influence: float
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """The direct effects of one unit on another. ``share``: of the other's inputs, signed: above zero
+    they push it the way it went (raise it, if it is a target), below zero against it."""
+
+    source: int
+    target: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Where the targets' influence comes from. ``shown``: from tokens, over nothing but what is drawn;
+    ``error``: from MLP output that the features miss; ``hidden``: over features that are not drawn. Sums to 1."""
+
+    shown: float
+    error: float
+    hidden: float
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is told: see the module's text. ``lump_error``: see Supernodes."""
+
+    headline: str
+    sentences: tuple[str, ...]
+    units: tuple[Unit, ...]
+    arrows: tuple[Arrow, ...]
+    meter: Meter
+    lump_error: float
+
+
+def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
+    """The story of ``graph`` in at most ``max_boxes`` boxes, a person's groups among them."""
+    found = graph.supernodes(max_boxes)
+    index = {name: i for i, name in enumerate(graph.node_ids)}
+    boxes = [(label, tuple(index[i] for i in ids)) for label, ids in found.groups]
+    units = (*_tokens(graph), *(_box(graph, label, members) for label, members in boxes), *_targets(graph))
+    flows = _flows(graph, units)
+    arrows = _arrows(units, flows)
+    return Story(headline(graph), _sentences(graph, units, flows), units, arrows, meter(graph, units), found.lump_error)
+
+
+def headline(graph: AttributionGraph) -> str:
+    """The question the graph answers."""
+    names, weights = graph.info.target_names, graph.info.target_probabilities
+    if not names:
+        return "Why did this feature fire?"
+    # A difference or direction has weight one and is no probability.
+    probability = f" ({weights[0]:.0%})".replace("%", " %") if weights[0] < 1 else ""
+    return f"Why “{visible(names[0])}”{probability}?"
+
+
+def _tokens(graph: AttributionGraph) -> list[Unit]:
+    units = []
+    for i in graph.is_kind("embedding").nonzero()[:, 0].tolist():
+        position = int(graph._nodes.position[i])
+        name = f"“{visible(graph.info.tokens[position])}”"
+        units.append(Unit("token", name, f"position {position}", (i,), 0.0, float(position), float(graph.influence[i])))
+    return units
+
+
+def _box(graph: AttributionGraph, label: str, members: tuple[int, ...]) -> Unit:
+    picked, nodes = list(members), graph._nodes
+    weight = graph.influence[picked].clamp_min(1e-30)
+    row = float((nodes.layer[picked] * weight).sum() / weight.sum())
+    column = float((nodes.position[picked] * weight).sum() / weight.sum())
+    height = (row + 1) / (graph.info.n_layers + 1)
+    return Unit("box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()))
+
+
+def _targets(graph: AttributionGraph) -> list[Unit]:
+    weights = graph._nodes.weight
+    order = torch.argsort(weights, descending=True, stable=True)[:MOST_TARGETS].tolist()
+    last = len(graph.info.tokens) - 1
+    units = []
+    for i in order:
+        if float(weights[i]) <= 0:
+            continue
+        name = visible(graph.label(i).removeprefix("output "))
+        position = int(graph._nodes.position[i])
+        units.append(Unit("target", name, "answer", (i,), 1.0, float(position if position >= 0 else last), float(weights[i])))
+    return units
+
+
+def _membership(graph: AttributionGraph, units: tuple[Unit, ...]) -> Tensor:
+    unit_of = torch.full((len(graph),), -1, dtype=torch.long)
+    for u, unit in enumerate(units):
+        unit_of[list(unit.members)] = u
+    return unit_of
+
+
+def _input_mass(graph: AttributionGraph) -> Float[Tensor, " node"]:
+    """All absolute inputs of a node, those from features outside the graph included."""
+    mass = graph._nodes.residue_mass.double()
+    return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs()).clamp_min(1e-30)
+
+
+def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "unit unit"]:
+    """Signed shares: row the unit acted on, column the one acting."""
+    edges, nodes = graph._edges, graph._nodes
+    unit_of = _membership(graph, units)
+    towards = torch.where(graph.is_kind("feature"), nodes.activation.sign(), torch.ones(())).double()
+    share = edges.weight.double() / _input_mass(graph)[edges.target] * towards[edges.target]
+    source, target = unit_of[edges.source], unit_of[edges.target]
+    both = (source >= 0) & (target >= 0) & (source != target)
+    n = len(units)
+    flat = torch.zeros(n * n, dtype=torch.float64)
+    reach = graph.influence.clamp_min(1e-30)
+    flat.index_add_(0, (target * n + source)[both], (share * reach[edges.target])[both])
+    whole = torch.tensor([float(reach[list(unit.members)].sum()) for unit in units], dtype=torch.float64)
+    return flat.reshape(n, n) / whole[:, None]
+
+
+def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[Arrow, ...]:
+    arrows = []
+    for target, unit in enumerate(units):
+        if unit.kind == "token":
+            continue
+        order = torch.argsort(flows[target].abs(), descending=True, stable=True)[:ARROWS_PER_BOX]
+        found = [Arrow(s, target, float(flows[target, s])) for s in order.tolist()]
+        arrows += [arrow for arrow in found if abs(arrow.share) >= LEAST_ARROW]
+    return tuple(arrows)
+
+
+def _sentences(graph: AttributionGraph, units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[str, ...]:
+    """The strongest way over each of the boxes that act most on the first target."""
+    first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
+    if first is None:
+        return ()
+    came_from = _ways(units, flows)
+    order = torch.argsort(flows[first].abs(), descending=True, stable=True).tolist()
+    told = []
+    for last in (u for u in order if units[u].kind == "box" and came_from[u] is not None):
+        chain = [last]
+        while came_from[chain[0]] is not None:
+            chain.insert(0, came_from[chain[0]])
+        if units[chain[0]].kind == "token":
+            told.append(_sentence(units, flows, [*chain, first]))
+        if len(told) == SENTENCES:
+            break
+    return tuple(told)
+
+
+def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[int | None]:
+    """For each unit the one before it on its strongest way from a token: products of shares, boxes from low to high."""
+    best = [1.0 if unit.kind == "token" else 0.0 for unit in units]
+    came_from: list[int | None] = [None] * len(units)
+    for u in sorted((u for u, unit in enumerate(units) if unit.kind == "box"), key=lambda u: (units[u].row, u)):
+        for s, unit in enumerate(units):
+            below = unit.kind == "token" or (unit.kind == "box" and (unit.row, s) < (units[u].row, u))
+            strength = best[s] * abs(float(flows[u, s]))
+            if below and strength > best[u]:
+                best[u], came_from[u] = strength, s
+    return came_from
+
+
+def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: list[int]) -> str:
+    words = units[chain[0]].name
+    for step, (source, target) in enumerate(zip(chain, chain[1:], strict=False)):
+        up, unit = float(flows[target, source]) >= 0, units[target]
+        verb = ("raises" if up else "lowers") if unit.kind == "target" else ("activates" if up else "dampens")
+        count = len(unit.members)
+        name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
+        words += f"{', which' if step else ''} {verb} {name}"
+    return f"{words}."
+
+
+def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
+    """Follow the drawn targets' inputs back, each node's by their shares, until a token, an error or a feature not drawn."""
+    edges, layer = graph._edges, graph._nodes.layer
+    drawn = _membership(graph, units) >= 0
+    is_token, is_error = graph.is_kind("embedding"), graph.is_kind("error")
+    share = edges.weight.double().abs() / _input_mass(graph)[edges.target]
+    targets = [unit.members[0] for unit in units if unit.kind == "target"]
+    arriving = torch.zeros(len(graph), dtype=torch.float64)
+    arriving[targets] = graph._nodes.weight[targets].double()
+    total = float(arriving.sum())
+    through = drawn & ~is_token
+    useful = through[edges.target]
+    for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
+        now = useful & (layer[edges.target] == at)
+        arriving.index_add_(0, edges.source[now], arriving[edges.target[now]] * share[now])
+    shown = float(arriving[is_token].sum()) / max(total, 1e-30)
+    error = float(arriving[is_error].sum()) / max(total, 1e-30)
+    return Meter(shown, error, max(0.0, 1 - shown - error))
+
+
+def summary_line(story: Story, exact: bool) -> str:
+    """The meter in words, and first of all if it is less than half."""
+    m = story.meter
+    parts = f"{_percent(m.shown)} of the influence on the answer runs through what is drawn, "
+    parts += f"{_percent(m.hidden)} through features that are not drawn"
+    parts += "." if exact else f", {_percent(m.error)} starts in MLP output that the features miss."
+    return ("Less than half is explained by this picture: " if m.shown < 0.5 else "") + parts
+
+
+def _percent(share: float) -> str:
+    """Two digits that mean something, as the page writes it."""
+    size = 100 * abs(share)
+    digits = 0 if size in (0, 100) or 10 <= size < 99 else 1 if size >= 1 else 2
+    return f"{100 * share:.{digits}f} %"
+
