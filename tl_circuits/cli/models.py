@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.models import PACKAGED
+from tl_circuits.models import BUILTIN, BUILTIN_DESCRIPTION, PACKAGED
 
 
 @app.command()
@@ -18,7 +18,8 @@ def models(
 ) -> None:
     """List the models that --model can name."""
     with clear_errors(debug):
-        rows = [
+        rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]
+        rows += [
             {"name": m.name, "description": m.description, "state": _state(m.installed, m.folder.is_dir()), "command": m.command}
             for m in PACKAGED.values()
         ]

@@ -42,7 +42,7 @@ def trace(
         name = out if out is not None else Path(_slug(prompt))
         files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
         for path in files.values():
-            _refuse_early(path, force)
+            refuse_early(path, force)
         graph, report = _run(
             prompt, model, transcoders, target, position, max_nodes, engine, device, dtype, check
         )
@@ -115,7 +115,7 @@ def _with_ending(name: Path, ending: str) -> Path:
     return name.with_name(name.name + ending)
 
 
-def _refuse_early(path: Path, force: bool) -> None:
+def refuse_early(path: Path, force: bool) -> None:
     """Say before the work, not after it, that the result could not be written."""
     from tl_circuits.errors import OutputError
 
