@@ -21,13 +21,14 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything on the card. ``known``, ``held_out``: family to (number of facts, accuracy)."""
+    """Everything on the card. ``middle_step`` is of capitals, ``control`` of abbreviations; ``known``, ``held_out``: family to (number of facts, accuracy)."""
 
     known: dict[str, tuple[int, float]]
     held_out: dict[str, tuple[int, float]]
     strangers: tuple[int, float]
     transcoders: pd.DataFrame
     middle_step: MiddleStep
+    control: MiddleStep
     megabytes: float
     size: str
 
@@ -102,8 +103,9 @@ position and the last one. On the {step.prompts} questions about capitals that w
 | a shared feature of the state is in the pruned graph, with edges leading to it from the city and from it to the answer | {step.found:.1%} |
 | without the state's features, the answer is no longer the likeliest word | {step.removed:.1%} |
 | with another state's features in their place (drawn at random, at their mean activation), the likeliest word is the other state's capital | {step.swapped:.1%} |
+| the same swap in the {f.control.prompts} questions about abbreviations: the likeliest word is the other state's abbreviation | {f.control.swapped:.1%} |
 
-Nothing else is held in the last two rows (`freeze="none"`). Why shared features alone would not do for a swap: the first
+The last row says that the state was swapped, not the answer. Nothing is held in the last three rows (`freeze="none"`). Why shared features alone would not do for a swap: the first
 layer writes the state from the city with features that serve one to three cities each; the second cleans it up with features
 that most of a state's cities share. Taking features out without a substitute leaves the answer standing more often, because
 what the transcoders miss still points to the state.

@@ -90,9 +90,9 @@ def transcoder_table(replacement: Replacement, facts: list[Fact]) -> pd.DataFram
 
 @dataclass(frozen=True)
 class MiddleStep:
-    """Shares of two-hop prompts about capitals. ``found``: a shared feature of the state is in the pruned graph, between city
+    """Shares of two-hop prompts about one property. ``found``: a shared feature of the state is in the pruned graph, between city
     and answer. ``swapped``: with another state's features in place of the state's, the likeliest answer is
-    the other's capital. ``removed``: without the state's features the answer is no longer the likeliest.
+    the other's property. ``removed``: without the state's features the answer is no longer the likeliest.
     """
 
     prompts: int
@@ -120,7 +120,7 @@ def middle_step(replacement: Replacement, facts: list[Fact], seed: int = 0, free
             continue
         after, without = tlc.intervene_many(replacement, fact.prompt, sets, freeze=freeze)
         answers = [tokenizer.convert_ids_to_tokens(int(r.last_logits.argmax())) for r in (after, without)]
-        swapped += answers[0] == other["capital"]
+        swapped += answers[0] == other[fact.prompt.split()[1]]
         removed += answers[1] != fact.answer
     n = len(facts)
     return MiddleStep(n, found / n, swapped / n, removed / n, len(features) / len(STATES), shared / len(STATES))

@@ -66,17 +66,21 @@ def _findings(folder: Path) -> Findings:
     facts = split()
     model = tlc.load_model(str(folder))
     kept_back = [fact for group in facts.held_out.values() for fact in group]
-    capitals = [fact for fact in facts.held_out["two-hop"] if " capital " in fact.prompt]
+    capitals, abbreviations = (
+        [fact for fact in facts.held_out["two-hop"] if f" {name} " in fact.prompt] for name in ("capital", "abbreviation")
+    )
     cfg = model.cfg
     with tlc.attach(model, open_transcoders(folder / "transcoders.safetensors")) as replacement:
         table = measure.transcoder_table(replacement, kept_back)
         middle = measure.middle_step(replacement, capitals)
+        control = measure.middle_step(replacement, abbreviations)
     return Findings(
         known={name: (len(group), measure.accuracy(model, group)) for name, group in facts.train.items()},
         held_out={name: (len(group), measure.accuracy(model, group)) for name, group in facts.held_out.items()},
         strangers=(len(facts.strangers), measure.accuracy(model, facts.strangers)),
         transcoders=table,
         middle_step=middle,
+        control=control,
         megabytes=sum(p.stat().st_size for p in folder.iterdir()) / 1e6,
         size=f"Llama architecture: {cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} heads, "
         f"d_mlp {cfg.d_mlp}, {cfg.d_vocab} words.",
