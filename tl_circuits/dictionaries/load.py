@@ -21,6 +21,7 @@ from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
 from tl_circuits.dictionaries.selection import select
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
+from tl_circuits.models import BUILTIN
 
 
 def load_transcoders(
@@ -41,7 +42,7 @@ def load_transcoders(
     """Open a dictionary.
 
     Args:
-        source: a short name (``"gemma"``; ``tl-circuits models`` lists them), a SAELens release, a
+        source: ``"tiny-facts"`` (built in), a short name (``"gemma"``; ``tl-circuits models`` lists them), a SAELens release, a
             hub repository ``org/repo[/folder][@revision]``, a folder in any layout of
             docs/transcoders.md, ``{layer: SAELens transcoder}``, ``{layer: Transcoder}``, or a list
             of either, index = layer.
@@ -63,6 +64,10 @@ def load_transcoders(
     """
     if isinstance(source, Dictionary):
         return source
+    if isinstance(source, str) and source == BUILTIN:
+        from tl_circuits.builtin.files import open_transcoders
+
+        return open_transcoders()
     if isinstance(source, (list, tuple)):
         source = dict(enumerate(source))
     if isinstance(source, Mapping):

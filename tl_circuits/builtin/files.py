@@ -1,0 +1,40 @@
+"""Where the built-in model lies and how its transcoders are stored: float16, opened as float32."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.models import BUILTIN, BUILTIN_FOLDER
+
+_TRANSCODERS = BUILTIN_FOLDER / "transcoders.safetensors"
+_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+
+
+def open_transcoders(path: Path = _TRANSCODERS) -> TranscoderSet:
+    """The JumpReLU transcoders of every layer of `tiny-facts`."""
+    from safetensors.torch import load_file
+
+    stored = load_file(path)
+    layers = sorted({int(name.split(".")[0]) for name in stored})
+    return TranscoderSet(
+        {
+            layer: Transcoder(**{n: stored[f"{layer}.{n}"].float() for n in _TENSORS}, activation="jumprelu")
+            for layer in layers
+        },
+        BUILTIN,
+    )
+
+
+def store_transcoders(transcoders: Mapping[int, Transcoder], path: Path = _TRANSCODERS) -> Path:
+    """Write transcoders as :func:`open_transcoders` reads them. Biases and thresholds stay float32."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{layer}.{n}": getattr(t, n).to(torch.float16 if getattr(t, n).ndim == 2 else torch.float32).contiguous()
+        for layer, t in transcoders.items()
+        for n in _TENSORS
+    }
+    save_file(tensors, path)
+    return path
