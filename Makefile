@@ -42,6 +42,7 @@ bench: .venv/test-installed .venv-peer/installed
 
 .venv/test-installed: .venv/demo-installed
 	$(BIN)/python -m pip install -q -e '.[gguf,networkx,test]'
+	$(BIN)/python -m pip install -q --no-deps circuit-tracer==0.5.0  # its page and models read what we export
 	touch $@
 
 .venv-tl4/installed: setup.cfg pyproject.toml

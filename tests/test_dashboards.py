@@ -181,8 +181,8 @@ def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, chromium):
 
     from tests.test_neuronpedia_export import D3, PEER
 
-    need(PEER.is_file(), "circuit-tracer 0.5.0 in .venv-peer (make .venv-peer/installed)")
-    assets = next((PEER.parent.parent / "lib").glob("python*/site-packages/circuit_tracer")) / "frontend/assets"
+    need(PEER is not None, "the files of circuit-tracer (pip install --no-deps circuit-tracer==0.5.0)")
+    assets = Path(PEER.origin).parent / "frontend/assets"
     path = graph.to_neuronpedia(tmp_path, "circuit-tracer", slug="g", features=made.folder.parent)
     scan = json.loads(path.read_text())["metadata"]["scan"]
     assert scan == "./graph_data/features/g"

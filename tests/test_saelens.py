@@ -63,6 +63,14 @@ def test_a_hook_of_another_layer_is_refused():
         tlc.load_transcoders({0: saelens_transcoder("Transcoder", 1)})
 
 
+def test_gemma_scope_2_objects_read_the_norms_output():
+    """SAELens names their input hook_mlp_in, which is the residual stream before the norm."""
+    sae = saelens_transcoder("JumpReLUTranscoder", 1)
+    sae.cfg.metadata.hook_name = "blocks.1.hook_mlp_in"
+    sae.cfg.metadata.hf_hook_name = "model.layers.1.pre_feedforward_layernorm.output"
+    assert tlc.load_transcoders({1: sae}).input_hook(1) == "blocks.1.mlp.hook_in"
+
+
 def test_importing_the_package_does_not_import_sae_lens():
     import subprocess
     import sys

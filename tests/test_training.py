@@ -80,7 +80,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(text, tmp_path, monkeypatch
 
 
 def test_a_few_steps_on_smollm2_raise_the_explained_variance(smollm2, tmp_path):
-    words = "The capital of France is Paris. Bread is made of flour, water, salt and yeast. Two and two are four. " * 60
+    words = "The capital of France is Paris. Bread is made of flour, water, salt and yeast. Two and two are four. " * 40
     (tmp_path / "text.txt").write_text(words)
     history = tlc.train_transcoders(
         "smollm2-135m", [tmp_path / "text.txt"], tmp_path / "out", layers=[4, 5], expansion=2, k=16, context=32, batch_size=2,

@@ -2,10 +2,13 @@
 
 import logging
 import shutil
+import socket
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from tl_circuits.dictionaries.references import Reference
 from tl_circuits.dictionaries.repository import Repository, inside
@@ -42,6 +45,7 @@ class HubRepository(Repository):
         else:
             try:
                 with _clear_errors(self._reference, "list the files of"):
+                    _require_network()
                     names = hub.HfApi().list_repo_files(self._reference.repo_id, revision=self._reference.revision)
             except DownloadError as error:
                 if snapshot is None or _is_answer(error.__cause__):
@@ -128,6 +132,17 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
 
 def _files_below(folder: Path) -> list[str]:
     return [PurePosixPath(p.relative_to(folder)).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def _require_network() -> None:
+    """Raise OSError at once where the hub does not answer; the hub library would try for most of a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return  # only the proxy knows
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    socket.create_connection((address.hostname or "", port), timeout=5).close()
 
 
 def _offline() -> bool:

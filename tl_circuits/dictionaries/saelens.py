@@ -54,9 +54,17 @@ def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
         threshold=_tensor(sae.threshold) if activation == "jumprelu" else None,
         activation=activation,
         k=k,
-        input_hook=relative_hook(layer, "hook_name", cfg.metadata.hook_name),
+        input_hook=_input_hook(layer, cfg.metadata),
         output_hook=relative_hook(layer, "hook_name_out", cfg.metadata.hook_name_out or cfg.metadata.hook_name),
     )
+
+
+def _input_hook(layer: int, metadata: Any) -> str:
+    """What is read. SAELens calls Gemma Scope 2's input ``hook_mlp_in``, which is the residual stream before the norm;
+    the Hugging Face name beside it says the norm's output."""
+    short = relative_hook(layer, "hook_name", metadata.hook_name)
+    after_norm = str(metadata.hf_hook_name).endswith("pre_feedforward_layernorm.output")
+    return "mlp.hook_in" if short == "hook_mlp_in" and after_norm else short
 
 
 def _tensor(parameter: Tensor) -> Tensor:

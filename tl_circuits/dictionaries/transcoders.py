@@ -66,7 +66,8 @@ class Transcoder:
 
 def take_rows(matrix: Float[Tensor, "feature *rest"], features: Int[Tensor, " n"]) -> Float[Tensor, "n *rest"]:
     """Some rows of a matrix that may lie elsewhere (on disk, in host memory), where ``features`` is, float32."""
-    return matrix[features.to(matrix.device)].to(features.device).float()
+    # index_select copies whole rows, several times faster than indexing on the CPU.
+    return matrix.index_select(0, features.to(matrix.device)).to(features.device).float()
 
 
 def weighted_sum(
