@@ -13,7 +13,7 @@ from tests.browser import NASTY, tab
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.graph.graph import Label
 from tl_circuits.view.bundle import script
-from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, page_data, packed_json
+from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, packed_json, page_data
 from tl_circuits.view.page_file import page_html
 from tl_circuits.view.story import tell
 
