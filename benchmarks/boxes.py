@@ -31,8 +31,12 @@ def random_boxes(graph: Any, groups: Any, seed: int) -> dict[str, tuple[str, ...
 
 
 def correlation(report: FaithfulnessReport, draw: int) -> float:
-    """Of predicted and measured changes of the logits, over the boxes of one draw."""
+    """Of predicted and measured changes of the logits, over the boxes of one draw whose run stayed finite.
+
+    With norm denominators held, removing a massive activation can make the model overflow.
+    """
     rows = report.effects[report.effects.target.str.startswith("logit") & report.effects.source.str.startswith(f"{draw} ")]
+    rows = rows[np.isfinite(rows.measured)]
     return float(np.corrcoef(rows.predicted, rows.measured)[0, 1])
 
 
