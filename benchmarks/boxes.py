@@ -18,23 +18,26 @@ PROMPTS = (
     "Fact: the capital of the state containing Dallas is",
     "January, February, March,",
     "The Eiffel Tower is in the city of",
-    "Two plus two equals",
 )
 MODELS = ("smollm2-135m", "gemma-3-270m")
-FEATURES, DRAWS = 600, 5
+FEATURES, DRAWS = 400, 5
 
 
 def random_boxes(graph: Any, groups: Any, seed: int) -> dict[str, tuple[str, ...]]:
     """Boxes of the same sizes, their members drawn from the same features: only who goes with whom is random."""
     members = [i for _, ids in groups for i in ids]
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed)).tolist()
-    return {f"random {seed} {label}": tuple(members[order.pop()] for _ in ids) for label, ids in groups}
+    return {label: tuple(members[order.pop()] for _ in ids) for label, ids in groups}
 
 
-def effects(report: FaithfulnessReport) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and measured changes of the logits."""
-    logits = report.effects[report.effects.target.str.startswith("logit")]
-    return logits.predicted.to_numpy(), logits.measured.to_numpy()
+def correlation(report: FaithfulnessReport, draw: int) -> float:
+    """Of predicted and measured changes of the logits, over the boxes of one draw whose run stayed finite.
+
+    With norm denominators held, removing a massive activation can make the model overflow.
+    """
+    rows = report.effects[report.effects.target.str.startswith("logit") & report.effects.source.str.startswith(f"{draw} ")]
+    rows = rows[np.isfinite(rows.measured)]
+    return float(np.corrcoef(rows.predicted, rows.measured)[0, 1])
 
 
 def main() -> None:
@@ -47,16 +50,12 @@ def main() -> None:
                 found = graph.supernodes()
                 lumps.append(found.lump_error)
                 sets = [dict(found.groups), *(random_boxes(graph, found.groups, seed) for seed in range(DRAWS))]
-                pairs = []
-                for groups in sets:
-                    report = faithfulness(replacement, graph, 0, groups=groups, freezes=("attention",))
-                    pairs.append(effects(report))
-                own = np.corrcoef(*pairs[0])[0, 1]
-                drawn = [np.corrcoef(*pair)[0, 1] for pair in pairs[1:]]
-                scale = np.abs(pairs[0][1]).max()
+                every = {f"{draw} {label}": ids for draw, groups in enumerate(sets) for label, ids in groups.items()}
+                report = faithfulness(replacement, graph, 0, groups=every, freezes=("attention",))
+                own, *drawn = (correlation(report, draw) for draw in range(len(sets)))
                 rows.append((own, float(np.mean(drawn)), _same_sign(graph, found.groups)))
                 print(f"{name}: {prompt!r}: {len(found.groups)} boxes, lump error {found.lump_error:.3f}, correlation {own:.3f}, "
-                      f"random boxes {np.mean(drawn):.3f} ({min(drawn):.3f} to {max(drawn):.3f}), largest effect {scale:.2f}", flush=True)  # fmt: skip
+                      f"random boxes {np.mean(drawn):.3f} ({min(drawn):.3f} to {max(drawn):.3f})", flush=True)  # fmt: skip
         means = np.mean(rows, axis=0)
         print(f"{name}: mean lump error {np.mean(lumps):.3f}, largest {max(lumps):.3f}; mean correlation {means[0]:.3f} against "
               f"{means[1]:.3f} for random boxes; {means[2]:.0%} of the members act on the first target with their box's sign")  # fmt: skip

@@ -8,11 +8,13 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
+from tests.tiny import prompt, tiny_bridge
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -26,27 +28,33 @@ from tl_circuits.view.server import LARGEST_BODY, LOOPBACK, free_port, make_app,
 TOKEN = "not-a-guess"
 
 
-@pytest.fixture(scope="module")
-def served(smollm2, tmp_path_factory):
-    """A folder with two graphs, a truncated and a foreign file, served with the model; its address and path."""
-    home = tmp_path_factory.mktemp("graphs")
-    with tlc.attach(smollm2, tlc.mlp_neurons(smollm2)) as replacement:
-        for name, prompt in (("capital", "The capital of France is"), ("small", "Hot and")):
-            graph = tlc.attribute(replacement, prompt, max_nodes=60, progress=False)
-            graph.save(home / f"{name}.graph.safetensors")
-        whole = (home / "small.graph.safetensors").read_bytes()
+@contextmanager
+def serving(model, prompts, home):
+    """A folder with a graph of each prompt, a truncated and a foreign file, served with the model; its address."""
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        for name, prompt in prompts.items():
+            tlc.attribute(replacement, prompt, max_nodes=60, progress=False).save(home / f"{name}.graph.safetensors")
+        whole = (home / "capital.graph.safetensors").read_bytes()
         (home / "truncated.safetensors").write_bytes(whole[:700])
         (home / "foreign.json").write_text('{"hello": 1}')
         port = free_port("127.0.0.1", 18100)
-        app = make_app(GraphFolder(home), TOKEN, LOOPBACK, LiveModel(replacement))
+        app = make_app(GraphFolder(home), TOKEN, LOOPBACK, LiveModel(replacement, max_nodes=40))
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
         thread = threading.Thread(target=server.run)
         thread.start()
         while not server.started:
             time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}", home
+        yield f"http://127.0.0.1:{port}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server with a small model: its address and its folder."""
+    home = tmp_path_factory.mktemp("graphs")
+    with serving(tiny_bridge("llama"), {"capital": prompt(), "other": prompt(5)}, home) as url:
+        yield url, home
 
 
 @pytest.fixture
@@ -160,8 +168,12 @@ def test_memory_stays_flat_over_500_requests(served):
     assert process.memory_info().rss - before < 20 * 2**20  # the data of one graph is a quarter of that
 
 
-def test_a_person_reads_steers_groups_and_traces_in_the_page(browser, served, home):
-    url, _ = served
+def test_a_person_reads_steers_groups_and_traces_in_the_page(browser, smollm2, tmp_path):
+    with serving(smollm2, {"capital": "The capital of France is", "hot": "Hot and"}, tmp_path) as url:
+        use_the_page(browser, url, tmp_path)
+
+
+def use_the_page(browser, url, home):
     address = f"{url}/?token={TOKEN}&graph={graph_id(url)}"
     with tab(browser, address, allowed=(url, url.replace("http", "ws"))) as page:
         assert page.inner_text("h1") == "Why “ Paris” (75 %)?"
@@ -186,8 +198,6 @@ def test_a_person_reads_steers_groups_and_traces_in_the_page(browser, served, ho
         page.wait_for_selector("header progress")
         page.locator(".prompt", has_text="One two").wait_for(timeout=120_000)
         page.locator(".unit").first.wait_for()
-    for made in home.glob("one-two-*.safetensors"):
-        made.unlink()
 
 
 def test_a_taken_port_gives_the_next_free_one(tmp_path):

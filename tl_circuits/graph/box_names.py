@@ -19,18 +19,22 @@ def name_boxes(
     """
     ranked = sorted(boxes, key=lambda box: (tuple(sorted(box)) not in own, -float(graph.influence[list(box)].sum())))
     labels = [own.get(tuple(sorted(box))) or _name(graph, box) for box in ranked]
-    labels = _told_apart(labels, [place(graph, box) for box in ranked])
+    labels = _told_apart(labels, [place(graph, box) for box in ranked], len(own))
     by_influence = [sorted(box, key=lambda i: -float(graph.influence[i])) for box in ranked]
     return tuple((label, tuple(graph.node_ids[i] for i in box)) for label, box in zip(labels, by_influence, strict=True))
 
 
-def _told_apart(labels: list[str], places: list[str]) -> list[str]:
-    counts = Counter(labels)
-    labels = [f"{label} · {place}" if counts[label] > 1 else label for label, place in zip(labels, places, strict=True)]
-    counts = Counter(labels)
-    return [
-        f"{label} ({labels[: i + 1].count(label)})" if counts[label] > 1 else label for i, label in enumerate(labels)
-    ]
+def _told_apart(labels: list[str], places: list[str], n_own: int) -> list[str]:
+    """Labels that all differ; the first ``n_own``, a person's, stay as they are."""
+    counts, made = Counter(labels), labels[:n_own]
+    for label, where in zip(labels[n_own:], places[n_own:], strict=True):
+        told = f"{label} · {where}" if counts[label] > 1 else label
+        number = 2
+        while told in made:
+            told = f"{label} ({number})"
+            number += 1
+        made.append(told)
+    return made
 
 
 def place(graph: AttributionGraph, box: Sequence[int]) -> str:

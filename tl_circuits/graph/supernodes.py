@@ -77,7 +77,8 @@ def supernodes(graph: AttributionGraph, max_boxes: int = 12) -> Supernodes:
             boxes, error = [[int(role.features[i]) for i in box] for box in found], found_error
         if error <= GOOD_LUMP_ERROR:
             break
-    labels = {tuple(sorted(index[i] for i in ids)): label for label, ids in graph.groups}
+    names = [label for label, ids in graph.groups if any(is_feature[index[i]] for i in ids)]
+    labels = {tuple(sorted(members)): label for label, members in zip(names, own, strict=True)}
     return Supernodes(name_boxes(graph, boxes, labels), error)
 
 

@@ -16,8 +16,9 @@ LARGEST_FACTOR = 100.0
 class LiveModel:
     """Steers and traces with one attached model. Jobs run one after the other in a thread of their own."""
 
-    def __init__(self, replacement: Replacement) -> None:
+    def __init__(self, replacement: Replacement, max_nodes: int = 1000) -> None:
         self.replacement = replacement
+        self.max_nodes = max_nodes  # features traced of a new prompt
         self._turn = asyncio.Lock()
 
     async def steer(
@@ -45,6 +46,6 @@ class LiveModel:
         import tl_circuits as tlc
 
         tell("tracing the strongest features")
-        graph = tlc.attribute(self.replacement, prompt, progress=False, max_nodes=1000)
+        graph = tlc.attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)
         tell("labelling them")
         return tlc.label_features(self.replacement, graph)

@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, summary_line, tell
+from tl_circuits.view.story import Story, tell
 
 MOST_NODES = 2500
 MOST_LINKS = 60_000
@@ -58,7 +57,6 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         ],
         "story": {
             "headline": stories[1].headline,
-            "summary": summary_line(stories[1], info.exact),
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
         },
@@ -91,7 +89,6 @@ def _level(story: Story, usual: bool) -> dict[str, Any]:
         "usual": usual,
         "boxes": boxes,
         "sentences": list(story.sentences),
-        "meter": {name: round(value, 6) for name, value in asdict(story.meter).items()},
         "lump_error": round(story.lump_error, 4),
     }
 

@@ -101,7 +101,8 @@ export function restCard(graph) {
       `${graph.features_active.toLocaleString("en")} active features traced; they carry ${percent(s.coverage)} of the direct effects. ` +
       (graph.exact ? "Neurons rebuild every MLP exactly. " : `Replacement score ${s.replacement.toFixed(2)}, completeness ${s.completeness.toFixed(2)}. `) +
       `This page holds ${graph.features_shown.toLocaleString("en")} features and the strongest ${graph.source.length.toLocaleString("en")} of ` +
-      `${graph.links_traced.toLocaleString("en")} links (${percent(graph.links_share)} of the influence).`),
+      `${graph.links_traced.toLocaleString("en")} links (${percent(graph.links_share)} of the influence). ` +
+      `Drawing boxes instead of their features loses ${percent(graph.levels.find((level) => level.usual).lump_error)} (lump error).`),
     el("p", { class: "soft" }, "Press ? for the keys."),
   ];
 }
