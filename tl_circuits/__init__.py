@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
     from tl_circuits.graph import AttributionGraph, Label, Scores, load_graph
+    from tl_circuits.graph.recurring import RecurringCircuit, aggregate, contrast
     from tl_circuits.hooks import Ablate, Add, ErrorEdit, Patch, Replacement, Scale, Set, TokenEdit
     from tl_circuits.interventions import (
         InterventionResult,
@@ -41,6 +42,7 @@ _HOMES = {
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
     "Patch": "hooks",
+    "RecurringCircuit": "graph.recurring",
     "Replacement": "hooks",
     "Scale": "hooks",
     "Scores": "graph",
@@ -48,9 +50,11 @@ _HOMES = {
     "TokenEdit": "hooks",
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
+    "aggregate": "graph.recurring",
     "attach": "attaching",
     "attribute": "attribution",
     "circuit_curve": "sweeps",
+    "contrast": "graph.recurring",
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
