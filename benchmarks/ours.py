@@ -21,6 +21,17 @@ def load_transcoders(folder: Path) -> dict[int, tlc.Transcoder]:
     return transcoders
 
 
+def useful_gflop(graph: tlc.AttributionGraph, d_model: int, d_value: int) -> float:
+    """Products with attention weights that no exact backward pass can do without, in GFLOP.
+
+    One multiplication with ``W_O`` and ``W_V`` for every layer below a node and every position up to its own; the
+    beginning-of-sequence position needs none. ``d_value``: head widths, summed over query and value heads.
+    """
+    nodes = graph.nodes
+    rows = nodes[nodes.kind.isin(["feature", "logit"])]
+    return 2 * float((rows.layer * rows.position).sum()) * d_model * d_value / 1e9
+
+
 def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
     model = tlc.load_model("gemma-3-270m", device="cpu")
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
@@ -38,6 +49,7 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
     sys.stdout.write(json.dumps({
         "nodes": n_nodes,
         "active": runs[0][0].info.n_active,
+        "gflop": useful_gflop(runs[0][0], 640, (4 + 1) * 256),
         "seconds": [seconds for _, seconds, _ in runs],
         "peak_mb": max(peak for _, _, peak in runs),
         "completeness_error": runs[0][0].completeness_error(),

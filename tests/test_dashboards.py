@@ -175,10 +175,8 @@ def test_a_damaged_record_says_which(made, tmp_path):
         FeatureFiles(tmp_path).read(0, feature)
 
 
-def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, chromium):
+def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, browser):
     """Both layouts: the store through a byte range, as from a hub, and loose files beside a graph."""
-    from playwright.sync_api import sync_playwright
-
     from tests.test_neuronpedia_export import D3, PEER
 
     need(PEER is not None, "the files of circuit-tracer (pip install --no-deps circuit-tracer==0.5.0)")
@@ -218,27 +216,25 @@ def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, chromium):
         const stream = new Blob([bytes.slice(4, 4 + length)]).stream().pipeThrough(new DecompressionStream('deflate'))
         return new Response(stream).json()
       })(util.getFile); true"""
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.route("**/*", serve)
-        page.goto("http://localhost/")
-        page.evaluate(D3)
-        page.evaluate("""d3.interpolateOranges = x => x; d3.scaleSequential = () => { const s = {domain: () => s, clamp: () => s}; return s }
-          d3.select = () => ({html: () => d3.select(), append: () => d3.select()})
-          window.initFeatureExamplesLogits = window.initFeatureExamplesList = () => 0; window.isLocalServing = true""")
-        page.add_script_tag(path=assets / "util.js")
-        page.evaluate(inflate)
-        page.add_script_tag(path=assets / "feature_examples/init-feature-examples.js")
-        read = [
-            page.evaluate(
-                "async ([scan, code]) => { const f = await initFeatureExamples({containerSel: d3.select()}).loadFeature(scan, code);"
-                " delete f.colorScale; return f }",
-                [scan, code],
-            )
-            for scan in (scan, "someone/transcoders")
-        ]
-        browser.close()
+    page = browser.new_page()
+    page.route("**/*", serve)
+    page.goto("http://localhost/")
+    page.evaluate(D3)
+    page.evaluate("""d3.interpolateOranges = x => x; d3.scaleSequential = () => { const s = {domain: () => s, clamp: () => s}; return s }
+      d3.select = () => ({html: () => d3.select(), append: () => d3.select()})
+      window.initFeatureExamplesLogits = window.initFeatureExamplesList = () => 0; window.isLocalServing = true""")
+    page.add_script_tag(path=assets / "util.js")
+    page.evaluate(inflate)
+    page.add_script_tag(path=assets / "feature_examples/init-feature-examples.js")
+    read = [
+        page.evaluate(
+            "async ([scan, code]) => { const f = await initFeatureExamples({containerSel: d3.select()}).loadFeature(scan, code);"
+            " delete f.colorScale; return f }",
+            [scan, code],
+        )
+        for scan in (scan, "someone/transcoders")
+    ]
+    page.close()
     record = made.read(row.layer, row.feature)
     assert all(found | record == found for found in read)
     assert any("layer_2.bin" in url for url in asked)

@@ -243,29 +243,25 @@ def peer():
     return Path(PEER.origin).parent
 
 
-def test_circuit_tracers_own_page_reads_the_file(graph, tmp_path, peer, chromium):
-    from playwright.sync_api import sync_playwright
-
+def test_circuit_tracers_own_page_reads_the_file(graph, tmp_path, peer, browser):
     content = exported(graph, tmp_path, "circuit-tracer")
     assets = peer / "frontend/assets"
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.route("**/*", lambda route: route.fulfill(body="<body></body>", content_type="text/html"))
-        page.goto("http://localhost/")
-        page.evaluate(D3)
-        page.add_script_tag(path=assets / "util.js")
-        page.add_script_tag(path=assets / "attribution_graph/util-cg.js")
-        read = page.evaluate(
-            """async ([data, state]) => {
-              const out = await utilCg.formatData(data, {...state, clerps: new Map(JSON.parse(data.qParams.clerps))})
-              return {nodes: out.nodes.map(d => [d.nodeId, d.clerp, d.logitPct ?? null, d.logitToken ?? null,
-                        ...(d.feature_type == 'cross layer transcoder' ? util.cantorUnpair(d.featureIndex) : [])]),
-                      links: out.links.length}
-            }""",
-            [content, {"pruningThreshold": 1.0, "pinnedIds": content["qParams"]["pinnedIds"]}],
-        )
-        browser.close()
+    page = browser.new_page()
+    page.route("**/*", lambda route: route.fulfill(body="<body></body>", content_type="text/html"))
+    page.goto("http://localhost/")
+    page.evaluate(D3)
+    page.add_script_tag(path=assets / "util.js")
+    page.add_script_tag(path=assets / "attribution_graph/util-cg.js")
+    read = page.evaluate(
+        """async ([data, state]) => {
+          const out = await utilCg.formatData(data, {...state, clerps: new Map(JSON.parse(data.qParams.clerps))})
+          return {nodes: out.nodes.map(d => [d.nodeId, d.clerp, d.logitPct ?? null, d.logitToken ?? null,
+                    ...(d.feature_type == 'cross layer transcoder' ? util.cantorUnpair(d.featureIndex) : [])]),
+                  links: out.links.length}
+        }""",
+        [content, {"pruningThreshold": 1.0, "pinnedIds": content["qParams"]["pinnedIds"]}],
+    )
+    page.close()
     assert len(read["nodes"]) == len(graph) and read["links"] == len(graph._edges)
     by_id = {row[0]: row[1:] for row in read["nodes"]}
     for node, row in zip(content["nodes"], graph.nodes.itertuples(), strict=True):

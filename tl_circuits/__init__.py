@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
     from tl_circuits.generation import generate
     from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
+    from tl_circuits.graph.recurring import RecurringCircuit, aggregate, contrast
     from tl_circuits.hooks import (
         Ablate,
         Add,
@@ -65,6 +66,7 @@ _HOMES = {
     "Patch": "hooks",
     "PatternEdit": "hooks",
     "QKAttribution": "attribution.qk",
+    "RecurringCircuit": "graph.recurring",
     "Replacement": "hooks",
     "Scale": "hooks",
     "ScoreEdit": "hooks",
@@ -74,10 +76,12 @@ _HOMES = {
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
     "Widget": "view.widget",
+    "aggregate": "graph.recurring",
     "attach": "attaching",
     "attribute": "attribution",
     "box_ablations": "view.box_effects",
     "circuit_curve": "sweeps",
+    "contrast": "graph.recurring",
     "dictionary_quality": "quality",
     "edits_of": "interventions",
     "faithfulness": "faithfulness_report",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ def trace_many(
 
         finished = trace_on_ray(replacement, waiting, str(out), options, workers, ray_address)
     else:
-        ready = replacement if opened else replacement()
-        finished = (trace_one(ready, job, store, options) for job in waiting)
+        finished = _trace_here(replacement, waiting, store, options)
     with tqdm(total=len(jobs), initial=len(records), desc="prompts", unit="prompt", disable=not progress) as bar:
         for record in finished:
             records[record["id"]] = record
@@ -96,6 +96,15 @@ _COLUMNS = [
     "id", "key", "prompt", "status", "error", "seconds", "nodes", "edges", "replacement_score", "completeness_score",
     "coverage", "file",
 ]  # fmt: skip
+
+
+def _trace_here(
+    replacement: Replacement | Callable[[], Replacement], jobs: list[Job], store: Store, options: dict[str, Any]
+) -> Iterator[Record]:
+    # What was opened here is closed here; what came open stays open.
+    with nullcontext(replacement) if isinstance(replacement, Replacement) else replacement() as ready:
+        for job in jobs:
+            yield trace_one(ready, job, store, options)
 
 
 def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[str, Any]) -> Record:

@@ -12,7 +12,7 @@ from tl_circuits.errors import PromptError
 from tl_circuits.graph.graph import AttributionGraph, Label
 from tl_circuits.hooks import Replacement
 from tl_circuits.interventions import InterventionResult, intervene_many
-from tl_circuits.labels import label_features
+from tl_circuits.vocabulary_labels import label_features
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,10 @@ class TranscoderSet(Dictionary):
         made_for = f" (it was made for {self.made_for})" if self.made_for else ""
         d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]
         if found != d_model:
+            shape = tuple(self._at[self.layers[0]].W_enc.shape)
             raise DictionaryError(
-                f"{self.name} reads tensors of width {found}{made_for}, the model's d_model is {d_model}: another model?"
+                f"layer {self.layers[0]}: W_enc of {self.name}{made_for} has shape {shape}, expected "
+                f"{(shape[0], d_model)}, since the model's d_model is {d_model}. Is it for another model?"
             )
         require_contiguous(self.layers, int(model.cfg.n_layers))
         folded = str(model.cfg.normalization_type).endswith("Pre")

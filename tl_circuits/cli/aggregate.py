@@ -1,0 +1,66 @@
+"""``tl-circuits aggregate``: what recurs over the graphs of many prompts."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.trace import _with_ending, refuse_early
+
+if TYPE_CHECKING:
+    from tl_circuits.graph.recurring import RecurringCircuit
+
+FEATURES_SHOWN = 15
+
+
+@app.command()
+def aggregate(
+    files: Annotated[list[str], typer.Argument(help="Saved graphs of one model and dictionary, such as DIR/*.graph.safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Name of the files, without ending.")],
+    min_share: Annotated[float, typer.Option(help="In what share of the prompts a feature or edge must be found.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the features as JSON on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Put the graphs of many prompts together, aligned from the end: one graph of mean effects."""
+    with clear_errors(debug):
+        paths = {"graph": _with_ending(out, ".graph.safetensors"), "page": _with_ending(out, ".html")}
+        for path in paths.values():
+            refuse_early(path, force)
+        import tl_circuits as tlc
+
+        with Console(stderr=True).status(f"reading {len(files)} graphs ..."):
+            circuit = tlc.aggregate(files, min_share=min_share)
+            graph = circuit.graph(min_share)
+        graph.save(paths["graph"], overwrite=force)
+        graph.to_html(paths["page"], overwrite=force)
+        if as_json:
+            facts = {
+                "prompts": list(circuit.prompts),
+                "features": circuit.features.to_dict("records"),
+                "coverage": graph.coverage,
+                "completeness_error": graph.completeness_error(),
+                "files": {kind: str(path) for kind, path in paths.items()},
+            }
+            typer.echo(json.dumps(facts, ensure_ascii=False))
+        else:
+            _show(circuit, paths, Console())
+
+
+def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console) -> None:
+    features = circuit.features
+    console.print(
+        f"\n{len(features)} features and {len(circuit.edges)} edges are found in at least {circuit.min_share:.0%} of "
+        f"{len(circuit.prompts)} prompts"
+    )
+    table = Table("feature", "prompts", "mean influence", "", box=None, padding=(0, 3, 0, 0))
+    for row in features.sort_values("influence", ascending=False, kind="stable").head(FEATURES_SHOWN).itertuples():
+        table.add_row(row.id, f"{row.share:.0%}", f"{row.influence:.3f}", Text(row.label))
+    console.print(table)
+    console.print(f"\n  {paths['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
+    console.print(f"  {paths['page']}   open it in a browser", soft_wrap=True)

@@ -1,0 +1,56 @@
+"""Which positions of different prompts belong together: counted from the end, or named by a template."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Align = Literal["end"] | Sequence[Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """``names`` from left to right; ``of[i][p]`` is the slot of prompt ``i``'s position ``p``, -1 for none."""
+
+    names: tuple[str, ...]
+    of: tuple[np.ndarray, ...]
+
+
+def find_slots(align: Align, lengths: Sequence[int], prompts: Sequence[str]) -> Slots:
+    """The slots of prompts of ``lengths`` tokens, called ``prompts`` in errors.
+
+    ``"end"``: slot ``-1`` is every prompt's last position, ``-2`` the one before. Otherwise one
+    ``{position: slot name}`` a prompt; a slot may hold several positions, slots stand in the order of
+    their mean position. Raises ValueError for slots that do not fit the prompts.
+    """
+    if isinstance(align, str):
+        longest = max(lengths)
+        names = tuple(str(i - longest) for i in range(longest))
+        return Slots(names, tuple(np.arange(longest - n, longest) for n in lengths))
+    if len(align) != len(lengths):
+        raise ValueError(f"align needs one {{position: slot name}} for each graph: {len(align)} given, {len(lengths)} graphs.")
+    placed: list[dict[int, str]] = []
+    where: dict[str, list[int]] = defaultdict(list)
+    for mapping, length, prompt in zip(align, lengths, prompts, strict=True):
+        placed.append({})
+        for position, name in mapping.items():
+            if not -length <= position < length:
+                raise ValueError(
+                    f"slot {name!r} of {prompt} is position {position}, but the prompt has {length} tokens: "
+                    f"give 0..{length - 1}, or -1 for the last."
+                )
+            position %= length
+            if placed[-1].setdefault(position, name) != name:
+                raise ValueError(f"position {position} of {prompt} is in two slots, {placed[-1][position]!r} and {name!r}.")
+            where[name].append(position)
+    if not where:
+        raise ValueError('align names no position of any prompt; name some, or take align="end".')
+    ordered = sorted(where, key=lambda name: (sum(where[name]) / len(where[name]), name))
+    index = {name: i for i, name in enumerate(ordered)}
+    of = []
+    for slots, length in zip(placed, lengths, strict=True):
+        of.append(np.full(length, -1))
+        of[-1][list(slots)] = [index[name] for name in slots.values()]
+    return Slots(tuple(ordered), tuple(of))
