@@ -12,8 +12,9 @@ RUFF := --isolated --config 'lint.isort.known-first-party=["tl_circuits","tests"
 demo: .venv/demo-installed
 	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force --ablations
 
+# Two processes of one thread each: faster than one of two, and the same on machines with more cores.
 test: .venv/test-installed
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 $(PYTEST_ARGS)
 
 # The spine with TransformerBridge on transformer_lens 4, where sae_lens does not install.
 test-tl4: .venv-tl4/installed

@@ -146,7 +146,7 @@ def test_on_a_model_the_sums_hold_and_the_graph_is_like_any_other(traced, tmp_pa
     assert loaded.nodes.equals(pruned.nodes) and loaded.edges.equals(pruned.edges) and loaded.labels == pruned.labels
     assert graph.to_html(tmp_path / "g.html").stat().st_size > 1000
     drawn = page_data(graph)
-    assert drawn["story"] and all(0 <= node["position"] < 9 for node in drawn["nodes"])
+    assert drawn["story"] and all(0 <= place < 9 for place in drawn["nodes"]["position"])
 
 
 def test_means_on_a_model_are_those_of_the_dense_matrices(traced):

@@ -18,13 +18,13 @@ import torch
 from beartype import beartype
 from jaxtyping import Int64, jaxtyped
 
-from tl_circuits.graph.graph import KINDS, AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.graph.slots import Align, Slots, find_slots
 from tl_circuits.graph.storage import load_graph
 from tl_circuits.graph.tally import Tally
 
-FEATURE, ERROR, EMBEDDING, LOGIT = range(len(KINDS))
+FEATURE, ERROR, EMBEDDING, LOGIT = range(4)  # the kinds that tracing makes
 SEEN_NAMED = 4
 # What is added up for each node; `inflow` and `mass` are the sums of all incoming edges and of their
 # absolute weights, whether or not those edges recur.
