@@ -1,16 +1,16 @@
 """Reference solution of assignment 3."""
 
 
-def city_activations(replacement, layer, cities):
+def city_activations(replacement, layer, cities, position):
     name = f"blocks.{layer}.hook_mlp_out.hook_sae_acts_post"
     prompts = [f"the capital of the state containing {city} is" for city in cities]
     with torch.no_grad():
         _, cache = replacement.model.run_with_cache(prompts, names_filter=name)
-    return cache[name][:, -2]
+    return cache[name][:, position]
 
 
-def state_features(own, others):
-    often = (own > 0).sum(0) >= 2
+def state_features(own, others, at_least):
+    often = (own > 0).sum(0) >= at_least
     mass = own.sum(0)
     pure = mass >= 0.25 * (mass + others.sum(0))
     return (often & pure).nonzero()[:, 0].tolist()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tl_circuits.course.assignments import Assignment, open_submission
 from tl_circuits.errors import CourseError
 
 TIME_LIMIT = 120.0
+START_LIMIT = 120.0  # for Python to import everything, which is not the student's time
+GRADING = "TL_CIRCUITS_GRADING"
 # The student's folder must not come first on the path: a file torch.py or a folder tl_circuits in it would be taken for the real one.
 CODE = "import sys; sys.path[:] = [p for p in sys.path if p]; from tl_circuits.course.student_process import main; main(*sys.argv[1:])"
 
@@ -38,31 +41,35 @@ class Report:
 
 
 def check(place: Path, time_limit: float = TIME_LIMIT) -> Report:
-    """Grade the notebook in a folder (or a notebook itself); it may take ``time_limit`` seconds in all.
+    """Grade the notebook in a folder (or a notebook itself); running and checking
+    it may take ``time_limit`` seconds.
 
     Raises CourseError where there is nothing to grade, or the grading process cannot start.
     """
     if not time_limit > 0:
         raise CourseError(f"the time limit must be more than 0 seconds, got {time_limit}.")
+    if os.environ.get(GRADING):
+        raise CourseError("a notebook that is being graded cannot grade itself.")
     submission = open_submission(place)
     work = {"assignment": str(submission.assignment.number), "cells": submission.cells}
     with tempfile.TemporaryDirectory(prefix="tl-circuits-course-") as made:
         cells, log, errors = (Path(made) / name for name in ("cells.json", "events", "errors"))
         cells.write_text(json.dumps(work), encoding="utf-8")
         log.touch()
-        ended = _run([str(cells), str(log)], submission.path.resolve().parent, errors, time_limit)
+        ended = _run(cells, log, submission.path.resolve().parent, errors, time_limit)
         events = _events(log)
         said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     if not events:
-        why = f"{time_limit:g} s were not enough; raise the time limit" if ended is None else said[-1] if said else f"exit code {ended}"
+        why = f"{START_LIMIT:g} s were not enough" if ended is None else said[-1] if said else f"exit code {ended}"
         raise CourseError(f"the grading process did not start: {why}.")
     return _report(submission.assignment, events, ended, time_limit)
 
 
-def _run(arguments: list[str], folder: Path, errors: Path, time_limit: float) -> int | None:
+def _run(cells: Path, log: Path, folder: Path, errors: Path, time_limit: float) -> int | None:
     """The exit code of the student's process, None if it took too long. Nothing it started is left running."""
     environment = {
         **os.environ,
+        GRADING: "1",
         "HF_HUB_OFFLINE": "1",
         "MPLBACKEND": "Agg",
         "TOKENIZERS_PARALLELISM": "false",
@@ -70,7 +77,7 @@ def _run(arguments: list[str], folder: Path, errors: Path, time_limit: float) ->
     }
     with open(errors, "wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-c", CODE, *arguments],
+            [sys.executable, "-c", CODE, str(cells), str(log)],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -79,7 +86,10 @@ def _run(arguments: list[str], folder: Path, errors: Path, time_limit: float) ->
             start_new_session=True,
         )
         try:
-            return process.wait(time_limit)
+            until = time.monotonic() + START_LIMIT
+            while not log.stat().st_size and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            return process.wait(time_limit if log.stat().st_size else 0.1)
         except subprocess.TimeoutExpired:
             return None
         finally:

@@ -17,24 +17,25 @@ Student = Callable[..., Any]
 
 
 def city_activations(student: Student, lab: Lab) -> Iterator[Part]:
-    for layer, cities in ((1, ["Seattle", "Tacoma", "Miami"]), (0, ["Boulder"])):
+    for layer, cities, position in ((1, ["Seattle", "Tacoma", "Miami"], -2), (3, ["Boulder"], -1)):
         point = f"blocks.{layer}.hook_mlp_out.hook_sae_acts_post"
         acts = torch.stack([lab.cache(two_hop(city).prompt)[point][0] for city in cities])
-        want = acts[:, -2]
-        got = tensor(student(lab.replacement, layer, list(cities)), want.shape, "city feature")
-        hint = "wrong values: `hook_sae_acts_post` of that layer, at the city's position, one row a city."
-        if close(got, acts[:, -1]):
-            hint = "these are activations at the last word; the city is the one before."
+        want = acts[:, position]
+        got = tensor(student(lab.replacement, layer, list(cities), position), want.shape, "city feature")
+        hint = f"wrong values at position {position}: `hook_sae_acts_post` of that layer there, one row a city."
         yield Part(2, close(got, want), hint)
 
 
 def state_features(student: Student, lab: Lab) -> Iterator[Part]:
     reach = torch.tensor([[1.0, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 3.0]])
-    got = sequence(student(reach, torch.zeros(5, 4)), int, "a list of feature numbers")
-    yield Part(2, sorted(got) == [0, 3], "a feature must be active on at least two of the state's own cities.")
+    right = True
+    for at_least, want in ((2, [0, 3]), (1, [0, 1, 3])):
+        got = sequence(student(reach.clone(), torch.zeros(5, 4), at_least), int, "a list of feature numbers")
+        right = right and sorted(got) == want
+    yield Part(2, right, "a feature must be active on at least `at_least` of the state's own cities.")
     own = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
     others = torch.tensor([[0.0, 9.0, 5.0, 8.0], [0.0, 0.0, 4.0, 0.9], [1.0, 0.0, 1.0, 0.2]])
-    got = sequence(student(own, others), int, "a list of feature numbers")
+    got = sequence(student(own, others, 1), int, "a list of feature numbers")
     hint = "at least a quarter of all activation (own and other cities together, summed) must be on the state's own."
     yield Part(2, sorted(got) == [0, 1], hint)
 
@@ -98,7 +99,7 @@ def _answer(lab: Lab, prompt: str, edits: list[Any]) -> str:
 
 
 QUESTIONS = (
-    Question("city_activations", "feature activations at the city", 4, city_activations),
+    Question("city_activations", "feature activations at a word", 4, city_activations),
     Question("state_features", "the features that stand for a state", 4, state_features),
     Question("between", "the nodes on a way from city to answer", 4, between),
     Question("swap_edits", "edits that put another state in", 4, swap_edits),
