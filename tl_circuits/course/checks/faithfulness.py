@@ -43,7 +43,7 @@ def measured(student: Student, lab: Lab) -> Iterator[Part]:
     target = int(graph.nodes[graph.nodes.id == "logit:0"].feature.iloc[0])
     cases = (
         (2, "feature", "all", "wrong with freeze='all': logit minus mean logit, after minus before, at the last position."),
-        (2, "feature", "none", "wrong with freeze='none': pass `freeze` on."),
+        (2, "embedding", "none", "wrong with freeze='none': pass `freeze` on."),
         (1, "error", "attention", "wrong for an error node: `tlc.edits_of(graph, [source])` makes the edit of any node."),
     )
     for points, of, freeze, hint in cases:
