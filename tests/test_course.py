@@ -95,7 +95,7 @@ MISTAKES = {
         ("agreement", "(measured**2)", "((measured - measured.mean())**2)", "no mean taken off"),
         ("shown", ".abs()", "", "absolute values"),
         ("worst_targets", ".sum()", ".max()", "several sources"),
-    ], {"predicted": 1, "measured": 5, "agreement": 2, "shown": 2, "worst_targets": 2}),
+    ], {"predicted": 1, "measured": 3, "agreement": 2, "shown": 2, "worst_targets": 2}),
     "freeze not passed on": (4, [("measured", "freeze=freeze", "freeze='attention'", "pass `freeze` on")], {"measured": 4}),
 }
 

@@ -73,7 +73,7 @@ def _run(cells: Path, log: Path, folder: Path, errors: Path, time_limit: float) 
         "HF_HUB_OFFLINE": "1",
         "MPLBACKEND": "Agg",
         "TOKENIZERS_PARALLELISM": "false",
-        **{name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")},
+        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
     }
     with open(errors, "wb") as stderr:
         process = subprocess.Popen(
