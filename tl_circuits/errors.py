@@ -15,6 +15,7 @@ from tl_circuits.hooks.errors import (
 __all__ = [
     "ArchitectureError",
     "AttachError",
+    "CourseError",
     "DictionaryError",
     "DownloadError",
     "EditError",
@@ -54,6 +55,10 @@ class DownloadError(TLCircuitsError, OSError):
 
 class ExportError(TLCircuitsError, ValueError):
     """A graph or a name that the program which is to read the file cannot take."""
+
+
+class CourseError(TLCircuitsError, ValueError):
+    """An assignment that does not exist, or a notebook that cannot be graded."""
 
 
 class NeuronpediaError(TLCircuitsError, OSError):

@@ -1,0 +1,133 @@
+"""The four assignments: their names, starters, and how a folder's assignment is known."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_circuits.errors import CourseError, OutputError
+
+if TYPE_CHECKING:
+    from tl_circuits.course.questions import Question
+
+STARTERS = Path(__file__).parent / "notebooks"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One assignment; ``name`` is that of its notebook and of the module with its checks."""
+
+    number: int
+    name: str
+    title: str
+
+    @property
+    def starter(self) -> Path:
+        """The notebook that students start from."""
+        return STARTERS / f"{self.name}.ipynb"
+
+    @property
+    def questions(self) -> "tuple[Question, ...]":
+        """What is asked; imports torch and the model."""
+        return import_module(f"tl_circuits.course.checks.{self.name}").QUESTIONS
+
+
+ASSIGNMENTS = (
+    Assignment(1, "hooks_and_features", "Hooks and features by hand"),
+    Assignment(2, "two_layer_graph", "An attribution graph from scratch for two layers"),
+    Assignment(3, "two_hop_circuit", "Find and test a two-hop circuit"),
+    Assignment(4, "faithfulness", "How faithful a graph is, and where it lies"),
+)
+
+
+def find_assignment(number: str) -> Assignment:
+    """The assignment of a number (or name), given as text; raises CourseError with the four there are."""
+    for assignment in ASSIGNMENTS:
+        if number.strip() in (str(assignment.number), assignment.name):
+            return assignment
+    known = "; ".join(f"{a.number} {a.title}" for a in ASSIGNMENTS)
+    raise CourseError(f"there is no assignment {number!r}; the four are: {known}.")
+
+
+def start(assignment: Assignment, folder: Path) -> Path:
+    """Copy the starter into a new folder and return the notebook's path.
+
+    Raises OutputError if ``folder`` exists or cannot be made.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder} exists already; give a folder that does not, so that no work is overwritten.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".course-") as made:
+            whole = Path(made) / "whole"
+            whole.mkdir()
+            shutil.copyfile(assignment.starter, whole / assignment.starter.name)
+            os.replace(whole, folder)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror or error}.") from error
+    return folder / assignment.starter.name
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A notebook handed in: its assignment and its code cells, numbered from 1 (as Jupyter counts them)."""
+
+    assignment: Assignment
+    path: Path
+    cells: tuple[tuple[int, str], ...]
+
+
+def open_submission(place: Path) -> Submission:
+    """The notebook in a folder (or a notebook itself).
+
+    Raises CourseError where there is none, more than one, or one that cannot be read.
+    """
+    if not place.exists():
+        raise CourseError(f"{place} does not exist; `tl-circuits course start N {place}` makes it.")
+    paths = sorted(place.glob("*.ipynb")) if place.is_dir() else [place]
+    if not paths:
+        raise CourseError(f"{place} holds no notebook (*.ipynb); `tl-circuits course start N FOLDER` makes one.")
+    known = [path for path in paths if _by_name(path)] or paths
+    if len(known) > 1:
+        names = ", ".join(path.name for path in known)
+        raise CourseError(f"{place} holds several notebooks ({names}); give the one to check.")
+    path = known[0]
+    notebook = _read(path)
+    assignment = _by_name(path) or _by_metadata(notebook)
+    if assignment is None:
+        names = ", ".join(a.starter.name for a in ASSIGNMENTS)
+        raise CourseError(f"{path} is none of the assignments' notebooks; give it its first name back, one of {names}.")
+    sources = [_source(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+    return Submission(assignment, path, tuple(enumerate(sources, 1)))
+
+
+def _by_name(path: Path) -> Assignment | None:
+    return next((a for a in ASSIGNMENTS if path.name == a.starter.name), None)
+
+
+def _by_metadata(notebook: dict[str, Any]) -> Assignment | None:
+    metadata = notebook.get("metadata")
+    number = metadata.get("tl_circuits_assignment") if isinstance(metadata, dict) else None
+    return next((a for a in ASSIGNMENTS if a.number == number), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CourseError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise CourseError(f"{path} is no notebook: {error}. Save it again from Jupyter.") from error
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise CourseError(f"{path} is no notebook of format 4 (it has no list of cells). Save it again from Jupyter.")
+    return notebook
+
+
+def _source(cell: dict[str, Any]) -> str:
+    source = cell.get("source", "")
+    return source if isinstance(source, str) else "".join(map(str, source))

@@ -1,0 +1,61 @@
+"""From the functions in a notebook to points."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tl_circuits.course.questions import Lab, Part, Question, WrongAnswer, open_lab
+from tl_circuits.course.student_code import Failure, caught
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one question brought, and what is missing."""
+
+    function: str
+    task: str
+    points: int
+    earned: int
+    remarks: tuple[str, ...]
+
+
+def grade(
+    questions: Sequence[Question],
+    namespace: Mapping[str, Any],
+    begun: Callable[[Question], None] = lambda question: None,
+) -> Iterator[Mark]:
+    """Check one question after the other. ``begun`` is told each before its function is called."""
+    ours = open_lab().ours
+    for question in questions:
+        begun(question)
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float32)
+        yield mark(question, namespace, Lab(ours))
+
+
+def mark(question: Question, namespace: Mapping[str, Any], lab: Lab) -> Mark:
+    """Points of one question. Parts before one that fails keep their points."""
+    name = question.function
+    student = namespace.get(name)
+    if not callable(student):
+        why = f"the notebook defines no function `{name}`."
+        if student is not None:
+            why = f"`{name}` is {type(student).__name__}, not a function."
+        return Mark(name, question.task, question.points, 0, (why,))
+    parts: list[Part] = []
+    failures: list[Failure] = []
+    wrong: list[str] = []
+    with caught(failures):
+        try:
+            for part in question.check(student, lab):
+                parts.append(part)  # one by one, so that those before a failure stay
+        except WrongAnswer as error:
+            wrong.append(str(error))
+    remarks = [*dict.fromkeys(part.hint for part in parts if not part.right), *wrong]
+    for failure in failures:
+        remarks.append("not written yet." if failure.unwritten else f"it raised {failure.text}.")
+    earned = sum(part.points for part in parts if part.right)
+    return Mark(name, question.task, question.points, earned, tuple(remarks))
+

@@ -1,0 +1,154 @@
+"""What a question is, what the functions under test are given, and how their answers are judged."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_circuits.attaching import attach
+from tl_circuits.dictionaries import load_transcoders
+from tl_circuits.hooks import Replacement
+from tl_circuits.models import load_model
+
+TOLERANCE = 1e-3  # answers are sums of some hundred float32 products of size about 1, in any order
+
+
+class WrongAnswer(Exception):
+    """An answer of the wrong type or shape; the message says so to the student."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a question: its points, whether they are earned, and a hint where they are not."""
+
+    points: int
+    right: bool
+    hint: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What one question has to work with. The student's function gets a model of its own, so that
+    nothing it does to it reaches ``ours``, from which the expected answers come, or other questions.
+    """
+
+    ours: Replacement
+
+    @cached_property
+    def model(self) -> Any:
+        """`tiny-facts` for the student, without transcoders attached."""
+        return load_model("tiny-facts", device="cpu")
+
+    @cached_property
+    def transcoders(self) -> Any:
+        """The transcoders of `tiny-facts`, for the student."""
+        return load_transcoders("tiny-facts")
+
+    @cached_property
+    def replacement(self) -> Replacement:
+        """The student's model with transcoders attached."""
+        return attach(self.model, self.transcoders)
+
+    def cache(self, prompt: str) -> Any:
+        """All hook points' values on ``prompt``, a TransformerLens cache."""
+        with torch.no_grad():
+            return self.ours.model.run_with_cache(prompt)[1]
+
+
+def open_lab() -> Lab:
+    """A lab with a reference of its own."""
+    return Lab(attach(load_model("tiny-facts", device="cpu"), load_transcoders("tiny-facts")))
+
+
+Check = Callable[[Callable[..., Any], Lab], Iterator[Part]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A function the student writes. ``check`` calls it with hidden inputs and yields parts that add up to ``points``."""
+
+    function: str
+    task: str
+    points: int
+    check: Check
+
+
+def tensor(answer: Any, shape: Sequence[int], axes: str) -> Tensor:
+    """The answer as a float32 tensor of the shape asked for; raises WrongAnswer otherwise."""
+    if not isinstance(answer, Tensor):
+        raise WrongAnswer(f"it returned {kind(answer)}; expected a tensor [{axes}].")
+    if tuple(answer.shape) != tuple(shape):
+        raise WrongAnswer(f"it returned shape {tuple(answer.shape)}; expected {tuple(shape)}, that is [{axes}].")
+    return answer.detach().float()
+
+
+def number(answer: Any) -> float:
+    """The answer as a float; raises WrongAnswer for what is no single number."""
+    if isinstance(answer, Tensor) and answer.numel() == 1:
+        answer = answer.item()
+    try:
+        return float(answer) if not isinstance(answer, str) else _refuse(answer, "a number")
+    except (TypeError, ValueError):
+        return _refuse(answer, "a number")
+
+
+def effects(answer: Any) -> dict[str, float]:
+    """The answer as a dict from node ids to numbers; raises WrongAnswer otherwise."""
+    if not isinstance(answer, dict):
+        _refuse(answer, "a dict {node id: effect}")
+    strangers = [key for key in answer if not isinstance(key, str)]
+    if strangers:
+        raise WrongAnswer(f"a key of the dict is {strangers[0]!r}; expected node ids such as 'L0/F12@3'.")
+    return {key: number(value) for key, value in answer.items()}
+
+
+def sequence(answer: Any, of: type, what: str) -> list[Any]:
+    """The answer as a list whose items are all of one type; raises WrongAnswer otherwise."""
+    if isinstance(answer, Tensor) and answer.ndim == 1:
+        answer = answer.tolist()
+    if not isinstance(answer, (list, tuple, set, frozenset)):
+        _refuse(answer, what)
+    wrong = [item for item in answer if not isinstance(item, of)]
+    if wrong:
+        raise WrongAnswer(f"it returned a {type(answer).__name__} holding {kind(wrong[0])}; expected {what}.")
+    return list(answer)
+
+
+def kind(answer: Any) -> str:
+    """What an answer is, in words."""
+    if answer is None:
+        return "None (is a `return` missing?)"
+    if isinstance(answer, Tensor):
+        return f"a tensor of shape {tuple(answer.shape)}"
+    name = type(answer).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _refuse(answer: Any, expected: str) -> Any:
+    raise WrongAnswer(f"it returned {kind(answer)}; expected {expected}.")
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    """Equal up to rounding, measured on the largest entry."""
+    scale = max(1.0, float(want.abs().max()))
+    return bool((got - want.float()).abs().max() <= TOLERANCE * scale)
+
+
+def near(got: float, want: float) -> bool:
+    """Equal up to rounding."""
+    return math.isclose(got, want, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def same_effects(got: dict[str, float], want: dict[str, float]) -> bool:
+    """The same number for each node; a node that is missing counts as zero."""
+    scale = max([1.0, *(abs(v) for v in want.values())])
+    return all(abs(got.get(key, 0.0) - want.get(key, 0.0)) <= TOLERANCE * scale for key in {*got, *want})
+
+
+def n_hooks(model: Any) -> int:
+    """How many hooks hang on a model."""
+    return sum(len(point.fwd_hooks) for point in model.hook_dict.values())
