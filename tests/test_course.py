@@ -10,8 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.course_notebooks import filled, hand_in, solution
 import tl_circuits.cli.course  # noqa: F401  adds its commands to `app`
+from tests.course_notebooks import filled, hand_in, solution
 from tl_circuits.cli.app import app
 from tl_circuits.course.assignments import ASSIGNMENTS, find_assignment, open_submission, start
 from tl_circuits.course.grading import grade, mark

@@ -39,6 +39,19 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the ``tl-circuits`` program."""
-    from tl_circuits.cli import aggregate, batch, course, demo, doctor, heads, models, neuronpedia, steer, trace, train, view  # noqa: F401  each adds its command to `app`
+    from tl_circuits.cli import (  # noqa: F401  each adds its command to `app`
+        aggregate,
+        batch,
+        course,
+        demo,
+        doctor,
+        heads,
+        models,
+        neuronpedia,
+        steer,
+        trace,
+        train,
+        view,
+    )
 
     app()

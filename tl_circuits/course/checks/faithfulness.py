@@ -8,7 +8,18 @@ import torch
 
 from tl_circuits.attribution import attribute
 from tl_circuits.builtin.world import two_hop
-from tl_circuits.course.questions import Lab, Part, Question, WrongAnswer, effects, kind, near, number, same_effects, sequence
+from tl_circuits.course.questions import (
+    Lab,
+    Part,
+    Question,
+    WrongAnswer,
+    effects,
+    kind,
+    near,
+    number,
+    same_effects,
+    sequence,
+)
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.interventions import edits_of, intervene
 
