@@ -82,7 +82,7 @@ def test_the_wrong_hook_is_named_with_the_right_one():
 
 def test_a_dictionary_for_another_model_is_refused_naming_both(tmp_path):
     published.circuit_tracer(tmp_path, published.random_layers(2, width=8, d=48))
-    with pytest.raises(DictionaryError, match="width 48 .it was made for meta-llama/Llama-3.2-1B.*d_model is 32"):
+    with pytest.raises(DictionaryError, match=r"layer 0: W_enc.*made for meta-llama/Llama-3.2-1B.*\(8, 48\), expected \(8, 32\)"):
         tlc.attach(tiny_bridge("llama"), tlc.load_transcoders(tmp_path))
     published.circuit_tracer(tmp_path / "deep", published.random_layers(5, width=8, d=32))
     with pytest.raises(DictionaryError, match="layer 4 does not exist: the model has layers 0..2"):

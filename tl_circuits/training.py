@@ -110,6 +110,20 @@ def _restored_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def _eager_decoder(device: torch.device) -> Iterator[None]:
+    """Triton comes with torch's builds for CUDA; without a GPU sparsify would choose it and fail. It reads this at import."""
+    switch = "SPARSIFY_DISABLE_TRITON"
+    if device.type == "cuda" or switch in os.environ:
+        yield
+        return
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[switch]
+
+
 def _open(source: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
@@ -165,8 +179,9 @@ def _ordered(pieces: list[list[int]], epochs: int, batch_size: int, seed: int) -
 
 def _trainer(network: Any, dataset: Any, out: Path, sae: dict[str, Any], run: dict[str, Any]) -> Any:
     """sparsify's trainer, which also writes down the explained variance and saves whole folders only."""
-    from sparsify import SparseCoderConfig, Trainer
-    from sparsify.__main__ import RunConfig
+    with _eager_decoder(network.device):
+        from sparsify import SparseCoderConfig, Trainer
+        from sparsify.__main__ import RunConfig
 
     class Recording(Trainer):
         def __init__(self) -> None:
