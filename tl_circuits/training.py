@@ -59,7 +59,7 @@ def train_transcoders(
     _check_out(out, resume, {"k": k, "expansion_factor": expansion, "skip_connection": skip})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = str(open_packaged(PACKAGED[model])) if model in PACKAGED else model
-    with _restored_precision(), redirect_stdout(sys.stderr):  # sparsify prints; stdout is for results
+    with _restored_precision(), redirect_stdout(sys.stderr), _decoder_for(device):  # sparsify prints; stdout is for results
         network, tokenizer = _open(source, device)
         first = _first_token(tokenizer)
         pieces = _pieces(tokenizer, texts, context, first)
@@ -111,17 +111,17 @@ def _restored_precision() -> Iterator[None]:
 
 
 @contextmanager
-def _eager_decoder(device: torch.device) -> Iterator[None]:
-    """Triton comes with torch's builds for CUDA; without a GPU sparsify would choose it and fail. It reads this at import."""
-    switch = "SPARSIFY_DISABLE_TRITON"
-    if device.type == "cuda" or switch in os.environ:
-        yield
-        return
-    os.environ[switch] = "1"
+def _decoder_for(device: str) -> Iterator[None]:
+    """Triton comes with torch's builds for CUDA; sparsify then decodes with it even where there is no GPU, and fails."""
+    from sparsify import sparse_coder, utils
+
+    before = sparse_coder.decoder_impl
+    if torch.device(device).type != "cuda":
+        sparse_coder.decoder_impl = utils.eager_decode
     try:
         yield
     finally:
-        del os.environ[switch]
+        sparse_coder.decoder_impl = before
 
 
 def _open(source: str, device: str) -> tuple[Any, Any]:
@@ -179,9 +179,8 @@ def _ordered(pieces: list[list[int]], epochs: int, batch_size: int, seed: int) -
 
 def _trainer(network: Any, dataset: Any, out: Path, sae: dict[str, Any], run: dict[str, Any]) -> Any:
     """sparsify's trainer, which also writes down the explained variance and saves whole folders only."""
-    with _eager_decoder(network.device):
-        from sparsify import SparseCoderConfig, Trainer
-        from sparsify.__main__ import RunConfig
+    from sparsify import SparseCoderConfig, Trainer
+    from sparsify.__main__ import RunConfig
 
     class Recording(Trainer):
         def __init__(self) -> None:
