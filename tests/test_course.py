@@ -21,16 +21,10 @@ from tl_circuits.course.student_code import run_cells
 from tl_circuits.errors import CourseError, OutputError
 
 
-@pytest.fixture(autouse=True)
-def _gradients_as_before():
-    enabled = torch.is_grad_enabled()
-    yield
-    torch.set_grad_enabled(enabled)  # notebooks switch them off
-
-
 def run_notebook(notebook):
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return run_cells(list(enumerate(cells, 1)), lambda number: None)
+    with torch.set_grad_enabled(torch.is_grad_enabled()):  # the notebooks switch gradients off
+        return run_cells(list(enumerate(cells, 1)), lambda number: None)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ def rise(history):
 
 
 def test_trained_transcoders_explain_more_and_trace(text, tmp_path, monkeypatch):
-    history = tlc.train_transcoders(tiny_folder("llama"), [text], tmp_path / "out", save_every=1000, **SMALL)
+    with torch.no_grad():  # as in many a notebook
+        history = tlc.train_transcoders(tiny_folder("llama"), [text], tmp_path / "out", save_every=1000, **SMALL)
     before, after = rise(history)
     assert after > before + 0.1 and sorted(history.layer.unique()) == [0, 1, 2]
     found = tlc.load_transcoders(tmp_path / "out")

@@ -59,7 +59,13 @@ def train_transcoders(
     _check_out(out, resume, {"k": k, "expansion_factor": expansion, "skip_connection": skip})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = str(open_packaged(PACKAGED[model])) if model in PACKAGED else model
-    with _restored_precision(), redirect_stdout(sys.stderr), _decoder_for(device):  # sparsify prints; stdout is for results
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),  # notebooks switch gradients off for good
+        _restored_precision(),
+        _decoder_for(device),
+        redirect_stdout(sys.stderr),  # sparsify prints; stdout is for results
+    ):
         network, tokenizer = _open(source, device)
         first = _first_token(tokenizer)
         pieces = _pieces(tokenizer, texts, context, first)

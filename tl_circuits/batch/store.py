@@ -77,9 +77,9 @@ class Store:
 def _tried(action: Callable[[], None]) -> None:
     for attempt in range(TRIES):
         try:
-            return action()
+            action()
+            return
         except OSError:
             if attempt == TRIES - 1:
                 raise
             time.sleep(FIRST_PAUSE * 2**attempt)
-    return None

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.trace import _with_ending, refuse_early
+from tl_circuits.cli.trace import refuse_early, with_ending
 
 if TYPE_CHECKING:
     from tl_circuits.graph.recurring import RecurringCircuit
@@ -29,7 +29,7 @@ def aggregate(
 ) -> None:
     """Put the graphs of many prompts together, aligned from the end: one graph of mean effects."""
     with clear_errors(debug):
-        paths = {"graph": _with_ending(out, ".graph.safetensors"), "page": _with_ending(out, ".html")}
+        paths = {"graph": with_ending(out, ".graph.safetensors"), "page": with_ending(out, ".html")}
         for path in paths.values():
             refuse_early(path, force)
         import tl_circuits as tlc

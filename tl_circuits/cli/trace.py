@@ -46,7 +46,7 @@ def trace(
     """Trace one PROMPT: which features, from which tokens, led to the answer."""
     with clear_errors(debug):
         name = out if out is not None else Path(_slug(prompt))
-        files = {"graph": _with_ending(name, ".graph.safetensors"), "page": _with_ending(name, ".html")}
+        files = {"graph": with_ending(name, ".graph.safetensors"), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
         graph, report, stories, removed = _run(
@@ -103,8 +103,10 @@ def _run(
         edges = strongest_edges(graph, EDGES_TOLD) if heads else []
         told = edge_stories(replacement, graph, edges, heads=1) if edges else []
         stories = [story_data(graph, story) for story in told]
-        with Console(stderr=True).status("removing the boxes one by one ..."):
-            removed = tlc.box_ablations(replacement, graph) if ablations else None
+        removed = None
+        if ablations:
+            with Console(stderr=True).status("removing the boxes one by one ..."):
+                removed = tlc.box_ablations(replacement, graph)
         return graph, report, stories, removed
 
 
@@ -130,7 +132,8 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48] or "trace"
 
 
-def _with_ending(name: Path, ending: str) -> Path:
+def with_ending(name: Path, ending: str) -> Path:
+    """``name`` with ``ending`` after whatever it has, dots included."""
     return name.with_name(name.name + ending)
 
 
