@@ -2,12 +2,16 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import tl_circuits as tlc
 from benchmarks.measure import measured
+from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.attribution.targets import Targets
 
 
 def load_transcoders(folder: Path) -> dict[int, tlc.Transcoder]:
@@ -32,25 +36,44 @@ def useful_gflop(graph: tlc.AttributionGraph, d_model: int, d_value: int) -> flo
     return 2 * float((rows.layer * rows.position).sum()) * d_model * d_value / 1e9
 
 
+def time_sweeps() -> list[float]:
+    """Seconds that each of the linear engine's sweeps takes from now on."""
+    seconds: list[float] = []
+    rows = LinearEngine.rows
+
+    def timed(self: LinearEngine, targets: Targets) -> tuple[Tensor, Tensor]:
+        began = time.perf_counter()
+        try:
+            return rows(self, targets)
+        finally:
+            seconds.append(time.perf_counter() - began)
+
+    LinearEngine.rows = timed
+    return seconds
+
+
 def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
     model = tlc.load_model("gemma-3-270m", device="cpu")
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
     with tlc.attach(model, load_transcoders(folder)) as replacement:
         tlc.attribute(replacement, tokens[:4], max_nodes=4, progress=False)
-        runs = [
-            measured(lambda: tlc.attribute(replacement, tokens, max_nodes=n_nodes, progress=False))
-            for _ in range(repeats)
-        ]
+        sweeps, runs, in_sweeps = time_sweeps(), [], []
+        for _ in range(repeats):
+            sweeps.clear()
+            runs.append(measured(lambda: tlc.attribute(replacement, tokens, max_nodes=n_nodes, progress=False)))
+            in_sweeps.append(sum(sweeps))
         if n_nodes <= 500 and n_tokens <= 10:
             whole = tlc.attribute(replacement, tokens, max_nodes=10**6, progress=False)
             nodes = whole._nodes
             table = {name: getattr(nodes, name).contiguous() for name in ("kind", "layer", "position", "feature")}
             save_file(table | {"adjacency": whole.adjacency()}, folder / "ours.safetensors")
     sys.stdout.write(json.dumps({
+        "tokens": n_tokens,
         "nodes": n_nodes,
         "active": runs[0][0].info.n_active,
         "gflop": useful_gflop(runs[0][0], 640, (4 + 1) * 256),
         "seconds": [seconds for _, seconds, _ in runs],
+        "sweep_seconds": in_sweeps,
         "peak_mb": max(peak for _, _, peak in runs),
         "completeness_error": runs[0][0].completeness_error(),
     }) + "\n")

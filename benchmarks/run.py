@@ -1,36 +1,20 @@
 """The benchmark suite: the same model, weights, features and machine for us and for circuit-tracer."""
 
 import argparse
-import json
 import platform
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.setup import write_dictionaries
+from benchmarks.speed import CASES, PEER_DEFAULT, PEER_LIMIT, run, speed_table
 from tl_circuits.graph.scores import Edges, scores
 from tl_circuits.models import PACKAGED
-
-CASES = [(10, 2000), (64, 512), (256, 256), (1024, 256), (4096, 256)]  # prompt tokens, nodes
-PEER_DEFAULT = 512  # circuit-tracer's own batch size
-PEER_BATCHES = (32, 128, PEER_DEFAULT)
-PEER_TOKENS = 1024  # on longer prompts circuit-tracer runs out of this machine's memory
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:
-        raise RuntimeError(f"{' '.join(command)} gave no result:\n{done.stderr[-3000:]}")
-    return json.loads(lines[-1])
-
 
 def matmul_rate() -> float:
     """The machine's own float32 matrix-product rate, in GFLOP/s, median of five."""
@@ -43,47 +27,6 @@ def matmul_rate() -> float:
         a @ b
         rates.append(2 * 2048**3 / (time.perf_counter() - began) / 1e9)
     return median(rates[1:])
-
-
-def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: int, rate: float) -> list[str]:
-    lines = [
-        "| prompt tokens / nodes | tl_circuits nodes/s | of the machine's rate | circuit-tracer as it comes | ratio "
-        "| circuit-tracer's best | ratio | peak MB above weights | circuit-tracer's least | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    checkpoint = str(PACKAGED["gemma-3-270m"].folder)
-    for tokens, nodes in cases:
-        ours = run([sys.executable, "-m", "benchmarks.ours", str(folder), str(tokens), str(nodes), str(repeats)])
-        theirs = {}
-        for batch in PEER_BATCHES if tokens <= PEER_TOKENS else ():
-            theirs[batch] = attempted([peer, "benchmarks/peer.py", str(folder), checkpoint, str(tokens), str(nodes), str(batch)])
-        seconds = median(ours["seconds"])
-        fast = nodes / seconds
-        speeds = {batch: nodes / t["seconds"][0] for batch, t in theirs.items() if t}
-        least = min((t["peak_mb"] for t in theirs.values() if t), default=None)
-        default, best = speeds.get(PEER_DEFAULT), max(speeds.values(), default=None)
-        cells = [
-            f"{tokens} / {nodes}", f"{fast:.0f}", f"{ours['gflop'] / seconds / rate:.0%}",
-            *against(fast, default, "{:.1f}"), *against(fast, best, "{:.1f}"),
-            f"{ours['peak_mb']:.0f}", "does not finish" if least is None else f"{least:.0f}",
-            "" if least is None else f"{ours['peak_mb'] / least:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    return lines
-
-
-def against(ours: float, theirs: float | None, form: str) -> tuple[str, str]:
-    """Their figure and how many times ours is."""
-    return ("does not finish", "") if theirs is None else (form.format(theirs), f"{ours / theirs:.1f}")
-
-
-def attempted(command: list[str]) -> dict[str, Any] | None:
-    """What a measurement gave; None where the program ran out of memory or of an hour."""
-    try:
-        return run(command)
-    except (RuntimeError, subprocess.TimeoutExpired):
-        return None
 
 
 def agreement(folder: Path, peer: str) -> list[str]:
@@ -154,7 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     arguments = parser.parse_args()
-    cases = CASES
+    cases = [case[:2] for case in CASES]
     if arguments.cases:
         cases = [tuple(map(int, case.split("/"))) for case in arguments.cases.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
@@ -166,9 +109,10 @@ def main() -> None:
             "",
             "Written by `make bench`: Gemma-3-270m with 16,384-wide random JumpReLU transcoders, about 60 active features a",
             "position, float32, ours and circuit-tracer 0.5.0 one after the other in the same run. Ours: median of "
-            f"{arguments.repeats}; circuit-tracer: once at each of the batch sizes {', '.join(map(str, PEER_BATCHES))}, as it comes at "
-            f"{PEER_DEFAULT}, its default. The share of the machine's rate counts the products with attention weights that the "
-            "graph needs, nothing else, over the whole time.",
+            f"{arguments.repeats}; circuit-tracer: once at each of three batch sizes, {PEER_DEFAULT} (as it comes) among them; a run of more than "
+            f"{PEER_LIMIT} s is stopped after the batch at work and its remaining nodes are reckoned at the speed of those done (\"about\"). "
+            "The share of the machine's rate counts the products with attention weights that the graph needs, nothing else, "
+            "over the whole time, and over the sweeps of the linear engine alone.",
             "",
             f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s. "
             f"Python {platform.python_version()}, torch {torch.__version__}, transformer_lens {version('transformer_lens')}.",

@@ -1,0 +1,95 @@
+"""Time and memory of whole traces, ours and circuit-tracer's, on prompts of growing length."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tl_circuits.models import PACKAGED
+
+# Prompt tokens, nodes, circuit-tracer's batch sizes. On 4,096 tokens it runs out of this machine's memory.
+CASES = [
+    (10, 2000, (32, 128, 512)),
+    (64, 512, (32, 128, 512)),
+    (256, 256, (16, 64, 512)),
+    (1024, 256, (4, 16, 512)),
+    (4096, 256, ()),
+]
+PEER_DEFAULT = 512  # circuit-tracer's own batch size
+PEER_LIMIT = 240  # seconds, after which its run is stopped and the rest reckoned from the nodes done
+HEADER = [
+    "| prompt tokens / nodes | tl_circuits nodes/s | of the machine's rate | in its sweeps | circuit-tracer as it comes | ratio "
+    "| circuit-tracer's best (batch) | ratio | peak MB above weights | circuit-tracer's least | ratio |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+]
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """The line of JSON that a measurement prints. Raises RuntimeError with its last words if there is none."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise RuntimeError(f"{' '.join(command)} gave no result:\n{done.stderr[-3000:]}")
+    return json.loads(lines[-1])
+
+
+def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: int, rate: float) -> list[str]:
+    """The table's lines, and below it how time per node grows with the prompt."""
+    lines, per_node = list(HEADER), {}
+    checkpoint = str(PACKAGED["gemma-3-270m"].folder)
+    for tokens, nodes, batches in CASES:
+        if (tokens, nodes) not in cases:
+            continue
+        ours = run([sys.executable, "-m", "benchmarks.ours", str(folder), str(tokens), str(nodes), str(repeats)])
+        theirs = {
+            batch: attempted([peer, "benchmarks/peer.py", str(folder), checkpoint, *map(str, (tokens, nodes, batch, PEER_LIMIT))])
+            for batch in batches
+        }
+        seconds = median(ours["seconds"])
+        per_node[tokens] = seconds / nodes
+        lines.append(f"| {' | '.join(cells(ours, {b: t for b, t in theirs.items() if t}, seconds, rate))} |")
+        print(lines[-1], flush=True)
+    return [*lines, "", *growth(per_node)]
+
+
+def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: float, rate: float) -> list[str]:
+    """One row of the table: ours against their default and against their best."""
+    fast = ours["nodes"] / seconds
+    best = min(theirs, key=lambda batch: theirs[batch]["seconds"], default=None)
+    least = min((t["peak_mb"] for t in theirs.values()), default=None)
+
+    def against(batch: int | None) -> tuple[str, str]:
+        if batch not in theirs:
+            return "does not finish", ""
+        speed = theirs[batch]["nodes"] / theirs[batch]["seconds"]
+        about = "" if theirs[batch]["finished"] else "about "
+        return f"{about}{speed:.2g}" + ("" if batch == PEER_DEFAULT else f" ({batch})"), f"{fast / speed:.1f}"
+
+    return [
+        f"{ours['tokens']} / {ours['nodes']}", f"{fast:.3g}", f"{ours['gflop'] / seconds / rate:.0%}",
+        f"{ours['gflop'] / median(ours['sweep_seconds']) / rate:.0%}", *against(PEER_DEFAULT), *against(best),
+        f"{ours['peak_mb']:.0f}", "does not finish" if least is None else f"{least:.0f}",
+        "" if least is None else f"{ours['peak_mb'] / least:.2f}",
+    ]
+
+
+def growth(per_node: dict[int, float]) -> list[str]:
+    """How seconds per node grow with prompt length: the slope of a straight line on logarithmic axes."""
+    longer = {tokens: seconds for tokens, seconds in per_node.items() if tokens >= 64}
+    if len(longer) < 3:
+        return []
+    slope = np.polyfit(np.log(list(longer)), np.log(list(longer.values())), 1)[0]
+    told = ", ".join(f"{seconds:.3g} s at {tokens}" for tokens, seconds in longer.items())
+    return [f"Seconds per node: {told} tokens; they grow with the {slope:.2f}th power of the prompt's length (1: linear)."]
+
+
+def attempted(command: list[str]) -> dict[str, Any] | None:
+    """What a measurement gave; None where the program ran out of memory or of an hour."""
+    try:
+        return run(command)
+    except (RuntimeError, subprocess.TimeoutExpired):
+        return None
