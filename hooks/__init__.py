@@ -34,7 +34,7 @@ from .maps import (
     write_norm,
     write_stage,
 )
-from .patterns import Pattern
+from .patterns import Pattern, Scores
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
@@ -74,6 +74,7 @@ __all__ = [
     "Replacement",
     "Scale",
     "ScoreEdit",
+    "Scores",
     "Set",
     "TokenEdit",
     "added_hooks",

@@ -39,23 +39,24 @@ class FrozenAttention:
         W_O = self.W_O.unflatten(0, (kv, -1))
         out = torch.zeros(used, self.W_O.shape[2], device=x.device)
         for block in self.pattern.blocks:
-            queries = slice(block.query, min(block.queries.stop, used))
+            queries = slice(block.queries.start, min(block.queries.stop, used))
             if queries.start >= used:
                 break
-            weights = self._mixing(block, queries)[..., : used - block.key]  # [kv, group, query, key]
-            z = weights @ v[:, None, block.key : block.key + weights.shape[-1]]
+            weights = self._mixing(block, queries)[..., : used - block.keys.start]  # [kv, group, query, key]
+            z = weights @ v[:, None, block.keys.start : block.keys.start + weights.shape[-1]]
             out[queries] = torch.einsum("kgpe,kged->pd", z, W_O)
         return out
 
     def mixing(self) -> Float[Tensor, "n_heads query key"]:
         """How streams at all keys enter all queries, denominators included."""
         blocks = self.pattern.blocks
-        scaled = (PatternBlock(b.query, b.key, self._mixing(b, b.queries).flatten(0, 1)) for b in blocks)
+        scaled = (PatternBlock(b.queries, b.keys, self._mixing(b, b.queries).flatten(0, 1)) for b in blocks)
         return Pattern(tuple(scaled)).dense()
 
     def _mixing(self, block: PatternBlock, queries: slice) -> Float[Tensor, "kv group query key"]:
         """How the streams at a block's keys enter its ``queries``, denominators included."""
-        weights = block.weights[:, queries.start - block.query : queries.stop - block.query].float()
+        start = block.queries.start
+        weights = block.weights[:, queries.start - start : queries.stop - start].float()
         if self.after is not None:
             weights = weights / self.after[queries]
         if self.before is not None:
@@ -83,21 +84,22 @@ class FrozenAttention:
         at_z = torch.matmul(fresh[None], W_O).unflatten(0, (kv, -1))  # [kv, group, new, d_head]
         where = fresh_at.cpu()
         for block in self.pattern.blocks:
-            queries = slice(max(block.query, first), min(block.queries.stop, last))
-            here = ((where >= block.query) & (where < block.queries.stop)).nonzero()[:, 0].to(fresh_at.device)
+            start = block.queries.start
+            queries = slice(max(start, first), min(block.queries.stop, last))
+            here = ((where >= start) & (where < block.queries.stop)).nonzero()[:, 0].to(fresh_at.device)
             if queries.start >= queries.stop and not here.numel():
                 continue
-            keys = slice(block.key, min(block.keys.stop, last))
+            keys = slice(block.keys.start, min(block.keys.stop, last))
+            mixing = self._mixing(block, block.queries)[..., : keys.stop - keys.start]
             if n and queries.start < queries.stop:
-                weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
-                rows = g[queries.start - first : queries.stop - first].reshape(1, -1, g.shape[2])
+                weights = mixing[:, :, queries.start - start : queries.stop - start]
+                at_queries = g[queries.start - first : queries.stop - first].reshape(1, -1, g.shape[2])
                 # Heads of a group stand one after the other along the summed axis of the product.
-                at_block = torch.matmul(rows, W_O).reshape(kv, -1, n * d_head)
+                at_block = torch.matmul(at_queries, W_O).reshape(kv, -1, n * d_head)
                 mixed[:, keys].baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_block)
             if here.numel():
-                whole = slice(block.query, block.queries.stop)
-                weights = self._mixing(block, whole)[:, :, fresh_at[here] - block.query, : keys.stop - keys.start]
-                spread[:, keys, here] = torch.einsum("kgnq,kgne->kqne", weights, at_z[:, :, here])
+                rows = mixing[:, :, fresh_at[here] - start]
+                spread[:, keys, here] = torch.einsum("kgnq,kgne->kqne", rows, at_z[:, :, here])
         mixed = mixed.reshape(kv, last, n, d_head)
         return torch.cat([mixed, spread], dim=2) if new else mixed
 

@@ -3,29 +3,50 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 QUERIES = 128  # query positions in one block
+_RECOMPUTED_WITHIN = 1e-5  # of a weight: float32 softmax in another order
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A layer's queries and keys as they meet (normed, rotated), from which its pattern can be made again.
+
+    ``first[p]``: the first key that the mask lets query ``p`` reach.
+    """
+
+    q: Float[Tensor, "n_heads pos d_head"]
+    k: Float[Tensor, "n_kv pos d_head"]
+    scale: float
+    softcap: float | None
+    first: Int[Tensor, " pos"]
+
+    def softmax(self, queries: slice, keys: slice) -> Float[Tensor, "n_heads queries keys"]:
+        """The pattern's weights of ``queries`` on ``keys``, which hold every key that these reach."""
+        grouped = self.q[:, queries].unflatten(0, (len(self.k), -1))
+        scores = (grouped @ self.k[:, None, keys].mT).flatten(0, 1) * self.scale
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        at = torch.arange(keys.start, keys.stop, device=scores.device)
+        query = torch.arange(queries.start, queries.stop, device=scores.device)[:, None]
+        reached = (at <= query) & (at >= self.first[queries, None])
+        return scores.masked_fill_(~reached, -torch.inf).softmax(-1)
 
 
 @dataclass(frozen=True)
 class PatternBlock:
-    """Consecutive queries from ``query`` on, with the keys from ``key`` on that any of them reaches."""
+    """Consecutive queries with the keys that any of them reaches; weights held, or made again from scores."""
 
-    query: int
-    key: int
-    weights: Float[Tensor, "n_heads queries keys"]
-
-    @property
-    def queries(self) -> slice:
-        """The block's query positions."""
-        return slice(self.query, self.query + self.weights.shape[1])
+    queries: slice
+    keys: slice
+    held: Float[Tensor, "n_heads queries keys"] | Scores
 
     @property
-    def keys(self) -> slice:
-        """The block's key positions."""
-        return slice(self.key, self.key + self.weights.shape[2])
+    def weights(self) -> Float[Tensor, "n_heads queries keys"]:
+        """How much each query takes from each key."""
+        return self.held if isinstance(self.held, Tensor) else self.held.softmax(self.queries, self.keys)
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,7 @@ class Pattern:
     """One layer's attention after softmax, as blocks of queries in order.
 
     A causal pattern takes half of ``[n_heads, pos, pos]`` this way, one with a sliding window only
-    its band.
+    its band, and one made again from queries and keys whenever it is read only these.
     """
 
     blocks: tuple[PatternBlock, ...]
@@ -43,14 +64,28 @@ class Pattern:
         """Keep what is not exactly zero, to within whole blocks."""
         n_pos = pattern.shape[-1]
         if n_pos <= QUERIES:
-            return cls((PatternBlock(0, 0, pattern),))
-        blocks = []
-        for query in range(0, n_pos, QUERIES):
-            rows = pattern[:, query : query + QUERIES]
-            reached = (rows != 0).any(0).any(0).nonzero()[:, 0]
-            first, last = (int(reached[0]), int(reached[-1])) if reached.numel() else (0, 0)
-            blocks.append(PatternBlock(query, first, rows[..., first : last + 1].clone()))
-        return cls(tuple(blocks))
+            return cls((PatternBlock(slice(0, n_pos), slice(0, n_pos), pattern),))
+        return cls(tuple(PatternBlock(q, k, pattern[:, q, k].clone()) for q, k in _reach(pattern)))
+
+    @classmethod
+    def recomputed(
+        cls,
+        pattern: Float[Tensor, "n_heads pos pos"],
+        q: Float[Tensor, "n_heads pos d_head"],
+        k: Float[Tensor, "n_kv pos d_head"],
+        scale: float,
+        softcap: float | None,
+    ) -> "Pattern | None":
+        """The same pattern as its queries and keys; None where they do not give it back in float32."""
+        if pattern.dtype != torch.float32:
+            return None  # the model rounded its scores
+        first = (pattern != 0).any(0).int().argmax(-1)
+        scores = Scores(q, k, scale, softcap, first)
+        blocks = tuple(PatternBlock(queries, keys, scores) for queries, keys in _reach(pattern))
+        for block in blocks:
+            if not (block.weights - pattern[:, block.queries, block.keys]).abs().max() <= _RECOMPUTED_WITHIN:
+                return None
+        return cls(blocks)
 
     @property
     def n_pos(self) -> int:
@@ -67,7 +102,15 @@ class Pattern:
 
     def sums(self) -> Float[Tensor, "n_heads pos"]:
         """Each query's total weight, in float32; below one where a model has attention sinks."""
-        total = torch.zeros(self.blocks[0].weights.shape[0], self.n_pos, device=self.blocks[0].weights.device)
-        for block in self.blocks:
-            total[:, block.queries] = block.weights.float().sum(-1)
-        return total
+        return torch.cat([block.weights.float().sum(-1) for block in self.blocks], dim=-1)
+
+
+def _reach(pattern: Float[Tensor, "n_heads pos pos"]) -> list[tuple[slice, slice]]:
+    """Blocks of queries, and the keys between the first and the last that any of them reaches."""
+    found = []
+    for start in range(0, pattern.shape[-1], QUERIES):
+        rows = pattern[:, start : start + QUERIES]
+        reached = (rows != 0).any(0).any(0).nonzero()[:, 0]
+        first, last = (int(reached[0]), int(reached[-1])) if reached.numel() else (0, 0)
+        found.append((slice(start, start + rows.shape[1]), slice(first, last + 1)))
+    return found

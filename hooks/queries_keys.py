@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import ArchitectureError
 from .maps import FrozenNorm, frozen_norm
 from .record import Listener, Recording
-from .sites import Model, find, norm_weights
+from .sites import Model, find, norm_weights, scores_scale, scores_softcap
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
     seen = _listen(model, recording.tokens, layer)
     scores = seen["hook_attn_scores"]
     floor = torch.finfo(scores.dtype).min / 2  # masks add or write the lowest number, or minus infinity
-    cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
     return FrozenScores(
         layer=layer,
         W_Q=W_Q,
@@ -122,8 +121,8 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
         query_norm=_head_norm(model, f"blocks.{layer}.attn.q_norm", seen, W_Q.shape[0]),
         key_norm=_head_norm(model, f"blocks.{layer}.attn.k_norm", seen, W_K.shape[0]),
         rotation=_rotation(model, attn, seen, recording.tokens),
-        scale=_scale(model, attn, layer, W_Q.shape[-1]),
-        softcap=cap if cap > 0 else None,
+        scale=scores_scale(model, layer, W_Q.shape[-1]),
+        softcap=scores_softcap(model),
         scores=torch.where(scores < floor, -torch.inf, scores.float()),
     )
 
@@ -196,18 +195,6 @@ def _flip_halves(x: Tensor) -> Tensor:
 
 def _flip_adjacent(x: Tensor) -> Tensor:
     return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
-
-
-def _scale(model: Model, attn: Any, layer: int, d_head: int) -> float:
-    """What the model multiplies ``q·k`` by."""
-    own = getattr(attn, "attn_scale", None)  # HookedTransformer divides by it
-    if isinstance(own, (int, float)):
-        return 1.0 / float(own)
-    scaling = getattr(getattr(attn, "original_component", None), "scaling", None)
-    if isinstance(scaling, (int, float)):
-        return float(scaling)
-    by_layer = layer + 1 if getattr(model.cfg, "scale_attn_by_inverse_layer_idx", False) else 1
-    return d_head**-0.5 / by_layer
 
 
 def held_head_norms(

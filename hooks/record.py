@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,19 @@ from torch import Tensor
 
 from .errors import HookFiringError, NotFiniteError, PromptError
 from .patterns import Pattern
-from .sites import Model, context_length, find, is_parallel, model_device, norm_module, resolve
+from .sites import (
+    Model,
+    context_length,
+    find,
+    is_parallel,
+    model_device,
+    norm_module,
+    resolve,
+    scores_scale,
+    scores_softcap,
+)
+
+LONG = 1024  # positions, beyond which patterns are made again from queries and keys instead of kept
 
 
 @dataclass(frozen=True)
@@ -86,13 +99,21 @@ def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
 class Listener:
     """Collects the tensors of named hooks during one forward pass and counts the firings.
 
-    What ``reduced`` makes of a tensor is kept in place of those it names.
+    What ``reduced`` makes of a tensor, and of what was seen before it, is kept in place of those it
+    names; those in ``optional`` may stay silent.
     """
 
-    def __init__(self, model: Model, names: Iterable[str], reduced: dict[str, Callable[[Tensor], Any]] | None = None):
+    def __init__(
+        self,
+        model: Model,
+        names: Iterable[str],
+        reduced: dict[str, Callable[[Tensor, dict[str, Any]], Any]] | None = None,
+        optional: Iterable[str] = (),
+    ):
         self.seen: dict[str, Any] = {}
         self._reduced = reduced or {}
-        self._counts = dict.fromkeys([*names, *self._reduced], 0)
+        self._optional = set(optional)
+        self._counts = dict.fromkeys([*names, *self._reduced, *self._optional], 0)
         self._model = model
 
     def __enter__(self) -> "Listener":
@@ -114,13 +135,13 @@ class Listener:
             if may_repeat and name in self.seen and torch.equal(self.seen[name], output):
                 return
             self._counts[name] += 1
-            self.seen[name] = self._reduced[name](output) if name in self._reduced else output
+            self.seen[name] = self._reduced[name](output, self.seen) if name in self._reduced else output
 
         return keep
 
     def check(self) -> None:
         """Raise HookFiringError unless every hook fired exactly once."""
-        wrong = {name: n for name, n in self._counts.items() if n != 1}
+        wrong = {name: n for name, n in self._counts.items() if n != 1 and name not in self._optional}
         if wrong:
             name, n = next(iter(wrong.items()))
             raise HookFiringError(
@@ -173,8 +194,8 @@ def record(
     names = list(dict.fromkeys([*names, *(f"{name}.hook_scale" for name in norms), last, *sites]))
     patterns = [f"{b}.attn.hook_pattern" for b in blocks]
     # Cut at once, so that the whole patterns of a long prompt never stand side by side.
-    cut = {name: lambda pattern, name=name: Pattern.cut(_one(name, pattern)) for name in patterns}
-    with torch.no_grad(), Listener(model, names, cut) as listener:
+    cut = {name: partial(_pattern, model, layer) for layer, name in enumerate(patterns)}
+    with torch.no_grad(), Listener(model, names, cut, _queries_keys(model, tokens)) as listener:
         with unembedding_only(model, position):
             logits = model(tokens[None])[0, 0].detach()
     listener.check()
@@ -183,7 +204,8 @@ def record(
         raise NotFiniteError("the model's logits hold NaN or infinity on this prompt.")
     for name in patterns:
         for block in listener.seen[name].blocks:
-            _require_finite(name, block.weights)
+            if isinstance(block.held, Tensor):  # those made again were compared with the model's own
+                _require_finite(name, block.held)
     return Recording(
         tokens=tokens,
         patterns=tuple(listener.seen[name] for name in patterns),
@@ -199,6 +221,27 @@ def record(
 
 
 _ADDED = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+
+
+def _queries_keys(model: Model, tokens: Int[Tensor, " pos"]) -> list[str]:
+    """Hooks of rotated queries and keys, on a prompt too long to keep the patterns; not every model shows them."""
+    if tokens.numel() <= LONG:
+        return []
+    names = [f"blocks.{layer}.attn.hook_rot_{kind}" for layer in range(int(model.cfg.n_layers)) for kind in "qk"]
+    return [name for name in names if find(model, name) is not None]
+
+
+def _pattern(model: Model, layer: int, pattern: Tensor, seen: dict[str, Any]) -> Pattern:
+    prefix = f"blocks.{layer}.attn"
+    whole = _one(f"{prefix}.hook_pattern", pattern)
+    names = [f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k"]
+    if all(name in seen for name in names):
+        # HookedTransformer puts positions before heads.
+        q, k = (x.transpose(0, 1) if x.shape[0] == whole.shape[1] else x for x in (_one(n, seen[n]) for n in names))
+        made = Pattern.recomputed(whole, q, k, scores_scale(model, layer, q.shape[-1]), scores_softcap(model))
+        if made is not None:
+            return made
+    return Pattern.cut(whole)
 
 
 def _squeeze(name: str, tensor: Tensor) -> Tensor:

@@ -198,6 +198,25 @@ def attention_weights(model: Model, layer: int) -> AttentionWeights:
     return AttentionWeights(W_V, b_V, W_O, b_O)
 
 
+def scores_scale(model: Model, layer: int, d_head: int) -> float:
+    """What the model multiplies ``q·k`` by."""
+    attn = model.blocks[layer].attn
+    own = getattr(attn, "attn_scale", None)  # HookedTransformer divides by it
+    if isinstance(own, (int, float)):
+        return 1.0 / float(own)
+    scaling = getattr(getattr(attn, "original_component", None), "scaling", None)
+    if isinstance(scaling, (int, float)):
+        return float(scaling)
+    by_layer = layer + 1 if getattr(model.cfg, "scale_attn_by_inverse_layer_idx", False) else 1
+    return d_head**-0.5 / by_layer
+
+
+def scores_softcap(model: Model) -> float | None:
+    """Where attention scores saturate (Gemma-2); None where they do not."""
+    cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
+    return cap if cap > 0 else None
+
+
 @dataclass(frozen=True)
 class MLPWeights:
     """One MLP: ``act(x W_gate + b_gate) · (x W_in + b_in)`` or, ungated, ``act(x W_in + b_in)``."""
