@@ -50,7 +50,7 @@ bench: .venv/test-installed .venv-peer/installed
 .venv-tl4/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv-tl4
 	.venv-tl4/bin/python -m pip install -q 'transformer_lens==4.3.0' torch jaxtyping beartype safetensors numpy \
-	  pandas tqdm rich typer fsspec pyarrow 'pytest>=8.2' 'hypothesis>=6.100'
+	  pandas psutil tqdm rich typer fsspec pyarrow 'pytest>=8.2' 'hypothesis>=6.100'
 	.venv-tl4/bin/python -m pip install -q --no-deps -e .
 	touch $@
 

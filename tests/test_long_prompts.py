@@ -122,6 +122,21 @@ def test_the_number_of_targets_in_a_sweep_does_not_change_the_graph(long_model):
     assert gap <= 1e-5 * graphs[0].adjacency().abs().max()
 
 
+def test_sweeps_take_at_most_half_of_the_free_memory(long_model, monkeypatch):
+    sizes = []
+    rows = LinearEngine.rows
+    monkeypatch.setattr(LinearEngine, "rows", lambda self, targets: sizes.append(len(targets)) or rows(self, targets))
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        whole = tlc.attribute(replacement, prompt(30), max_nodes=30, progress=False)
+        roomy = max(sizes)
+        sizes.clear()
+        # one target takes about 5 * 30 * 32 numbers of gradients and a row of a few hundred
+        monkeypatch.setattr("tl_circuits.attribution.batches.free_memory", lambda device: 8 * 20_000)
+        tight = tlc.attribute(replacement, prompt(30), max_nodes=30, progress=False)
+    assert max(sizes) <= 4 < roomy
+    assert torch.allclose(whole.adjacency(), tight.adjacency(), atol=1e-5)  # products of other shapes
+
+
 def _fits(limit):
     rows = LinearEngine.rows
 

@@ -1,8 +1,10 @@
 """Which targets go through the model together, and what happens when they do not fit."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,9 +12,20 @@ from torch import Tensor
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 
-ROWS_AT_ONCE = 1024  # (targets x positions) in one sweep on a short prompt: matrix products at full rate, in cache
-TARGETS_AT_ONCE = 64  # in one sweep on a long one: enough to share patterns and gathered decoders
-SWEEP_FLOATS = 2**27  # and never more than about this in one sweep, 512 MB
+SWEEP_FLOATS = 2**28  # in one sweep, 1 GB, and never more than half of the memory that is free
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many (targets x positions) make one sweep on a short prompt, and how many targets on a long one."""
+
+    rows: int
+    targets: int
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Sizes":
+        """Enough for matrix products at full rate: on a processor what stays in its cache, on an accelerator more."""
+        return cls(rows=1024, targets=64) if device.type == "cpu" else cls(rows=16384, targets=512)
 
 
 @runtime_checkable
@@ -57,14 +70,14 @@ def sweep_chunks(
     """Indices of targets to sweep together: near positions together, so that few rows are padding.
 
     Each chunk stands from the last layer to the first, the order in which a sweep takes targets up.
-    Sizes depend on the prompt alone, so that the same prompt gives the same bits.
+    Where memory suffices, sizes depend on the prompt alone, so that the same prompt gives the same bits.
     """
     order = torch.argsort(targets.position, stable=True)
     positions = targets.position[order].tolist()
-    start = 0
+    start, floats = 0, min(SWEEP_FLOATS, free_memory(sources.tokens.device) // 8)
     for i in range(1, len(positions) + 1):
         if i < len(positions):
-            room = batch_size if isinstance(batch_size, int) else _room(positions[i] + 1, sources)
+            room = batch_size if isinstance(batch_size, int) else _room(positions[i] + 1, sources, floats)
             if i - start < room:
                 continue
         chunk = order[start:i]
@@ -72,10 +85,18 @@ def sweep_chunks(
         start = i
 
 
-def _room(used: int, sources: Sources) -> int:
-    """How many targets at the first ``used`` positions make one sweep."""
-    floats = 5 * used * sources.tokens.shape[1] + sources.width  # gradients and their copies, one row
-    return max(1, min(max(ROWS_AT_ONCE // used, TARGETS_AT_ONCE), SWEEP_FLOATS // floats))
+def _room(used: int, sources: Sources, floats: int) -> int:
+    """How many targets at the first ``used`` positions make one sweep of at most about ``floats`` numbers."""
+    sizes = Sizes.on(sources.tokens.device)
+    each = 5 * used * sources.tokens.shape[1] + sources.width  # gradients and their copies, one row
+    return max(1, min(max(sizes.rows // used, sizes.targets), floats // each))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on ``device`` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
