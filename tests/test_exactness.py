@@ -21,7 +21,7 @@ DICTIONARIES = {
     "topk": lambda m: transcoders(m, activation="topk"),
     "normalized": lambda m: transcoders(m, input_hook="ln2.hook_normalized"),
     "residual_skip": lambda m: transcoders(m, input_hook="ln2.hook_in", skip=True, output_hook="mlp.hook_out"),
-    "some_layers": lambda m: transcoders(m, layers=[1, 2]),
+    "some_layers": lambda m: transcoders(m, layers=[0, 2]),
     "cross_layer": lambda m: cross_layer(m),
     "cross_layer_before_post_norm": lambda m: cross_layer(m, slots=2, output_hook="mlp.hook_out"),
 }
