@@ -29,8 +29,9 @@ lint: .venv/test-installed
 tiny-facts: .venv/test-installed
 	$(BIN)/python -m training.tiny_facts
 
+# BENCH_ARGS="--clt FOLDER" also measures a cross-layer transcoder of 20 GB.
 bench: .venv/test-installed .venv-peer/installed
-	$(BIN)/python -m benchmarks.run --peer .venv-peer/bin/python
+	$(BIN)/python -m benchmarks.run --peer .venv-peer/bin/python $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.page
 	$(BIN)/python -m benchmarks.boxes
 

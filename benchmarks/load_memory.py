@@ -157,4 +157,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sys.stdout.write(json.dumps({"gemma": gemma, "clt": clt}[arguments.what](arguments.folder), indent=2) + "\n")
+    sys.stdout.write(json.dumps({"gemma": gemma, "clt": clt}[arguments.what](arguments.folder)) + "\n")

@@ -90,11 +90,43 @@ def intervention_lines(folder: Path, peer: str, repeats: int) -> list[str]:
     ]
 
 
+def many_lines() -> list[str]:
+    """Ray workers against one, a core each."""
+    found = run([sys.executable, "-m", "benchmarks.many"])
+    return [
+        f"{found['prompts']} prompts of {found['model']} (its neurons, {found['nodes']} nodes) on Ray, a core a worker: one worker "
+        f"{60 * found['one']:.1f} prompts a minute, two {60 * found['two']:.1f} ({found['ratio']:.2f} times)."
+    ]
+
+
+def memory_lines(folder: Path, clt_folder: Path | None) -> list[str]:
+    """What opened sets cost, on one core; the cross-layer one only where 20 GB may be written."""
+    gemma = run([sys.executable, "-m", "benchmarks.load_memory", "gemma", str(folder / "gemma")])
+    disk, cpu = gemma["disk"], gemma["cpu"]
+    lines = [
+        "Random weights on disk, opened and used on one core; memory is the process's, mapped pages in use included:",
+        "",
+        "| | disk | in memory |",
+        "|---|---|---|",
+        f"| Gemma-2-2b-shaped set (26 × 16,384, bfloat16, 3.9 GB), opened and ten tokens encoded: peak | {disk['peak_gb']:.2f} GB "
+        f"| {cpu['peak_gb']:.2f} GB |",
+        f"| second prompt, encoding all layers | {disk['second_s']:.1f} s | {cpu['second_s']:.1f} s |",
+    ]
+    if clt_folder is not None:
+        found = run([sys.executable, "-m", "benchmarks.load_memory", "clt", str(clt_folder)])
+        lines.append(
+            f"| Llama-3.2-1B-shaped CLT (524k features, 20 GB), ten tokens traced with {found['active']:,} active features, model "
+            f"included: peak | {found['peak_rss_gb']:.1f} GB; {found['trace_s']:.0f} s; sums to {found['sums_check']:.0e} | |"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, help="Python of an environment with circuit-tracer 0.5.0")
     parser.add_argument("--cases", help="such as 10/2000,64/512")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clt", type=Path, help="folder for 20 GB of random weights: also measure a CLT, ten minutes more")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     arguments = parser.parse_args()
     cases = [case[:2] for case in CASES]
@@ -124,6 +156,10 @@ def main() -> None:
             *intervention_lines(folder, arguments.peer, arguments.repeats),
             "",
             *speed_table(folder, arguments.peer, cases, arguments.repeats, rate),
+            "",
+            *many_lines(),
+            "",
+            *memory_lines(folder, arguments.clt),
         ]
     arguments.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

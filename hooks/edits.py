@@ -306,7 +306,7 @@ def _resolve(
     if edit.layer not in dictionary.layers:
         raise EditError(
             f"{edit}: layer {edit.layer} has no dictionary; the attached ones are "
-            f"{dictionary.layers[0]}..{dictionary.layers[-1]}."
+            f"{', '.join(map(str, dictionary.layers))}."
         )
     features = [edit.feature] if isinstance(edit.feature, int) else list(edit.feature)
     width = dictionary.width(edit.layer)

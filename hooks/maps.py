@@ -64,11 +64,13 @@ class ReadMap:
     """How a dictionary's input hangs on the residual stream its block's MLP reads.
 
     ``stage``: ``"residual"`` the stream itself, ``"normalized"`` after the division, ``"normed"``
-    after gain and bias.
+    after gain and bias. ``rounding``: what the model's own tensor there has beyond ``forward``, where
+    that is to be counted (half precision).
     """
 
     stage: str
     norm: FrozenNorm | None
+    rounding: Float[Tensor, "pos d_model"] | None = None
 
     def forward(self, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """The tensor at the read site, from the residual stream."""
@@ -79,11 +81,14 @@ class ReadMap:
     def transpose(
         self, vectors: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
-        """Vectors at the read site as vectors on the residual stream, plus what the norm's bias adds."""
+        """Vectors at the read site as vectors on the residual stream, plus what the norm's bias and rounding add."""
+        bias = vectors.new_zeros(vectors.shape[0])
+        if self.rounding is not None:
+            bias = bias + (vectors * self.rounding[positions]).sum(-1)
         if self.norm is None or self.stage == "residual":
-            return vectors, vectors.new_zeros(vectors.shape[0])
+            return vectors, bias
         normed = self.stage == "normed"
-        bias = vectors @ self.norm.weights.bias if normed else vectors.new_zeros(vectors.shape[0])
+        bias = bias + vectors @ self.norm.weights.bias if normed else bias
         return self.norm.transpose(vectors, positions, gain=normed), bias
 
 

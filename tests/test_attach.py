@@ -180,8 +180,11 @@ def test_layers_the_model_lacks_and_gaps_are_refused():
     model = tiny_bridge("llama")
     with pytest.raises(DictionaryError, match="layer 5 does not exist"):
         tlc.attach(model, transcoders(model, layers=[4, 5]))
-    with pytest.raises(DictionaryError, match=r"missing: \[1\]"):
-        transcoders(model, layers=[0, 2])
+    some = {layer: transcoders(model)[layer] for layer in (0, 2)}
+    with pytest.raises(DictionaryError, match=r"the set is missing the layers 1; it has 0, 2.*layers=\[0, 2\]"):
+        tlc.attach(model, some)
+    with pytest.raises(DictionaryError, match="the set has no layers 1; it has 0, 2"):
+        tlc.load_transcoders(some, layers=[1, 2])
 
 
 def test_nan_in_weights_names_the_tensor():

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import tl_circuits as tlc
 from tests import published
+from tests.oracles import removal_gap
+from tests.test_sources import spread
+from tests.tiny import prompt, tiny_bridge
 from tl_circuits.errors import DictionaryError, NotFiniteError, TLCircuitsError
 
 
@@ -128,7 +131,31 @@ def test_a_config_cannot_run_code(tmp_path):
 
 def test_missing_layers_are_named(llama):
     (llama / "layer_1.safetensors").unlink()
-    refused(llama, "missing the layers 1; it has 0, 2")
+    refused(llama, r"missing the layers 1; it has 0, 2. Complete it, or .*layers=\[0, 2\]\): the MLPs of all other layers are error")
+
+
+@pytest.mark.parametrize("layers", [[0, 2], [0], [2]])
+def test_layers_asked_for_one_by_one_are_traced_the_others_as_errors(layers, tmp_path):
+    published.circuit_tracer(tmp_path, spread(published.random_layers(3, width=40, d=32), -0.3), hooks=("mlp.hook_in", "hook_mlp_out"))
+    found = tlc.load_transcoders(tmp_path, layers=layers)
+    assert list(found.layers) == layers
+    with tlc.attach(tiny_bridge("llama"), found) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+        assert graph.completeness_error() < 1e-4  # float32 sums
+        nodes = graph.nodes
+        assert set(nodes.layer[nodes.kind == "feature"]) == set(layers)
+        assert set(nodes.layer[nodes.kind == "error"]) == {0, 1, 2}
+        assert removal_gap(replacement, graph)[0] < 1e-3
+        assert list(tlc.dictionary_quality(replacement, [prompt()]).layer) == [*layers, -1]
+
+
+def test_a_cross_layer_transcoder_with_a_gap_is_not_opened_in_part(tmp_path):
+    published.circuit_tracer_clt(tmp_path, published.random_layers(3, decoders=True))
+    for kind in ("W_enc", "W_dec"):
+        (tmp_path / f"{kind}_1.safetensors").unlink()
+    refused(tmp_path, "missing the layers 1; it has 0, 2")
+    with pytest.raises(DictionaryError, match="missing the layers 1; it has 0, 2. A cross-layer transcoder is one whole"):
+        tlc.load_transcoders(tmp_path, layers=[0, 2])
 
 
 def test_a_cross_layer_file_without_its_other_half(tmp_path):

@@ -108,7 +108,8 @@ def transcoders(
                 output_hook=output_hook,
             )
             for layer in (range(int(model.cfg.n_layers)) if layers is None else layers)
-        }
+        },
+        layers=layers,
     )
 
 

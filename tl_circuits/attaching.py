@@ -25,7 +25,7 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
     if transcoders is not None:
         dictionary = transcoders if isinstance(transcoders, Dictionary) else load_transcoders(transcoders)
         return attach_dictionary(model, dictionary)
-    dictionary = load_transcoders(_carried(model), name="taken over from SAELens")
+    dictionary = load_transcoders(carried := _carried(model), layers=carried, name="taken over from SAELens")
     with ExitStack() as undo:
         undo.enter_context(lifted(model))
         replacement = attach_dictionary(model, dictionary)

@@ -98,6 +98,10 @@ class FrozenMLP:
         error = source.error
         self._error = norm.push(error, positions) if norm is not None and error is not None else error
 
+    def add_constant(self, constant: Float[Tensor, "pos d_model"]) -> None:
+        """Write something more to the residual stream, whatever the features do."""
+        self._constant = self._constant + constant
+
     def add_effects(
         self,
         g: Float[Tensor, "used n d_model"],

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.frozen_mlp import FrozenMLP, add_position_dots
+from tl_circuits.attribution.rounding import rounded_attention, rounded_reads, stream_rounding
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError
@@ -51,6 +52,11 @@ class LinearEngine:
         self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
         self.leading = Leading(recording, sources, self.attention)
         self._check(model, recording)
+        if recording.logits.dtype != torch.float32:
+            self.attention = rounded_attention(self.attention, recording)
+            self.reads |= rounded_reads(self.reads, model, recording, sources)
+            for layer, mlp in enumerate(self.mlp):
+                mlp.add_constant(stream_rounding(recording, sources, self.reads, layer))
 
     def _check(self, model: Any, recording: Recording) -> None:
         """Compare every map with what the model computed, so that nothing is explained wrongly."""

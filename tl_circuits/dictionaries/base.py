@@ -27,7 +27,7 @@ class LayerActive:
 
 
 class Dictionary(ABC):
-    """Features of a contiguous range of layers. ``exact`` ones reconstruct without an error term."""
+    """Features of some layers; the MLPs of all others are error nodes. ``exact`` ones reconstruct without an error term."""
 
     name: str
     exact: bool = False
@@ -35,7 +35,7 @@ class Dictionary(ABC):
     @property
     @abstractmethod
     def layers(self) -> Sequence[int]:
-        """The layers read, ascending and contiguous."""
+        """The layers read, ascending."""
 
     @abstractmethod
     def width(self, layer: int) -> int:
@@ -111,20 +111,29 @@ class Dictionary(ABC):
         return None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, layers {self.layers[0]}..{self.layers[-1]})"
+        return f"{type(self).__name__}({self.name!r}, layers {ranges(self.layers)})"
 
 
-def require_contiguous(layers: Sequence[int], n_layers: int | None = None) -> None:
-    """Raise DictionaryError unless ``layers`` is a gapless, non-empty range within the model."""
-    if not layers:
-        raise DictionaryError("the dictionary has no layers.")
-    if list(layers) != list(range(layers[0], layers[0] + len(layers))):
-        missing = sorted(set(range(min(layers), max(layers) + 1)) - set(layers))
-        raise DictionaryError(
-            f"the layers must be contiguous; between {min(layers)} and {max(layers)} these are missing: {missing}."
-        )
-    if n_layers is not None and layers[-1] >= n_layers:
+def require_layers(layers: Sequence[int], n_layers: int) -> None:
+    """Raise DictionaryError unless all of ``layers`` are in the model."""
+    if layers[-1] >= n_layers:
         raise DictionaryError(f"layer {layers[-1]} does not exist: the model has layers 0..{n_layers - 1}.")
+
+
+def gaps(layers: Sequence[int]) -> list[int]:
+    """The layers that are missing between the first and the last."""
+    return sorted(set(range(min(layers), max(layers))) - set(layers))
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0..2, 5``."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}..{p[-1]}" for p in parts)
 
 
 def require_shape(layer: int, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.dictionaries.base import require_finite
+from tl_circuits.dictionaries.base import gaps, ranges, require_finite
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet, take_rows, weighted_sum
 from tl_circuits.errors import DictionaryError
 
@@ -30,6 +30,11 @@ class CrossLayerTranscoders(TranscoderSet):
         if set(decoders) != set(self.layers):
             raise DictionaryError(f"encoders for layers {list(self.layers)}, decoders for {sorted(decoders)}.")
         self._decoders = {layer: decoders[layer] for layer in self.layers}
+        if gaps(self.layers):
+            raise DictionaryError(
+                f"{name} is missing the layers {ranges(gaps(self.layers))}; it has {ranges(self.layers)}. A cross-layer "
+                "transcoder is one whole: its features write to all layers after their own."
+            )
         last = self.layers[-1]
         for layer, decoder in self._decoders.items():
             width, d_out = self.width(layer), self[layer].b_dec.numel()

@@ -18,7 +18,7 @@ from tl_circuits.dictionaries.releases import find_release, release_names
 from tl_circuits.dictionaries.repository import LocalFolder, Repository
 from tl_circuits.dictionaries.residency import Residency, choose_residency, place
 from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
-from tl_circuits.dictionaries.selection import select
+from tl_circuits.dictionaries.selection import select, wanted_layers
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
 from tl_circuits.models import BUILTIN
@@ -48,7 +48,7 @@ def load_transcoders(
             of either, index = layer.
         width, l0: which set, where several are published: ``width="16k"`` or 16384, ``l0="small"``
             or a number, which takes each layer's nearest. Left open, a choice is an error that lists it.
-        layers: only these; None for all.
+        layers: only these (the MLPs of all others are error nodes); None for all, which must leave no gap.
         input_hook, output_hook: block-relative names such as ``mlp.hook_in``, where the files do not
             say what is read and written, or say it wrongly.
         device: where small tensors and results go; None for the GPU if there is one.
@@ -72,7 +72,8 @@ def load_transcoders(
         source = dict(enumerate(source))
     if isinstance(source, Mapping):
         given = {_layer_number(key): _one(key, value) for key, value in source.items()}
-        return TranscoderSet(given, name or "transcoders")
+        wanted = wanted_layers(name or "the set", sorted(given), layers)
+        return TranscoderSet({layer: given[layer] for layer in wanted}, name or "transcoders")
     if not isinstance(source, (str, Path)):
         raise DictionaryError(
             f"cannot load transcoders from {source!r}: give a name, a folder, {{layer: SAELens transcoder}} or "

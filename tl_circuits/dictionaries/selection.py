@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from tl_circuits.dictionaries.base import gaps, ranges
 from tl_circuits.dictionaries.published import Candidate
 from tl_circuits.errors import DictionaryError
 
@@ -17,7 +18,7 @@ def select(
 
     ``width``: as published (``"16k"``) or a number (16384). ``l0``: as published (``"small"``,
     ``"76"``); a number takes each layer's nearest. Raises DictionaryError, listing what there is,
-    when a choice is left, when nothing fits, and when asked layers are missing.
+    when a choice is left, when nothing fits, and when layers are missing.
     """
     fitting = [c for c in candidates if width is None or c.entry.width == _width_name(width)]
     if not fitting:
@@ -26,19 +27,29 @@ def select(
     for candidate in fitting:
         by_layer.setdefault(candidate.entry.layer, []).append(candidate)
     chosen = {layer: _one(name, layer, here, l0, candidates) for layer, here in sorted(by_layer.items())}
-    if layers is not None:
-        asked = sorted(set(layers))
-        missing = [layer for layer in asked if layer not in chosen]
-        if missing or not asked:
-            raise DictionaryError(f"{name} has no layers {missing}; it has {_ranges(list(chosen))}.")
-        return {layer: chosen[layer] for layer in asked}
-    if list(chosen) != list(range(min(chosen), max(chosen) + 1)):
-        missing = sorted(set(range(min(chosen), max(chosen))) - set(chosen))
+    return {layer: chosen[layer] for layer in wanted_layers(name, list(chosen), layers)}
+
+
+def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None) -> Sequence[int]:
+    """The layers to open of those that are ``there``, ascending.
+
+    A set with a gap is likely an unfinished download or training, so it is opened only where its layers
+    are ``asked`` for one by one. Raises DictionaryError for gaps otherwise, and for layers that are not there.
+    """
+    if asked is not None:
+        layers = sorted(set(asked))
+        missing = [layer for layer in layers if layer not in there]
+        if missing or not layers:
+            what = f"no layers {ranges(missing)}" if missing else "no such layers: layers= is empty"
+            raise DictionaryError(f"{name} has {what}; it has {ranges(there)}.")
+        return layers
+    missing = gaps(there) if there else []
+    if missing:
         raise DictionaryError(
-            f"{name} is missing the layers {_ranges(missing)}; it has {_ranges(list(chosen))}. A set is a gapless range: "
-            "complete it, or take part of it with layers=."
+            f"{name} is missing the layers {ranges(missing)}; it has {ranges(there)}. Complete it, or say that these are meant "
+            f"in load_transcoders(..., layers={list(there)}): the MLPs of all other layers are error nodes then."
         )
-    return chosen
+    return there
 
 
 def _one(
@@ -94,13 +105,3 @@ def _listed(candidates: Sequence[Candidate]) -> str:
             some = ", ".join(f"{l0!r} ({l0s[l0]} layers)" for l0 in order)
             lines.append(f"width={width!r} with l0={some}")
     return "; ".join(lines)
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}..{p[-1]}" for p in parts)

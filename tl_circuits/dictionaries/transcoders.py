@@ -11,8 +11,8 @@ from torch import Tensor
 from tl_circuits.dictionaries.base import (
     Dictionary,
     LayerActive,
-    require_contiguous,
     require_finite,
+    require_layers,
     require_shape,
 )
 from tl_circuits.errors import DictionaryError
@@ -88,7 +88,7 @@ def weighted_sum(
 
 
 class TranscoderSet(Dictionary):
-    """One :class:`Transcoder` for each of a contiguous range of layers."""
+    """One :class:`Transcoder` for each of some layers."""
 
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
@@ -96,7 +96,8 @@ class TranscoderSet(Dictionary):
         self.name = name
         self.made_for = made_for
         self._at = {layer: transcoders[layer] for layer in sorted(transcoders)}
-        require_contiguous(list(self._at))
+        if not self._at:
+            raise DictionaryError("the dictionary has no layers.")
         for layer, transcoder in self._at.items():
             _check_tensors(layer, transcoder)
 
@@ -134,7 +135,7 @@ class TranscoderSet(Dictionary):
                 f"layer {self.layers[0]}: W_enc of {self.name}{made_for} has shape {shape}, expected "
                 f"{(shape[0], d_model)}, since the model's d_model is {d_model}. Is it for another model?"
             )
-        require_contiguous(self.layers, int(model.cfg.n_layers))
+        require_layers(self.layers, int(model.cfg.n_layers))
         folded = str(model.cfg.normalization_type).endswith("Pre")
         if self.made_for and folded and any(t.input_hook == "mlp.hook_in" for t in self._at.values()):
             raise DictionaryError(

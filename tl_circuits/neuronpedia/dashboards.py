@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_text
+from tl_circuits.dictionaries.base import ranges
 from tl_circuits.errors import OutputError, PromptError
 from tl_circuits.graph.storage import atomic_file
 from tl_circuits.hooks import Replacement, collect_sites, model_device, unembed_weights
@@ -61,7 +62,7 @@ def make_dashboards(
     chosen = list(dictionary.layers) if layers is None else sorted(layers)
     unknown = [layer for layer in chosen if layer not in dictionary.layers]
     if unknown:
-        raise ValueError(f"layer {unknown[0]} has no dictionary; there are {dictionary.layers[0]}..{dictionary.layers[-1]}.")
+        raise ValueError(f"layer {unknown[0]} has no dictionary; there are {ranges(dictionary.layers)}.")
     out = Path(folder) / "features"
     out.mkdir(parents=True, exist_ok=True)
     run = _Run(replacement, [Path(t) for t in texts], out / ".unfinished", chosen, context, examples, max_tokens)

@@ -1,0 +1,58 @@
+"""What a model in half precision adds to its own tensors by rounding them, as constants.
+
+A bfloat16 model keeps eight bits of every tensor it computes, so its residual stream is not the sum
+of what was written to it, and its norms' outputs are not those of the stream, by a few parts in a
+thousand. On one prompt these differences are fixed numbers. Counted among the constants, they make
+edges and biases add up to the values that the model has, to float32 precision.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attribution.sources import Sources
+from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, resid_mid
+
+
+def rounded_attention(
+    attention: list[FrozenAttention], recording: Recording
+) -> list[FrozenAttention]:
+    """Attention whose constants hold what the model's own output has beyond the frozen map's."""
+    gaps = (
+        out.float() - block.forward(resid)
+        for block, resid, out in zip(attention, recording.resid_pre, recording.attn_out, strict=True)
+    )
+    return [replace(block, const=block.const + gap) for block, gap in zip(attention, gaps, strict=True)]
+
+
+def rounded_reads(
+    reads: dict[int, ReadMap], model: Any, recording: Recording, sources: Sources
+) -> dict[int, ReadMap]:
+    """Read maps that know what the model's own tensor at the read site has beyond theirs."""
+    made = {}
+    for layer in sources.dictionary.layers:
+        read = reads[layer]
+        site = recording.sites[sources.dictionary.input_hook(layer)].float()
+        made[layer] = replace(read, rounding=site - read.forward(resid_mid(recording, model, layer)))
+    return made
+
+
+def stream_rounding(
+    recording: Recording, sources: Sources, reads: dict[int, ReadMap], layer: int
+) -> Float[Tensor, "pos d_model"]:
+    """What the stream after ``layer`` has beyond the stream before it, the attention's and the MLP's output."""
+    after = (*recording.resid_pre[1:], recording.resid_final)[layer].float()
+    source = sources.layers[layer]
+    written = recording.mlp_out[layer].float()
+    if source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself
+        written = source.norm.forward(recording.sites[sources.dictionary.output_hook(layer)])
+    gap = after - recording.resid_pre[layer].float() - recording.attn_out[layer].float() - written
+    if source.skip is not None:
+        through = reads[layer].rounding @ source.skip.T
+        through[list(sources.skipped)] = 0.0  # there the whole output is constant already
+        positions = torch.arange(sources.n_pos, device=through.device)
+        gap = gap + (through if source.norm is None else source.norm.push(through, positions))
+    return gap
