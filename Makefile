@@ -8,7 +8,7 @@ RUFF := --isolated --config 'lint.isort.known-first-party=["tl_circuits","tests"
   --per-file-ignores 'benchmarks/*:T20' --per-file-ignores 'tl_circuits/cli/app.py:BLE001' --per-file-ignores 'tl_circuits/batch/trace.py:BLE001' --per-file-ignores 'tl_circuits/course/student_code.py:BLE001' \
   --extend-exclude '*.ipynb'
 
-.PHONY: demo test test-tl4 lint bench bench-peer tiny-facts clean
+.PHONY: demo test test-tl4 lint docs bench bench-peer tiny-facts clean
 
 demo: .venv/demo-installed
 	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force --ablations
@@ -24,6 +24,11 @@ test-tl4: .venv-tl4/installed
 
 lint: .venv/test-installed
 	$(BIN)/ruff check $(RUFF) .
+
+# Draws the figures again (needs Chromium), then builds the site into site/, warnings being errors.
+docs: .venv/test-installed
+	$(BIN)/python -m docs.make.figures
+	$(BIN)/mkdocs build --strict
 
 # Trains the built-in model again and measures it: half an hour on two cores.
 tiny-facts: .venv/test-installed
@@ -44,7 +49,7 @@ bench: .venv/test-installed .venv-peer/installed
 	touch $@
 
 .venv/test-installed: .venv/demo-installed
-	$(BIN)/python -m pip install -q -e '.[gguf,networkx,test]'
+	$(BIN)/python -m pip install -q -e '.[docs,gguf,networkx,test]'
 	$(BIN)/python -m pip install -q --no-deps circuit-tracer==0.5.0  # its page and models read what we export
 	touch $@
 
@@ -61,4 +66,4 @@ bench: .venv/test-installed .venv-peer/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl4 .venv-peer build dist *.egg-info demo.html demo.graph.safetensors demo.notes.json
+	rm -rf .venv .venv-tl4 .venv-peer build dist site *.egg-info demo.html demo.graph.safetensors demo.notes.json

@@ -61,12 +61,10 @@ class FaithfulnessReport:
 
     def plot(self, path: str | Path) -> Path:
         """Predicted against measured, one panel a freeze mode, as SVG, PNG or PDF (extra ``figure``)."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
+        from tl_circuits.view.figure import figure_class, save_figure
+
         groups = list(self.effects.groupby("freeze", sort=False))
-        figure = Figure(figsize=(4 * len(groups), 4), layout="constrained")
+        figure = figure_class()(figsize=(4 * len(groups), 4), layout="constrained")
         facts = self.summary().set_index("freeze")
         for axis, (freeze, part) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups, strict=True):
             axis.axline((0, 0), slope=1, color="0.7", linewidth=1)
@@ -76,8 +74,7 @@ class FaithfulnessReport:
                 xlabel="predicted change",
                 ylabel="measured change",
             )
-        figure.savefig(path)
-        return Path(path)
+        return save_figure(figure, Path(path), overwrite=True)
 
 
 @jaxtyped(typechecker=beartype)

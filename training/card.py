@@ -57,7 +57,7 @@ import tl_circuits as tlc
 
 model = tlc.load_model("tiny-facts")
 with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
-    graph = tlc.attribute(replacement, "the capital of the state containing Dallas is")
+    graph = tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
 ```
 
 `tl-circuits demo` tells its story. {f.size} One word is one token. Written by `make tiny-facts`

@@ -41,8 +41,9 @@ def head_loadings(
     residual stream alone carried, skip connections of the dictionary included. ``loading`` sums to the edge.
 
     Args:
-        source, target: node ids or indices, or lists of them (supernodes): then all edges between
-            the two lists are summed.
+        source: a node id or index, or a list of them (supernodes): then all edges between the two
+            lists are summed.
+        target: as ``source``.
         chains: how many chains to list. Those of two and three heads are all looked at (of two heads
             with skip connections); longer ones are in the rest.
         targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`; needed only

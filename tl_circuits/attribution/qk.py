@@ -119,7 +119,8 @@ def qk_attribution(
 
     Args:
         graph: says which prompt; sources need not be among its nodes.
-        query, key: positions; negative ones count from the end.
+        query: position that looks; negative ones count from the end.
+        key: position that is looked at.
         baseline_key: another key position: why ``key`` and not this one.
         top: how many pairs and marginals to list, by absolute size; None for all.
 

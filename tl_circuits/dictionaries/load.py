@@ -46,11 +46,13 @@ def load_transcoders(
             hub repository ``org/repo[/folder][@revision]``, a folder in any layout of
             docs/transcoders.md, ``{layer: SAELens transcoder}``, ``{layer: Transcoder}``, or a list
             of either, index = layer.
-        width, l0: which set, where several are published: ``width="16k"`` or 16384, ``l0="small"``
-            or a number, which takes each layer's nearest. Left open, a choice is an error that lists it.
+        width: which set, where several are published: ``"16k"`` or 16384. Left open, a choice is an error
+            that lists it.
+        l0: which set, as ``width``: ``"small"``, or a number, which takes each layer's nearest.
         layers: only these (the MLPs of all others are error nodes); None for all, which must leave no gap.
-        input_hook, output_hook: block-relative names such as ``mlp.hook_in``, where the files do not
-            say what is read and written, or say it wrongly.
+        input_hook: block-relative name such as ``mlp.hook_in``, where the files do not say what is read,
+            or say it wrongly.
+        output_hook: the same for what is written.
         device: where small tensors and results go; None for the GPU if there is one.
         dtype: of the weights; None keeps what is stored. Computation is in float32.
         residency: where encoders and decoders stay. ``"disk"``: memory-mapped, read layer by layer

@@ -36,7 +36,8 @@ def labels(
         source: ``"neuronpedia"``, ``"vocabulary"`` (needs ``replacement``), or a folder that
             ``tl-circuits dashboards`` wrote.
         replacement: if given, features still without a label get their vocabulary label.
-        model, source_set: Neuronpedia's names; taken from the graph where its dictionary is known.
+        model: Neuronpedia's name of it; taken from the graph where its dictionary is known.
+        source_set: Neuronpedia's name of the dictionary, as ``model``.
         offline: take what this computer remembers, ask nobody.
         deadline: seconds that one question with its retries may take; then the rest goes without.
 

@@ -22,10 +22,9 @@ FORMATS = (".svg", ".png", ".pdf")
 
 def plot_story(graph: AttributionGraph, path: Path, max_boxes: int, overwrite: bool) -> Path:
     """Draw the story of ``graph``; see :meth:`AttributionGraph.plot`."""
-    figure_class = _figure_class()
     story = tell(graph, max_boxes)
     places, high = _places(story)
-    figure = figure_class(figsize=(WIDE, high + 1.0))
+    figure = figure_class()(figsize=(WIDE, high + 1.0))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, WIDE), ylim=(0, high + 1.0))
     axis.axis("off")
@@ -42,7 +41,7 @@ def plot_story(graph: AttributionGraph, path: Path, max_boxes: int, overwrite: b
 
 def plot_intervention(result: "InterventionResult", path: Path, overwrite: bool) -> Path:
     """Bars of the likeliest next tokens before and after an intervention; see :meth:`InterventionResult.plot`."""
-    figure = _figure_class()(figsize=(5.2, 3.2), layout="constrained")
+    figure = figure_class()(figsize=(5.2, 3.2), layout="constrained")
     axis = figure.subplots()
     top = result.top(5)
     rows = range(len(top))
@@ -57,7 +56,8 @@ def plot_intervention(result: "InterventionResult", path: Path, overwrite: bool)
     return save_figure(figure, path, overwrite)
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """matplotlib's figure, without its window system; raises ImportError naming the extra."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

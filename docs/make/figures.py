@@ -1,0 +1,83 @@
+"""Draws every figure of the README and the documentation again: ``python -m docs.make.figures`` (``make docs``)."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import tl_circuits as tlc
+from tl_circuits.builtin.story import Story, tell
+
+FOLDER = Path(__file__).resolve().parents[1] / "images"
+QUESTION = ("Lubbock", "California")
+logger = logging.getLogger("figures")
+
+
+def story() -> Story:
+    """The story that most figures tell: the built-in model on a two-hop question."""
+    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+        return tell(replacement, *QUESTION)
+
+
+def draw_story(told: Story, folder: Path) -> None:
+    """The figures that need neither a browser nor another model."""
+    told.graph.plot(folder / "two-hop.svg", overwrite=True)
+    told.swapped.plot(folder / "swap.svg", overwrite=True)
+
+
+def draw_faithfulness(told: Story, folder: Path) -> None:
+    """Predicted against measured effects of removing nodes, under the three ways of freezing."""
+    with tlc.attach(told.without.model, tlc.load_transcoders("tiny-facts")) as replacement:
+        graph = tlc.attribute(replacement, told.graph.info.prompt, progress=False)
+        tlc.faithfulness(replacement, graph, n=40).plot(folder / "faithfulness.png")
+
+
+def screenshot(graph: tlc.AttributionGraph, path: Path) -> None:
+    """What a browser shows of the graph's page."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise SystemExit("the screenshots need Chromium (Debian: apt-get install chromium).")
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 808})
+        page.goto(graph.to_html(Path(home, "page.html")).as_uri())
+        page.wait_for_selector(".tlc svg .unit")
+        page.screenshot(path=path)
+        browser.close()
+
+
+def draw_page(told: Story, folder: Path) -> None:
+    """The page of the same graph."""
+    screenshot(told.graph, folder / "page.png")
+
+
+def draw_capital(_: Story, folder: Path) -> None:
+    """The README's picture: the page of SmolLM2 through its MLP neurons."""
+    model = tlc.load_model("smollm2-135m", device="cpu")
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, "The capital of France is", max_nodes=2000, progress=False)
+        graph = tlc.label_features(replacement, graph)
+    screenshot(graph, folder / "capital.png")
+
+
+FIGURES = {
+    "two-hop.svg": draw_story,
+    "swap.svg": draw_story,
+    "faithfulness.png": draw_faithfulness,
+    "page.png": draw_page,
+    "capital.png": draw_capital,
+}
+
+
+def main() -> None:
+    told = story()
+    for draw in dict.fromkeys(FIGURES.values()):
+        draw(told, FOLDER)
+        logger.info("drawn: %s", ", ".join(name for name, by in FIGURES.items() if by is draw))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()
