@@ -39,7 +39,7 @@ def test_a_story_goes_from_the_edge_to_its_heads_to_their_scores(told):
 def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
     _, graph, stories = told
     known = {name: f"np-{i}" for i, name in enumerate(graph.node_ids)}
-    found = qk_tracing_results(stories[0].scores, known.get, top=5)
+    found = qk_tracing_results(story_data(graph, stories[0])["heads"], known.get, top=5)
     assert set(found) == {"pair_wise_contributors", "top_q_marginal_contributors", "top_k_marginal_contributors"}
     ids = set(known.values())
     assert all(len(row) == 3 and row[0] in ids and row[1] in ids for row in found["pair_wise_contributors"])
