@@ -26,6 +26,7 @@ from tl_circuits.view.page_data import naming_data, story_on_page
 LARGEST_BODY = 2 * 1024**2
 LARGEST_MESSAGE = 256 * 1024
 PORTS_TRIED = 50
+WISHES = ("steer", "heads", "labels", "trace")  # what a tab can ask of the model
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
@@ -155,10 +156,10 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
                 wish = json.loads(text)
             except ValueError:
                 wish = None
-            if not isinstance(wish, dict):
-                await socket.send_json({"error": "expected a JSON object."})
+            kind = wish.get("do") if isinstance(wish, dict) else None
+            if kind not in WISHES:
+                await socket.send_json({"error": f"expected a JSON object whose do is one of {', '.join(WISHES)}."})
                 continue
-            kind = str(wish.get("do"))
             latest[kind] = latest.get(kind, 0) + 1
             job = asyncio.create_task(work(wish, kind, latest[kind]))
             jobs.add(job)
@@ -176,8 +177,6 @@ async def _asked(
     if kind == "heads":
         story = await live.heads(graph, str(wish.get("source")), str(wish.get("target")), still_wanted)
         return None if story is None else story_on_page(story, set(graph.node_ids))
-    if kind != "steer":
-        raise ValueError(f"there is no {kind!r} to do; ask for steer, heads, labels or trace.")
     nodes = [str(node) for node in wish.get("nodes", ())]
     return await live.steer(graph, nodes, float(wish.get("factor", 0)), still_wanted)
 

@@ -1,7 +1,7 @@
 // Which attention heads carried a link, and what made them look: tables and lists for the card.
 import { el, percent, signed, visible } from "./dom.js";
 import { nodeName, nodePlace } from "./units.js";
-const CARRIERS = 6, REASONS = 6;
+const CARRIERS = 4, REASONS = 6, ROUNDING = 1e-3;
 
 const headName = ({ layer, head }) => `layer ${layer} head ${head}`;
 const amount = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
@@ -43,9 +43,9 @@ function pairsTable(app, labels, rows) {
   if (!rows?.length) return [];
   const words = (id) => { const { name, place } = sourceWords(app, labels, id); return [name, " ", el("span", { class: "soft" }, place)]; };
   return [el("h4", {}, "Pairs that meet"), el("table", { class: "data" },
-    el("thead", {}, el("tr", {}, ...["query side", "key side", "score"].map((t) => el("th", { scope: "col" }, t)))),
+    el("thead", {}, el("tr", {}, ...["query side", "key side", "score"].map((t) => el("th", { scope: "col", class: t === "score" ? "amount" : null }, t)))),
     el("tbody", {}, ...rows.slice(0, REASONS).map(([query, key, weight]) => el("tr", {}, el("td", {}, ...words(query)), el("td", {}, ...words(key)),
-      el("td", { class: signOf(weight) }, amount(weight))))))];
+      el("td", { class: `amount ${signOf(weight)}` }, amount(weight))))))];
 }
 
 // What made a head look, from both sides; also for results that came with another program's file.
@@ -68,14 +68,16 @@ function whyParts(app, story, head) {
 
 // All ways of a link sum to it: the largest heads, chains of heads, the residual stream, the rest.
 function carriers(story) {
-  const ways = [...story.heads.map((h) => [headName(h), h.loading]), ...story.chains.map(([path, value]) => [path.replaceAll(" > ", ", then "), value])]
-    .sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).filter(([, value]) => value !== 0).slice(0, CARRIERS);
+  const words = (path) => path.replaceAll(/L(\d+)\/H(\d+)/g, "layer $1 head $2").replaceAll(" > ", ", then ");
+  const ways = [...story.heads.slice(0, CARRIERS).map((h) => [headName(h), h.loading]), ...story.chains.slice(0, CARRIERS).map(([path, value]) => [words(path), value])]
+    .sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).filter(([, value]) => value !== 0);
   const rest = story.weight - story.residual - ways.reduce((sum, [, value]) => sum + value, 0);
-  ways.push(["residual stream, no head", story.residual], ["all other ways", rest]);
+  ways.push(["residual stream, no head", story.residual]);
+  if (Math.abs(rest) > ROUNDING * Math.abs(story.weight)) ways.push(["all other ways", rest]);
   return el("table", { class: "data carriers" },
     el("thead", {}, el("tr", {}, ...["through", "effect", "share"].map((t) => el("th", { scope: "col" }, t)))),
     el("tbody", {}, ...ways.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name),
-      el("td", { class: signOf(value) }, `${value >= 0 ? "+" : "−"}${Math.abs(value).toPrecision(3)}`), el("td", {}, signed(value / story.weight))))));
+      el("td", { class: signOf(value) }, `${value >= 0 ? "+" : "−"}${Number(Math.abs(value).toPrecision(3))}`), el("td", {}, signed(value / story.weight))))));
 }
 
 export function storyParts(app, story) {

@@ -231,6 +231,8 @@ class App {
   drawCard() {
     const focused = this.card.contains(document.activeElement);
     this.fillCard();
+    if (this.told !== this.chosen?.key) this.card.scrollTop = 0;
+    this.told = this.chosen?.key;
     if (focused) this.card.focus();
   }
 
