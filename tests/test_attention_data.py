@@ -49,6 +49,35 @@ def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
     json.dumps(found)
 
 
+def test_the_graph_keeps_its_stories_and_says_how_far_it_is(told, tmp_path, capsys):
+    replacement, graph, stories = told
+    kept = tlc.explain_heads(replacement, graph, 2, heads=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "which heads" in shown and "why heads look" in shown and "2/2" in shown
+    assert [(s["source"], s["target"]) for s in kept.head_stories] == strongest_edges(graph, 2)
+    assert kept.head_stories[0]["heads"] == story_data(graph, stories[0])["heads"]
+    more = tlc.explain_heads(replacement, kept, [(stories[2].source, stories[2].target)], heads=0)
+    assert len(more.head_stories) == 3 and more.head_stories[:2] == kept.head_stories
+    assert not any("pairs" in head for head in more.head_stories[2]["heads"])
+    assert tlc.load_graph(kept.save(tmp_path / "a.graph.safetensors")).head_stories == kept.head_stories
+    small = kept.prune(node_threshold=0.4)
+    left = set(zip(small.edges.source, small.edges.target, strict=True))
+    assert all(((s["source"], s["target"]) in left) == (s in small.head_stories) for s in kept.head_stories)
+    tlc.box_ablations(replacement, graph, progress=True)
+    assert "intervening" in capsys.readouterr().err
+
+
+def test_the_next_best_position_is_compared_with(told):
+    replacement, graph, stories = told
+    for story in stories:
+        for qk, weight, (instead, other) in zip(story.scores, story.attention, story.instead, strict=True):
+            assert 1 >= weight > 0 and other > 0 and instead.baseline_key not in (qk.key, 0)
+            beside = tlc.qk_attribution(replacement, graph, qk.layer, qk.head, qk.query, instead.baseline_key)
+            assert instead.score == pytest.approx(qk.score - beside.score, abs=1e-4)
+            # Softmax: equal scores up to the difference mean weights in its exponential's ratio (no soft cap here).
+            assert weight / other == pytest.approx(2.718281828 ** instead.score, rel=1e-2)
+
+
 def test_an_edge_that_is_not_there_has_no_story(told):
     replacement, graph, _ = told
     with pytest.raises(TargetError, match="no edge from token@8 to L0/"):

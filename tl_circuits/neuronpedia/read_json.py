@@ -213,7 +213,7 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     skipped = _NODE_KEYS | ({"influence"} if "tl_circuits" in metadata else set())
     known = set(graph.node_ids)
     said = (metadata.get("tl_circuits") or {}).get("head_stories") or ()
-    stories = tuple(s for s in said if isinstance(s, dict) and {s.get("source"), s.get("target")} <= known)
+    stories = tuple(s for s in said if isinstance(s, dict) and {str(s.get("source")), str(s.get("target"))} <= known)
     explained = {story["target"] for story in stories}  # their results are made from the stories
     extras = {}
     for node, name in zip(nodes, graph.node_ids, strict=True):
