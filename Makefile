@@ -38,6 +38,7 @@ tiny-facts: .venv/test-installed
 bench: .venv/test-installed .venv-peer/installed
 	$(BIN)/python -m benchmarks.run --peer .venv-peer/bin/python $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m benchmarks.tabs
 	$(BIN)/python -m benchmarks.boxes
 
 .venv/bin/python:

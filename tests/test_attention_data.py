@@ -39,7 +39,7 @@ def test_a_story_goes_from_the_edge_to_its_heads_to_their_scores(told):
 def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
     _, graph, stories = told
     known = {name: f"np-{i}" for i, name in enumerate(graph.node_ids)}
-    found = qk_tracing_results(stories[0].scores, known.get, top=5)
+    found = qk_tracing_results(story_data(graph, stories[0])["heads"], known.get, top=5)
     assert set(found) == {"pair_wise_contributors", "top_q_marginal_contributors", "top_k_marginal_contributors"}
     ids = set(known.values())
     assert all(len(row) == 3 and row[0] in ids and row[1] in ids for row in found["pair_wise_contributors"])
@@ -47,6 +47,35 @@ def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
         assert 0 < len(found[side]) <= 5 and all(len(row) == 2 and row[0] in ids for row in found[side])
         assert [abs(w) for _, w in found[side]] == sorted((abs(w) for _, w in found[side]), reverse=True)
     json.dumps(found)
+
+
+def test_the_graph_keeps_its_stories_and_says_how_far_it_is(told, tmp_path, capsys):
+    replacement, graph, stories = told
+    kept = tlc.explain_heads(replacement, graph, 2, heads=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "which heads" in shown and "why heads look" in shown and "2/2" in shown
+    assert [(s["source"], s["target"]) for s in kept.head_stories] == strongest_edges(graph, 2)
+    assert kept.head_stories[0]["heads"] == story_data(graph, stories[0])["heads"]
+    more = tlc.explain_heads(replacement, kept, [(stories[2].source, stories[2].target)], heads=0)
+    assert len(more.head_stories) == 3 and more.head_stories[:2] == kept.head_stories
+    assert not any("pairs" in head for head in more.head_stories[2]["heads"])
+    assert tlc.load_graph(kept.save(tmp_path / "a.graph.safetensors")).head_stories == kept.head_stories
+    small = kept.prune(node_threshold=0.4)
+    left = set(zip(small.edges.source, small.edges.target, strict=True))
+    assert all(((s["source"], s["target"]) in left) == (s in small.head_stories) for s in kept.head_stories)
+    tlc.box_ablations(replacement, graph, progress=True)
+    assert "intervening" in capsys.readouterr().err
+
+
+def test_the_next_best_position_is_compared_with(told):
+    replacement, graph, stories = told
+    for story in stories:
+        for qk, weight, (instead, other) in zip(story.scores, story.attention, story.instead, strict=True):
+            assert 1 >= weight > 0 and other > 0 and instead.baseline_key not in (qk.key, 0)
+            beside = tlc.qk_attribution(replacement, graph, qk.layer, qk.head, qk.query, instead.baseline_key)
+            assert instead.score == pytest.approx(qk.score - beside.score, abs=1e-4)
+            # Softmax: equal scores up to the difference mean weights in its exponential's ratio (no soft cap here).
+            assert weight / other == pytest.approx(2.718281828 ** instead.score, rel=1e-2)
 
 
 def test_an_edge_that_is_not_there_has_no_story(told):

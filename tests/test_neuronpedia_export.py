@@ -32,7 +32,7 @@ def graph():
     with tlc.attach(model, transcoders(model)) as replacement:
         targets = ["w5", "w6", tlc.LogitDifference("w5", "w6"), tlc.LogitDifference("w7", "w8")]
         traced = tlc.attribute(replacement, prompt(), targets, max_nodes=60, progress=False)
-        traced = tlc.label_features(replacement, traced)
+        traced = tlc.explain_heads(replacement, tlc.label_features(replacement, traced), 4, targets=targets)
     ids = traced.node_ids
     return traced.group("opposites", ids[2:5]).group("100% & more", ids[6:8]).pin(ids[2], ids[20]).rename(ids[9], 'my "own" name')
 
@@ -282,3 +282,32 @@ def test_circuit_tracers_own_models_read_the_file(graph, tmp_path, peer):
     assert (len(read.nodes), len(read.links)) == (len(graph), len(graph._edges))
     assert read.metadata.schema_version == 1
 
+
+
+def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tmp_path):
+    content = exported(graph, tmp_path)
+    jsonschema.validate(content, SCHEMA)
+    by_id = {node["node_id"]: node for node in content["nodes"]}
+    told = {their: node["qk_tracing_results"] for their, node in by_id.items() if "qk_tracing_results" in node}
+    assert len(told) == len({story["target"] for story in graph.head_stories}) > 0
+    only = content["qk_only_nodes"]
+    named = {x for rows in told.values() for listed in rows.values() for row in listed for x in row if isinstance(x, str)}
+    assert named <= by_id.keys() | only.keys() and named & by_id.keys() and only.keys() == named - by_id.keys() != set()
+    for their, entry in only.items():
+        place = parse_node_id(their)
+        assert entry["ctx_idx"] == place.position
+        if place.kind == "feature":
+            assert cantor_unpair(entry["feature"]) == (place.layer, place.feature)
+    story = graph.head_stories[0]
+    query, _, weight = next(row for row in story["heads"][0]["pairs"] if "bias" not in row)
+    same = [n for n in content["nodes"] if n["ctx_idx"] == int(query.split("@")[1])]
+    assert any(row[2] == pytest.approx(weight) for rows in told.values() for row in rows["pair_wise_contributors"]) and same
+    again = tlc.load_graph(tmp_path / "why.json")
+    assert list(again.head_stories) == list(graph.head_stories)
+    small = again.prune(node_threshold=0.5)  # contributors that are pruned become entries of their own
+    pruned = json.loads(small.to_neuronpedia(tmp_path / "small.json").read_text())
+    ids = {node["node_id"] for node in pruned["nodes"]} | pruned.get("qk_only_nodes", {}).keys()
+    rows = [r for n in pruned["nodes"] for listed in n.get("qk_tracing_results", {}).values() for r in listed]
+    assert rows and {x for row in rows for x in row if isinstance(x, str)} <= ids
+    (tmp_path / "odd.json").write_text(json.dumps(content | {"metadata": content["metadata"] | {"tl_circuits": {"head_stories": [3, {"source": "x"}]}}}))
+    assert tlc.load_graph(tmp_path / "odd.json").head_stories == ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tl_circuits.attaching import attach
+    from tl_circuits.attention_data import explain_heads
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
     from tl_circuits.attribution.loadings import head_loadings, top_head_loadings
     from tl_circuits.attribution.qk import QKAttribution, qk_attribution
@@ -84,6 +85,7 @@ _HOMES = {
     "contrast": "graph.recurring",
     "dictionary_quality": "quality",
     "edits_of": "interventions",
+    "explain_heads": "attention_data",
     "faithfulness": "faithfulness_report",
     "feature_patching": "sweeps",
     "from_neuronpedia_url": "neuronpedia.urls",

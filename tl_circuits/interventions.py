@@ -11,6 +11,7 @@ import torch
 from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_id, token_text
 from tl_circuits.errors import EditError
@@ -162,13 +163,15 @@ def intervene_many(
     freeze: str = "attention",
     constrained_layers: Sequence[int] | range = (),
     layers: Iterable[int] | None = (),
+    progress: bool = False,
 ) -> list[InterventionResult]:
     """:func:`intervene` for many lists of edits of one prompt, run as batches; same numbers.
 
-    ``layers``: whose activations to compare in every run; none unless asked.
+    ``layers``: whose activations to compare in every run; none unless asked. ``progress``: show a
+    progress bar on stderr.
     """
     sets = [(edits,) if isinstance(edits, Edit) else tuple(edits) for edits in edit_sets]
-    return _run(replacement, prompt, sets, freeze, constrained_layers, layers)
+    return _run(replacement, prompt, sets, freeze, constrained_layers, layers, progress)
 
 
 def _run(
@@ -178,6 +181,7 @@ def _run(
     freeze: str,
     constrained_layers: Sequence[int] | range,
     layers: Iterable[int] | None,
+    progress: bool = False,
 ) -> list[InterventionResult]:
     replacement.require_attached()
     require_freeze(freeze)
@@ -187,13 +191,16 @@ def _run(
     compared = [layer for layer in dictionary.layers if layers is None or layer in set(layers)]
     clean = clean_run(replacement, tokens, bos_positions(model, tokens))
     results = []
-    for finals, seen, part in edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared):
-        for row, edits in enumerate(part):
-            inputs = {layer: seen[dictionary.input_hook(layer)][row] for layer in compared}
-            frame = _compare(dictionary, clean, inputs)
-            results.append(
-                InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame)
-            )
+    batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
+    with tqdm(total=len(edit_sets), desc="intervening", unit="run", disable=not progress) as bar:
+        for finals, seen, part in batches:
+            for row, edits in enumerate(part):
+                inputs = {layer: seen[dictionary.input_hook(layer)][row] for layer in compared}
+                frame = _compare(dictionary, clean, inputs)
+                results.append(
+                    InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame)
+                )
+            bar.update(len(part))
     return results
 
 

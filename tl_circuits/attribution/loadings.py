@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
+from tqdm.auto import tqdm
 
 from tl_circuits.attribution.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
 from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, node_indices, retrace
@@ -73,12 +74,16 @@ def top_head_loadings(
     *,
     chains: int = 3,
     targets: Sequence[Any] | None = None,
+    progress: bool = False,
 ) -> pd.DataFrame:
-    """:func:`head_loadings` of the ``edges`` strongest edges, one frame with ``source`` and ``target`` in front."""
+    """:func:`head_loadings` of the ``edges`` strongest edges, one frame with ``source`` and ``target`` in front.
+
+    ``progress``: show a progress bar on stderr.
+    """
     if edges < 1 or chains < 0:
         raise ValueError(f"edges must be at least 1 and chains not negative, got {edges} and {chains}.")
     order = graph._edges.weight.abs().argsort(descending=True, stable=True)[:edges].tolist()
-    found = edge_paths(retrace(replacement, graph), graph, order, chains, targets)
+    found = edge_paths(retrace(replacement, graph), graph, order, chains, targets, progress)
     parts = []
     for edge, paths in zip(order, found, strict=True):
         part = _frame(paths)
@@ -89,7 +94,12 @@ def top_head_loadings(
 
 
 def edge_paths(
-    local: Retraced, graph: AttributionGraph, edges: Sequence[int], chains: int, targets: Sequence[Any] | None = None
+    local: Retraced,
+    graph: AttributionGraph,
+    edges: Sequence[int],
+    chains: int,
+    targets: Sequence[Any] | None = None,
+    progress: bool = False,
 ) -> list[Paths]:
     """The ways of some edges of a graph (indices) through heads, on a prompt already retraced."""
     with torch.no_grad():
@@ -97,7 +107,8 @@ def edge_paths(
         _require_same(local, graph, columns, edges, reads)
         heads, leaving, found = HeadPaths(local), {}, {}
         arriving, last = None, None
-        for edge in sorted(edges, key=lambda edge: int(graph._edges.target[edge])):  # one target at a time
+        ordered = sorted(edges, key=lambda edge: int(graph._edges.target[edge]))  # one target at a time
+        for edge in tqdm(ordered, desc="which heads", unit="edge", disable=not progress):
             source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
             if source not in leaving:
                 leaving[source] = heads.leave(_source(local, graph, columns, source))

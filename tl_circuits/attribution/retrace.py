@@ -14,7 +14,7 @@ from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError, TargetError
-from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.graph import KINDS, AttributionGraph
 from tl_circuits.hooks import (
     FrozenScores,
     ReadMap,
@@ -120,12 +120,11 @@ class Columns:
 
     def column(self, name: str) -> int:
         """The column of a node id; raises TargetError if nothing of that name is active."""
-        match = _NODE_ID.match(name)
-        if match is None:
+        place = parse_source(name)
+        if place is None:
             raise TargetError(f"{name!r} is no source; sources look like 'L14/F2268@9', 'L3/error@2' or 'token@4'.")
-        kind = 2 if match["token"] else (1 if match["error"] else 0)
-        layer, feature = (int(match[part] or -1) for part in ("layer", "feature"))
-        return self.find(kind, layer, int(match["position"]), feature)
+        kind, *where = place
+        return self.find(KINDS.index(kind), *where)
 
     def find(self, kind: int, layer: int, position: int, feature: int) -> int:
         """The column of a node; raises TargetError if nothing there is active on the prompt."""
@@ -140,6 +139,15 @@ class Columns:
                 f"{f', feature {feature}' if kind == 0 else ''} on this prompt."
             )
         return int(where[0])
+
+
+def parse_source(name: str) -> tuple[str, int, int, int] | None:
+    """Kind, layer, position and feature (-1 where there is none) of a source's node id; None for anything else."""
+    match = _NODE_ID.match(name)
+    if match is None:
+        return None
+    kind = "embedding" if match["token"] else ("error" if match["error"] else "feature")
+    return kind, int(match["layer"] or -1), int(match["position"]), int(match["feature"] or -1)
 
 
 def columns_of(sources: Sources) -> Columns:

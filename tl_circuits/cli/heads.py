@@ -1,6 +1,7 @@
 """``tl-circuits heads``: which heads carried an edge, and what made them look."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,7 @@ def heads(
 
         loaded = tlc.load_graph(graph)
         with open_replacement(model or loaded.info.model, transcoders, device, dtype) as replacement:
-            (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count)
+            (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=Console(stderr=True).is_terminal)
         facts = story_data(loaded, story)
         if as_json:
             typer.echo(json.dumps(facts, ensure_ascii=False))
@@ -50,7 +51,7 @@ def heads(
         show_heads(loaded, [facts], Console())
 
 
-def show_heads(graph: "AttributionGraph", stories: list[dict[str, Any]], console: Console) -> None:
+def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], console: Console) -> None:
     """Print loadings of edges, and the largest pairs behind the scores of their heads."""
     for facts in stories:
         console.print(Text(f"\n{_told(graph, facts['source'])} → {_told(graph, facts['target'])}", style="bold"))
@@ -69,11 +70,13 @@ def show_heads(graph: "AttributionGraph", stories: list[dict[str, Any]], console
 
 
 def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str, Any], console: Console) -> None:
-    tokens = graph.info.tokens
+    tokens, other = graph.info.tokens, head["baseline"]
+    instead = f" ({other['score']:+.3f} against “{tokens[other['key']]}” ({other['key']}))" if other else ""
     console.print(
         Text(
             f"  layer {head['layer']} head {head['head']} looks from “{tokens[head['query']]}” ({head['query']}) to "
-            f"“{tokens[head['key']]}” ({head['key']}): score {head['score']:.3f}, because of",
+            f"“{tokens[head['key']]}” ({head['key']}) with {head['attention']:.0%} of its attention: "
+            f"score {head['score']:.3f}{instead}, because of",
         )
     )
     table = Table("query side", "key side", "share of the score", box=None, padding=(0, 2, 0, 4))

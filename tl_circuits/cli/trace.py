@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
 
 PATHS_TOLD = 5
 EDGES_TOLD = 3
+EDGES_EXPLAINED = 12  # in the files
 
 
 @app.command()
@@ -49,7 +50,7 @@ def trace(
         files = {"graph": with_ending(name, ".graph.safetensors"), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
-        graph, report, stories, removed = _run(
+        graph, report, removed = _run(
             prompt, model, (transcoders, width, l0), target, position, max_nodes, engine, device, dtype, check, heads, ablations
         )
         graph.save(files["graph"], overwrite=force)
@@ -59,13 +60,13 @@ def trace(
             if report is not None:
                 facts["faithfulness"] = report.summary().to_dict("records")
             if heads:
-                facts["heads"] = stories
+                facts["heads"] = graph.head_stories[:EDGES_TOLD]
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
             show(graph, files, Console())
             if report is not None:
                 show_check(report, Console())
-            show_heads(graph, stories, Console())
+            show_heads(graph, graph.head_stories[:EDGES_TOLD], Console())
 
 
 def _run(
@@ -81,9 +82,8 @@ def _run(
     check: bool,
     heads: bool,
     ablations: bool,
-) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]], list[dict[str, Any]] | None]":
+) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]] | None]":
     import tl_circuits as tlc
-    from tl_circuits.attention_data import edge_stories, story_data, strongest_edges
 
     choice = _engine(engine)
     shown = Console(stderr=True).is_terminal
@@ -100,14 +100,10 @@ def _run(
         )
         report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
         graph = tlc.label_features(replacement, graph, progress=shown)
-        edges = strongest_edges(graph, EDGES_TOLD) if heads else []
-        told = edge_stories(replacement, graph, edges, heads=1) if edges else []
-        stories = [story_data(graph, story) for story in told]
-        removed = None
-        if ablations:
-            with Console(stderr=True).status("removing the boxes one by one ..."):
-                removed = tlc.box_ablations(replacement, graph)
-        return graph, report, stories, removed
+        if heads:
+            graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, targets=_targets(targets), progress=shown)
+        removed = tlc.box_ablations(replacement, graph, progress=shown) if ablations else None
+        return graph, report, removed
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:

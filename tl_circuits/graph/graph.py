@@ -102,7 +102,8 @@ class AttributionGraph:
 
     ``edges`` run from sources to targets; for every node with a row,
     ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`;
-    ``notes`` is what a person added; ``source_file`` is what the file of another program, from which
+    ``notes`` is what a person added; ``head_stories`` say which heads carried some of the edges and why
+    they looked (:func:`tl_circuits.explain_heads`), as JSON; ``source_file`` is what the file of another program, from which
     the graph was read, says beyond these tables, so that an export can give it back.
     """
 
@@ -112,6 +113,7 @@ class AttributionGraph:
     labels: dict[int, Label] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
     source_file: dict[str, Any] = field(default_factory=dict)
+    head_stories: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -262,6 +264,10 @@ class AttributionGraph:
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
         made = AttributionGraph(self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file)
+        if self.head_stories:
+            left = set(zip(made.edges.source, made.edges.target, strict=True))
+            stories = tuple(s for s in self.head_stories if (s["source"], s["target"]) in left)
+            made = replace(made, head_stories=stories)
         return made.with_notes(self.notes.of(made.node_ids)) if self.notes != Notes() else made
 
     @property

@@ -65,6 +65,8 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     content = {"format_version": FORMAT_VERSION, "info": asdict(graph.info), "labels": labels}
     if graph.source_file:
         content["source_file"] = graph.source_file
+    if graph.head_stories:
+        content["head_stories"] = graph.head_stories
     # One key only: safetensors writes several in no fixed order, and same graph means same bytes.
     metadata = {FORMAT: json.dumps(content, ensure_ascii=False, sort_keys=True)}
     data = save(tensors, metadata)
@@ -104,7 +106,7 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         graph = _build(content, tensors)
-        return _with_notes(graph, notes_path(path)) if notes else graph
+        return with_notes_beside(graph, notes_path(path)) if notes else graph
     except GraphFileError:
         raise
     except SafetensorError as error:
@@ -113,7 +115,8 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
         raise GraphFileError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def _with_notes(graph: AttributionGraph, path: Path) -> AttributionGraph:
+def with_notes_beside(graph: AttributionGraph, path: Path) -> AttributionGraph:
+    """``graph`` with the notes in the file ``path``, if there is one and they are of this graph."""
     if not path.is_file():
         return graph
     notes, made_for = read_notes(path)
@@ -140,5 +143,6 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
         label["examples"] = tuple(Example(tuple(e["tokens"]), tuple(e["activations"])) for e in examples)
         labels[int(index)] = Label(**label)
     return AttributionGraph(
-        GraphInfo(**info), nodes, edges, labels, source_file=content.get("source_file", {})
-    )
+        GraphInfo(**info), nodes, edges, labels, source_file=content.get("source_file", {}),
+        head_stories=tuple(content.get("head_stories", ())),
+    )  # fmt: skip

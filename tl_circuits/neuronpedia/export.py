@@ -15,6 +15,7 @@ from tl_circuits.graph.graph import KINDS, AttributionGraph
 from tl_circuits.graph.storage import atomic_file
 from tl_circuits.neuronpedia.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
+from tl_circuits.neuronpedia.qk_results import pruned_contributors, tracing_results
 from tl_circuits.neuronpedia.read_notes import translated
 from tl_circuits.neuronpedia.registry import known_source_set, model_id
 
@@ -180,6 +181,8 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
         "target_names": list(info.target_names),
         "notes": asdict(graph.notes),
     }
+    if graph.head_stories:
+        made["tl_circuits"]["head_stories"] = graph.head_stories
     return made
 
 
@@ -203,7 +206,8 @@ def _pieces(graph: AttributionGraph, metadata: dict[str, Any], target: str) -> I
     ids = their_ids(graph)
     yield f'{{"metadata":{_json(metadata)},"qParams":{_json(_q_params(graph, ids, target))},"nodes":['
     comma = ""
-    for node in _nodes(graph, ids):
+    results = tracing_results(graph, dict(zip(graph.node_ids, ids, strict=True)))
+    for node in _nodes(graph, ids, results):
         yield comma + _json(node)
         comma = ","
     yield '],"links":['
@@ -217,7 +221,7 @@ def _pieces(graph: AttributionGraph, metadata: dict[str, Any], target: str) -> I
         yield comma + ",".join([f'{sources[s]}{quoted[t]},"weight":{w}}}' for s, t, w in rows])
         comma = ","
     yield "]"
-    only = graph.source_file.get("qk_only_nodes")
+    only = graph.source_file.get("qk_only_nodes", {}) | pruned_contributors(results.values(), set(ids))
     yield f',"qk_only_nodes":{_json(only)}}}' if only else "}"
 
 
@@ -254,7 +258,7 @@ def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
     return pairs
 
 
-def _nodes(graph: AttributionGraph, ids: list[str]) -> Iterator[dict[str, Any]]:
+def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     n, reach = graph._nodes, cumulative_influence(graph)
     extras = graph.source_file.get("nodes", {})
     columns = {f.name: getattr(n, f.name).tolist() for f in fields(n) if f.name not in ("activation", "weight")}
@@ -291,6 +295,8 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> Iterator[dict[str, Any]]:
         rest = dict(extras.get(ours, {}))
         if "qk_tracing_results" in rest:
             rest["qk_tracing_results"] = translated(rest["qk_tracing_results"], their)
+        if ours in qk_results:
+            rest["qk_tracing_results"] = qk_results[ours]
         yield node | rest
 
 

@@ -211,9 +211,15 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     by_js = {str(n.raw.get("jsNodeId")): name for n, name in zip(nodes, graph.node_ids, strict=True)}
     notes, kept = read_notes(graph, q_params, (metadata.get("tl_circuits") or {}).get("notes") or {}, by_js | ours)
     skipped = _NODE_KEYS | ({"influence"} if "tl_circuits" in metadata else set())
+    known = set(graph.node_ids)
+    said = (metadata.get("tl_circuits") or {}).get("head_stories") or ()
+    stories = tuple(s for s in said if isinstance(s, dict) and {str(s.get("source")), str(s.get("target"))} <= known)
+    explained = {story["target"] for story in stories}  # their results are made from the stories
     extras = {}
     for node, name in zip(nodes, graph.node_ids, strict=True):
         rest = {k: v for k, v in node.raw.items() if k not in skipped and v is not None}
+        if name in explained:
+            rest.pop("qk_tracing_results", None)
         if "qk_tracing_results" in rest:
             rest["qk_tracing_results"] = translated(rest["qk_tracing_results"], ours)
         if rest:
@@ -221,7 +227,7 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     source_file: dict[str, Any] = {"metadata": {k: v for k, v in metadata.items() if k not in _METADATA_KEYS}}
     source_file |= {"qParams": kept, "nodes": extras, "qk_only_nodes": content.get("qk_only_nodes") or {}}
     source_file = {key: value for key, value in source_file.items() if value}
-    made = AttributionGraph(graph.info, graph._nodes, graph._edges, graph.labels, source_file=source_file)
+    made = AttributionGraph(graph.info, graph._nodes, graph._edges, graph.labels, source_file=source_file, head_stories=stories)
     return made.with_notes(notes)
 
 

@@ -17,22 +17,25 @@ TOP = 5
 
 
 @jaxtyped(typechecker=beartype)
-def box_ablations(replacement: Replacement, graph: AttributionGraph) -> list[dict[str, Any]]:
-    """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds."""
+def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
+    """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds.
+
+    ``progress``: show a progress bar on stderr.
+    """
     shown = page_graph(graph)
     boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}
-    return measure_boxes(replacement, graph, sorted(boxes), 0.0)
+    return measure_boxes(replacement, graph, sorted(boxes), 0.0, progress)
 
 
 def measure_boxes(
-    replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[str]], factor: float
+    replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[str]], factor: float, progress: bool = False
 ) -> list[dict[str, Any]]:
     """For each set of node ids, multiplied by ``factor``: the likeliest next tokens before and after, and
     how the logit of the strongest token target (minus the mean logit) moves, predicted and measured."""
     if not boxes:
         return []
     edits = [edits_of(graph, ids, factor) for ids in boxes]
-    results = intervene_many(replacement, list(graph.info.token_ids), edits, freeze="attention")
+    results = intervene_many(replacement, list(graph.info.token_ids), edits, freeze="attention", progress=progress)
     index = {name: i for i, name in enumerate(graph.node_ids)}
     predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False) * (1 - factor)
     target = int(graph._nodes.weight.argmax())

@@ -10,7 +10,7 @@ from typing import Any
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Notes, notes_json, notes_path, parse_notes, read_notes, write_notes
-from tl_circuits.graph.storage import load_graph
+from tl_circuits.graph.storage import load_graph, with_notes_beside
 from tl_circuits.view.page_data import page_data
 
 LARGEST_FILE = 2 * 1024**3
@@ -34,6 +34,7 @@ class GraphFolder:
         if not path.exists():
             raise GraphFileError(f"there is no file or folder {path}.")
         self.path = path
+        self.traced_here: set[str | None] = set()  # ids of graphs that this server made
         self._lock = threading.Lock()  # two tabs may save at the same time
         self._loaded: dict[str, tuple[float, AttributionGraph, dict[str, Any]]] = {}
 
@@ -73,6 +74,14 @@ class GraphFolder:
     def graph(self, graph_id: str) -> AttributionGraph:
         """The graph with this id; raises KeyError."""
         return self._open(self.find(graph_id))[0]
+
+    def keep_labels(self, graph_id: str, graph: AttributionGraph, write: bool) -> None:
+        """Show the graph with this one's labels from now on; ``write``: also put them into its file."""
+        entry = self.find(graph_id)
+        with self._lock:
+            if write:
+                with_notes_beside(graph, notes_path(entry.path)).save(entry.path, overwrite=True)
+            self._loaded[graph_id] = (entry.path.stat().st_mtime, graph, {})
 
     def data(self, graph_id: str) -> dict[str, Any]:
         """The page's data of a graph, made once."""

@@ -4,13 +4,23 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tl_circuits.attention_data import edge_stories, story_data
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
 from tl_circuits.view.box_effects import measure_boxes
+from tl_circuits.vocabulary_labels import label_features
 
 LONGEST_PROMPT = 2000  # characters
 MOST_STEERED = 2000  # nodes
 LARGEST_FACTOR = 100.0
+HEADS_EXPLAINED = 2
+LABELS_AT_ONCE = 200  # between two of them, another job may have its turn
+
+
+def unlabelled(graph: AttributionGraph) -> list[int]:
+    """The features that have no label, most influential first."""
+    features = [i for i in graph.is_kind("feature").nonzero()[:, 0].tolist() if i not in graph.labels]
+    return sorted(features, key=lambda i: -float(graph.influence[i]))
 
 
 class LiveModel:
@@ -35,6 +45,27 @@ class LiveModel:
                 return None
             return (await asyncio.to_thread(measure_boxes, self.replacement, graph, [nodes], factor))[0]
 
+    async def heads(
+        self, graph: AttributionGraph, source: str, target: str, still_wanted: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """Which heads carried the edge and why the largest looked; None if a later wish came before the model was free.
+
+        Raises TargetError for edges that are not there, or are not those of this model and dictionary.
+        """
+        async with self._turn:
+            if not still_wanted():
+                return None
+            return await asyncio.to_thread(self._heads, graph, source, target)
+
+    def _heads(self, graph: AttributionGraph, source: str, target: str) -> dict[str, Any]:
+        (story,) = edge_stories(self.replacement, graph, [(source, target)], heads=HEADS_EXPLAINED)
+        return story_data(graph, story)
+
+    async def label(self, graph: AttributionGraph) -> AttributionGraph:
+        """``graph`` with labels on the :data:`LABELS_AT_ONCE` most influential features that have none."""
+        async with self._turn:
+            return await asyncio.to_thread(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
+
     async def trace(self, prompt: str, tell: Callable[[str], None]) -> AttributionGraph:
         """A new graph of ``prompt``; ``tell`` gets what is being done, from another thread."""
         if not 0 < len(prompt) <= LONGEST_PROMPT:
@@ -46,6 +77,4 @@ class LiveModel:
         import tl_circuits as tlc
 
         tell("tracing the strongest features")
-        graph = tlc.attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)
-        tell("labelling them")
-        return tlc.label_features(self.replacement, graph)
+        return tlc.attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)

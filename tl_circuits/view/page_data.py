@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.graph import AttributionGraph, Example, Label
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.view.story import Story, tell
 
@@ -18,6 +20,9 @@ MOST_NODES = 2500
 MOST_LINKS = 60_000
 LEVELS = (6, 12, 20)  # the most boxes at each stop of the detail slider; the page opens with the second
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
+MOST_EXAMPLES = 150  # of these, with the texts that activate them most
+EXAMPLE_TOKENS = 32
+TOKEN_LENGTH = 60  # characters of one token of an example
 _NODE_THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
@@ -60,7 +65,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
         },
-        "levels": [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)],
+        "levels": _levels(stories),
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),
@@ -69,6 +74,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "features_shown": int(shown.is_kind("feature").sum()),
         "features_traced": int(graph.is_kind("feature").sum()),
         "features_active": info.n_active,
+        "unlabelled": int(graph.is_kind("feature").sum()) - sum(1 for i in graph.labels if graph._nodes.kind[i] == 0),
         "nodes": _nodes(shown, drawn),
         "links": _packed(shown, kept),
         "links_traced": len(graph._edges),
@@ -80,7 +86,43 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
             "text": graph.notes.text,
         },
         "ablations": ablations or [],
+        **attention_data(shown),
     }
+
+
+def attention_data(shown: AttributionGraph) -> dict[str, Any]:
+    """Why heads look. ``heads``: the graph's head stories. ``qk``: what another program's file says of a node, by index."""
+    known = {name: i for i, name in enumerate(shown.node_ids)}
+    theirs = shown.source_file.get("nodes", {})
+    results = {str(known[i]): rest["qk_tracing_results"] for i, rest in theirs.items() if i in known and "qk_tracing_results" in rest}
+    return {"heads": [story_on_page(story, known) for story in shown.head_stories], "qk": results}
+
+
+def story_on_page(story: dict[str, Any], known: Container[str]) -> dict[str, Any]:
+    """A head story with five digits, and labels of ids that the page does not know itself."""
+    made = _rounded(story)
+    return made | {"labels": {name: label for name, label in made["labels"].items() if name not in known}}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def naming_data(graph: AttributionGraph) -> dict[str, Any]:
+    """The parts of :func:`page_data` that labels change, for labels that come after the picture."""
+    shown = page_graph(graph)
+    stories = [tell(shown, boxes) for boxes in LEVELS]
+    drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
+    nodes = _nodes(shown, drawn)
+    return {"levels": _levels(stories), "label": nodes["label"], "cards": nodes["cards"]}
+
+
+def _levels(stories: list[Story]) -> list[dict[str, Any]]:
+    return [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)]
 
 
 def _level(story: Story, usual: bool) -> dict[str, Any]:
@@ -118,6 +160,7 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
     mass = nodes.residue_mass.double().index_add(0, edges.target, edges.weight.double().abs())
     ranked = torch.argsort(graph.influence, descending=True, stable=True)[:MOST_CARDS].tolist()
     carded = sorted({*ranked, *drawn} & graph.labels.keys())
+    exemplified = set([i for i in ranked if i in graph.labels and graph.labels[i].examples][:MOST_EXAMPLES])
     return {
         "kind": nodes.kind.tolist(),
         "layer": nodes.layer.tolist(),
@@ -129,10 +172,25 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
         "mass": _short(mass),
         "label": [graph.label(i) for i in range(len(graph))],
         "cards": {
-            str(i): [list(label.promotes), list(label.suppresses), list(label.reads), label.origin]
+            str(i): [list(label.promotes), list(label.suppresses), list(label.reads), label.origin, *_examples(label, i in exemplified)]
             for i, label in ((i, graph.labels[i]) for i in carded)
         },
     }
+
+
+def _examples(label: Label, wanted: bool) -> list[list[list[Any]]]:
+    """The label's examples, each as tokens and activations around its strongest token; nothing if not wanted."""
+    if not wanted:
+        return []
+    return [[_cut(example) for example in label.examples]]
+
+
+def _cut(example: Example) -> list[list[Any]]:
+    top = max(range(len(example.activations)), key=lambda i: abs(example.activations[i]), default=0)
+    start = max(0, min(top - EXAMPLE_TOKENS // 2, len(example.tokens) - EXAMPLE_TOKENS))
+    part = slice(start, start + EXAMPLE_TOKENS)
+    tokens = [t if len(t) <= TOKEN_LENGTH else t[:TOKEN_LENGTH] + "…" for t in example.tokens[part]]
+    return [tokens, [float(f"{v:.3g}") if math.isfinite(v) else 0.0 for v in example.activations[part]]]
 
 
 def _short(values: Tensor) -> list[float | None]:

@@ -11,18 +11,22 @@ import json
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tl_circuits.errors import GraphFileError, TLCircuitsError
+from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.view.bundle import page_file, script
 from tl_circuits.view.folder import GraphFolder
-from tl_circuits.view.live_model import LiveModel
+from tl_circuits.view.live_model import LABELS_AT_ONCE, LiveModel, unlabelled
+from tl_circuits.view.page_data import naming_data, story_on_page
 
 LARGEST_BODY = 2 * 1024**2
 LARGEST_MESSAGE = 256 * 1024
 PORTS_TRIED = 50
+WISHES = ("steer", "heads", "labels", "trace")  # what a tab can ask of the model
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
@@ -122,20 +126,25 @@ def _save(folder: GraphFolder, graph_id: str, body: bytes) -> dict[str, bool]:
 
 
 async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
-    """Answer one tab. A wish that a later one overtakes before the model is free is answered with ``skipped``."""
-    latest, jobs = 0, set()
+    """Answer one tab. A wish that a later one of its kind overtakes before the model is free is answered with ``skipped``."""
+    latest: dict[str, int] = {}
+    jobs: set[asyncio.Task[None]] = set()
 
-    async def work(wish: dict[str, Any], number: int) -> None:
+    async def work(wish: dict[str, Any], kind: str, number: int) -> None:
+        known = {"number": wish.get("number")}
         try:
-            if wish.get("do") == "trace":
+            if kind == "trace":
                 await socket.send_json(await _trace(socket, folder, live, str(wish.get("prompt", ""))))
                 return
-            graph = folder.graph(str(wish.get("graph")))
-            nodes = [str(node) for node in wish.get("nodes", ())]
-            result = await live.steer(graph, nodes, float(wish.get("factor", 0)), lambda: number == latest)
-            await socket.send_json({"number": wish.get("number"), "skipped": True} if result is None else {"number": wish.get("number"), "result": result})
+            graph_id = str(wish.get("graph"))
+            graph = folder.graph(graph_id)
+            if kind == "labels":
+                await _label(socket, folder, live, graph_id)
+                return
+            result = await _asked(wish, kind, live, graph, lambda: number == latest[kind])
+            await socket.send_json(known | ({"skipped": True} if result is None else {"result": result}))
         except (TLCircuitsError, ValueError, KeyError, TypeError) as error:
-            await socket.send_json({"number": wish.get("number"), "error": str(error.args[0] if error.args else error)})
+            await socket.send_json(known | {"error": str(error.args[0] if error.args else error)})
 
     try:
         while True:
@@ -147,17 +156,40 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
                 wish = json.loads(text)
             except ValueError:
                 wish = None
-            if not isinstance(wish, dict):
-                await socket.send_json({"error": "expected a JSON object."})
+            kind = wish.get("do") if isinstance(wish, dict) else None
+            if kind not in WISHES:
+                await socket.send_json({"error": f"expected a JSON object whose do is one of {', '.join(WISHES)}."})
                 continue
-            latest += 1
-            job = asyncio.create_task(work(wish, latest))
+            latest[kind] = latest.get(kind, 0) + 1
+            job = asyncio.create_task(work(wish, kind, latest[kind]))
             jobs.add(job)
             job.add_done_callback(jobs.discard)
     finally:
-        latest = -1
+        latest = dict.fromkeys(latest, -1)
         for job in jobs:
             job.cancel()
+
+
+async def _asked(
+    wish: dict[str, Any], kind: str, live: LiveModel, graph: AttributionGraph, still_wanted: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """The answer to one question to the model; None if a later one came before."""
+    if kind == "heads":
+        story = await live.heads(graph, str(wish.get("source")), str(wish.get("target")), still_wanted)
+        return None if story is None else story_on_page(story, set(graph.node_ids))
+    nodes = [str(node) for node in wish.get("nodes", ())]
+    return await live.steer(graph, nodes, float(wish.get("factor", 0)), still_wanted)
+
+
+async def _label(socket: Any, folder: GraphFolder, live: LiveModel, graph_id: str) -> None:
+    """Labels for what has none, the strongest features first, while the tab shows the picture already."""
+    todo = unlabelled(folder.graph(graph_id))
+    for start in range(0, len(todo), LABELS_AT_ONCE):
+        graph = await live.label(folder.graph(graph_id))
+        last = start + LABELS_AT_ONCE >= len(todo)
+        await asyncio.to_thread(folder.keep_labels, graph_id, graph, last and graph_id in folder.traced_here)
+        if start == 0 or last:
+            await socket.send_json({"labels": await asyncio.to_thread(naming_data, graph)})
 
 
 async def _trace(socket: Any, folder: GraphFolder, live: LiveModel, prompt: str) -> dict[str, Any]:
@@ -171,7 +203,9 @@ async def _trace(socket: Any, folder: GraphFolder, live: LiveModel, prompt: str)
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "trace"
     path = home / f"{slug}-{secrets.token_hex(3)}.graph.safetensors"
     await asyncio.to_thread(graph.save, path)
-    return {"traced": next((e.id for e in folder.entries() if e.path == path), None), "file": path.name}
+    found = next((e.id for e in folder.entries() if e.path == path), None)
+    folder.traced_here.add(found)
+    return {"traced": found, "file": path.name}
 
 
 def _shell(live: bool) -> str:

@@ -1,5 +1,7 @@
 // The card beside the picture: what the chosen box or node is, what drives it, what it drives.
-import { el, percent, plural, signed, visible } from "./dom.js";
+import { button, el, percent, plural, signed, visible } from "./dom.js";
+import { qkParts, storyOf } from "./heads.js";
+import { linkName } from "./links.js";
 import { nodeName, nodePlace } from "./units.js";
 const LISTED = 10;
 
@@ -8,7 +10,7 @@ const quoted = (tokens) => tokens.map((t) => `“${visible(t)}”`).join("  ");
 function rows(title, items, empty) {
   if (!items.length) return empty ? [el("h3", {}, title), el("p", { class: "soft" }, empty)] : [];
   const listed = items.slice(0, LISTED), rest = items.length - listed.length;
-  const list = el("ul", { class: "list" }, ...listed.map(({ share, name, place, act }) => el("li", {}, row(share, name, place, act))));
+  const list = el("ul", { class: "list" }, ...listed.map(({ share, name, place, act, why }) => el("li", { class: why ? "two" : null }, row(share, name, place, act), why ?? null)));
   return [el("h3", {}, title), list, rest > 0 ? el("p", { class: "soft" }, `and ${rest} weaker ones`) : null];
 }
 
@@ -20,10 +22,28 @@ function row(share, name, place, act) {
 
 function linkItems(app, links, end) {
   const { graph } = app;
-  return links.map((e) => {
+  return links.map((e, n) => {
+    if (n >= LISTED) return null; // only counted
     const other = end === "source" ? graph.source[e] : graph.target[e];
     return { share: graph.share[e] * graph.towards[graph.target[e]], name: nodeName(graph, other, app.notes.names),
-      place: nodePlace(graph, other), act: () => app.chooseNode(other) };
+      place: nodePlace(graph, other), act: () => app.chooseNode(other), why: whyButton(app, graph.source[e], graph.target[e]) };
+  });
+}
+
+function whyButton(app, source, target) {
+  if (!app.host.heads && !storyOf(app.graph, source, target)) return null;
+  return button("heads", () => app.chooseLink(source, target), { class: "why", "aria-label": `Which heads carried ${linkName(app, source, target)}` });
+}
+
+// Texts that activate the feature most, each token as strong as it is lit.
+function topExamples(found) {
+  const most = Math.max(...found.flatMap(([, values]) => values.map(Math.abs)), 1e-30);
+  return found.map(([tokens, values]) => {
+    const top = values.reduce((best, v, k) => (Math.abs(v) > Math.abs(values[best]) ? k : best), 0);
+    return el("p", { class: "example", dir: "auto" }, ...tokens.map((token, k) => {
+      const depth = values[k] ? Math.max(1, Math.ceil(5 * Math.abs(values[k]) / most)) : 0;
+      return el(k === top && depth ? "strong" : "span", { class: depth ? `lit d${depth}${values[k] < 0 ? " minus" : ""}` : null, title: depth ? String(values[k]) : null }, visible(token));
+    }));
   });
 }
 
@@ -57,6 +77,12 @@ export function nodeCard(app, i) {
     for (const [at, title] of ["Makes more likely", "Makes less likely", "Responds to"].entries()) {
       if (card[at].length) parts.push(el("h3", {}, title), el("p", { class: "tokens" }, quoted(card[at])));
     }
+  }
+  if (card?.[4]?.length) parts.push(el("h3", {}, "Texts that activate it most"), ...topExamples(card[4]));
+  const qk = graph.qk[i];
+  if (qk) {
+    parts.push(el("h3", {}, "Why it looks there"), ...qkParts(app, {}, { byQuery: qk.top_q_marginal_contributors,
+      byKey: qk.top_k_marginal_contributors, pairs: qk.pair_wise_contributors }));
   }
   parts.push(...rows("Strongest inputs", linkItems(app, graph.inputs[i], "source"), kind === "embedding" ? null : "none traced"));
   parts.push(...rows("Strongest outputs", linkItems(app, graph.outputs[i], "target")));

@@ -1,10 +1,12 @@
 // Everything a mouse does a key does.
 import { button, el } from "./dom.js";
+import { nextLink } from "./links.js";
 
 const HELP = [
   ["← →", "the next thing to the left or right"], ["↑ ↓", "along the strongest arrow out or in"],
   ["Enter", "expand a box in place, or close it"], ["Esc", "back: close, unmark, let go"], ["Space", "mark a box (mouse: Shift-click)"],
   ["G", "group the marked boxes; ungroup the chosen group (mouse: drop a box on a box)"], ["L", "name a box or feature"],
+  ["H", "the links of what is chosen, one after the other: which heads carried them, and why these looked (mouse: click an arrow)"],
   ["P", "pin: keep it in the picture (mouse: Ctrl-click)"], ["S", "steer or remove the chosen box"], ["E", "what the features miss"],
   ["/", "search"], ["+ −", "zoom in All nodes (mouse: wheel), 0 to fit"], ["1 2 3", "story, all nodes, table"], ["Ctrl Z", "undo"], ["?", "this help"],
 ];
@@ -40,6 +42,7 @@ function back(app) {
   const unit = app.chosen && app.unit(app.chosen.key);
   if (app.marked.size) { app.marked.clear(); app.draw(); }
   else if (unit?.inside) app.toggleExpanded(unit.inside);
+  else if (app.chosen?.from) { app.chosen = app.chosen.from; app.draw(); }
   else if (app.chosen) app.rest();
   else if (app.expanded.size) { app.expanded.clear(); app.draw(); }
 }
@@ -71,6 +74,10 @@ function act(app, event) {
   if (key === "l" && (app.chosen || chosen)) return app.rename(app.chosen?.key ?? chosen);
   if (key === "p" && (app.chosen || chosen)) return app.pin(app.chosen?.key ?? chosen);
   if (key === "g" && story) return app.groupMarked();
+  if (key === "h") {
+    if (!app.chosen && chosen) app.chooseUnit(chosen);
+    return nextLink(app);
+  }
   if (key === "s") return app.card.querySelector("input.steer, button.remove")?.focus();
   if (inCard) return false;
   if (app.view === "nodes" && key.startsWith("Arrow") && document.activeElement === app.nodesView.canvas) return walkNodes(app, key);

@@ -1,8 +1,9 @@
 // All nodes by position and layer on a canvas. The picture is drawn once into a bitmap, which moves and
 // scales with the pointer, and is drawn sharp again when the pointer rests. Only links of the chosen node
-// and the strongest others are drawn.
+// and the strongest others are drawn. All nodes at the zoom of now are kept as a backdrop, strong and faint,
+// so that a click only draws what it is about.
 import { clipped, el, visible } from "./dom.js";
-const LEFT = 70, BOTTOM = 34, STRONGEST = 1200, REST_MS = 140, NEAR = 18, MOST_ZOOM = 24;
+const LEFT = 70, BOTTOM = 34, STRONGEST = 1200, REST_MS = 140, NEAR = 18, MOST_ZOOM = 24, NEIGHBOURS = 150;
 
 export class NodesView {
   constructor(graph, choose) {
@@ -15,6 +16,7 @@ export class NodesView {
     this.zoom = { x: 0, y: 0, k: 1 };
     this.chosen = -1;
     this.marked = new Set();
+    this.backdrops = {};
     const flow = Array.from(graph.weight, (_, e) => Math.abs(graph.share[e]) * (graph.nodes.influence[graph.target[e]] ?? 0));
     this.strongest = [...flow.keys()].sort((a, b) => flow[b] - flow[a]).slice(0, STRONGEST);
     this.listen();
@@ -81,20 +83,45 @@ export class NodesView {
     canvas.height = this.high * ratio;
     const c = canvas.getContext("2d"), look = this.colours(), { x, y, k } = this.zoom;
     c.setTransform(ratio, 0, 0, ratio, 0, 0);
-    c.fillStyle = look.paper;
-    c.fillRect(0, 0, this.wide, this.high);
-    c.setTransform(ratio * k, 0, 0, ratio * k, ratio * x, ratio * y);
-    this.drawLinks(c, look, k);
-    this.drawNodes(c, look, k);
-    c.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const faint = this.chosen >= 0 || this.marked.size > 0;
+    c.drawImage(this.backdrop(look, ratio, faint), 0, 0, this.wide, this.high);
+    if (faint) {
+      c.setTransform(ratio * k, 0, 0, ratio * k, ratio * x, ratio * y);
+      const links = this.chosen < 0 ? [] : [...this.graph.inputs[this.chosen].slice(0, NEIGHBOURS), ...this.graph.outputs[this.chosen].slice(0, NEIGHBOURS)];
+      this.drawLinks(c, look, k, links, 0.7);
+      this.drawNodes(c, look, k, this.loud(links), 1);
+      c.setTransform(ratio, 0, 0, ratio, 0, 0);
+    }
     this.drawAxes(c, look);
     this.painted = { ...this.zoom };
     canvas.style.transform = "";
   }
 
-  drawLinks(c, look, k) {
-    const { graph, chosen } = this;
-    const links = chosen < 0 ? this.strongest : [...graph.inputs[chosen].slice(0, 150), ...graph.outputs[chosen].slice(0, 150)];
+  // Everything as it looks while nothing is chosen; faint, it lies behind what is.
+  backdrop(look, ratio, faint) {
+    const { x, y, k } = this.zoom, made = [x, y, k, this.wide, this.high, ratio, ...Object.values(look)].join();
+    if (this.backdrops[faint]?.made === made) return this.backdrops[faint].canvas;
+    const canvas = this.backdrops[faint]?.canvas ?? el("canvas"), c = canvas.getContext("2d");
+    canvas.width = this.wide * ratio;
+    canvas.height = this.high * ratio;
+    c.setTransform(ratio, 0, 0, ratio, 0, 0);
+    c.fillStyle = look.paper;
+    c.fillRect(0, 0, this.wide, this.high);
+    c.setTransform(ratio * k, 0, 0, ratio * k, ratio * x, ratio * y);
+    if (!faint) this.drawLinks(c, look, k, this.strongest, 0.28);
+    this.drawNodes(c, look, k, this.graph.ids.keys(), faint ? 0.25 : 1);
+    this.backdrops[faint] = { made, canvas };
+    return canvas;
+  }
+
+  // The nodes that stand out: those marked, else what is chosen and the other ends of its links.
+  loud(links) {
+    if (this.marked.size) return this.marked;
+    return new Set([...links.flatMap((e) => [this.graph.source[e], this.graph.target[e]]), this.chosen]);
+  }
+
+  drawLinks(c, look, k, links, alpha) {
+    const { graph } = this;
     for (const up of [true, false]) {
       c.strokeStyle = up ? look.plus : look.minus;
       c.setLineDash(up ? [] : [5 / k, 4 / k]);
@@ -102,7 +129,7 @@ export class NodesView {
         const share = graph.share[e] * graph.towards[graph.target[e]];
         if ((share >= 0) !== up) continue;
         const s = graph.source[e], t = graph.target[e], bend = (this.y[s] - this.y[t]) / 2;
-        c.globalAlpha = chosen < 0 ? 0.28 : 0.7;
+        c.globalAlpha = alpha;
         c.lineWidth = Math.max(0.4, 5 * Math.sqrt(Math.min(1, Math.abs(share)))) / Math.sqrt(k);
         c.beginPath();
         c.moveTo(this.x[s], this.y[s]);
@@ -114,32 +141,25 @@ export class NodesView {
     c.globalAlpha = 1;
   }
 
-  drawNodes(c, look, k) {
-    const { graph } = this, r0 = Math.max(1.4, Math.min(3, this.step / 5)) / Math.sqrt(k);
-    const near = new Set();
-    if (this.chosen >= 0) {
-      for (const e of graph.inputs[this.chosen].slice(0, 150)) near.add(graph.source[e]);
-      for (const e of graph.outputs[this.chosen].slice(0, 150)) near.add(graph.target[e]);
-    }
-    // One path for all nodes of a look: filling 2,000 paths one by one is what takes time.
-    const looks = new Map();
-    const path = (colour, loud) => {
-      const key = `${colour} ${loud}`;
-      if (!looks.has(key)) looks.set(key, { colour, loud, path: new Path2D() });
-      return looks.get(key).path;
+  drawNodes(c, look, k, nodes, alpha) {
+    const { graph } = this, r0 = Math.max(1.4, Math.min(3, this.step / 5)) / Math.sqrt(k), own = alpha === 1;
+    // One path for all nodes of a colour: filling 2,000 paths one by one is what takes time.
+    const paths = new Map();
+    const path = (colour) => {
+      if (!paths.has(colour)) paths.set(colour, new Path2D());
+      return paths.get(colour);
     };
-    for (let i = 0; i < graph.n; i += 1) {
+    for (const i of nodes) {
       const x = this.x[i], y = this.y[i], kind = graph.kinds[i];
       const r = kind === "feature" ? r0 * (1 + 2 * Math.min(1, Math.sqrt(graph.nodes.influence[i]))) : r0 * 1.4;
-      const loud = this.marked.size ? this.marked.has(i) : this.chosen < 0 || near.has(i) || i === this.chosen;
-      const colour = i === this.chosen || this.marked.has(i) ? "chosen" : kind === "feature" ? "feature" : kind === "error" ? "soft" : "ink";
-      const into = path(colour, loud);
+      const colour = own && (i === this.chosen || this.marked.has(i)) ? "chosen" : kind === "feature" ? "feature" : kind === "error" ? "soft" : "ink";
+      const into = path(colour);
       if (kind === "feature") { into.moveTo(x + r, y); into.arc(x, y, r, 0, 7); }
       else if (kind === "error") { into.moveTo(x, y - r); into.lineTo(x + r, y); into.lineTo(x, y + r); into.lineTo(x - r, y); into.closePath(); }
       else into.rect(x - r, y - r, 2 * r, 2 * r);
     }
-    for (const { colour, loud, path: drawn } of looks.values()) {
-      c.globalAlpha = loud ? 1 : 0.25;
+    for (const [colour, drawn] of paths) {
+      c.globalAlpha = alpha;
       c.fillStyle = c.strokeStyle = look[colour];
       c.lineWidth = 1 / k;
       if (colour === "soft") c.stroke(drawn);

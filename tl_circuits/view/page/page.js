@@ -1,5 +1,5 @@
 // The whole page: render(el, data, host). `host` keeps notes and, where a model is at hand, steers:
-// { loadNotes(), saveNotes(notes, fields), steer({nodes, factor}), selected(ids), bar, keys: where to listen }, all optional.
+// { loadNotes(), saveNotes(notes, fields), steer({nodes, factor}), heads({source, target}), selected(ids), bar, keys: where to listen }, all optional.
 import { button, download, el, percent, plural, shape } from "./dom.js";
 import { unpackGraph } from "./unpack.js";
 import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
@@ -9,6 +9,8 @@ import { TableView } from "./table_view.js";
 import { NoteBook } from "./notes.js";
 import { nodeCard, restCard, unitCard } from "./card.js";
 import { effectParts } from "./effect.js";
+import { arrowCard, linkCard, linkName, storiesByArrow } from "./links.js";
+import { carrierWords } from "./heads.js";
 import { listenToKeys, keysDialog } from "./keys.js";
 const NARROW = 420;
 
@@ -30,7 +32,7 @@ class App {
     this.svg = shape("svg", { role: "group", "aria-label": "The story: the prompt below, the answer above, boxes of features between" });
     this.linksTable = el("tbody");
     this.story = el("div", { class: "story" }, this.svg, el("details", {}, el("summary", {}, "The picture as a table"),
-      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share of its inputs"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
+      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share of its inputs", "behind it"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
     this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
     this.table = new TableView(this);
     this.card = el("section", { class: "card", "aria-label": "About what is chosen", tabindex: -1 });
@@ -58,7 +60,8 @@ class App {
     for (const type of ["pointerover", "pointerout"]) {
       this.svg.addEventListener(type, (event) => {
         const key = type === "pointerover" ? event.target.closest(".unit")?.dataset.key : null;
-        this.scene?.emphasise(key ?? this.chosen?.key ?? null);
+        if (key) this.scene?.emphasise(key);
+        else this.emphasise();
       });
     }
     this.listenToDrops();
@@ -86,7 +89,7 @@ class App {
 
   draw() {
     if (this.view === "story") this.drawStory();
-    if (this.view === "nodes") this.nodesView.show(this.chosen?.node ?? -1, this.found());
+    if (this.view === "nodes") this.nodesView.show(this.chosen?.node ?? this.chosen?.link?.[1] ?? -1, this.found());
     if (this.view === "table") this.table.draw();
     if (this.chosen) this.drawCard();
   }
@@ -104,12 +107,17 @@ class App {
     this.sentences.replaceChildren(...level.sentences.map((s) => el("li", {}, s)));
     if (own && level.sentences.length) this.sentences.append(el("li", { class: "soft" }, "These sentences tell the automatic boxes; you have made groups of your own."));
     this.drawMeter(meter);
-    this.linksTable.replaceChildren(...arrows.map((a) => el("tr", {}, el("td", {}, units[a.source].name), el("td", {}, units[a.target].name),
-      el("td", {}, `${a.share >= 0 ? "raises " : "lowers "}${percent(Math.abs(a.share))}`))));
+    const told = storiesByArrow(graph, units);
+    this.linksTable.replaceChildren(...arrows.map((a) => {
+      const from = units[a.source], to = units[a.target], story = told.get(`${a.source}>${a.target}`);
+      return el("tr", {}, el("td", {}, from.name), el("td", {}, to.name), el("td", {}, `${a.share >= 0 ? "raises " : "lowers "}${percent(Math.abs(a.share))}`),
+        el("td", {}, button(story ? `by ${carrierWords(story)}` : "its links", () => this.chooseArrow(from.key, to.key),
+          { class: "plain", "aria-label": `${story ? `Carried by ${carrierWords(story)}` : "The links"}: ${from.name} to ${to.name}` })));
+    }));
     const key = this.chosen?.key ?? null;
     this.setTab(drawn.elements.has(key) ? key : drawn.order[0]?.key);
     drawn.elements.get(focus)?.focus();
-    drawn.emphasise(drawn.elements.has(key) ? key : null);
+    this.emphasise();
     for (const [k, made] of drawn.elements) made.classList.toggle("marked", this.marked.has(k));
   }
 
@@ -146,7 +154,8 @@ class App {
   unit(key) { return this.scene?.units.find((u) => u.key === key); }
 
   clicked(event) {
-    const key = event.target.closest(".unit")?.dataset.key;
+    const key = event.target.closest(".unit")?.dataset.key, arrow = event.target.closest(".hit");
+    if (arrow) { this.chooseArrow(arrow.dataset.from, arrow.dataset.to); return; }
     if (!key) { this.rest(); return; }
     if (event.shiftKey) this.toggleMark(key);
     else if (event.ctrlKey || event.metaKey) this.pin(key);
@@ -176,7 +185,65 @@ class App {
     this.host.selected?.([this.graph.ids[i]]);
   }
 
+  // What is chosen, brought out in the story.
+  emphasise() {
+    if (!this.scene) return;
+    const { key = null, link, arrow } = this.chosen ?? {};
+    const home = (i) => this.scene.units.find((u) => u.members.includes(i))?.key;
+    if (arrow || link) this.scene.emphasise(...(arrow ?? link.map(home)));
+    else this.scene.emphasise(this.scene.elements.has(key) ? key : null);
+  }
+
+  chooseLink(source, target, arrow) {
+    const name = `${this.graph.ids[source]}>${this.graph.ids[target]}`;
+    this.chooseBetween({ key: arrow ? `arrow:${arrow.join(">")}` : `link:${name}`, link: [source, target], arrow }, linkName(this, source, target), [source, target]);
+  }
+
+  // An arrow of the story; between two single things it is one link.
+  chooseArrow(from, to) {
+    const [a, b] = [this.unit(from), this.unit(to)];
+    if (!a || !b) return;
+    if (a.single && b.single) this.chooseLink(a.members[0], b.members[0], [from, to]);
+    else this.chooseBetween({ key: `arrow:${from}>${to}`, arrow: [from, to] }, `${a.name} to ${b.name}`, [...a.members, ...b.members]);
+  }
+
+  // `from` is what Escape goes back to.
+  chooseBetween(chosen, words, members) {
+    const from = this.chosen?.link || this.chosen?.arrow ? this.chosen.from : this.chosen;
+    this.chosen = { node: null, from, ...chosen };
+    if (this.view === "story") this.emphasise();
+    if (this.view === "nodes" && chosen.link) this.nodesView.show(chosen.link[1], this.found());
+    this.drawCard();
+    this.live.textContent = words;
+    this.host.selected?.(members.map((i) => this.graph.ids[i]));
+  }
+
+  // Labels that came after the picture.
+  relabel({ levels, label, cards }) {
+    this.graph.levels = levels;
+    Object.assign(this.graph.nodes, { label, cards });
+    const busy = this.card.contains(document.activeElement) && this.chosen;
+    if (this.view === "story") this.drawStory();
+    if (this.view === "table") this.table.draw();
+    if (this.chosen && !busy) this.drawCard();
+  }
+
   drawCard() {
+    const focused = this.card.contains(document.activeElement);
+    this.fillCard();
+    if (this.told !== this.chosen?.key) this.card.scrollTop = 0;
+    this.told = this.chosen?.key;
+    if (focused) this.card.focus();
+  }
+
+  fillCard() {
+    const { link, arrow } = this.chosen, ends = arrow?.map((key) => this.unit(key));
+    if (link) { this.card.replaceChildren(...linkCard(this, ...link).filter(Boolean)); return; }
+    if (ends) {
+      if (ends.every(Boolean)) this.card.replaceChildren(...arrowCard(this, ...ends).filter(Boolean));
+      else this.rest();
+      return;
+    }
     const unit = this.unit(this.chosen.key);
     if (unit) this.card.replaceChildren(...unitCard(this, unit).filter(Boolean));
     else if (this.chosen.node !== null) this.card.replaceChildren(...nodeCard(this, this.chosen.node).filter(Boolean));

@@ -12,35 +12,51 @@ async function ask(path, options = {}) {
 
 // One websocket for the tab. Only the answer to the latest wish is handed on.
 class Live {
-  constructor() { this.number = 0; this.waiting = new Map(); this.onTrace = () => {}; }
+  constructor() { this.number = 0; this.latest = {}; this.waiting = new Map(); this.onTrace = () => {}; this.onLabels = () => {}; }
 
-  async socket() {
-    if (this.open?.readyState === 1) return this.open;
+  socket() {
+    if (!this.line) {
+      this.line = this.connect();
+      this.line.catch(() => { this.line = null; });
+    }
+    return this.line;
+  }
+
+  async connect() {
     const url = new URL("live", location.href);
     url.protocol = url.protocol.replace("http", "ws");
     url.search = new URLSearchParams({ token });
-    this.open = new WebSocket(url);
-    this.open.addEventListener("message", (event) => this.heard(JSON.parse(event.data)));
-    this.open.addEventListener("close", () => { for (const [, wait] of this.waiting) wait.fail(new Error("the server closed the line; try again")); this.waiting.clear(); });
-    await new Promise((done, fail) => { this.open.addEventListener("open", done); this.open.addEventListener("error", () => fail(new Error("the model cannot be reached"))); });
-    return this.open;
+    const open = new WebSocket(url);
+    open.addEventListener("message", (event) => this.heard(JSON.parse(event.data)));
+    open.addEventListener("close", () => { this.line = null; for (const [, wait] of this.waiting) wait.fail(new Error("the server closed the line; try again")); this.waiting.clear(); });
+    await new Promise((done, fail) => { open.addEventListener("open", done); open.addEventListener("error", () => fail(new Error("the model cannot be reached"))); });
+    return open;
   }
 
   heard(message) {
+    if (message.labels) { this.onLabels(message.labels); return; }
     if (message.number === undefined || message.number === null) { this.onTrace(message); return; }
     const wait = this.waiting.get(message.number);
     this.waiting.delete(message.number);
     if (message.error) wait?.fail(new Error(message.error));
-    else wait?.done(message.number === this.number && !message.skipped ? message.result : null);
+    else wait?.done(message.number === this.latest[wait.kind] && !message.skipped ? message.result : null);
   }
 
-  async steer(wish) {
+  // Of wishes of one kind the latest counts; null for those it overtook.
+  async wish(kind, wanted) {
     this.number += 1;
-    const number = this.number, socket = await this.socket();
+    const number = this.number;
+    this.latest[kind] = number;
+    const socket = await this.socket();
     return new Promise((done, fail) => {
-      this.waiting.set(number, { done, fail });
-      socket.send(JSON.stringify({ do: "steer", number, ...wish }));
+      this.waiting.set(number, { kind, done, fail });
+      socket.send(JSON.stringify({ do: kind, number, ...wanted }));
     });
+  }
+
+  async labels(graph, heard) {
+    this.onLabels = heard;
+    (await this.socket()).send(JSON.stringify({ do: "labels", graph }));
   }
 
   async trace(prompt, heard) {
@@ -102,10 +118,14 @@ async function openGraph(id, live, root) {
       return saving;
     },
   };
-  if (live) host.steer = (wish) => live.steer({ graph: wanted.id, ...wish });
+  if (live) {
+    host.steer = (wish) => live.wish("steer", { graph: wanted.id, ...wish });
+    host.heads = (wish) => live.wish("heads", { graph: wanted.id, ...wish });
+  }
   document.title = data.story.headline;
   const app = await render(root, data, host);
   window.tlc = app;
+  if (live && data.unlabelled) live.labels(wanted.id, (labels) => app.relabel(labels)).catch((error) => { app.live.textContent = error.message; });
 }
 
 async function openServer() {

@@ -70,7 +70,8 @@ export function drawStory(svg, units, arrows, width, state) {
     const sign = arrow.share >= 0 ? "plus" : "minus";
     const path = shape("path", { d: arrowPath(from, to), class: `arrow ${sign}`, "marker-end": `url(#tip-${sign})`,
       "stroke-width": Math.min(9, 1 + 9 * Math.sqrt(Math.abs(arrow.share))).toFixed(2) });
-    lines.append(path);
+    // Wider than the arrow, so that a pointer can hit it; the H key and the table reach the same.
+    lines.append(path, shape("path", { d: path.getAttribute("d"), class: "hit", "data-from": units[arrow.source].key, "data-to": units[arrow.target].key }));
     return { ...arrow, path, from, to };
   });
   const elements = new Map();
@@ -84,24 +85,25 @@ export function drawStory(svg, units, arrows, width, state) {
     const p = places.get(a.key), q = places.get(b.key);
     return p.y - q.y || p.x - q.x;
   });
-  // Bring out what one unit has to do with, with its numbers.
-  function emphasise(key) {
+  // Bring out what one unit has to do with, with its numbers; with a second unit, the arrow to it alone.
+  function emphasise(key, to = null) {
     numbers.replaceChildren();
-    const near = new Set([key]);
-    for (const { path, source, target, share, from, to } of drawn) {
-      const touches = key !== null && (units[source].key === key || units[target].key === key);
+    const near = new Set(to === null ? [key] : [key, to]);
+    for (const { path, source, target, share, from, to: head } of drawn) {
+      const touches = to !== null ? units[source].key === key && units[target].key === to
+        : key !== null && (units[source].key === key || units[target].key === key);
       path.classList.toggle("faint", key !== null && !touches);
       if (!touches) continue;
       near.add(units[source].key).add(units[target].key);
-      const other = units[source].key === key ? to : from, above = other === to;
+      const other = units[source].key === key ? head : from, above = other === head;
       const x = Math.max(24, Math.min(width - 24, other.x + other.width / 2));
       const y = above ? other.y + other.height + 20 : other.y - 8;
       numbers.append(shape("text", { x, y, class: `number ${share >= 0 ? "plus" : "minus"}`, "text-anchor": "middle" }, signed(share)));
     }
     for (const [k, made] of elements) {
       made.classList.toggle("faint", key !== null && !near.has(k));
-      made.classList.toggle("chosen", k === key);
-      made.setAttribute("aria-pressed", String(k === key));
+      made.classList.toggle("chosen", to === null && k === key);
+      made.setAttribute("aria-pressed", String(to === null && k === key));
     }
   }
   return { order, elements, emphasise };

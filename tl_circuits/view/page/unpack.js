@@ -44,6 +44,7 @@ export async function unpackGraph(data) {
     ...data, n, ids, source, target, weight, share, towards,
     kinds: nodes.kind.map((k) => KINDS[k]),
     indexOf: new Map(ids.map((id, i) => [id, i])),
+    headStories: new Map(data.heads.map((story) => [`${story.source}>${story.target}`, story])),
     inputs: byEnd(target, share, n), outputs: byEnd(source, share, n),
   };
 }

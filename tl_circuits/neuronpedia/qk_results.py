@@ -1,0 +1,46 @@
+"""Head stories as Neuronpedia's ``qk_tracing_results``, and the nodes these need besides the graph's."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tl_circuits.attention_data import qk_tracing_results
+from tl_circuits.attribution.retrace import parse_source
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id, parse_node_id
+
+
+def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str, dict[str, list[list[Any]]]]:
+    """For each node that a story explains, by our id: its contributors in the file's ids.
+
+    ``their``: our ids to the file's. Sources that are no nodes of the graph get the id they would have.
+    """
+    heads: dict[str, list[dict[str, Any]]] = {}
+    for story in graph.head_stories:
+        heads.setdefault(story["target"], []).extend(story["heads"])
+
+    def named(source: str) -> str | None:
+        place = None if source in their else parse_source(source)
+        if place is None:
+            return their.get(source)
+        kind, layer, position, feature = place
+        number = graph.info.token_ids[position] if kind == "embedding" else feature
+        return node_id(kind, layer, number, position, graph.info.n_layers)
+
+    explained = {name: rows for name, rows in heads.items() if any("pairs" in row for row in rows)}
+    return {name: qk_tracing_results(rows, named) for name, rows in explained.items() if name in their}
+
+
+def pruned_contributors(results: Iterable[dict[str, list[list[Any]]]], known: set[str]) -> dict[str, dict[str, Any]]:
+    """Entries for ``qk_only_nodes``: contributors that are none of the ``known`` nodes of the file."""
+    ids = {x for rows in results for listed in rows.values() for row in listed for x in row if isinstance(x, str)}
+    return {name: _entry(name) for name in sorted(ids - known)}
+
+
+def _entry(name: str) -> dict[str, Any]:
+    place = parse_node_id(name)
+    made = {"node_id": name, "feature": place.position, "layer": "E", "ctx_idx": place.position, "clerp": ""}
+    made |= {"feature_type": FEATURE_TYPES[place.kind], "jsNodeId": f"E_{place.feature}-{place.position}"}
+    if place.kind != "embedding":
+        code = cantor_pair(place.layer, place.feature) if place.kind == "feature" else -1
+        made |= {"feature": code, "layer": str(place.layer), "jsNodeId": f"{name.rsplit('_', 1)[0]}-0"}
+    return made
