@@ -6,6 +6,7 @@ import tl_circuits as tlc
 from tests.browser import NASTY
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import OutputError
+from tl_circuits.view.figure import WIDE, small_print
 
 pytest.importorskip("matplotlib")
 
@@ -33,6 +34,22 @@ def test_the_story_is_drawn_in_every_format_the_same_each_time(traced, tmp_path)
     with pytest.raises(OutputError, match=r"\.svg, \.png, \.pdf"):
         graph.plot(tmp_path / "story.gif")
     assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted([".svg", ".png", ".pdf"] * 2)
+
+
+def test_without_a_path_a_plot_is_a_picture_that_a_notebook_shows(traced):
+    graph, _, result = traced
+    for thing in (graph, result):
+        picture = thing.plot()
+        assert picture._repr_png_().startswith(b"\x89PNG") and picture == thing.plot()
+        assert repr(picture) == "Picture()"
+
+
+def test_the_small_print_fits_the_width_of_the_figure():
+    from matplotlib.textpath import TextPath
+
+    line = "Less than half is explained by this picture: 32 % of the influence on the answer runs through what is drawn, 65 % through features that are not drawn, 2.9 % starts in MLP output that the features miss."
+    for text in (line, line[:120]):
+        assert TextPath((0, 0), text, size=small_print(text)).get_extents().width < 72 * (WIDE - 0.3)
 
 
 def test_box_ablations_say_what_the_model_does(traced):

@@ -18,6 +18,7 @@ from tl_circuits.errors import EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, bos_positions, clean_run, to_tokens, unembed_weights
 from tl_circuits.interventions import edited_batches, edits_of
+from tl_circuits.picture import Picture
 from tl_circuits.score_checks import score_effects
 
 
@@ -59,8 +60,8 @@ class FaithfulnessReport:
         gap = (self.effects.measured - self.effects.predicted).abs()
         return self.effects.loc[gap.sort_values(ascending=False).index[:n]]
 
-    def plot(self, path: str | Path) -> Path:
-        """Predicted against measured, one panel a freeze mode, as SVG, PNG or PDF (extra ``figure``)."""
+    def plot(self, path: str | Path | None = None) -> Path | Picture:
+        """Predicted against measured, one panel a freeze mode, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
         from tl_circuits.view.figure import figure_class, save_figure
 
         groups = list(self.effects.groupby("freeze", sort=False))
@@ -74,7 +75,7 @@ class FaithfulnessReport:
                 xlabel="predicted change",
                 ylabel="measured change",
             )
-        return save_figure(figure, Path(path), overwrite=True)
+        return save_figure(figure, None if path is None else Path(path), overwrite=True)
 
 
 @jaxtyped(typechecker=beartype)

@@ -34,6 +34,7 @@ from tl_circuits.hooks import (
     to_tokens,
     unembed_weights,
 )
+from tl_circuits.picture import Picture
 
 Freeze = Literal["all", "attention", "none"]
 TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
@@ -108,11 +109,11 @@ class InterventionResult:
         before, after = self._last
         return float(before[ia] - before[ib]), float(after[ia] - after[ib])
 
-    def plot(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``)."""
+    def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
+        """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
         from tl_circuits.view.figure import plot_intervention
 
-        return plot_intervention(self, Path(path), overwrite)
+        return plot_intervention(self, None if path is None else Path(path), overwrite)
 
     def __rich__(self) -> Any:
         from rich.table import Table

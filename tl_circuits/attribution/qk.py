@@ -24,6 +24,7 @@ from tl_circuits.attribution.top_pairs import top_pairs
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import FrozenScores, Replacement
+from tl_circuits.picture import Picture
 
 MAX_PAIRS = 2**24  # all pairs as a frame, above this
 # How far the sum may be from the model's own score, relative to the lengths of query and key.
@@ -67,11 +68,11 @@ class QKAttribution:
         q_all, k_all, q_gone, k_gone = q.sum(0), k.sum(0), q[wanted].sum(0), k[wanted].sum(0)
         return float(q_gone @ k_gone - q_gone @ k_all - q_all @ k_gone)
 
-    def plot(self, path: str | Path) -> Path:
-        """A picture of ``by_position`` as SVG, PNG or PDF (extra ``figure``)."""
+    def plot(self, path: str | Path | None = None) -> Path | Picture:
+        """Draw ``by_position`` as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
         from tl_circuits.view.attention_figure import plot_score
 
-        return plot_score(self, Path(path))
+        return plot_score(self, None if path is None else Path(path))
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
+from tl_circuits.picture import Picture
 
 if TYPE_CHECKING:
     from tl_circuits.graph.supernodes import Supernodes
@@ -344,14 +345,15 @@ class AttributionGraph:
 
         return write_page(self, Path(path), overwrite, ablations)
 
-    def plot(self, path: str | Path, max_boxes: int = 12, overwrite: bool = False) -> Path:
+    def plot(self, path: str | Path | None = None, max_boxes: int = 12, overwrite: bool = False) -> Path | Picture:
         """Draw the story as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``); no browser needed.
 
-        Raises OutputError as :meth:`save` does, and for other endings.
+        Without a path the drawing is returned as a picture, which a notebook shows. Raises OutputError as
+        :meth:`save` does, and for other endings.
         """
         from tl_circuits.view.figure import plot_story
 
-        return plot_story(self, Path(path), max_boxes, overwrite)
+        return plot_story(self, None if path is None else Path(path), max_boxes, overwrite)
 
     def to_neuronpedia(
         self,

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl_circuits.picture import Picture, picture_of
+
 if TYPE_CHECKING:
     from tl_circuits.attribution.qk import QKAttribution
 
 
-def plot_score(qk: "QKAttribution", path: Path) -> Path:
-    """What the query side and the key side brought from which positions, as SVG, PNG or PDF.
+def plot_score(qk: "QKAttribution", path: Path | None) -> Path | Picture:
+    """What the query side and the key side brought from which positions, as SVG, PNG or PDF; without a path, a picture.
 
     Raises ImportError naming the extra when matplotlib is not installed.
     """
@@ -29,5 +31,7 @@ def plot_score(qk: "QKAttribution", path: Path) -> Path:
     axis.set_yticks(range(len(rows)), [names[i] for i in rows])
     axis.set(xlabel="written at (key side)", ylabel="written at (query side)", title=qk.title)
     figure.colorbar(shown, ax=axis, label="share of the score")
+    if path is None:
+        return picture_of(figure)
     figure.savefig(path)
     return path

@@ -9,6 +9,7 @@ from tl_circuits.errors import OutputError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.paths import visible
 from tl_circuits.graph.storage import atomic_file
+from tl_circuits.picture import Picture, picture_of
 from tl_circuits.view.story import Story, Unit, summary_line, tell
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ CLOSE_ROWS = 0.22
 FORMATS = (".svg", ".png", ".pdf")
 
 
-def plot_story(graph: AttributionGraph, path: Path, max_boxes: int, overwrite: bool) -> Path:
+def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overwrite: bool) -> Path | Picture:
     """Draw the story of ``graph``; see :meth:`AttributionGraph.plot`."""
     story = tell(graph, max_boxes)
     places, high = _places(story)
@@ -35,11 +36,16 @@ def plot_story(graph: AttributionGraph, path: Path, max_boxes: int, overwrite: b
     axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
     read = f"{graph.info.model} reads “{_cut(visible(graph.info.prompt), 120)}”"
     for line, y in ((read, 0.34), (summary_line(story, graph.info.exact), 0.16)):
-        axis.text(0.15, high + y, line, fontsize=7.5, color="0.35", va="center", **_plain())
+        axis.text(0.15, high + y, line, fontsize=small_print(line), color="0.35", va="center", **_plain())
     return save_figure(figure, path, overwrite)
 
 
-def plot_intervention(result: "InterventionResult", path: Path, overwrite: bool) -> Path:
+def small_print(line: str) -> float:
+    """The size in points at which a line under the headline fits the figure's width."""
+    return 7.5 * min(1.0, 180 / max(1, len(line)))
+
+
+def plot_intervention(result: "InterventionResult", path: Path | None, overwrite: bool) -> Path | Picture:
     """Bars of the likeliest next tokens before and after an intervention; see :meth:`InterventionResult.plot`."""
     figure = figure_class()(figsize=(5.2, 3.2), layout="constrained")
     axis = figure.subplots()
@@ -65,8 +71,12 @@ def figure_class() -> Any:
     return Figure
 
 
-def save_figure(figure: Any, path: Path, overwrite: bool) -> Path:
-    """Write a figure whole or not at all; raises OutputError for unknown endings."""
+def save_figure(figure: Any, path: Path | None, overwrite: bool) -> Path | Picture:
+    """Write a figure whole or not at all, or return it as a picture; raises OutputError for unknown endings."""
+    if path is None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            return picture_of(figure)
     if path.suffix.lower() not in FORMATS:
         raise OutputError(f"cannot draw {path}: the name must end in one of {', '.join(FORMATS)}.")
     kind = path.suffix[1:].lower()

@@ -1,0 +1,75 @@
+"""The notebooks run as they are, in a kernel of their own, and still say what their committed outputs say."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need
+from tests.notebook_outputs import difference, shown
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+FOLDER = Path(__file__).parent.parent / "docs" / "notebooks"
+NAMES = ("quickstart", "two_hop", "interventions", "multilingual", "addition", "attention")
+ON_SMOLLM2 = ("quickstart", "attention")
+MAX_BYTES = 400_000
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_runs_and_says_what_is_committed(name, tmp_path, monkeypatch):
+    if name in ON_SMOLLM2:
+        from tl_circuits.models import PACKAGED
+
+        model = PACKAGED["smollm2-135m"]
+        need(model.installed or model.folder.is_dir(), model.command)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the offline way
+    committed, fresh = read(name), read(name)
+    nbclient.NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    for number, (old, new) in enumerate(zip(committed.cells, fresh.cells, strict=True)):
+        if old.cell_type == "code":
+            differs = difference(shown(old), shown(new))
+            assert differs is None, f"cell {number} of {name}.ipynb: {differs}. Is the notebook to be run and committed again?"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_notebook_starts_with_a_badge_and_an_install_and_ends_with_what_could_fool_you(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    first, install, *_, last = notebook.cells
+    assert f"docs/notebooks/{name}.ipynb)" in first.source and "colab-badge.svg" in first.source
+    assert install.cell_type == "code" and 'find_spec("tl_circuits") is None' in install.source and install.outputs == []
+    assert "## What could fool you" in last.source
+    assert 8 <= len(notebook.cells) <= 15
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < MAX_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_outputs_are_whole_and_have_pictures(name):
+    cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert all(o.output_type != "error" and o.get("name") != "stderr" for o in outputs)
+    pictures = [o.data["image/png"] for o in outputs if o.output_type != "stream" and "image/png" in o.data]
+    assert len(pictures) >= 2 and all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+    assert "/tmp" not in json.dumps(outputs) and "/home" not in json.dumps(outputs)
+
+
+def test_the_index_names_every_notebook_and_no_other():
+    linked = re.findall(r"\]\((\w+)\.ipynb\)", (FOLDER / "index.md").read_text())
+    assert sorted(linked) == sorted(NAMES) == sorted(p.stem for p in FOLDER.glob("*.ipynb"))
+
+
+def test_other_numbers_and_names_are_noticed_and_rounding_is_not():
+    said = "Austin falls from 99.7% to 57.9%, KL 0.553, 53 features, error 1e-07, L1/F280@7"
+    assert difference(said, said.replace("57.9%", "58.0%").replace("0.553", "0.552").replace("1e-07", "4e-07")) is None
+    for old, new in (("57.9%", "61.0%"), ("0.553", "0.6"), ("53", "60"), ("F280", "F281"), ("Austin", "Dallas"), (", L1/F280@7", ""), ("1e-07", "1e-03")):
+        assert difference(said, said.replace(old, new)) is not None
