@@ -101,7 +101,7 @@ def faithfulness(
             else and all norms held, and the score's change is compared (freeze ``"score"``).
         freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
     """
-    tokens = to_tokens(replacement.model, list(graph.info.token_ids))
+    tokens = to_tokens(replacement.model, graph.prompt_tokens())
     names, members = _sample(graph, n, seed, bos_positions(replacement.model, tokens))
     for name, nodes in (groups or {}).items():
         names.append(name)

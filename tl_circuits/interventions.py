@@ -271,8 +271,10 @@ def intervention_hooks(
 def edits_of(graph: AttributionGraph, nodes: Iterable[str | int], factor: float = 0.0) -> list[Edit]:
     """Edits that multiply the nodes given (ids or indices; a supernode, say) by ``factor``.
 
-    Raises EditError for unknown ids and for logits, which have nothing to edit.
+    Raises EditError for unknown ids and for logits, which have nothing to edit, PromptError for a graph
+    of many prompts, whose positions are no prompt's.
     """
+    graph.prompt_tokens()
     index = {name: i for i, name in enumerate(graph.node_ids)}
     edits: list[Edit] = []
     for node in nodes:

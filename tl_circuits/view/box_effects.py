@@ -32,7 +32,7 @@ def measure_boxes(
     if not boxes:
         return []
     edits = [edits_of(graph, ids, factor) for ids in boxes]
-    results = intervene_many(replacement, list(graph.info.token_ids), edits, freeze="attention")
+    results = intervene_many(replacement, graph.prompt_tokens(), edits, freeze="attention")
     index = {name: i for i, name in enumerate(graph.node_ids)}
     predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False) * (1 - factor)
     target = int(graph._nodes.weight.argmax())
