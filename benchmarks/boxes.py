@@ -1,16 +1,25 @@
-"""Does removing an automatic box do what the graph says, and better so than for random boxes of the same sizes?
+"""Does removing an automatic box do what is predicted, and better so than for random boxes of the same sizes?
 
-``python -m benchmarks.boxes`` prints, for SmolLM2 (neurons) and Gemma-3-270m (neurons), over several prompts: the
-correlation of predicted and measured changes of the targets' logits, attention and norms held, and the lump error.
+``python -m benchmarks.boxes`` prints, for SmolLM2 and Gemma-3-270m (neurons), the correlation of predicted and
+measured changes of the targets' logits over the boxes of a prompt, mean over prompts.
+
+Boxes: ``automatic``; ``shuffled``, the same features in boxes of the same sizes, only who goes with whom is
+random; ``any``, random features of the graph. Predicted: by the ``graph``, along its signed paths, or to ``first
+order``, by the slopes of all neurons, in the graph or not. Measured with attention and norms held, or with nothing.
+Boxes whose held run diverges are counted and left out everywhere.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import tl_circuits as tlc
-from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
+from tl_circuits.dictionaries.neurons import Neurons
+from tl_circuits.faithfulness_report import _logit_changes, predicted_effects
+from tl_circuits.hooks import CleanRun, Replacement, bos_positions, clean_run, edit_hooks, make_plan, run_edited
+from tl_circuits.interventions import TOKENS_AT_ONCE, edited_batches, edits_of
 
 PROMPTS = (
     "The capital of France is",
@@ -20,57 +29,130 @@ PROMPTS = (
     "The Eiffel Tower is in the city of",
 )
 MODELS = ("smollm2-135m", "gemma-3-270m")
-FEATURES, DRAWS = 400, 5
+FEATURES, DRAWS = 400, 3
+FURTHEST = 100.0  # a logit that a held run moves further than this, or to NaN, says that the run diverged
+Boxes = list[list[int]]
 
 
-def random_boxes(graph: Any, groups: Any, seed: int) -> dict[str, tuple[str, ...]]:
-    """Boxes of the same sizes, their members drawn from the same features: only who goes with whom is random."""
-    members = [i for _, ids in groups for i in ids]
-    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed)).tolist()
-    return {label: tuple(members[order.pop()] for _ in ids) for label, ids in groups}
+def random_boxes(features: list[int], sizes: list[int], seed: int) -> Boxes:
+    """Boxes of these sizes, their members drawn from ``features``."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [[features[order.pop()] for _ in range(size)] for size in sizes]
 
 
-def correlation(report: FaithfulnessReport, draw: int) -> float:
-    """Of predicted and measured changes of the logits, over the boxes of one draw whose run stayed finite.
+def measured(replacement: Replacement, graph: Any, tokens: Tensor, clean: CleanRun, boxes: Boxes, freeze: str) -> Tensor:
+    """How removing each box moves each target's logit: ``[box, logit]``."""
+    logits = graph.is_kind("logit").nonzero()[:, 0]
+    sets = [tuple(edits_of(graph, box)) for box in boxes]
+    runs = edited_batches(replacement, tokens, sets, clean, freeze, (), ())
+    return torch.cat([_logit_changes(replacement, graph, logits, finals - clean.final) for finals, _, _ in runs])
 
-    With norm denominators held, removing a massive activation can make the model overflow.
-    """
-    rows = report.effects[report.effects.target.str.startswith("logit") & report.effects.source.str.startswith(f"{draw} ")]
-    rows = rows[np.isfinite(rows.measured)]
-    return float(np.corrcoef(rows.predicted, rows.measured)[0, 1])
+
+def first_order(replacement: Replacement, neurons: Neurons, graph: Any, tokens: Tensor, clean: CleanRun, boxes: Boxes) -> Tensor:
+    """The same with attention and norms held and every gated neuron outside the box on its tangent: ``[box, logit]``."""
+    logits, n = graph.is_kind("logit").nonzero()[:, 0], len(tokens)
+    slopes = {layer: _slopes(neurons, layer, clean) for layer in neurons.layers}
+    changes = []
+    for start in range(0, len(boxes), max(1, TOKENS_AT_ONCE // n)):
+        part = boxes[start : start + max(1, TOKENS_AT_ONCE // n)]
+        empty = make_plan(replacement.model, neurons, [[] for _ in part], n, n)
+        hooks = edit_hooks(replacement, empty, clean, "attention")
+        for layer in neurons.layers:
+            hooks += _on_tangent(neurons, layer, clean, slopes[layer], _cells(graph, layer, part))
+        finals, _ = run_edited(replacement, tokens.expand(len(part), n), hooks)
+        changes.append(_logit_changes(replacement, graph, logits, finals - clean.final))
+    return torch.cat(changes)
+
+
+def _slopes(neurons: Neurons, layer: int, clean: CleanRun) -> tuple[Tensor, Tensor, Tensor]:
+    """At the prompt: the activations, and their slopes in the gate and in the other factor."""
+    weights, x = neurons._at[layer], clean.seen[neurons.input_hook(layer)][0].float()
+    gate = neurons.pre_activations(layer, x).requires_grad_()
+    with torch.enable_grad():
+        act = neurons._act(gate)
+        slope = torch.autograd.grad(act.sum(), gate)[0]
+    act, up = act.detach(), x @ weights.W_in.float() + weights.b_in.float()
+    return act * up, slope * up, act
+
+
+def _cells(graph: Any, layer: int, boxes: Boxes) -> tuple[Tensor, Tensor, Tensor]:
+    """Box, position and feature of every member of one layer."""
+    nodes = graph._nodes
+    cells = [(row, int(nodes.position[i]), int(nodes.feature[i])) for row, box in enumerate(boxes) for i in box if int(nodes.layer[i]) == layer]
+    return torch.tensor(cells, dtype=torch.long).reshape(-1, 3).unbind(1)
+
+
+def _on_tangent(neurons: Neurons, layer: int, clean: CleanRun, slopes: Any, cells: Any) -> list[Any]:
+    weights, (value, by_gate, by_up), seen = neurons._at[layer], slopes, {}
+    name, site = neurons.input_hook(layer), neurons.output_hook(layer)
+
+    def keep(tensor: Tensor, hook: Any) -> None:
+        seen[layer] = tensor
+
+    def write(tensor: Tensor, hook: Any) -> Tensor:
+        moved = seen[layer].float() - clean.seen[name].float()
+        change = by_gate * (moved @ weights.W_gate.float()) + by_up * (moved @ weights.W_in.float())
+        change[:, list(clean.skipped)] = 0
+        change[cells] = -value[cells[1], cells[2]]
+        return (clean.seen[site].float() + change @ weights.W_out.float()).to(tensor.dtype)
+
+    return [(name, keep), (site, write)]
+
+
+def correlation(predicted: Tensor, found: Tensor) -> float:
+    """Over all boxes and targets of one draw."""
+    return float(np.corrcoef(predicted.flatten().numpy(), found.flatten().numpy())[0, 1])
+
+
+def measure(replacement: Replacement, neurons: Neurons, prompt: str) -> tuple[dict[tuple[str, str, str], float], str]:
+    """Correlations by (boxes, predicted, measured), and a line on the boxes."""
+    graph = tlc.attribute(replacement, prompt, max_nodes=FEATURES, progress=False)
+    tokens = torch.tensor(graph.prompt_tokens())
+    clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+    found, index = graph.supernodes(), {name: i for i, name in enumerate(graph.node_ids)}
+    own = [[index[i] for i in ids] for _, ids in found.groups]
+    sizes, members = [len(box) for box in own], [i for box in own for i in box]
+    features = graph.is_kind("feature").nonzero()[:, 0].tolist()
+    draws = [("automatic", own)]
+    draws += [("shuffled", random_boxes(members, sizes, seed)) for seed in range(DRAWS)]
+    draws += [("any", random_boxes(features, sizes, 100 + seed)) for seed in range(DRAWS)]
+    logits, rows = graph.is_kind("logit"), {}
+    for kind, boxes in draws:
+        held = measured(replacement, graph, tokens, clean, boxes, "attention")
+        kept = (held.abs() <= FURTHEST).all(1)  # False for NaN
+        predictions = {
+            "graph": predicted_effects(graph, boxes, direct=False)[:, logits],
+            "first order": first_order(replacement, neurons, graph, tokens, clean, boxes),
+        }
+        outcomes = {"held": held, "free": measured(replacement, graph, tokens, clean, boxes, "none")}
+        rows.setdefault((kind, "diverged", ""), []).append(float((~kept).float().mean()))
+        for by, predicted in predictions.items():
+            for how, outcome in outcomes.items():
+                rows.setdefault((kind, by, how), []).append(correlation(predicted[kept], outcome[kept]))
+    line = f"{len(own)} boxes, lump error {found.lump_error:.3f}, coverage {graph.coverage:.2f}, members of their box's sign {_same_sign(graph, own):.0%}"
+    return {key: float(np.mean(values)) for key, values in rows.items()}, line
 
 
 def main() -> None:
     for name in MODELS:
         model = tlc.load_model(name, device="cpu")
-        rows, lumps = [], []
-        with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        neurons, tables = tlc.mlp_neurons(model), []
+        with tlc.attach(model, neurons) as replacement:
             for prompt in PROMPTS:
-                graph = tlc.attribute(replacement, prompt, max_nodes=FEATURES, progress=False)
-                found = graph.supernodes()
-                lumps.append(found.lump_error)
-                sets = [dict(found.groups), *(random_boxes(graph, found.groups, seed) for seed in range(DRAWS))]
-                every = {f"{draw} {label}": ids for draw, groups in enumerate(sets) for label, ids in groups.items()}
-                report = faithfulness(replacement, graph, 0, groups=every, freezes=("attention",))
-                own, *drawn = (correlation(report, draw) for draw in range(len(sets)))
-                rows.append((own, float(np.mean(drawn)), _same_sign(graph, found.groups)))
-                print(f"{name}: {prompt!r}: {len(found.groups)} boxes, lump error {found.lump_error:.3f}, correlation {own:.3f}, "
-                      f"random boxes {np.mean(drawn):.3f} ({min(drawn):.3f} to {max(drawn):.3f})", flush=True)  # fmt: skip
-        means = np.mean(rows, axis=0)
-        print(f"{name}: mean lump error {np.mean(lumps):.3f}, largest {max(lumps):.3f}; mean correlation {means[0]:.3f} against "
-              f"{means[1]:.3f} for random boxes; {means[2]:.0%} of the members act on the first target with their box's sign")  # fmt: skip
+                table, line = measure(replacement, neurons, prompt)
+                tables.append(table)
+                print(f"{name}: {prompt!r}: {line}", flush=True)
+        for key in tables[0]:
+            print(f"{name}: {', '.join(filter(None, key))}: {np.mean([table[key] for table in tables]):.2f}")
 
 
-def _same_sign(graph: Any, groups: Any) -> float:
+def _same_sign(graph: Any, boxes: Boxes) -> float:
     """The influence-weighted share of members whose predicted effect on the first target has the box's sign."""
-    from tl_circuits.faithfulness_report import predicted_effects
-
-    index = {name: i for i, name in enumerate(graph.node_ids)}
     target = int(graph._nodes.weight.argmax())
     same, whole = 0.0, 0.0
-    for _, ids in groups:
-        change = predicted_effects(graph, [[index[i]] for i in ids], direct=False)[:, target]
-        weight = graph.influence[[index[i] for i in ids]]
+    for box in boxes:
+        change = predicted_effects(graph, [[i] for i in box], direct=False)[:, target]
+        weight = graph.influence[box]
         same += float(weight[change.sign() == change.sum().sign()].sum())
         whole += float(weight.sum())
     return same / whole

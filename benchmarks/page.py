@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
 
 FEATURES, TOKENS, LOGITS, LAYERS, LINKS = 1960, 24, 16, 26, 60_000

@@ -40,5 +40,9 @@ class DictionaryError(TLCircuitsError, ValueError):
     """A dictionary that does not fit the model, or whose tensors contradict each other."""
 
 
+class DivergenceError(TLCircuitsError, ArithmeticError):
+    """An edited run whose numbers outgrew floating point, so that it has no outcome."""
+
+
 class EditError(TLCircuitsError, ValueError):
     """An edit that names what does not exist, or contradicts another edit."""

@@ -133,6 +133,16 @@ def removal_gap(replacement, graph):
     return float(gap.max()), len(sources)
 
 
+def influence_by_passes(edges, shares, weights):
+    """``w (A + A² + …)`` term by term: one pass over all edges for each length of path."""
+    current = weights.double()
+    total = torch.zeros_like(current)
+    for _ in range(len(weights)):
+        current = torch.zeros_like(current).index_add_(0, edges.source, current[edges.target] * shares)
+        total = total + current
+    return total
+
+
 def reference_scores(adjacency, weights, is_error, is_token):
     """Replacement and completeness from dense matrices, by the definitions."""
     n = adjacency.shape[0]

@@ -11,7 +11,7 @@ import pytest
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
 from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.graph.graph import Label
+from tl_circuits.graph.nodes import Label
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, packed_json, page_data
 from tl_circuits.view.page_file import page_html

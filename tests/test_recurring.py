@@ -14,8 +14,10 @@ import tl_circuits as tlc
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.cli import aggregate  # noqa: F401  adds the command
 from tl_circuits.cli.app import app
+from tl_circuits.errors import PromptError
 from tl_circuits.graph import tally
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.view.page_data import page_data
 
@@ -249,6 +251,25 @@ def test_what_cannot_be_put_together_says_why(two, tmp_path):
         tlc.aggregate(two, min_share=0.5).graph(0.1)
     with pytest.raises(ValueError, match="no graph file"):
         tlc.aggregate([tmp_path / "none"])
+
+
+def test_what_runs_the_model_refuses_a_graph_of_many_prompts(traced, tmp_path):
+    model = tiny_bridge("llama")
+    for graph in (tlc.aggregate(traced).graph(), tlc.aggregate(traced[:1]).graph()):
+        feature = next(i for i in graph.node_ids if "/F" in i)
+        path, exported = graph.save(tmp_path / "g", overwrite=True), graph.to_neuronpedia(tmp_path / "g.json", overwrite=True)
+        for again in (graph, graph.prune(), tlc.load_graph(path), tlc.load_graph(exported)):
+            runs = (
+                lambda r, g, i=feature: tlc.intervene(r, prompt(), tlc.edits_of(g, [i])),
+                lambda r, g: tlc.faithfulness(r, g, 3),
+                lambda r, g: tlc.box_ablations(r, g),
+                lambda r, g: tlc.circuit_curve(r, g, lambda logits: logits[3]),
+                lambda r, g: tlc.qk_attribution(r, g, layer=1, head=0, query=4, key=2),
+            )
+            with tlc.attach(model, transcoders(model)) as replacement:
+                for run in runs:
+                    with pytest.raises(PromptError, match="recurs over '.* prompts?"):
+                        run(replacement, again)
 
 
 def test_a_target_that_does_not_recur_is_named(two):

@@ -8,7 +8,7 @@ import torch
 import tl_circuits as tlc
 from tests.tiny import cross_layer, prompt, tiny_bridge, transcoders
 from tl_circuits.graph import supernodes as module
-from tl_circuits.graph.graph import Label
+from tl_circuits.graph.nodes import Label
 from tl_circuits.view.story import tell
 
 

@@ -17,7 +17,7 @@ from tl_circuits.attribution.qk import QKAttribution
 from tl_circuits.errors import EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, bos_positions, clean_run, to_tokens, unembed_weights
-from tl_circuits.interventions import edited_batches, edits_of
+from tl_circuits.interventions import DIVERGED, edited_batches, edits_of, growth
 from tl_circuits.picture import Picture
 from tl_circuits.score_checks import score_effects
 
@@ -26,7 +26,8 @@ from tl_circuits.score_checks import score_effects
 class FaithfulnessReport:
     """Predicted and measured changes of graph nodes when sources are removed.
 
-    ``effects``: freeze, source, target, predicted, measured; one row a pair. Under ``"all"`` the
+    ``effects``: freeze, source, target, predicted, measured; one row a pair; ``measured`` is NaN where the
+    run diverged (see :attr:`InterventionResult.growth`). Under ``"all"`` the
     prediction is minus the edge and must hold to rounding: it tests our arithmetic. Under
     ``"attention"`` and ``"none"`` it is the effect along all paths of the graph, features taken as
     linear: how local the explanation is.
@@ -35,22 +36,25 @@ class FaithfulnessReport:
     effects: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
-        """Per freeze mode: pairs, correlation, explained variance, sign agreement.
+        """Per freeze mode: pairs, correlation, explained variance, sign agreement, diverged removals.
 
         Explained variance is ``1 - Σ(measured - predicted)² / Σ measured²``; signs are compared
-        where either change is at least 1 % of the largest.
+        where either change is at least 1 % of the largest. Removals whose run diverged are counted and
+        left out of the rest.
         """
         rows = []
-        for freeze, part in self.effects.groupby("freeze", sort=False):
+        for freeze, whole in self.effects.groupby("freeze", sort=False):
+            part = whole[whole.measured.notna()]
             p, m = part.predicted.to_numpy(), part.measured.to_numpy()
-            large = np.maximum(abs(p), abs(m)) >= 0.01 * max(abs(m).max(), 1e-30)
+            large = np.maximum(abs(p), abs(m)) >= 0.01 * max(abs(m).max(initial=0), 1e-30)
             rows.append(
                 {
                     "freeze": freeze,
                     "pairs": len(part),
                     "correlation": float(np.corrcoef(p, m)[0, 1]) if len(part) > 1 and p.std() and m.std() else np.nan,
-                    "explained_variance": 1 - float(((m - p) ** 2).sum() / max((m**2).sum(), 1e-30)),
+                    "explained_variance": 1 - float(((m - p) ** 2).sum() / max((m**2).sum(), 1e-30)) if len(part) else np.nan,
                     "sign_agreement": float((np.sign(p) == np.sign(m))[large].mean()) if large.any() else np.nan,
+                    "diverged": whole.source[whole.measured.isna()].nunique(),
                 }
             )
         return pd.DataFrame(rows)
@@ -99,7 +103,7 @@ def faithfulness(
             else and all norms held, and the score's change is compared (freeze ``"score"``).
         freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
     """
-    tokens = to_tokens(replacement.model, list(graph.info.token_ids))
+    tokens = to_tokens(replacement.model, graph.prompt_tokens())
     names, members = _sample(graph, n, seed, bos_positions(replacement.model, tokens))
     for name, nodes in (groups or {}).items():
         names.append(name)
@@ -133,20 +137,21 @@ def _sample(
 
 
 def predicted_effects(
-    graph: AttributionGraph, members: Sequence[Sequence[int]], direct: bool
+    graph: AttributionGraph, members: Sequence[Sequence[int]], direct: bool, factor: float = 0.0
 ) -> Float[Tensor, "removal node"]:
-    """What the graph says removing each set of nodes does to every node's value.
+    """What the graph says multiplying each set of nodes by ``factor`` does to every node's value.
 
-    ``direct``: minus the sum of edges. Otherwise changes run on through features, in proportion to
-    their activation, from the first layer to the last.
+    ``direct``: their edges' sum times ``factor - 1``. Otherwise changes run on through features, in
+    proportion to their activation, from the first layer to the last: the signed sum over all paths
+    from the set, of which those that enter it again count ``factor`` times (not at all for a removal).
     """
     adjacency = graph.adjacency()
-    relative = torch.zeros(len(graph), len(members))  # change as a share of each node's activation
+    inside = torch.zeros(len(graph), len(members), dtype=torch.bool)
     for column, nodes in enumerate(members):
-        relative[list(nodes), column] = -1.0
+        inside[list(nodes), column] = True
+    relative = (factor - 1) * inside.float()  # change as a share of each node's activation
     if direct:
         return (adjacency @ relative).T
-    removed = relative != 0
     change = torch.zeros_like(relative)
     layer, activation = graph._nodes.layer, graph._nodes.activation[:, None]
     has_row = ~graph._nodes.value.isnan()
@@ -154,7 +159,7 @@ def predicted_effects(
         here = (has_row & (layer == at)).nonzero()[:, 0]
         change[here] = adjacency[here] @ relative
         moved = torch.where(activation[here] == 0, 0.0, change[here] / activation[here])
-        relative[here] = torch.where(removed[here], relative[here], moved)
+        relative[here] = torch.where(inside[here], factor * (1 + moved) - 1, moved)
     return change.T
 
 
@@ -182,6 +187,7 @@ def _measure(
             logits = rows[graph.is_kind("logit")[rows]]
             if len(logits):
                 measured[:, logits] = _logit_changes(replacement, graph, logits, finals - clean.final)
+            measured[growth(finals, clean.final) > DIVERGED] = torch.nan
             bar.update(len(part))
             yield measured
 

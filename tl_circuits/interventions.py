@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_id, token_text
-from tl_circuits.errors import EditError
+from tl_circuits.errors import DivergenceError, EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import (
     Ablate,
@@ -38,6 +38,7 @@ from tl_circuits.picture import Picture
 
 Freeze = Literal["all", "attention", "none"]
 TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
+DIVERGED = 1000.0  # a norm keeps its output's size: so much growth is an artefact of a denominator held too small
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class InterventionResult:
 
     ``final`` and ``baseline_final`` are what the unembedding reads, float32. ``activations`` lists
     the features of the chosen layers that are active before or after: layer, position, feature,
-    before, after.
+    before, after. A run that outgrew floating point (see ``growth``) raises DivergenceError where its
+    logits are asked for.
     """
 
     model: Any = field(repr=False)
@@ -57,6 +59,28 @@ class InterventionResult:
     baseline_final: Float[Tensor, "pos d_model"] = field(repr=False)
     activations: pd.DataFrame = field(repr=False, compare=False)
 
+    @property
+    def growth(self) -> float:
+        """How many times longer the edit made what the unembedding reads, at the worst position.
+
+        With denominators held nothing keeps the stream's size: where an edit leaves a stream larger
+        than its denominator, gated MLPs, being quadratic, square the excess layer after layer.
+        Infinite for a run that outgrew floating point.
+        """
+        return float(growth(self.final[None], self.baseline_final)[0])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether :attr:`growth` is beyond 1000, so that the numbers say nothing of the model."""
+        return self.growth > DIVERGED
+
+    def _require_finite(self) -> None:
+        if not bool(self.final.isfinite().all()):
+            raise DivergenceError(
+                f"the run with {len(self.edits)} edits under freeze={self.freeze!r} outgrew floating point: "
+                + _WHY_DIVERGED[self.freeze == "none"]
+            )
+
     def _logits(self, final: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
         unembed = unembed_weights(self.model)
         logits = (final.to(unembed.W_U.dtype) @ unembed.W_U + unembed.b_U).float()
@@ -65,6 +89,7 @@ class InterventionResult:
     @cached_property
     def logits(self) -> Float[Tensor, "pos d_vocab"]:
         """The edited run's logits, float32."""
+        self._require_finite()
         return self._logits(self.final)
 
     @cached_property
@@ -75,11 +100,13 @@ class InterventionResult:
     @cached_property
     def last_logits(self) -> Float[Tensor, " d_vocab"]:
         """The edited run's logits after the last token, without making those of all positions."""
+        self._require_finite()
         return self._logits(self.final[-1:])[0]
 
     @cached_property
     def _last(self) -> tuple[Tensor, Tensor]:
         """Baseline and edited log-probabilities after the last token."""
+        self._require_finite()
         pair = torch.stack([self.baseline_final[-1], self.final[-1]])
         before, after = self._logits(pair).log_softmax(-1)
         return before, after
@@ -127,6 +154,21 @@ class InterventionResult:
         return self.top().to_html(formatters={"before": "{:.1%}".format, "after": "{:.1%}".format}, index=False)
 
 
+_WHY_DIVERGED = (
+    "the edit leaves a residual stream far larger than the norm denominator held for it, and gated MLPs square the "
+    "excess layer after layer. Use freeze='none', or hold more (constrained_layers, freeze='all').",
+    "the values set are too large for the model's numbers.",
+)
+
+
+def growth(
+    finals: Float[Tensor, "run pos d_model"], baseline: Float[Tensor, "pos d_model"]
+) -> Float[Tensor, " run"]:
+    """For each run how many times longer its vectors are than the untouched ones, at the worst position."""
+    sizes = finals.double().norm(dim=-1) / baseline.double().norm(dim=-1).clamp_min(1e-30)
+    return sizes.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
+
+
 @jaxtyped(typechecker=beartype)
 def intervene(
     replacement: Replacement,
@@ -149,10 +191,13 @@ def intervene(
         layers: whose activations to compare; None for all that have a dictionary.
 
     Raises EditError for edits that name what does not exist or contradict each other, PromptError
-    for the prompt. The model keeps exactly the hooks it had.
+    for the prompt, DivergenceError if the run outgrows floating point, which it can where denominators
+    are held. The model keeps exactly the hooks it had.
     """
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    return _run(replacement, prompt, [edits], freeze, constrained_layers, layers)[0]
+    result = _run(replacement, prompt, [edits], freeze, constrained_layers, layers)[0]
+    result._require_finite()
+    return result
 
 
 @jaxtyped(typechecker=beartype)
@@ -167,6 +212,9 @@ def intervene_many(
     progress: bool = False,
 ) -> list[InterventionResult]:
     """:func:`intervene` for many lists of edits of one prompt, run as batches; same numbers.
+
+    A run that outgrows floating point does not stop the others: its result is ``diverged``, and asking it
+    for logits raises DivergenceError.
 
     ``layers``: whose activations to compare in every run; none unless asked. ``progress``: show a
     progress bar on stderr.
@@ -279,8 +327,10 @@ def intervention_hooks(
 def edits_of(graph: AttributionGraph, nodes: Iterable[str | int], factor: float = 0.0) -> list[Edit]:
     """Edits that multiply the nodes given (ids or indices; a supernode, say) by ``factor``.
 
-    Raises EditError for unknown ids and for logits, which have nothing to edit.
+    Raises EditError for unknown ids and for logits, which have nothing to edit, PromptError for a graph
+    of many prompts, whose positions are no prompt's.
     """
+    graph.prompt_tokens()
     index = {name: i for i, name in enumerate(graph.node_ids)}
     edits: list[Edit] = []
     for node in nodes:

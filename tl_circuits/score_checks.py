@@ -84,7 +84,7 @@ def _measure(
     clean: CleanRun,
 ) -> Float[Tensor, " removal"]:
     model = replacement.model
-    tokens = to_tokens(model, list(graph.info.token_ids))
+    tokens = to_tokens(model, graph.prompt_tokens())
     n = tokens.numel()
     # One untouched run among them, so that before and after come from the same batch.
     plan = make_plan(model, replacement.dictionary, [*sets, []], n, n)

@@ -84,7 +84,7 @@ def circuit_curve(
     drawn from the graph's active ones.
     """
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, list(graph.info.token_ids))
+    tokens = to_tokens(model, graph.prompt_tokens())
     run = clean_run(replacement, tokens)
     acts = {}
     for layer in dictionary.layers:

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_text
-from tl_circuits.graph.graph import AttributionGraph, Label
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import Label
 from tl_circuits.hooks import Replacement, embed_weights, norm_weights, read_stage, unembed_weights
 
 TOKENS_KEPT = 5

@@ -72,7 +72,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph) -> Retraced:
             f"the graph is of a model with {graph.info.n_layers} layers and the dictionary "
             f"{graph.info.dictionary!r}; attached is {dictionary.name!r} on {model.cfg.n_layers} layers."
         )
-    tokens = to_tokens(model, list(graph.info.token_ids))
+    tokens = to_tokens(model, graph.prompt_tokens())
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
         recording = record(model, tokens, tokens.numel() - 1, sites)

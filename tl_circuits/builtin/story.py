@@ -9,7 +9,8 @@ from tl_circuits.builtin.split import split
 from tl_circuits.builtin.state_features import PLACES, PURITY, SHARED, state_features, state_nodes, swap_edits
 from tl_circuits.builtin.world import STATE_OF, STATES, State, two_hop
 from tl_circuits.errors import PromptError
-from tl_circuits.graph.graph import AttributionGraph, Label
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import Label
 from tl_circuits.hooks import Replacement
 from tl_circuits.interventions import InterventionResult, intervene_many
 from tl_circuits.vocabulary_labels import label_features

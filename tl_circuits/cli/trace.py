@@ -213,9 +213,10 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
 def show_check(report: "FaithfulnessReport", console: Console) -> None:
     """Print how the graph's predictions fared."""
     console.print(Text("\nPredicted against measured, removing nodes one by one", style="bold"))
-    table = Table("held while removing", "pairs", "correlation", "explained variance", "same sign", box=None)
+    table = Table("held while removing", "pairs", "correlation", "explained variance", "same sign", "diverged", box=None)
     for row in report.summary().itertuples():
         table.add_row(
-            row.freeze, str(row.pairs), f"{row.correlation:.3f}", f"{row.explained_variance:.3f}", f"{row.sign_agreement:.0%}"
+            row.freeze, str(row.pairs), f"{row.correlation:.3f}", f"{row.explained_variance:.3f}", f"{row.sign_agreement:.0%}",
+            str(row.diverged),
         )
     console.print(table)

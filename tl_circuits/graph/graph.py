@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.errors import PromptError
+from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
@@ -18,84 +20,6 @@ from tl_circuits.picture import Picture
 
 if TYPE_CHECKING:
     from tl_circuits.graph.supernodes import Supernodes
-
-KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
-"""What a node can be. The last three only occur in graphs read from other programs' files."""
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """The nodes in adjacency order: features, errors (layer-major), embeddings, logits.
-
-    ``kind`` indexes :data:`KINDS`. ``layer`` is -1 for embeddings and the number of layers for
-    logits; ``feature`` is the feature index, -1 for errors, the vocabulary id for embeddings and
-    logits (-1 for targets that are not a single token), a running number for biases. ``value`` is what incoming edges and bias
-    add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``
-    is the part of ``bias`` that comes from features outside the graph, ``residue_mass`` their
-    absolute sum.
-    """
-
-    kind: Int[Tensor, " node"]
-    layer: Int[Tensor, " node"]
-    position: Int[Tensor, " node"]
-    feature: Int[Tensor, " node"]
-    activation: Float[Tensor, " node"]
-    value: Float[Tensor, " node"]
-    bias: Float[Tensor, " node"]
-    residue: Float[Tensor, " node"]
-    residue_mass: Float[Tensor, " node"]
-    weight: Float[Tensor, " node"]
-
-    def __len__(self) -> int:
-        return self.kind.numel()
-
-    def __getitem__(self, index: Tensor) -> "Nodes":
-        return Nodes(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class Example:
-    """A piece of text on which a feature is active: its tokens, and the activation on each."""
-
-    tokens: tuple[str, ...]
-    activations: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a feature reads and writes, in the vocabulary's own tokens, strongest first.
-
-    ``promotes`` and ``suppresses``: tokens whose logits its decoder raises and lowers most.
-    ``reads``: tokens whose embedding its encoder likes best. ``short`` is one line for pictures;
-    ``origin`` says where the label came from; ``examples`` are texts that activate the feature most.
-    """
-
-    short: str
-    promotes: tuple[str, ...] = ()
-    suppresses: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    origin: str = "vocabulary"
-    examples: tuple[Example, ...] = ()
-
-
-@dataclass(frozen=True)
-class GraphInfo:
-    """What the graph is of. All of it is stored in the file's metadata as JSON."""
-
-    prompt: str
-    token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    target_names: tuple[str, ...]
-    target_probabilities: tuple[float, ...]
-    model: str
-    dictionary: str
-    n_layers: int
-    exact: bool
-    engine: str
-    max_nodes: int
-    n_active: int
-    version: str
-
 
 @dataclass(frozen=True)
 class AttributionGraph:
@@ -118,6 +42,15 @@ class AttributionGraph:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def prompt_tokens(self) -> list[int]:
+        """The token ids to run the model on; raises PromptError for a graph of many prompts, which has none."""
+        if self.info.recurring:
+            raise PromptError(
+                f"the graph is what recurs over {self.info.prompt!r}, so there is no prompt to run the model on. "
+                "Use the graph of one of the prompts."
+            )
+        return list(self.info.token_ids)
 
     def is_kind(self, kind: str) -> Tensor:
         """A mask ``[node]`` of the nodes of one kind."""

@@ -77,7 +77,9 @@ class Notes:
 
 def fingerprint(graph: "AttributionGraph") -> str:
     """A hash of what was traced (prompt, model, nodes, edges), not of labels and notes."""
-    made = hashlib.sha256(json.dumps(asdict(graph.info), sort_keys=True).encode())
+    info = asdict(graph.info)
+    del info["recurring"]  # the prompt's text says it too, and files from before this field keep their hash
+    made = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
     for table in (graph._nodes, graph._edges):
         for column in fields(table):
             made.update(getattr(table, column.name).contiguous().numpy().tobytes())

@@ -18,7 +18,8 @@ import torch
 from beartype import beartype
 from jaxtyping import Int64, jaxtyped
 
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.graph.slots import Align, Slots, find_slots
 from tl_circuits.graph.storage import load_graph
@@ -113,8 +114,8 @@ class RecurringCircuit:
         """Mean direct effects between what is found in at least ``min_share`` of the prompts, as a graph.
 
         Its tokens are the slots, its targets the prompts' targets by rank, named by the tokens seen. It
-        can be pruned, saved and drawn like any other; it is of no single prompt, so it cannot be
-        intervened on. For each node, edges and ``bias`` add up to the mean ``value``; ``bias`` holds the
+        can be pruned, saved and drawn like any other; it is of no single prompt, so what would run
+        the model on it raises PromptError. For each node, edges and ``bias`` add up to the mean ``value``; ``bias`` holds the
         mean bias and, as ``residue``, the mean of all inputs left out. ``coverage`` compares the edges
         with the mean absolute inputs, so effects that cancel between prompts lower it.
 
@@ -159,6 +160,7 @@ class RecurringCircuit:
             tokens=tuple(self.slots[slot] for slot in used),
             target_names=tuple(self.info.target_names[rank] for rank in ranks),
             target_probabilities=tuple(table.weight[table.kind == LOGIT].tolist()),
+            recurring=True,
         )
         labels = {int(row[i]): label for i, label in self.labels.items() if i in row.index}
         return AttributionGraph(info, nodes, Edges(source, target, weight.float()), labels)

@@ -47,17 +47,31 @@ def input_shares(edges: Edges, n_nodes: int) -> Float[Tensor, " edge"]:
 def influence(
     edges: Edges, shares: Float[Tensor, " edge"], weights: Float[Tensor, " node"]
 ) -> Float[Tensor, " node"]:
-    """Total influence of every node on the weighted targets: ``w (A + A² + …)``, ``A`` the shares.
+    """Total influence of every node on the weighted targets: ``w (A + A² + …)``, ``A`` the shares (float64).
 
-    The graph has no cycles, so the series ends after its longest path.
+    One sweep from the targets down, every edge once: a node hands its influence on to its sources
+    as soon as all the nodes it feeds have handed theirs to it. Raises ValueError for edges that
+    close a cycle.
     """
-    current = weights.double()
-    total = torch.zeros_like(current)
-    for _ in range(weights.numel()):
-        current = torch.zeros_like(current).index_add_(0, edges.source, current[edges.target] * shares)
-        if not current.any():
-            break
-        total = total + current
+    n_nodes, weights = weights.numel(), weights.double()
+    total = torch.zeros_like(weights)
+    start = torch.searchsorted(edges.target.contiguous(), torch.arange(n_nodes + 1, device=edges.target.device))
+    n_inputs = start.diff()
+    feeds = torch.bincount(edges.source, minlength=n_nodes)  # how many of each node's outputs are still to come
+    ready, passed = (feeds == 0).nonzero()[:, 0], 0
+    while ready.numel():
+        count = n_inputs[ready]
+        first = (start[ready] - count.cumsum(0) + count).repeat_interleave(count)
+        edge = first + torch.arange(first.numel(), device=first.device)
+        source = edges.source[edge]
+        handed = (total + weights)[ready].repeat_interleave(count) * shares[edge]
+        total.index_add_(0, source, handed)
+        seen = torch.bincount(source, minlength=n_nodes)
+        feeds -= seen
+        ready = ((feeds == 0) & (seen > 0)).nonzero()[:, 0]
+        passed += edge.numel()
+    if passed < len(edges):
+        raise ValueError("the edges close a cycle, so influence is not defined; an attribution graph has none.")
     return total
 
 

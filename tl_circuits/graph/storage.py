@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tl_circuits.errors import GraphFileError, OutputError
-from tl_circuits.graph.graph import AttributionGraph, Example, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
 from tl_circuits.graph.scores import Edges
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from tl_circuits.errors import ExportError
-from tl_circuits.graph.graph import KINDS, AttributionGraph
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import KINDS
 from tl_circuits.graph.storage import atomic_file
 from tl_circuits.neuronpedia.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
@@ -176,7 +177,7 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
     if details:
         made["feature_details"] = details
     made["tl_circuits"] = {
-        "info": {name: getattr(info, name) for name in STORED_INFO} | {"model": _shareable(info.model)},
+        "info": {name: getattr(info, name) for name in (*STORED_INFO, "recurring")} | {"model": _shareable(info.model)},
         "token_ids": list(info.token_ids),
         "target_names": list(info.target_names),
         "notes": asdict(graph.notes),

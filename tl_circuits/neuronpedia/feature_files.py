@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.graph import AttributionGraph, Example, Label
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.storage import atomic_file
 from tl_circuits.neuronpedia.ids import cantor_pair
 

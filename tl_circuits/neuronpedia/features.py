@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from tl_circuits.errors import NeuronpediaError
-from tl_circuits.graph.graph import Example, Label
+from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.neuronpedia.cache import FeatureCache
 from tl_circuits.neuronpedia.client import Client, default_server, find_key
 from tl_circuits.neuronpedia.registry import LAYERS_OF_MODEL, SourceSet

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.graph import KINDS, AttributionGraph, GraphInfo, Label, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, cantor_unpair, feature_of_code, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
@@ -147,7 +148,8 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     facts = {"prompt": str(metadata["prompt"]), "token_ids": token_ids, "tokens": tokens}
     facts |= {"target_names": tuple(names), "target_probabilities": probabilities}
     if set(STORED_INFO) <= set(own.get("info", {})):
-        return GraphInfo(**facts, **{name: own["info"][name] for name in STORED_INFO})
+        facts |= {name: own["info"][name] for name in STORED_INFO}
+        return GraphInfo(**facts, recurring=bool(own["info"].get("recurring", False)))
     scan = str(metadata.get("scan", "unknown"))
     generator = (metadata.get("info") or {}).get("generator") or {}
     by_features = [n for n in nodes if KINDS[n.kind] in ("feature", "attention feature")]

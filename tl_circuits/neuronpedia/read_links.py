@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.graph import KINDS
+from tl_circuits.graph.nodes import KINDS
 from tl_circuits.graph.scores import Edges
 
 _ERRORS = (KINDS.index("error"), KINDS.index("attention error"))

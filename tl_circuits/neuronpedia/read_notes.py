@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from tl_circuits.graph.graph import KINDS, AttributionGraph
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import KINDS
 from tl_circuits.graph.notes import Groups, Notes
 from tl_circuits.neuronpedia.ids import cantor_pair
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import GraphInfo, Nodes
 from tl_circuits.graph.scores import Edges
 
 

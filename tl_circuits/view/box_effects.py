@@ -20,7 +20,7 @@ TOP = 5
 def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
     """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds.
 
-    ``progress``: show a progress bar on stderr.
+    ``progress``: show a progress bar on stderr. Raises PromptError for a graph of many prompts.
     """
     shown = page_graph(graph)
     boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}
@@ -31,13 +31,21 @@ def measure_boxes(
     replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[str]], factor: float, progress: bool = False
 ) -> list[dict[str, Any]]:
     """For each set of node ids, multiplied by ``factor``: the likeliest next tokens before and after, and
-    how the logit of the strongest token target (minus the mean logit) moves, predicted and measured."""
+    how the logit of the strongest token target (minus the mean logit) moves, predicted and measured.
+
+    Patterns and norms are held (``freeze`` is ``"attention"``); where that run diverges, nothing is (``"none"``).
+    """
     if not boxes:
         return []
     edits = [edits_of(graph, ids, factor) for ids in boxes]
-    results = intervene_many(replacement, list(graph.info.token_ids), edits, freeze="attention", progress=progress)
+    results = intervene_many(replacement, graph.prompt_tokens(), edits, freeze="attention", progress=progress)
+    diverged = [i for i, result in enumerate(results) if result.diverged]
+    if diverged:
+        free = intervene_many(replacement, graph.prompt_tokens(), [edits[i] for i in diverged], freeze="none")
+        for i, result in zip(diverged, free, strict=True):
+            results[i] = result
     index = {name: i for i, name in enumerate(graph.node_ids)}
-    predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False) * (1 - factor)
+    predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False, factor=factor)
     target = int(graph._nodes.weight.argmax())
     token = int(graph._nodes.feature[target]) if graph.is_kind("logit")[target] else -1
     found = []
@@ -45,6 +53,7 @@ def measure_boxes(
         top = result.top(TOP).head(TOP)
         one: dict[str, Any] = {
             "nodes": list(ids),
+            "freeze": result.freeze,
             "top": [
                 {"token": r.token, "before": round(float(r.before), 6), "after": round(float(r.after), 6)}
                 for r in top.itertuples()

@@ -15,7 +15,7 @@ function compared(result) {
   if (result.predicted === undefined) return null;
   const sign = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
   return el("p", { class: "soft" }, `Logit of “${visible(result.target)}”: predicted ${sign(result.predicted)}, measured ${sign(result.measured)} ` +
-    `(attention held).`);
+    (result.freeze === "none" ? "(nothing held: with attention and norms held the run diverges)." : "(attention and norms held)."));
 }
 
 const same = (a, b) => a.length === b.length && a.every((x) => b.includes(x));
