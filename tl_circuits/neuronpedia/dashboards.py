@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -193,15 +193,10 @@ class _Run:
         """Every feature's record, in order; None for features that were never active."""
         model, dictionary, top = self.replacement.model, self.replacement.dictionary, self.tops[layer]
         self._tokens.flush()
-        pieces = np.memmap(self._tokens.name, dtype=np.int32, mode="r").reshape(-1, self.context)
+        pieces = np.asarray(np.memmap(self._tokens.name, dtype=np.int32, mode="r")).reshape(-1, self.context)
+        n_tokens = max(1, int(top.tokens))
         W_U = unembed_weights(model).W_U
-        texts: dict[int, str] = {}
-
-        def text(token: int) -> str:
-            if token not in texts:
-                texts[token] = token_text(model, token)
-            return texts[token]
-
+        texts, rounded = _Texts(model), _four_digits()
         for start in range(0, dictionary.width(layer), _FEATURES_AT_ONCE):
             features = torch.arange(start, min(start + _FEATURES_AT_ONCE, dictionary.width(layer)))
             sign = torch.where(top.high[features] >= -top.low[features], 1.0, -1.0)
@@ -209,33 +204,59 @@ class _Run:
                 written = dictionary.output_directions(layer, features.to(W_U.device)) * sign[:, None].to(W_U.device)
                 effects = (written.to(W_U.dtype) @ W_U).float()
             up, down = (e.topk(min(_LOGITS, e.shape[1])).indices.tolist() for e in (effects, -effects))
+            quantiles, counts = top.quantiles(features, _SHARES), top.counts[features].tolist()
             for row, feature in enumerate(features.tolist()):
-                yield self._record(top, feature, pieces, up[row], down[row], text)
+                if float(top.strength[0, feature]) == 0:
+                    yield None
+                    continue
+                yield {
+                    "transcoder_id": dictionary.name,
+                    "index": feature,
+                    "examples_quantiles": [
+                        {"quantile_name": "Top activations", "examples": _examples(top, feature, pieces, texts, rounded)}
+                    ],
+                    "top_logits": [texts[i] for i in up[row]],
+                    "bottom_logits": [texts[i] for i in down[row]],
+                    "act_min": float(top.low[feature]),
+                    "act_max": float(top.high[feature]),
+                    "quantile_values": quantiles[row],
+                    "histogram": [c / n_tokens for c in counts[row]],
+                    "histogram_range": float(top.range[feature]),
+                    "activation_frequency": sum(counts[row]) / n_tokens,
+                }
 
-    def _record(
-        self, top: RunningTop, feature: int, pieces: Any, up: list[int], down: list[int], text: Any
-    ) -> dict[str, Any] | None:
-        if float(top.strength[0, feature]) == 0:
-            return None
-        found = []
-        for k, number in enumerate(top.context[:, feature].tolist()):
-            if number < 0:
-                break
-            ids = [i for i in pieces[number].tolist() if i >= 0]
-            values = [float(f"{v:.4g}") for v in top.window[k, feature].tolist()[: len(ids)]]
-            place = int(np.argmax(np.abs(values)))
-            found.append({"tokens": [text(i) for i in ids], "tokens_acts_list": values, "train_token_ind": place, "is_repeated_datapoint": False})
-        active, n = int(top.counts[feature].sum()), max(1, int(top.tokens))
-        return {
-            "transcoder_id": self.replacement.dictionary.name,
-            "index": feature,
-            "examples_quantiles": [{"quantile_name": "Top activations", "examples": found}],
-            "top_logits": [text(i) for i in up],
-            "bottom_logits": [text(i) for i in down],
-            "act_min": float(top.low[feature]),
-            "act_max": float(top.high[feature]),
-            "quantile_values": top.quantiles(feature, _SHARES),
-            "histogram": [c / n for c in top.counts[feature].tolist()],
-            "histogram_range": float(top.range[feature]),
-            "activation_frequency": active / n,
-        }
+
+class _Texts(dict[int, str]):
+    """The texts of tokens, decoded once each."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self._model = model
+
+    def __missing__(self, token: int) -> str:
+        self[token] = token_text(self._model, token)
+        return self[token]
+
+
+def _four_digits() -> Float[np.ndarray, " half"]:
+    """Every half-precision number rounded to four digits, by its sixteen bits: faster than rounding each activation."""
+    return np.array([float(f"{v:.4g}") for v in np.arange(2**16, dtype=np.uint16).view(np.float16).tolist()])
+
+
+def _examples(
+    top: RunningTop,
+    feature: int,
+    pieces: Int[np.ndarray, "piece pos"],
+    texts: _Texts,
+    rounded: Float[np.ndarray, " half"],
+) -> list[dict[str, Any]]:
+    """A feature's strongest pieces, strongest first."""
+    numbers = [number for number in top.context[:, feature].tolist() if number >= 0]
+    windows = rounded[top.window[: len(numbers), feature].numpy().view(np.uint16)]
+    places = np.abs(windows).argmax(1).tolist()
+    found = []
+    for number, values, place in zip(numbers, windows.tolist(), places, strict=True):
+        tokens = [texts[i] for i in pieces[number].tolist() if i >= 0]
+        row = {"tokens": tokens, "tokens_acts_list": values[: len(tokens)], "train_token_ind": place}
+        found.append(row | {"is_repeated_datapoint": False})
+    return found

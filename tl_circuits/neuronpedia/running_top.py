@@ -83,11 +83,10 @@ class RunningTop:
         width = size.shape[1]
         self.counts += torch.bincount(feature * BINS + bins, minlength=width * BINS).view(width, BINS)
 
-    def quantiles(self, feature: int, shares: tuple[float, ...]) -> list[float]:
-        """The absolute activations below which the shares of all active tokens lie, to a bin."""
-        counts = self.counts[feature].double()
-        total = float(counts.sum())
-        if total == 0:
-            return [0.0 for _ in shares]
-        reached = torch.searchsorted(counts.cumsum(0), torch.tensor(shares, dtype=torch.float64) * total)
-        return [(int(b) + 1) * float(self.range[feature]) / BINS for b in reached.clamp_max(BINS - 1)]
+    def quantiles(self, features: Int[Tensor, " n"], shares: tuple[float, ...]) -> list[list[float]]:
+        """For each feature the absolute activations below which the shares of all its active tokens lie, to a bin."""
+        counts = self.counts[features].double()
+        wanted = torch.tensor(shares, dtype=torch.float64) * counts.sum(1, keepdim=True)
+        reached = torch.searchsorted(counts.cumsum(1), wanted).clamp_max(BINS - 1)
+        values = (reached + 1).double() * self.range[features, None].double() / BINS
+        return torch.where(wanted > 0, values, 0.0).tolist()
