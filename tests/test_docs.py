@@ -74,7 +74,8 @@ def test_every_shell_line_names_commands_and_options_that_exist(path):
 
 
 def check_line(row):
-    words = shlex.split(row.split(" > ")[0], comments=True)
+    words = shlex.split(row, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
     if not words or words[0] in ("for", "done", "jupyter"):
         return True
     if words[0] == "make":
