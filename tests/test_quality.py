@@ -106,7 +106,7 @@ def test_folded_norms_are_refused_where_the_gain_is_wanted(tmp_path):
 def test_doctor_and_trace_take_a_folder(tmp_path):
     layers = published.random_layers(4, width=40, d=32)
     published.circuit_tracer(tmp_path / "set", layers, hooks=("mlp.hook_in", "hook_mlp_out"))
-    (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6")
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6 " * 500)  # far beyond the model's context
     both = "--model", tiny_folder("gemma3"), "--transcoders", tmp_path / "set"
     shown = command("doctor", *both, "--text", tmp_path / "text.txt")
     assert shown.exit_code == 0, shown.stderr

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -37,6 +36,7 @@ def train_transcoders(
     resume: bool = False,
     device: str | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Train a TopK transcoder for each MLP of ``model`` and leave them in ``out`` for ``load_transcoders(out)``.
 
@@ -49,6 +49,7 @@ def train_transcoders(
         skip: with a linear skip connection (Paulo et al. 2025), which explains more for the same k.
         batch_size: pieces a step. ``lr`` None lets sparsify choose from the number of features.
         save_every: steps between checkpoints; each replaces the one before, whole or not at all.
+        progress: show a progress bar on stderr, with the explained variance.
 
     Returns a frame ``step layer explained_variance`` (of the training batches), kept as ``history.json``.
     Raises ImportError naming the extra, ModelError, OutputError and PromptError (not enough text).
@@ -62,11 +63,12 @@ def train_transcoders(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),  # notebooks switch gradients off for good
+        _silent(),
         _restored_precision(),
         _decoder_for(device),
-        redirect_stdout(sys.stderr),  # sparsify prints; stdout is for results
+        _bar(progress) as bars,
     ):
-        network, tokenizer = _open(source, device)
+        network, tokenizer = _open(source, device, layers)
         first = _first_token(tokenizer)
         pieces = _pieces(tokenizer, texts, context, first)
         trainer = _trainer(
@@ -80,6 +82,7 @@ def train_transcoders(
                 "run_name": out.name, "exclude_tokens": [] if first is None else [first],
                 "hookpoints": _MLPS if layers is None else [p.replace("*", str(i)) for i in layers for p in _MLPS],
             },
+            bars,
         )
         history = trainer.history
         if resume and (out / "state.pt").is_file():
@@ -107,6 +110,35 @@ def _check_out(out: Path, resume: bool, settings: dict[str, Any]) -> None:
 
 
 @contextmanager
+def _silent() -> Iterator[None]:
+    """sparsify prints what it is about to do; stdout is for results."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+@contextmanager
+def _bar(progress: bool) -> Iterator[list[Any]]:
+    """sparsify's progress bar in a list, where the explained variance can be put on it, or hidden."""
+    from sparsify import trainer
+    from tqdm.auto import tqdm
+
+    bars: list[Any] = []
+
+    def make(**kwargs: Any) -> Any:
+        bars.append(tqdm(**kwargs | {"desc": "training", "unit": "step", "disable": not progress}))
+        return bars[-1]
+
+    before = trainer.tqdm
+    trainer.tqdm = make
+    try:
+        yield bars
+    finally:
+        trainer.tqdm = before
+        for bar in bars:
+            bar.close()
+
+
+@contextmanager
 def _restored_precision() -> Iterator[None]:
     """sparsify sets the precision of all matrix products of the process; set it back."""
     before = torch.get_float32_matmul_precision()
@@ -130,7 +162,8 @@ def _decoder_for(device: str) -> Iterator[None]:
         sparse_coder.decoder_impl = before
 
 
-def _open(source: str, device: str) -> tuple[Any, Any]:
+def _open(source: str, device: str, layers: Sequence[int] | None) -> tuple[Any, Any]:
+    """The model without what comes after the last of ``layers``, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -138,6 +171,10 @@ def _open(source: str, device: str) -> tuple[Any, Any]:
         network = AutoModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot open the model {source!r} for training: {' '.join(str(error).split())[:300]}") from error
+    network.config.use_cache = False
+    blocks = next((b for b in (getattr(network, name, None) for name in ("layers", "h")) if b is not None), None)
+    if layers and blocks is not None and max(layers) < len(blocks):
+        del blocks[max(layers) + 1 :]  # most of the time goes into running the model
     return network, tokenizer
 
 
@@ -183,7 +220,9 @@ def _ordered(pieces: list[list[int]], epochs: int, batch_size: int, seed: int) -
     return Dataset.from_dict({"input_ids": [pieces[i] for i in whole]}).with_format("torch")
 
 
-def _trainer(network: Any, dataset: Any, out: Path, sae: dict[str, Any], run: dict[str, Any]) -> Any:
+def _trainer(
+    network: Any, dataset: Any, out: Path, sae: dict[str, Any], run: dict[str, Any], bars: list[Any]
+) -> Any:
     """sparsify's trainer, which also writes down the explained variance and saves whole folders only."""
     from sparsify import SparseCoderConfig, Trainer
     from sparsify.__main__ import RunConfig
@@ -198,6 +237,9 @@ def _trainer(network: Any, dataset: Any, out: Path, sae: dict[str, Any], run: di
 
         def _note(self, layer: int, output: Any) -> None:
             self.history.append((self.global_step, layer, 1.0 - float(output.fvu.detach())))
+            latest = [row[2] for row in self.history[-len(self.saes) :]]
+            for bar in bars:
+                bar.set_postfix_str(f"explained variance {sum(latest) / len(latest):.3f}", refresh=False)
 
         def save(self) -> None:
             half = out.with_name(f".{out.name}.saving")

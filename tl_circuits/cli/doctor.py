@@ -32,6 +32,7 @@ SAMPLE = (
     "In 1969 two astronauts walked on the moon while a third stayed in orbit. They came home four days later, all of them well.",
 )
 TOKENS_A_PROMPT = 128
+PIECES, CHARACTERS = 8, 600  # of a long text file: evenly spread, each long enough for TOKENS_A_PROMPT
 
 
 @app.command()
@@ -68,8 +69,13 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
     from tl_circuits.hooks import to_tokens
     from tl_circuits.quality import dictionary_quality, hook_hint
 
-    texts = SAMPLE if not files else tuple(file.read_text(encoding="utf-8") for file in files)
-    prompts = [to_tokens(replacement.model, text)[:TOKENS_A_PROMPT] for text in texts]
+    texts = SAMPLE if not files else [part for file in files for part in _parts(file.read_text(encoding="utf-8"))]
+    model = replacement.model
+    limit = min(TOKENS_A_PROMPT, int(model.cfg.n_ctx))
+    prompts = [to_tokens(model, model.to_tokens(text, truncate=False)[0, :limit]) for text in texts]
+    prompts = [tokens for tokens in prompts if tokens.numel() > 1]
+    if not prompts:
+        raise ValueError("--text holds no two tokens in a row to measure on.")
     quality = dictionary_quality(replacement, prompts, progress=Console(stderr=True).is_terminal)
     hint = hook_hint(replacement, quality, prompts[0])
     dictionary = replacement.dictionary
@@ -90,7 +96,8 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
         return
     console = Console()
     console.print(f"{facts['dictionary']} ({facts['width']} features a layer{f', made for {made_for}' if made_for else ''})")
-    console.print(f"on {facts['model']}, reading {facts['reads']} and writing {facts['writes']} (and so on, layer by layer)\n")
+    more = " (and so on, layer by layer)" if len(dictionary.layers) > 1 else ""
+    console.print(f"on {facts['model']}, reading {facts['reads']} and writing {facts['writes']}{more}\n", soft_wrap=True)
     table = Table("layer", "L0", "explained variance", "change in loss", box=None)
     for row in quality.itertuples():
         name = "all" if row.layer == -1 else str(row.layer)
@@ -99,6 +106,12 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
     console.print("\nL0: active features a token. Change in loss: nats a token, with that layer's MLP (in the last row: all) replaced.")
     if hint:
         console.print(f"\n{hint}", soft_wrap=True)
+
+
+def _parts(text: str) -> list[str]:
+    """A text in pieces, all of it or, of a long one, some."""
+    step = max(CHARACTERS, len(text) // PIECES)
+    return [text[i : i + CHARACTERS] for i in range(0, len(text), step) if text[i : i + CHARACTERS].strip()]
 
 
 def _found(package: str) -> str | None:

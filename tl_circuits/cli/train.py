@@ -1,6 +1,7 @@
 """``tl-circuits train``: transcoders for a model of one's own."""
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -34,10 +35,12 @@ def train(
     with clear_errors(debug):
         with Console(stderr=True).status("loading tl_circuits ..."):
             from tl_circuits.training import train_transcoders
+        began = time.monotonic()
         history = train_transcoders(
             model, text, out, layers=layer, expansion=expansion, k=k, skip=skip, context=context, batch_size=batch_size,
             epochs=epochs, lr=lr, save_every=save_every, resume=resume, device=device,
         )
+        minutes = (time.monotonic() - began) / 60
         steps = history.step.max() + 1
         window = max(1, steps // 20)
         early = history[history.step < window].groupby("layer").explained_variance.mean()
@@ -46,8 +49,10 @@ def train(
             typer.echo(json.dumps({"folder": str(out), "steps": int(steps), "first": early.to_dict(), "last": late.to_dict()}))
             return
         console = Console()
-        table = Table("layer", "explained variance at first", "at last", box=None)
+        table = Table("layer", "explained variance at first", "at last", box=None, padding=(0, 3, 0, 0))
         for number in late.index:
             table.add_row(str(number), f"{early[number]:.3f}", f"{late[number]:.3f}")
         console.print(table)
-        console.print(f"\nIn {out} after {steps} steps. Look at them with: tl-circuits doctor --model {model} --transcoders {out}", soft_wrap=True)
+        console.print(f"\n{out}: {steps} steps of {batch_size * context:,} tokens, {minutes:.1f} minutes. What now:", soft_wrap=True)
+        console.print(f"  tl-circuits doctor --model {model} --transcoders {out} --text {text[0]}", soft_wrap=True)
+        console.print(f'  tl-circuits trace "The capital of France is" --model {model} --transcoders {out}', soft_wrap=True)
