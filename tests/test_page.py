@@ -11,7 +11,7 @@ import pytest
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
 from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.graph.nodes import Label
+from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, packed_json, page_data
 from tl_circuits.view.page_file import page_html
@@ -23,7 +23,7 @@ def graph():
     model = tiny_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as replacement:
         traced = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
-        return tlc.label_features(replacement, traced)
+        return tlc.explain_heads(replacement, tlc.label_features(replacement, traced), 4)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,65 @@ def test_removing_a_box_works_offline(page):
     assert "predicted −0.50, measured −0.40" in result and NASTY in result
 
 
+def chosen_link(page, graph):
+    """Opens the first link that has a story, from the card of its target; what Python knows of it."""
+    story = graph.head_stories[0]
+    page.evaluate("(id) => tlc.chooseNode(tlc.graph.indexOf.get(id))", story["target"])
+    page.evaluate("([s, t]) => tlc.chooseLink(tlc.graph.indexOf.get(s), tlc.graph.indexOf.get(t))", [story["source"], story["target"]])
+    return story
+
+
+def test_a_link_says_which_heads_carried_it_and_why_they_looked(page, graph):
+    story = chosen_link(page, graph)
+    head, card = story["heads"][0], page.inner_text(".card")
+    assert f"{story['source']} > {story['target']}" in card
+    name = f"layer {head['layer']} head {head['head']}"
+    first = page.locator(".carriers tbody tr", has=page.locator(f"th:text-is('{name}')")).inner_text()
+    assert f"{abs(head['loading']):.3g}"[:4] in first and ("−" in first) == (head["loading"] < 0 or story["weight"] < 0)
+    shares = [row.split("\t")[2] for row in page.inner_text(".carriers tbody").splitlines() if row.strip()]
+    total = sum(float(s.replace("−", "-").removesuffix(" %")) for s in shares)
+    assert abs(total - 100) < 5  # each is rounded; together they are the link
+    assert f"Why {name} looks there" in card and f"{head['score']:.2f}".lstrip("-") in card
+    for heading in ("What asks (query side)", "What answers (key side)", "Pairs that meet"):
+        assert card.count(heading) == 2  # of the score, and of its difference to the next best position
+    assert f"Why not at “{graph.info.tokens[head['baseline']['key']]}”" in card
+    page.locator(".card .list button.row").first.click()  # a reason that is a node opens it
+    assert "Which heads carried it" not in page.inner_text(".card")
+
+
+def test_links_are_reached_by_key_by_table_and_by_arrow_and_escape_goes_back(page, graph):
+    told = next(s for s in graph.head_stories if s["target"].startswith("logit"))
+    page.evaluate("(id) => tlc.chooseNode(tlc.graph.indexOf.get(id))", told["target"])
+    before = page.inner_text(".card h2")
+    page.locator(".card .why").first.focus()
+    page.keyboard.press("Enter")
+    assert "Which heads carried it" in page.inner_text(".card") and page.evaluate("document.activeElement === tlc.card")
+    page.keyboard.press("Escape")
+    assert page.inner_text(".card h2") == before
+    page.locator(".unit.target").first.focus()
+    page.keyboard.press("h")
+    one = page.inner_text(".card h2")
+    page.keyboard.press("h")
+    assert " → " in one and one != page.inner_text(".card h2")
+    page.get_by_text("The picture as a table").click()
+    rows = page.locator(".story details tbody button")
+    assert rows.count() == page.evaluate("tlc.scene.arrows.length") and any(text.startswith("by ") for text in rows.all_inner_texts())
+    rows.nth(1).focus()
+    page.keyboard.press("Enter")
+    chosen = page.inner_text(".card h2")
+    page.keyboard.press("Escape")
+    from_, to = page.evaluate("(() => { const a = tlc.scene.arrows[1]; return [tlc.scene.units[a.source].key, tlc.scene.units[a.target].key]; })()")
+    page.evaluate("([f, t]) => [...document.querySelectorAll('.hit')].find(h => h.dataset.from === f && h.dataset.to === t).dispatchEvent(new MouseEvent('click', {bubbles: true}))", [from_, to])
+    assert page.inner_text(".card h2") == chosen
+
+
+def test_a_link_without_a_story_says_how_to_get_one(page, graph):
+    told = {(s["source"], s["target"]) for s in graph.head_stories}
+    source, target = next(pair for pair in zip(graph.edges.source, graph.edges.target, strict=True) if pair not in told)
+    page.evaluate("([s, t]) => tlc.chooseLink(tlc.graph.indexOf.get(s), tlc.graph.indexOf.get(t))", [source, target])
+    assert "trace --heads" in page.inner_text(".card")
+
+
 def test_search_table_and_csv(page, graph):
     page.keyboard.press("/")
     page.keyboard.type("L1/F")
@@ -183,12 +242,17 @@ def test_the_slider_changes_how_many_boxes(page):
 
 def test_markup_in_labels_stays_text(browser, graph, tmp_path):
     strongest = graph.node_ids.index(graph.supernodes().groups[0][1][0])
-    nasty = Label(NASTY + "x" * 10_000, (NASTY,), (NASTY,), (NASTY,), origin=NASTY)
+    texts = (Example((NASTY, "y" * 10_000, " on"), (0.5, 2.5, 0.0)), Example((" off", NASTY), (-1.0, 0.0)))
+    nasty = Label(NASTY + "x" * 10_000, (NASTY,), (NASTY,), (NASTY,), origin=NASTY, examples=texts)
     shown = replace(graph, labels=graph.labels | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
     with tab(browser, shown.to_html(tmp_path / "page.html").as_uri()) as page:
         assert NASTY in page.inner_text(".prompt") and page.locator("img").count() == 0
         page.evaluate("(i) => tlc.chooseNode(i)", strongest)
         assert NASTY in page.inner_text(".card h2")
+        first, second = page.locator(".card .example").all()
+        assert first.locator(".lit.d1").text_content() == NASTY and second.locator(".lit.d2.minus").text_content() == " off"
+        assert first.locator("strong.lit.d5").text_content().startswith("yyy") and len(first.text_content()) < 200
+        assert page.locator("img").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
@@ -214,12 +278,13 @@ def test_notes_kept_for_another_graph_are_offered_not_applied(browser, graph, fi
         assert page.evaluate("tlc.notes.pins") == [graph.node_ids[0]]
 
 
-def test_axe_finds_no_serious_violation(page):
+def test_axe_finds_no_serious_violation(page, graph):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     for view in ("story", "nodes", "table"):
         page.locator(f"button[data-view={view}]").click()
         found = [v for v in axe.run(page).response["violations"] if v["impact"] in ("serious", "critical")]
         assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+        chosen_link(page, graph)
 
 
 def test_a_browser_without_decompression_gets_a_sentence(browser, file):

@@ -157,6 +157,52 @@ def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):
             assert reason in json.loads(line.recv(timeout=60))["error"]
 
 
+def test_a_tab_asks_which_heads_carried_any_link_while_another_steers(served):
+    url, home = served
+    found, graph = graph_id(url), tlc.load_graph(home / "capital.graph.safetensors")
+    moved = graph.edges[graph.edges.source.str.split("@").str[1] != graph.edges.target.str.split("@").str[1]]
+    source, target = moved.source.iloc[-2], moved.target.iloc[-2]
+    with connect(url.replace("http", "ws") + f"/live?token={TOKEN}") as line:
+        line.send(json.dumps({"do": "steer", "graph": found, "number": 1, "nodes": [graph.node_ids[0]], "factor": 0}))
+        line.send(json.dumps({"do": "heads", "graph": found, "number": 2, "source": source, "target": target}))
+        answers = {a["number"]: a for a in (json.loads(line.recv(timeout=60)) for _ in range(2))}
+        assert answers[1]["result"]["nodes"] == [graph.node_ids[0]]  # a wish of another kind does not overtake it
+        story = answers[2]["result"]
+        assert (story["source"], story["target"]) == (source, target) and "pairs" in story["heads"][0]
+        for wish, reason in (
+            ({"do": "heads", "source": target, "target": source}, "no edge"), ({"do": "heads", "source": "x"}, "no node"), ({"do": "dance"}, "heads"),
+        ):  # fmt: skip
+            line.send(json.dumps(wish | {"graph": found, "number": 3}))
+            assert reason in json.loads(line.recv(timeout=60))["error"]
+
+
+def test_tabs_in_a_browser_steer_each_its_own_and_labels_come_after_the_picture(browser, served):
+    url, _ = served
+    address = f"{url}/?token={TOKEN}&graph={graph_id(url)}"
+    allowed = (url, url.replace("http", "ws"))
+    with tab(browser, address, allowed) as one, tab(browser, address, allowed) as two, tab(browser, address, allowed) as three:
+        tabs = (one, two, three)
+        for page in tabs:
+            page.wait_for_function("tlc.graph.kinds.every((kind, i) => kind !== 'feature' || tlc.graph.nodes.cards[i])", timeout=60_000)
+        assert one.locator(".unit.box .name").first.text_content().startswith(("say", "sees"))
+        for k, page in enumerate(tabs):
+            page.locator(".unit.box").nth(k).click()
+            page.locator("input.steer").fill(str(k - 1))  # -1, off, as it is
+        told = []
+        for k, page in enumerate(tabs):
+            page.wait_for_selector(".result table", timeout=60_000)
+            words = "without it" if k == 1 else f"with it at {k - 1} ×"
+            assert words in page.inner_text(".result")
+            told.append(page.inner_text(".result p.soft"))
+        assert len(set(told)) == 3 and "predicted +0.00, measured +0.00" in told[2]
+        one.locator(".unit.target").first.focus()
+        one.keyboard.press("h")
+        if one.locator(".carriers, .card progress").count() == 0:  # an arrow of several links
+            one.locator(".card .list button").first.click()
+        one.wait_for_selector(".carriers", timeout=60_000)
+        assert "Why layer" in one.inner_text(".card")
+
+
 def test_memory_stays_flat_over_500_requests(served):
     url, _ = served
     paths = ["graphs", f"graphs/{graph_id(url)}", f"graphs/{graph_id(url)}/notes", "?x"]
