@@ -17,6 +17,7 @@ from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.faithfulness_report import FaithfulnessReport
     from tl_circuits.graph.graph import AttributionGraph
+    from tl_circuits.hooks import Replacement
 
 PATHS_TOLD = 5
 EDGES_TOLD = 3
@@ -83,7 +84,6 @@ def _run(
     ablations: bool,
 ) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]], list[dict[str, Any]] | None]":
     import tl_circuits as tlc
-    from tl_circuits.attention_data import edge_stories, story_data, strongest_edges
 
     choice = _engine(engine)
     shown = Console(stderr=True).is_terminal
@@ -100,14 +100,21 @@ def _run(
         )
         report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
         graph = tlc.label_features(replacement, graph, progress=shown)
-        edges = strongest_edges(graph, EDGES_TOLD) if heads else []
-        told = edge_stories(replacement, graph, edges, heads=1) if edges else []
-        stories = [story_data(graph, story) for story in told]
+        stories = _stories(replacement, graph) if heads else []
         removed = None
         if ablations:
             with Console(stderr=True).status("removing the boxes one by one ..."):
                 removed = tlc.box_ablations(replacement, graph)
         return graph, report, stories, removed
+
+
+def _stories(replacement: "Replacement", graph: "AttributionGraph") -> list[dict[str, Any]]:
+    """The strongest edges, the head that carried each, and why it looked."""
+    from tl_circuits.attention_data import edge_stories, story_data, strongest_edges
+
+    edges = strongest_edges(graph, EDGES_TOLD)
+    told = edge_stories(replacement, graph, edges, heads=1) if edges else []
+    return [story_data(graph, story) for story in told]
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
