@@ -7,6 +7,7 @@ random, JumpReLU, with about 60 active features a position.
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -38,17 +39,19 @@ def random_transcoders(model: Any, tokens: torch.Tensor, width: int) -> tlc.Tran
 
 
 def report(name: str, dictionary: str, call: Callable[[], Any], repeats: int, **facts: Any) -> None:
+    started = time.process_time()
     runs = [measured(call) for _ in range(repeats)]
+    facts["cpu_seconds"] = round((time.process_time() - started) / repeats, 3)  # tells more on a busy machine
     line = {"what": name, "dictionary": dictionary, "seconds": round(median(s for _, s, _ in runs), 3)}
     sys.stdout.write(json.dumps(line | {"peak_mb": round(max(mb for _, _, mb in runs))} | facts) + "\n")
     sys.stdout.flush()
 
 
-def main(n_tokens: int, width: int, repeats: int, threads: int) -> None:
+def main(dictionaries: list[str], n_tokens: int, width: int, repeats: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model = tlc.load_model("gemma-3-270m", device="cpu")
     tokens = model.to_tokens(PROMPT)[0][:n_tokens]
-    for name in ("transcoders", "neurons"):
+    for name in dictionaries:
         dictionary = tlc.mlp_neurons(model) if name == "neurons" else random_transcoders(model, tokens, width)
         with tlc.attach(model, dictionary) as replacement:
             graph = tlc.attribute(replacement, tokens, max_nodes=1000, progress=False)
@@ -62,9 +65,10 @@ def main(n_tokens: int, width: int, repeats: int, threads: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("dictionaries", nargs="*", default=["transcoders", "neurons"])
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--width", type=int, default=16_384)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    main(asked.tokens, asked.width, asked.repeats, asked.threads)
+    main(asked.dictionaries, asked.tokens, asked.width, asked.repeats, asked.threads)

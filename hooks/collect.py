@@ -1,7 +1,7 @@
 """Tensors of named hooks for a batch of sequences, without running the model further than needed."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,22 @@ from .sites import Model, resolve
 
 class _Enough(Exception):
     """Ends a forward pass from within a hook: all that was asked for is there."""
+
+
+@contextmanager
+def stopping_at(model: Model, name: str) -> Iterator[None]:
+    """End the forward pass inside at the hook ``name``, behind hooks registered there before; whole if it stays silent."""
+
+    def stop(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        raise _Enough
+
+    handle = resolve(model, name).register_forward_hook(stop)
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
 
 
 def collect_sites(

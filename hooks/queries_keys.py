@@ -6,6 +6,7 @@ stream at the query position and ``k`` in that at the key position, rotation inc
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .collect import stopping_at
 from .errors import ArchitectureError
 from .maps import FrozenNorm, frozen_norm
 from .record import Listener, Recording
@@ -101,7 +103,7 @@ class FrozenScores:
 
 
 def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScores:
-    """Layer ``layer``'s queries and keys on one prompt, from its weights and one more forward pass.
+    """Layer ``layer``'s queries and keys on one prompt, from its weights and one more forward pass as far as its scores.
 
     Raises ArchitectureError for attention without plain query and key weights.
     """
@@ -127,14 +129,19 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
     )
 
 
-_HOOKS = ("hook_attn_scores", "hook_cos", "hook_sin", "q_norm.hook_scale", "k_norm.hook_scale")
+_SCORES = "hook_attn_scores"  # the last of these in a forward pass
+_HOOKS = (_SCORES, "hook_cos", "hook_sin", "q_norm.hook_scale", "k_norm.hook_scale")
 
 
 def _listen(model: Model, tokens: Int[Tensor, " pos"], layer: int) -> dict[str, Tensor]:
     """What the layer's attention showed at those of :data:`_HOOKS` that it has and runs."""
     prefix = f"blocks.{layer}.attn."
     names = [prefix + hook for hook in _HOOKS if find(model, prefix + hook) is not None]
-    with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener:
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        listener = stack.enter_context(Listener(model, dict.fromkeys(names)))
+        if prefix + _SCORES in names:
+            stack.enter_context(stopping_at(model, prefix + _SCORES))
         model(tokens[None])
     seen = {name[len(prefix) :]: tensor.detach() for name, tensor in listener.seen.items()}
     if "hook_attn_scores" not in seen:

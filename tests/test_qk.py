@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import ARCHITECTURES, cross_layer, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.attribution.qk import score_attribution
 from tl_circuits.attribution.retrace import retrace
 from tl_circuits.attribution.top_pairs import top_pairs
@@ -184,6 +184,19 @@ def test_a_score_that_our_map_misses_is_refused(traced, monkeypatch):
     monkeypatch.setattr("tl_circuits.hooks.queries_keys._rotation", lambda *_: None)
     with pytest.raises(ArchitectureError, match="is off by"):
         tlc.qk_attribution(*traced, 1, 0, 8, 2)
+
+
+def test_reading_a_layers_scores_runs_no_later_layer_and_leaves_no_hook():
+    model, ran = tiny_bridge("llama"), []
+    with tlc.attach(model, transcoders(model)) as replacement:
+        local = retrace(replacement, tlc.attribute(replacement, prompt(9), max_nodes=5, progress=False))
+        handles = [block.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(model.blocks)]
+        state = hook_state(model)
+        local.scores(1)
+        for handle in handles:
+            handle.remove()
+        assert ran == [0]  # block 1 ended at its scores
+        assert hook_state(model) == state
 
 
 def test_the_largest_products_are_found_without_making_all():

@@ -9,7 +9,8 @@ from torch import Tensor
 from tl_circuits.attribution.expand import Block, Expansion
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import LogitTargets, Targets
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo, Nodes
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import GraphInfo, Nodes
 from tl_circuits.graph.scores import Edges
 
 

@@ -26,7 +26,8 @@ from tl_circuits.attribution.targets import (
     top_logits,
 )
 from tl_circuits.errors import ArchitectureError, TargetError
-from tl_circuits.graph.graph import AttributionGraph, GraphInfo
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.hooks import Recording, Replacement, bos_positions, frozen_norm, record, to_tokens
 
 

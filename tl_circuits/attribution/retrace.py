@@ -14,7 +14,8 @@ from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError, TargetError
-from tl_circuits.graph.graph import KINDS, AttributionGraph
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import KINDS
 from tl_circuits.hooks import (
     FrozenScores,
     ReadMap,

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_circuits.graph.graph import AttributionGraph, Example, Label
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.view.story import Story, tell
 
