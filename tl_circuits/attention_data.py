@@ -125,7 +125,7 @@ def _attention(local: Retraced, layer: int, head: int, query: int) -> Float[Tens
     """One row of a recorded pattern."""
     block = next(b for b in local.recording.patterns[layer].blocks if query < b.queries.stop)
     row = block.weights.new_zeros(local.n_pos)
-    row[block.keys] = block.weights[head, query - block.query]
+    row[block.keys] = block.weights[head, query - block.queries.start]
     return row
 
 
