@@ -37,9 +37,6 @@ tiny-facts: .venv/test-installed
 # BENCH_ARGS="--clt FOLDER" also measures a cross-layer transcoder of 20 GB.
 bench: .venv/test-installed .venv-peer/installed
 	$(BIN)/python -m benchmarks.run --peer .venv-peer/bin/python $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.page
-	$(BIN)/python -m benchmarks.tabs
-	$(BIN)/python -m benchmarks.boxes
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -2,8 +2,10 @@
 
 import argparse
 import platform
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -15,6 +17,17 @@ from benchmarks.setup import write_dictionaries
 from benchmarks.speed import CASES, PEER_DEFAULT, PEER_LIMIT, run, speed_table
 from tl_circuits.graph.scores import Edges, scores
 from tl_circuits.models import PACKAGED
+
+INTRODUCTION = f"""# Benchmarks
+
+Written by `make bench`, part by part (`make bench BENCH_ARGS="--only speed"`). Where circuit-tracer 0.5.0 is measured: Gemma-3-270m
+with 16,384-wide random JumpReLU transcoders, about 60 active features a position, float32, the same weights and features for
+both, one after the other in the same run. Ours: median of three; circuit-tracer: once at each of three batch sizes, {PEER_DEFAULT}
+(as it comes) among them. A run of more than {PEER_LIMIT} s is stopped after the batch at work, and its remaining nodes are reckoned
+at the speed of those done ("about"). The share of the machine's rate counts the products with attention weights that the
+graph needs, nothing else: over the whole time, and over the sweeps of the linear engine alone.
+"""
+
 
 def matmul_rate() -> float:
     """The machine's own float32 matrix-product rate, in GFLOP/s, median of five."""
@@ -121,48 +134,69 @@ def memory_lines(folder: Path, clt_folder: Path | None) -> list[str]:
     return lines
 
 
+def printed(module: str, *arguments: str) -> list[str]:
+    """What a benchmark module prints, as a block of text."""
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], capture_output=True, text=True, timeout=3600)
+    if done.returncode:
+        raise RuntimeError(f"benchmarks.{module} failed:\n{done.stderr[-3000:]}")
+    return [f"`python -m benchmarks.{module}` printed:", "", "```text", *done.stdout.strip().splitlines(), "```"]
+
+
+def parts(arguments: argparse.Namespace, folder: Path, rate: float) -> dict[str, tuple[str, Callable[[], list[str]]]]:
+    """Every part's name on the command line, its heading, and what measures it."""
+    cases = [case[:2] for case in CASES]
+    if arguments.cases:
+        cases = [tuple(map(int, case.split("/"))) for case in arguments.cases.split(",")]
+    peer, repeats = arguments.peer, arguments.repeats
+    return {
+        "edges": ("Edges against circuit-tracer's", lambda: agreement(folder, peer)),
+        "interventions": ("Interventions", lambda: intervention_lines(folder, peer, repeats)),
+        "speed": ("Time and memory of a trace", lambda: speed_table(folder, peer, cases, repeats, rate)),
+        "many": ("Many prompts", many_lines),
+        "memory": ("Opened sets", lambda: memory_lines(folder, arguments.clt)),
+        "attention": ("Heads and scores", lambda: printed("attention", "transcoders")),
+        "neuronpedia": ("Neuronpedia", lambda: printed("neuronpedia")),
+        "page": ("The page", lambda: printed("page")),
+        "tabs": ("Twenty tabs on one server", lambda: printed("tabs")),
+        "boxes": ("Removing boxes", lambda: printed("boxes")),
+    }
+
+
+def put(path: Path, heading: str, lines: list[str]) -> None:
+    """Write one section of the file, in the place of what it said before."""
+    before, *sections = path.read_text().split("\n## ") if path.is_file() else [""]
+    found = dict(section.split("\n", 1) for section in sections)
+    found[heading] = "\n" + "\n".join(lines) + "\n"
+    path.write_text("\n## ".join([INTRODUCTION, *(f"{title}\n{body}" for title, body in found.items())]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, help="Python of an environment with circuit-tracer 0.5.0")
+    parser.add_argument("--only", help="parts, such as speed,interventions; the others stay as they are in the file")
     parser.add_argument("--cases", help="such as 10/2000,64/512")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clt", type=Path, help="folder for 20 GB of random weights: also measure a CLT, ten minutes more")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     arguments = parser.parse_args()
-    cases = [case[:2] for case in CASES]
-    if arguments.cases:
-        cases = [tuple(map(int, case.split("/"))) for case in arguments.cases.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_dictionaries(folder)
         rate = matmul_rate()
-        lines = [
-            "# Benchmarks",
-            "",
-            "Written by `make bench`: Gemma-3-270m with 16,384-wide random JumpReLU transcoders, about 60 active features a",
-            "position, float32, ours and circuit-tracer 0.5.0 one after the other in the same run. Ours: median of "
-            f"{arguments.repeats}; circuit-tracer: once at each of three batch sizes, {PEER_DEFAULT} (as it comes) among them; a run of more than "
-            f"{PEER_LIMIT} s is stopped after the batch at work and its remaining nodes are reckoned at the speed of those done (\"about\"). "
-            "The share of the machine's rate counts the products with attention weights that the graph needs, nothing else, "
-            "over the whole time, and over the sweeps of the linear engine alone.",
-            "",
-            f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s. "
-            f"Python {platform.python_version()}, torch {torch.__version__}, transformer_lens {version('transformer_lens')}.",
-            "",
-            "Against circuit-tracer 0.5.0 on the same weights and features:",
-            "",
-            *agreement(folder, arguments.peer),
-            "",
-            *intervention_lines(folder, arguments.peer, arguments.repeats),
-            "",
-            *speed_table(folder, arguments.peer, cases, arguments.repeats, rate),
-            "",
-            *many_lines(),
-            "",
-            *memory_lines(folder, arguments.clt),
-        ]
-    arguments.out.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        known = parts(arguments, folder, rate)
+        wanted = arguments.only.split(",") if arguments.only else list(known)
+        if unknown := set(wanted) - set(known):
+            parser.error(f"no such part: {', '.join(sorted(unknown))}. There are {', '.join(known)}.")
+        if {"edges", "interventions", "speed"} & set(wanted):
+            write_dictionaries(folder)
+        machine = (
+            f"*{platform.machine()}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s; Python "
+            f"{platform.python_version()}, torch {torch.__version__}, transformer_lens {version('transformer_lens')}.*"
+        )
+        for name in wanted:
+            heading, measure = known[name]
+            lines = [*measure(), "", machine]
+            put(arguments.out, heading, lines)
+            print(f"## {heading}", "", *lines, "", sep="\n", flush=True)
 
 
 if __name__ == "__main__":
