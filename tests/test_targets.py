@@ -65,6 +65,15 @@ def test_a_feature_can_be_the_target(replacement):
     root = graph.nodes.loc[graph._nodes.weight.numpy() > 0]
     assert root.id.tolist() == [some.id] and graph.completeness_error() < 1e-4
     assert (graph.nodes[graph.nodes.kind == "feature"].layer <= 2).all()
+    from_the_end = tlc.FeatureTarget(target.layer, target.position - prompt().numel(), target.feature)
+    assert torch.equal(trace(replacement, from_the_end).adjacency(), graph.adjacency())
+
+
+def test_whole_numbers_will_do_where_numbers_are_asked_for(replacement):
+    whole = tlc.attribute(replacement, prompt(), max_nodes=5, row_mass=1, progress=False)
+    assert whole.completeness_error() < 1e-4
+    doubled = tlc.intervene(replacement, prompt(), tlc.Scale(0, 1, 3, factor=2))
+    assert torch.equal(doubled.logits, tlc.intervene(replacement, prompt(), tlc.Scale(0, 1, 3, factor=2.0)).logits)
 
 
 @pytest.mark.parametrize("position", [-1, 0, 3, 8])

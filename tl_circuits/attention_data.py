@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -14,6 +13,7 @@ from tl_circuits.attribution.head_paths import Head, Paths
 from tl_circuits.attribution.loadings import edge_paths, path_name
 from tl_circuits.attribution.qk import QKAttribution, score_attribution
 from tl_circuits.attribution.retrace import Retraced, node_indices, retrace
+from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
@@ -40,7 +40,7 @@ class EdgeStory:
     instead: tuple[tuple[QKAttribution, float] | None, ...]
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def explain_heads(
     replacement: Replacement,
     graph: AttributionGraph,
@@ -62,7 +62,7 @@ def explain_heads(
     return replace(graph, head_stories=tuple(made.values()))
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def edge_stories(
     replacement: Replacement,
     graph: AttributionGraph,

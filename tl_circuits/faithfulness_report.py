@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.qk import QKAttribution
+from tl_circuits.checked import checked
 from tl_circuits.errors import EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, bos_positions, clean_run, to_tokens, unembed_weights
@@ -82,7 +82,7 @@ class FaithfulnessReport:
         return save_figure(figure, None if path is None else Path(path), overwrite=True)
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def faithfulness(
     replacement: Replacement,
     graph: AttributionGraph,

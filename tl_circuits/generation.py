@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.targets import token_text
+from tl_circuits.checked import checked
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import (
     CachedModel,
@@ -22,7 +22,7 @@ from tl_circuits.hooks import (
 )
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def generate(
     replacement: Replacement,
     prompt: Any,

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_id, token_text
+from tl_circuits.checked import checked
 from tl_circuits.errors import DivergenceError, EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import (
@@ -169,7 +169,7 @@ def growth(
     return sizes.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def intervene(
     replacement: Replacement,
     prompt: Any,
@@ -200,7 +200,7 @@ def intervene(
     return result
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def intervene_many(
     replacement: Replacement,
     prompt: Any,
@@ -305,7 +305,7 @@ def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def intervention_hooks(
     replacement: Replacement, prompt: Any, edits: Sequence[Any] | Any, *, freeze: str = "attention"
 ) -> HookList:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import Bool, Float, Int, jaxtyped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.checked import checked
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import Replacement, added_hooks, bos_positions, resolve, to_tokens
@@ -42,7 +42,7 @@ class _Sums:
         return 1.0 - self.error / variance if variance > 0 else float("nan")
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, progress: bool = False) -> pd.DataFrame:
     """Per layer, how well the dictionary stands in for the MLP on ``prompts``.
 
@@ -114,7 +114,7 @@ def _without_error(keep: Bool[Tensor, " pos"]) -> Callable[..., Tensor]:
     return hook
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> str | None:
     """What to try when the explained variance is near or below zero; None when it is not.
 

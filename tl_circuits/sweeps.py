@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import Bool, Float, Int, jaxtyped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import PromptError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement, Set, added_hooks, bos_positions, clean_run, to_tokens
@@ -17,7 +17,7 @@ from tl_circuits.interventions import intervene_many
 Metric = Callable[[Float[Tensor, " d_vocab"]], Any]
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def feature_patching(
     replacement: Replacement,
     clean: Any,
@@ -64,7 +64,7 @@ def feature_patching(
     return frame.loc[order].reset_index(drop=True)
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def circuit_curve(
     replacement: Replacement,
     graph: AttributionGraph,

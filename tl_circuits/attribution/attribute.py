@@ -5,8 +5,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from beartype import beartype
-from jaxtyping import Int, jaxtyped
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,13 +24,14 @@ from tl_circuits.attribution.targets import (
     token_text,
     top_logits,
 )
+from tl_circuits.checked import checked
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.hooks import Recording, Replacement, bos_positions, frozen_norm, record, to_tokens
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def attribute(
     replacement: Replacement,
     prompt: Any,
@@ -155,17 +155,13 @@ def _roots(
 
 
 def _feature_column(sources: Sources, target: FeatureTarget) -> int:
-    table = sources.feature_table
-    match = (
-        (table["layer"] == target.layer)
-        & (table["position"] == target.position)
-        & (table["feature"] == target.feature)
-    ).nonzero()
+    table, position = sources.feature_table, resolve_position(target.position, sources.n_pos)
+    here = (table["layer"] == target.layer) & (table["position"] == position)
+    match = (here & (table["feature"] == target.feature)).nonzero()
     if match.numel() == 0:
-        here = (table["layer"] == target.layer) & (table["position"] == target.position)
         raise TargetError(
             f"{target} is not active on this prompt; layer {target.layer} has {int(here.sum())} active features "
-            f"at position {target.position}."
+            f"at position {position}."
         )
     return int(sources.feature_columns[int(match[0])])
 

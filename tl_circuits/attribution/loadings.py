@@ -5,13 +5,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import jaxtyped
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
 from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, node_indices, retrace
 from tl_circuits.attribution.targets import Targets, resolve_logits
+from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
@@ -24,7 +23,7 @@ _IN_SUPERNODES = 200  # chains found for each pair of a supernode's nodes before
 Node = str | int
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def head_loadings(
     replacement: Replacement,
     graph: AttributionGraph,
@@ -66,7 +65,7 @@ def head_loadings(
     return _frame(sum_paths(found, chains) if several else found[0])
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def top_head_loadings(
     replacement: Replacement,
     graph: AttributionGraph,

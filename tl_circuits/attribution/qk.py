@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, retrace, stream_rows
 from tl_circuits.attribution.targets import resolve_position
 from tl_circuits.attribution.top_pairs import top_pairs
+from tl_circuits.checked import checked
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import FrozenScores, Replacement
@@ -101,7 +101,7 @@ class Sides:
     key: Float[Tensor, "source d_head"]
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def qk_attribution(
     replacement: Replacement,
     graph: AttributionGraph,

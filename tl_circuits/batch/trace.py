@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from beartype import beartype
-from jaxtyping import jaxtyped
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution import attribute
 from tl_circuits.batch.jobs import BadLine, Job, read_jobs
 from tl_circuits.batch.store import Store
+from tl_circuits.checked import checked
 from tl_circuits.hooks import Replacement
 
 Record = dict[str, Any]
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def trace_many(
     replacement: Replacement | Callable[[], Replacement],
     prompts: str | Path | Iterable[Any],

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from beartype import beartype
-from jaxtyping import Int64, jaxtyped
+from jaxtyping import Int64
 
+from tl_circuits.checked import checked
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
@@ -109,7 +109,7 @@ class RecurringCircuit:
             }
         ).reset_index(drop=True)
 
-    @jaxtyped(typechecker=beartype)
+    @checked
     def graph(self, min_share: float = 0.5) -> AttributionGraph:
         """Mean direct effects between what is found in at least ``min_share`` of the prompts, as a graph.
 
@@ -169,7 +169,7 @@ class RecurringCircuit:
         return f"RecurringCircuit({len(self.prompts)} prompts, {len(self.features)} features, {len(self._edges)} edges)"
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def aggregate(
     graphs: Iterable[AttributionGraph | str | Path],
     *,
@@ -232,7 +232,7 @@ def aggregate(
     return RecurringCircuit(info, tuple(called), slots.names, tokens, min_share, unaligned, kept, nodes, edges)
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
     """How two sets of prompts differ in the features they use, largest difference first.
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from beartype import beartype
-from jaxtyping import jaxtyped
 
+from tl_circuits.checked import checked
 from tl_circuits.faithfulness_report import predicted_effects
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
@@ -16,7 +15,7 @@ from tl_circuits.view.page_data import LEVELS, page_graph
 TOP = 5
 
 
-@jaxtyped(typechecker=beartype)
+@checked
 def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
     """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds.
 
