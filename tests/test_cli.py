@@ -41,6 +41,17 @@ def test_trace_writes_graph_and_page_and_tells_what_it_found(traced):
     assert sorted(os.listdir(folder)) == ["answer.graph.safetensors", "answer.html"]
 
 
+def test_some_layers_of_a_set_can_be_asked_for_and_neurons_are_taken_whole(tmp_path):
+    chosen = ("--model", "tiny-facts", "--transcoders", "tiny-facts", "--layer", 1, "--layer", 3)
+    done = run("trace", "the capital of Texas is", *chosen, "--max-nodes", 60, "--out", "some", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    nodes = tlc.load_graph(tmp_path / "some.graph.safetensors").nodes
+    assert set(nodes.layer[nodes.kind == "feature"]) == {1, 3}
+    assert set(nodes.layer[nodes.kind == "error"]) == {0, 1, 2, 3}
+    refused = run("trace", "the capital of Texas is", "--model", "tiny-facts", "--layer", 1, "--out", "none", cwd=tmp_path)
+    assert refused.returncode == 1 and "neurons" in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
+
+
 def test_an_existing_output_is_refused_before_the_work_and_force_overwrites(traced):
     folder, _ = traced
     started = time.time()

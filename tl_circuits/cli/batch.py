@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,14 +24,12 @@ class Opener:
     """Opens model and dictionary by their names, in whatever process it is called."""
 
     model: str
-    transcoders: str
+    features: Features
     device: str | None
     dtype: str
-    width: str | None
-    l0: str | None
 
     def __call__(self) -> "Replacement":
-        return open_replacement(self.model, self.transcoders, self.device, self.dtype, self.width, self.l0)
+        return open_replacement(self.model, self.features, self.device, self.dtype)
 
 
 @app.command()
@@ -42,6 +40,7 @@ def batch(
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
+    layer: Layers = None,
     max_nodes: Annotated[int, typer.Option(help="How many features to trace of each prompt.")] = 2000,
     workers: Annotated[int | None, typer.Option(help="Ray workers; default: trace in this process.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one here.")] = None,
@@ -54,13 +53,14 @@ def batch(
     with clear_errors(debug):
         import tl_circuits as tlc
 
+        features = Features(transcoders, width, l0, layer or None)
         summary = tlc.trace_many(
-            Opener(model, transcoders, device, dtype, width, l0),
+            Opener(model, features, device, dtype),
             prompts,
             out,
             workers=workers,
             ray_address=ray_address,
-            name=" ".join(str(part) for part in (model, transcoders, dtype, width, l0) if part),
+            name=f"{model} {features} {dtype}",
             max_nodes=max_nodes,
             progress=Console(stderr=True).is_terminal,
         )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 from tl_circuits.models import PACKAGED, cache_dir
 
 NEEDED = ("torch", "transformer_lens", "transformers", "jaxtyping", "beartype", "safetensors", "pandas")
@@ -41,6 +41,7 @@ def doctor(
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
+    layer: Layers = None,
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files to measure on (repeatable). Default: a few sentences.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -50,7 +51,7 @@ def doctor(
     """Say what is installed and usable; with --model and --transcoders, how well those fit together."""
     with clear_errors(debug):
         if model is not None:
-            with open_replacement(model, transcoders, device, dtype, width, l0) as replacement:
+            with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
                 _show_quality(replacement, text, as_json)
             return
         if transcoders != "neurons":

@@ -1,5 +1,6 @@
 """Open a model and a dictionary by the names given on the command line."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,11 +13,25 @@ Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`
 Width = Annotated[str | None, typer.Option("--width", help="Which of several published widths, such as 16k.")]
 L0 = Annotated[str | None, typer.Option("--l0", help="Which of several published sparsities, such as small, or a number.")]
 
+Layers = Annotated[list[int] | None, typer.Option("--layer", help="Only this layer's transcoder (repeatable); the MLPs of all others are error nodes.")]
 
-def open_replacement(
-    model_name: str, transcoders: str, device: str | None, dtype: str, width: str | None = None, l0: str | None = None
-) -> "Replacement":
-    """The model called ``model_name`` with ``transcoders`` attached; a context that detaches them."""
+
+@dataclass(frozen=True)
+class Features:
+    """Which dictionary, and which part of it, the options ask for."""
+
+    transcoders: str
+    width: str | None = None
+    l0: str | None = None
+    layers: list[int] | None = None
+
+    def __str__(self) -> str:
+        parts = (self.transcoders, self.width, self.l0, self.layers and f"layers {self.layers}")
+        return " ".join(part for part in parts if part)
+
+
+def open_replacement(model_name: str, features: Features, device: str | None, dtype: str) -> "Replacement":
+    """The model called ``model_name`` with the features attached; a context that detaches them."""
     kinds = ("float32", "bfloat16", "float16")
     if dtype not in kinds:
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
@@ -25,11 +40,17 @@ def open_replacement(
 
         import tl_circuits as tlc
     dictionary = None
-    if transcoders != "neurons":
-        shown = Console(stderr=True).is_terminal
-        dictionary = tlc.load_transcoders(transcoders, width=width, l0=l0, device=device, progress=shown)
-    elif width is not None or l0 is not None:
-        raise ValueError("--width and --l0 choose among published transcoders; neurons have neither.")
+    if features.transcoders != "neurons":
+        dictionary = tlc.load_transcoders(
+            features.transcoders,
+            width=features.width,
+            l0=features.l0,
+            layers=features.layers,
+            device=device,
+            progress=Console(stderr=True).is_terminal,
+        )
+    elif features != Features("neurons"):
+        raise ValueError("--width, --l0 and --layer choose among transcoders; of neurons all are taken.")
     with Console(stderr=True).status("loading the model ..."):
         model = tlc.load_model(model_name, device=device, dtype=getattr(torch, dtype))
     return tlc.attach(model, tlc.mlp_neurons(model) if dictionary is None else dictionary)

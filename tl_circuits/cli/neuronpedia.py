@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import open_replacement
+from tl_circuits.cli.loading import Features, open_replacement
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
     from tl_circuits.graph.graph import AttributionGraph
@@ -112,7 +112,7 @@ def dashboards(
     """See what features do over texts: examples, histograms, logits. Goes on where it was interrupted."""
     with clear_errors(debug):
         chosen = _layers(layers)
-        with open_replacement(model, transcoders, device, dtype) as replacement:
+        with open_replacement(model, Features(transcoders), device, dtype) as replacement:
             import tl_circuits as tlc
 
             files = tlc.make_dashboards(

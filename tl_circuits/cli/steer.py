@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 
 
 @app.command()
@@ -20,6 +20,7 @@ def steer(
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
+    layer: Layers = None,
     freeze: Annotated[str, typer.Option(help="What is held for the next-token table: all, attention or none.")] = "attention",
     tokens: Annotated[int, typer.Option("--tokens", help="Also write on for this many tokens, with and without the edits.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
@@ -34,7 +35,7 @@ def steer(
         import tl_circuits as tlc
 
         edits = [tlc.parse_edit(text) for text in edit]
-        with open_replacement(model, transcoders, device, dtype, width, l0) as replacement:
+        with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
             result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
             written = None
             if tokens:

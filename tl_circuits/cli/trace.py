@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
 from tl_circuits.cli.heads import show_heads
-from tl_circuits.cli.loading import L0, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.faithfulness_report import FaithfulnessReport
@@ -30,6 +30,7 @@ def trace(
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
+    layer: Layers = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference. Default: the likeliest tokens.")] = None,
     position: Annotated[int, typer.Option(help="Where the answer is read; -1 is the last token.")] = -1,
     max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = 2000,
@@ -51,7 +52,7 @@ def trace(
         for path in files.values():
             refuse_early(path, force)
         graph, report, removed = _run(
-            prompt, model, (transcoders, width, l0), target, position, max_nodes, engine, device, dtype, check, heads, ablations
+            prompt, model, Features(transcoders, width, l0, layer or None), target, position, max_nodes, engine, device, dtype, check, heads, ablations
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force, ablations=removed)
@@ -72,7 +73,7 @@ def trace(
 def _run(
     prompt: str,
     model_name: str,
-    features: tuple[str, str | None, str | None],
+    features: Features,
     targets: list[str] | None,
     position: int,
     max_nodes: int,
@@ -87,8 +88,7 @@ def _run(
 
     choice = _engine(engine)
     shown = Console(stderr=True).is_terminal
-    transcoders, width, l0 = features
-    with open_replacement(model_name, transcoders, device, dtype, width, l0) as replacement:
+    with open_replacement(model_name, features, device, dtype) as replacement:
         graph = tlc.attribute(
             replacement,
             prompt,

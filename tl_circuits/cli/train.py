@@ -54,5 +54,6 @@ def train(
             table.add_row(str(number), f"{early[number]:.3f}", f"{late[number]:.3f}")
         console.print(table)
         console.print(f"\n{out}: {steps} steps of {batch_size * context:,} tokens, {minutes:.1f} minutes. What now:", soft_wrap=True)
-        console.print(f"  tl-circuits doctor --model {model} --transcoders {out} --text {text[0]}", soft_wrap=True)
-        console.print(f'  tl-circuits trace "The capital of France is" --model {model} --transcoders {out}', soft_wrap=True)
+        chosen = " ".join([f"--model {model} --transcoders {out}", *(f"--layer {number}" for number in layer or [])])
+        console.print(f"  tl-circuits doctor {chosen} --text {text[0]}", soft_wrap=True)
+        console.print(f'  tl-circuits trace "The capital of France is" {chosen}', soft_wrap=True)

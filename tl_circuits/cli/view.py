@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import open_replacement
+from tl_circuits.cli.loading import Features, open_replacement
 
 
 @app.command()
@@ -34,7 +34,7 @@ def view(
 
         live = None
         if model is not None:
-            live = LiveModel(stack.enter_context(open_replacement(model, transcoders, device, dtype)))
+            live = LiveModel(stack.enter_context(open_replacement(model, Features(transcoders), device, dtype)))
 
         def ready(address: str, taken: int) -> None:
             if taken != port:

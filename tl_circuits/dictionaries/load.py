@@ -69,7 +69,8 @@ def load_transcoders(
     if isinstance(source, str) and source == BUILTIN:
         from tl_circuits.builtin.files import open_transcoders
 
-        return open_transcoders()
+        opened = open_transcoders()
+        return TranscoderSet({layer: opened[layer] for layer in wanted_layers(BUILTIN, opened.layers, layers)}, BUILTIN)
     if isinstance(source, (list, tuple)):
         source = dict(enumerate(source))
     if isinstance(source, Mapping):
