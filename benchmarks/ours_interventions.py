@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 import tl_circuits as tlc
 from benchmarks.ours import load_transcoders
 
+COMPARED = 20  # ablations whose direct effects are compared
+
 
 def main(folder: Path, n_tokens: int, count: int, repeats: int) -> None:
     model = tlc.load_model("gemma-3-270m", device="cpu")
@@ -26,9 +28,11 @@ def main(folder: Path, n_tokens: int, count: int, repeats: int) -> None:
         for _ in range(repeats):
             began = time.perf_counter()
             results = tlc.intervene_many(replacement, tokens, sets)
-            last = torch.stack([result.last_logits for result in results])
+            torch.stack([result.last_logits for result in results])
             seconds.append(time.perf_counter() - began)
-    save_file({"logits": last}, folder / "ours_logits.safetensors")
+        direct = tlc.intervene_many(replacement, tokens, sets[:COMPARED], freeze="all")
+    direct = torch.stack([result.last_logits for result in direct])
+    save_file({"direct": direct}, folder / "ours_logits.safetensors")
     sys.stdout.write(json.dumps({"runs": len(sets), "seconds": seconds}) + "\n")
 
 

@@ -14,15 +14,18 @@ def main(folder: Path, checkpoint: str, n_tokens: int) -> None:
     model = load(folder, checkpoint)
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
     places = load_file(folder / "places.safetensors")["places"].tolist()
-    ours = load_file(folder / "ours_logits.safetensors")["logits"]
+    ours = load_file(folder / "ours_logits.safetensors")["direct"]
     with torch.no_grad():
         baseline = model(tokens[None])[0, -1]
-        model.feature_intervention(tokens, [(*places[0], 0.0)])
-        began, gap = time.perf_counter(), 0.0
-        for place, mine in zip(places, ours, strict=True):
-            logits, _ = model.feature_intervention(tokens, [(*place, 0.0)])
+        # Only with all layers constrained does it hold the norms, as ours does: then only direct effects are left.
+        gap, every = 0.0, range(model.cfg.n_layers)
+        for place, mine in zip(places, ours, strict=False):
+            logits, _ = model.feature_intervention(tokens, [(*place, 0.0)], constrained_layers=every)
             change, theirs = mine - baseline, logits[0, -1] - baseline
             gap = max(gap, float((change - theirs).abs().max() / theirs.abs().max().clamp_min(1e-3)))
+        began = time.perf_counter()
+        for place in places:
+            model.feature_intervention(tokens, [(*place, 0.0)])
         seconds = time.perf_counter() - began
         began = time.perf_counter()
         for place in places[:20]:
