@@ -28,9 +28,9 @@ HEADER = [
 ]
 
 
-def run(command: list[str]) -> dict[str, Any]:
+def run(command: list[str], limit: float = 3600) -> dict[str, Any]:
     """The line of JSON that a measurement prints. Raises RuntimeError with its last words if there is none."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise RuntimeError(f"{' '.join(command)} gave no result:\n{done.stderr[-3000:]}")
@@ -47,7 +47,7 @@ def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: 
         times = repeats if batches else 1
         ours = run([sys.executable, "-m", "benchmarks.ours", str(folder), str(tokens), str(nodes), str(times)])
         theirs = {
-            batch: attempted([peer, "benchmarks/peer.py", str(folder), checkpoint, *map(str, (tokens, nodes, batch, PEER_LIMIT))])
+            batch: attempted([peer, "benchmarks/peer.py", str(folder), checkpoint, *map(str, (tokens, nodes, batch, PEER_LIMIT))], nodes)
             for batch in batches
         }
         seconds = median(ours["seconds"])
@@ -60,15 +60,17 @@ def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: 
 def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: float, rate: float) -> list[str]:
     """One row of the table: ours against their default and against their best."""
     fast = ours["nodes"] / seconds
-    best = min(theirs, key=lambda batch: theirs[batch]["seconds"], default=None)
-    least = min((t["peak_mb"] for t in theirs.values()), default=None)
+    finite = {batch: t for batch, t in theirs.items() if not t.get("beyond")}
+    best = min(finite, key=lambda batch: finite[batch]["seconds"], default=None)
+    least = min((t["peak_mb"] for t in finite.values()), default=None)
 
     def against(batch: int | None) -> tuple[str, str]:
         if batch not in theirs:
             return "does not finish", ""
-        speed = theirs[batch]["nodes"] / theirs[batch]["seconds"]
-        about = "" if theirs[batch]["finished"] else "about "
-        return f"{about}{speed:.2g}" + ("" if batch == PEER_DEFAULT else f" ({batch})"), f"{fast / speed:.1f}"
+        run = theirs[batch]
+        speed = run["nodes"] / run["seconds"]
+        about, more = ("below ", "above ") if run.get("beyond") else ("" if run["finished"] else "about ", "")
+        return f"{about}{speed:.2g}" + ("" if batch == PEER_DEFAULT else f" ({batch})"), f"{more}{fast / speed:.1f}"
 
     return [
         f"{ours['tokens']} / {ours['nodes']}", f"{fast:.3g}", f"{ours['gflop'] / seconds / rate:.0%}",
@@ -88,9 +90,11 @@ def growth(per_node: dict[int, float]) -> list[str]:
     return [f"Seconds per node: {told} tokens; they grow with the {slope:.2f}th power of the prompt's length (1: linear)."]
 
 
-def attempted(command: list[str]) -> dict[str, Any] | None:
-    """What a measurement gave; None where the program ran out of memory or of an hour."""
+def attempted(command: list[str], nodes: int) -> dict[str, Any] | None:
+    """What a measurement gave; None where the program ran out of memory. One batch that goes on far too long is cut off."""
     try:
-        return run(command)
-    except (RuntimeError, subprocess.TimeoutExpired):
+        return run(command, 2 * PEER_LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"nodes": nodes, "seconds": 2 * PEER_LIMIT, "beyond": True}
+    except RuntimeError:
         return None
