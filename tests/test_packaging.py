@@ -76,3 +76,17 @@ def test_everything_public_exists_and_hooks_import_nothing_of_ours():
     for path in (ROOT / "hooks").glob("*.py"):
         text = path.read_text()
         assert "import tl_circuits" not in text and "from tl_circuits" not in text, path.name
+
+
+def test_help_does_not_wait_for_torch():
+    code = """
+import sys
+from tl_circuits.cli import main
+sys.argv = ["tl-circuits", "--help"]
+try:
+    main()
+except SystemExit:
+    sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

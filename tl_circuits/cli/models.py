@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.dictionaries.references import SHORT_NAMES
 from tl_circuits.models import BUILTIN, BUILTIN_DESCRIPTION, PACKAGED
 
 
@@ -19,6 +18,10 @@ def models(
 ) -> None:
     """List the models that --model can name, and the transcoders that --transcoders can."""
     with clear_errors(debug):
+        from tl_circuits.dictionaries.references import (
+            SHORT_NAMES,  # takes torch along, for which --help should not wait
+        )
+
         rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]
         rows += [
             {"name": m.name, "description": m.description, "state": _state(m.installed, m.folder.is_dir()), "command": m.command}
