@@ -67,9 +67,9 @@ def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: floa
     def against(batch: int | None) -> tuple[str, str]:
         if batch not in theirs:
             return "does not finish", ""
-        run = theirs[batch]
-        speed = run["nodes"] / run["seconds"]
-        about, more = ("below ", "above ") if run.get("beyond") else ("" if run["finished"] else "about ", "")
+        measured = theirs[batch]
+        speed = measured["nodes"] / measured["seconds"]
+        about, more = ("below ", "above ") if measured.get("beyond") else ("" if measured["finished"] else "about ", "")
         return f"{about}{speed:.2g}" + ("" if batch == PEER_DEFAULT else f" ({batch})"), f"{more}{fast / speed:.1f}"
 
     return [

@@ -18,9 +18,8 @@ def models(
 ) -> None:
     """List the models that --model can name, and the transcoders that --transcoders can."""
     with clear_errors(debug):
-        from tl_circuits.dictionaries.references import (
-            SHORT_NAMES,  # takes torch along, for which --help should not wait
-        )
+        # It takes torch along, for which --help should not wait.
+        from tl_circuits.dictionaries.references import SHORT_NAMES
 
         rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]
         rows += [

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_circuits.picture import Picture, picture_of
+from tl_circuits.picture import Picture
+from tl_circuits.view.figure import figure_class, save_figure
 
 if TYPE_CHECKING:
     from tl_circuits.attribution.qk import QKAttribution
@@ -12,26 +13,19 @@ if TYPE_CHECKING:
 def plot_score(qk: "QKAttribution", path: Path | None) -> Path | Picture:
     """What the query side and the key side brought from which positions, as SVG, PNG or PDF; without a path, a picture.
 
-    Raises ImportError naming the extra when matplotlib is not installed.
+    Raises ImportError naming the extra when matplotlib is not installed, OutputError for other endings.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
     names = [*(f"{i} {token}" for i, token in enumerate(qk.tokens)), "bias"]
     rows = [*range(qk.query + 1), len(qk.tokens)]
     last = max(qk.key, -1 if qk.baseline_key is None else qk.baseline_key)
     columns = [*range(last + 1), len(qk.tokens)]
     values = qk.by_position.to_numpy()[rows][:, columns]
     limit = max(abs(values).max(), 1e-30)
-    figure = Figure(figsize=(2.5 + 0.4 * len(columns), 2 + 0.3 * len(rows)), layout="constrained")
+    figure = figure_class()(figsize=(2.5 + 0.4 * len(columns), 2 + 0.3 * len(rows)), layout="constrained")
     axis = figure.subplots()
     shown = axis.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit)
     axis.set_xticks(range(len(columns)), [names[i] for i in columns], rotation=60, ha="right")
     axis.set_yticks(range(len(rows)), [names[i] for i in rows])
     axis.set(xlabel="written at (key side)", ylabel="written at (query side)", title=qk.title)
     figure.colorbar(shown, ax=axis, label="share of the score")
-    if path is None:
-        return picture_of(figure)
-    figure.savefig(path)
-    return path
+    return save_figure(figure, path, overwrite=True)
