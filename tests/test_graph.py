@@ -177,7 +177,7 @@ def test_files_that_are_no_graph_say_what_is_wrong(graph, tmp_path):
         tlc.load_graph(tmp_path / "foreign")
 
 
-@pytest.mark.parametrize("damage", ["missing", "lengths", "index", "newer"])
+@pytest.mark.parametrize("damage", ["missing", "lengths", "index", "order", "newer"])
 def test_damaged_tables_are_refused(graph, tmp_path, damage):
     import json
 
@@ -193,6 +193,8 @@ def test_damaged_tables_are_refused(graph, tmp_path, damage):
         tensors["nodes.bias"] = tensors["nodes.bias"][:-1]
     elif damage == "index":
         tensors["edges.source"] = tensors["edges.source"] + len(graph)
+    elif damage == "order":
+        tensors |= {name: tensors[name].flip(0) for name in tensors if name.startswith("edges.")}
     else:
         content = json.loads(metadata["tl_circuits.graph"])
         metadata["tl_circuits.graph"] = json.dumps(content | {"format_version": 999})

@@ -137,6 +137,8 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
         raise ValueError("its tables differ in length")
     if len(edges) and not (0 <= int(edges.source.min()) and int(torch.maximum(edges.source, edges.target).max()) < n):
         raise ValueError("an edge points to a node that does not exist")
+    if bool((edges.target.diff() < 0).any()):
+        raise ValueError("its edges are not in the order of their targets")
     labels = {}
     for index, label in content["labels"].items():
         label |= {name: tuple(label[name]) for name in ("promotes", "suppresses", "reads")}
