@@ -10,7 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import tl_circuits as tlc
 from tests.tiny import CONFIGS, checkpoint, prompt, transcoders
+from tl_circuits.attribution.batches import sweep_chunks
 from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.attribution.retrace import retrace
+from tl_circuits.attribution.targets import Targets
 from tl_circuits.hooks import Pattern, Scores, record
 
 LENGTH = 300  # three blocks of queries
@@ -135,6 +138,19 @@ def test_sweeps_take_at_most_half_of_the_free_memory(long_model, monkeypatch):
         tight = tlc.attribute(replacement, prompt(30), max_nodes=30, progress=False)
     assert max(sizes) <= 4 < roomy
     assert torch.allclose(whole.adjacency(), tight.adjacency(), atol=1e-5)  # products of other shapes
+
+
+def test_far_positions_are_swept_apart_and_near_ones_together(long_model):
+    def swept(positions):
+        n = len(positions)
+        targets = Targets(torch.zeros(n).long(), torch.tensor(positions), torch.zeros(n, 32), torch.zeros(n))
+        return [sorted(targets.position[chunk].tolist()) for chunk in sweep_chunks(targets, "auto", sources)]
+
+    with tlc.attach(long_model, transcoders(long_model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(140), max_nodes=1, progress=False)
+        sources = retrace(replacement, graph).sources
+    assert swept([139, 0] * 12) == [[0] * 12, [139] * 12]
+    assert swept([130, 139] * 12) == [[130] * 12 + [139] * 12]
 
 
 def _fits(limit):

@@ -69,7 +69,9 @@ def sweep_chunks(
 ) -> Iterator[Int[Tensor, " n"]]:
     """Indices of targets to sweep together: near positions together, so that few rows are padding.
 
-    Each chunk stands from the last layer to the first, the order in which a sweep takes targets up.
+    A sweep goes up to its last target's position for all of them; one is closed when what that wastes on
+    the others costs more than a sweep of its own. Each chunk stands from the last layer to the first, the
+    order in which a sweep takes targets up.
     Where memory suffices, sizes depend on the prompt alone, so that the same prompt gives the same bits.
     """
     order = torch.argsort(targets.position, stable=True)
@@ -77,12 +79,22 @@ def sweep_chunks(
     start, floats = 0, min(SWEEP_FLOATS, free_memory(sources.tokens.device) // 8)
     for i in range(1, len(positions) + 1):
         if i < len(positions):
-            room = batch_size if isinstance(batch_size, int) else _room(positions[i] + 1, sources, floats)
-            if i - start < room:
+            if isinstance(batch_size, int):
+                full = i - start >= batch_size
+            else:
+                full = i - start >= _room(positions[i] + 1, sources, floats) or _wasteful(positions[start : i + 1], sources)
+            if not full:
                 continue
         chunk = order[start:i]
         yield chunk[torch.argsort(targets.layer[chunk], descending=True, stable=True)]
         start = i
+
+
+def _wasteful(positions: list[int], sources: Sources) -> bool:
+    """Whether sweeping these positions' targets together costs more than a sweep more would."""
+    last = positions[-1]
+    of_its_own = Sizes.on(sources.tokens.device).rows // 4 + 2 * (last + 1)  # measured, in targets x positions
+    return sum(last - p for p in positions) > of_its_own
 
 
 def _room(used: int, sources: Sources, floats: int) -> int:
