@@ -35,7 +35,7 @@ from .maps import (
     write_stage,
 )
 from .patterns import Pattern, Scores
-from .queries_keys import FrozenScores, frozen_scores, held_head_norms
+from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
 from .sites import (
     MLPWeights,
@@ -102,6 +102,7 @@ __all__ = [
     "read_map",
     "read_stage",
     "record",
+    "record_below",
     "require_freeze",
     "resid_mid",
     "resolve",

@@ -1,12 +1,15 @@
 """One step of decoding with a key/value cache, on either kind of model."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .errors import ArchitectureError
 from .sites import Model
 
 
@@ -33,20 +36,49 @@ class CachedModel:
         return self._length
 
     def __call__(self, tokens: Int[Tensor, "1 new"]) -> Float[Tensor, " d_vocab"]:
-        new = tokens.shape[1]
-        total = self._length + new
-        if self._hooked:
-            mask = torch.ones_like(tokens)  # given, or a model without a tokenizer refuses
-            logits = self._model(tokens, past_kv_cache=self._cache, attention_mask=mask)
-        else:
-            positions = torch.arange(self._length, total, device=tokens.device)[None]
+        """Read ``tokens``. Raises ArchitectureError if the model did not keep their keys and values."""
+        total = self._length + tokens.shape[1]
+        logits = self._step(tokens) if self._hooked else self._bridge_step(tokens, total)
+        self._length = total
+        return logits[0, -1].float()
+
+    def _step(self, tokens: Int[Tensor, "1 new"]) -> Float[Tensor, "1 new d_vocab"]:
+        mask = torch.ones_like(tokens)  # given, or a model without a tokenizer refuses
+        return self._model(tokens, past_kv_cache=self._cache, attention_mask=mask)
+
+    def _bridge_step(self, tokens: Int[Tensor, "1 new"], total: int) -> Float[Tensor, "1 new d_vocab"]:
+        with _caches_read(self._model):
             logits, self._cache = self._model(
                 tokens,
                 return_type="logits_and_cache",
                 use_cache=True,
-                past_key_values=self._cache,
                 attention_mask=tokens.new_ones(1, total),
-                position_ids=positions,
+                position_ids=torch.arange(self._length, total, device=tokens.device)[None],
+                **{_cache_name(self._model): self._cache},
             )
-        self._length = total
-        return logits[0, -1].float()
+        kept = 0 if self._cache is None else int(self._cache.get_seq_length())
+        if kept != total:
+            raise ArchitectureError(
+                f"the model kept keys and values of {kept} tokens, not of {total}, so it would not see the text before. "
+                "Generate with use_past_kv_cache=False."
+            )
+        return logits
+
+
+def _cache_name(model: Model) -> str:
+    """What the Hugging Face model under a bridge calls its cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.original_model.forward).parameters else "past_key_values"
+
+
+@contextmanager
+def _caches_read(model: Model) -> Iterator[None]:
+    """Hand attention its cache under the name that TransformerBridge looks for, whatever transformers calls it."""
+
+    def rename(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("cache")
+        return None if cache is None else (args, kwargs | {"past_key_values": cache})
+
+    with ExitStack() as stack:
+        for block in model.blocks:
+            stack.callback(block.attn.register_forward_pre_hook(rename, with_kwargs=True).remove)
+        yield

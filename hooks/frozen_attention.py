@@ -34,9 +34,9 @@ class FrozenAttention:
 
     def linear(self, x: Float[Tensor, "used d_model"]) -> Float[Tensor, "used d_model"]:
         """The part of it that depends on ``x``, which holds the first positions."""
-        kv, used = self.W_V.shape[0], x.shape[0]
+        used = x.shape[0]
         v = x.float() @ self.W_V  # [kv, pos, d_head]
-        W_O = self.W_O.unflatten(0, (kv, -1))
+        W_O = self.W_O.flatten(0, 1)  # heads one after the other, as along z's last axis below
         out = torch.zeros(used, self.W_O.shape[2], device=x.device)
         for block in self.pattern.blocks:
             queries = slice(block.queries.start, min(block.queries.stop, used))
@@ -44,7 +44,7 @@ class FrozenAttention:
                 break
             weights = self._mixing(block, queries)[..., : used - block.keys.start]  # [kv, group, query, key]
             z = weights @ v[:, None, block.keys.start : block.keys.start + weights.shape[-1]]
-            out[queries] = torch.einsum("kgpe,kged->pd", z, W_O)
+            out[queries] = z.flatten(0, 1).transpose(0, 1).flatten(1) @ W_O
         return out
 
     def mixing(self) -> Float[Tensor, "n_heads query key"]:

@@ -5,8 +5,7 @@ the query and key norms where there are any, held at their recorded values, ``q`
 stream at the query position and ``k`` in that at the key position, rotation included.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from .collect import stopping_at
 from .errors import ArchitectureError
 from .maps import FrozenNorm, frozen_norm
-from .record import Listener, Recording
+from .record import Listener, Recording, record, scores_name
 from .sites import Model, find, norm_weights, scores_scale, scores_softcap
 
 
@@ -107,11 +106,33 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
 
     Raises ArchitectureError for attention without plain query and key weights.
     """
+    with torch.no_grad(), _listener(model, layer) as listener, stopping_at(model, scores_name(layer)):
+        model(recording.tokens[None])
+    return _frozen(model, recording, layer, listener)
+
+
+def record_below(
+    model: Model, tokens: Int[Tensor, " pos"], layer: int, sites: Iterable[str] = ()
+) -> tuple[Recording, FrozenScores]:
+    """What :func:`record` and :func:`frozen_scores` give of the layers below ``layer`` and of its scores, in one pass.
+
+    Raises what these raise.
+    """
+    with _listener(model, layer) as listener:
+        recording = record(model, tokens, tokens.numel() - 1, sites, below=layer)
+    return recording, _frozen(model, recording, layer, listener)
+
+
+def _frozen(model: Model, recording: Recording, layer: int, listener: Listener) -> FrozenScores:
     attn = model.blocks[layer].attn
     W_Q, b_Q = _projection(attn, layer, "Q")
     W_K, b_K = _projection(attn, layer, "K")
-    seen = _listen(model, recording.tokens, layer)
-    scores = seen["hook_attn_scores"]
+    seen = {name.split(".attn.")[1]: tensor.detach() for name, tensor in listener.seen.items()}
+    if _SCORES not in seen:
+        raise ArchitectureError(
+            f"blocks.{layer}.attn shows no scores ({_SCORES} stays silent), so they cannot be explained."
+        )
+    scores = seen[_SCORES][0]
     floor = torch.finfo(scores.dtype).min / 2  # masks add or write the lowest number, or minus infinity
     return FrozenScores(
         layer=layer,
@@ -129,26 +150,19 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
     )
 
 
-_SCORES = "hook_attn_scores"  # the last of these in a forward pass
+_SCORES = "hook_attn_scores"
 _HOOKS = (_SCORES, "hook_cos", "hook_sin", "q_norm.hook_scale", "k_norm.hook_scale")
 
 
-def _listen(model: Model, tokens: Int[Tensor, " pos"], layer: int) -> dict[str, Tensor]:
-    """What the layer's attention showed at those of :data:`_HOOKS` that it has and runs."""
+def _listener(model: Model, layer: int) -> Listener:
+    """Collects what the layer's attention shows at those of :data:`_HOOKS` that it has.
+
+    Raises ArchitectureError where it has no scores to show.
+    """
+    if find(model, scores_name(layer)) is None:
+        raise ArchitectureError(f"blocks.{layer}.attn has no {_SCORES}, so its scores cannot be explained.")
     prefix = f"blocks.{layer}.attn."
-    names = [prefix + hook for hook in _HOOKS if find(model, prefix + hook) is not None]
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        listener = stack.enter_context(Listener(model, dict.fromkeys(names)))
-        if prefix + _SCORES in names:
-            stack.enter_context(stopping_at(model, prefix + _SCORES))
-        model(tokens[None])
-    seen = {name[len(prefix) :]: tensor.detach() for name, tensor in listener.seen.items()}
-    if "hook_attn_scores" not in seen:
-        raise ArchitectureError(
-            f"blocks.{layer}.attn shows no scores (hook_attn_scores stays silent), so they cannot be explained."
-        )
-    return seen | {"hook_attn_scores": seen["hook_attn_scores"][0]}
+    return Listener(model, [prefix + hook for hook in _HOOKS if find(model, prefix + hook) is not None])
 
 
 def _projection(attn: Any, layer: int, kind: str) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .collect import stopping_at
 from .errors import HookFiringError, NotFiniteError, PromptError
 from .patterns import Pattern
 from .sites import (
@@ -34,7 +35,8 @@ class Recording:
     ``patterns[L]``: attention patterns after softmax, without the zeros of the mask. ``scales[name]``: the denominator of the
     norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
     the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
-    tensors of the hooks asked for. ``logits``: the model's, at ``position``.
+    tensors of the hooks asked for. ``logits``: the model's, at ``position``; None where the pass ended below
+    a layer, whose input stands as ``resid_final``.
     """
 
     tokens: Int[Tensor, " pos"]
@@ -46,7 +48,17 @@ class Recording:
     resid_final: Float[Tensor, "pos d_model"]
     sites: dict[str, Float[Tensor, "pos _"]]
     position: int
-    logits: Float[Tensor, " d_vocab"]
+    logits: Float[Tensor, " d_vocab"] | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's own."""
+        return self.resid_final.dtype
+
+    @property
+    def streams(self) -> tuple[Float[Tensor, "pos d_model"], ...]:
+        """The residual stream before each recorded layer and after the last."""
+        return (*self.resid_pre, self.resid_final)
 
 
 def to_tokens(model: Model, prompt: Any) -> Int[Tensor, " pos"]:
@@ -150,14 +162,15 @@ class Listener:
             )
 
 
-def norm_names(model: Model) -> list[str]:
-    """The hook prefixes of all norms on the residual stream's path, blocks first."""
+def norm_names(model: Model, below: int | None = None) -> list[str]:
+    """The hook prefixes of all norms on the residual stream's path, blocks first; those up to layer ``below``'s attention."""
     names = [
         f"blocks.{layer}.{norm}"
-        for layer in range(int(model.cfg.n_layers))
+        for layer in range(int(model.cfg.n_layers) if below is None else below)
         for norm in ("ln1", "ln1_post", "ln2", "ln2_post")
     ]
-    return [name for name in (*names, "ln_final") if norm_module(model, name) is not None]
+    last = "ln_final" if below is None else f"blocks.{below}.ln1"
+    return [name for name in (*names, last) if norm_module(model, name) is not None]
 
 
 @contextmanager
@@ -179,28 +192,27 @@ def unembedding_only(model: Model, position: int) -> Iterator[None]:
 
 
 def record(
-    model: Model, tokens: Int[Tensor, " pos"], position: int, sites: Iterable[str] = ()
+    model: Model, tokens: Int[Tensor, " pos"], position: int, sites: Iterable[str] = (), below: int | None = None
 ) -> Recording:
     """Run the model once on ``tokens`` and keep what attribution reads, logits at ``position`` only.
 
-    ``sites`` are further hook names to keep. Raises HookFiringError if a hook stays silent or
+    ``sites`` are further hook names to keep. With ``below``, only the layers below that one are recorded, and
+    the pass ends with its attention scores. Raises HookFiringError if a hook stays silent or
     fires twice, NotFiniteError naming the first tensor that holds NaN or infinity.
     """
-    layers = range(int(model.cfg.n_layers))
+    layers = range(int(model.cfg.n_layers) if below is None else below)
     blocks = [f"blocks.{layer}" for layer in layers]
-    last = "ln_final.hook_in" if find(model, "ln_final.hook_in") is not None else f"{blocks[-1]}.hook_resid_post"
-    norms = norm_names(model)
+    norms, last = norm_names(model, below), _last(model, below)
     names = [f"{b}.{kind}" for b in blocks for kind in _ADDED]
     names = list(dict.fromkeys([*names, *(f"{name}.hook_scale" for name in norms), last, *sites]))
     patterns = [f"{b}.attn.hook_pattern" for b in blocks]
     # Cut at once, so that the whole patterns of a long prompt never stand side by side.
     cut = {name: partial(_pattern, model, layer) for layer, name in enumerate(patterns)}
-    with torch.no_grad(), Listener(model, names, cut, _queries_keys(model, tokens)) as listener:
-        with unembedding_only(model, position):
-            logits = model(tokens[None])[0, 0].detach()
+    with torch.no_grad(), Listener(model, names, cut, _queries_keys(model, tokens, layers)) as listener:
+        logits = _run(model, tokens, position, below)
     listener.check()
     seen = {name: _squeeze(name, listener.seen[name]) for name in names}
-    if not torch.isfinite(logits).all():
+    if logits is not None and not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits hold NaN or infinity on this prompt.")
     for name in patterns:
         for block in listener.seen[name].blocks:
@@ -223,11 +235,34 @@ def record(
 _ADDED = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 
 
-def _queries_keys(model: Model, tokens: Int[Tensor, " pos"]) -> list[str]:
+def scores_name(layer: int) -> str:
+    """The hook of a layer's scores before softmax, the last to fire before its pattern."""
+    return f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def _last(model: Model, below: int | None) -> str:
+    """The hook that shows the stream behind the recorded layers."""
+    if below is not None:
+        return f"blocks.{below}.hook_resid_pre"
+    own = "ln_final.hook_in"
+    return own if find(model, own) is not None else f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
+
+
+def _run(model: Model, tokens: Int[Tensor, " pos"], position: int, below: int | None) -> Float[Tensor, " d_vocab"] | None:
+    """The logits at ``position``; None where the pass ends with layer ``below``'s scores."""
+    if below is None:
+        with unembedding_only(model, position):
+            return model(tokens[None])[0, 0].detach()
+    with stopping_at(model, scores_name(below)):
+        model(tokens[None])
+    return None
+
+
+def _queries_keys(model: Model, tokens: Int[Tensor, " pos"], layers: range) -> list[str]:
     """Hooks of rotated queries and keys, on a prompt too long to keep the patterns; not every model shows them."""
     if tokens.numel() <= LONG:
         return []
-    names = [f"blocks.{layer}.attn.hook_rot_{kind}" for layer in range(int(model.cfg.n_layers)) for kind in "qk"]
+    names = [f"blocks.{layer}.attn.hook_rot_{kind}" for layer in layers for kind in "qk"]
     return [name for name in names if find(model, name) is not None]
 
 

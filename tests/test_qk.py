@@ -186,17 +186,26 @@ def test_a_score_that_our_map_misses_is_refused(traced, monkeypatch):
         tlc.qk_attribution(*traced, 1, 0, 8, 2)
 
 
-def test_reading_a_layers_scores_runs_no_later_layer_and_leaves_no_hook():
+@pytest.mark.parametrize("ask", ["scores", "qk_attribution"])
+def test_reading_a_layers_scores_runs_no_later_layer_and_leaves_no_hook(ask):
     model, ran = tiny_bridge("llama"), []
     with tlc.attach(model, transcoders(model)) as replacement:
-        local = retrace(replacement, tlc.attribute(replacement, prompt(9), max_nodes=5, progress=False))
+        graph = tlc.attribute(replacement, prompt(9), max_nodes=5, progress=False)
+        local = retrace(replacement, graph)
         handles = [block.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(model.blocks)]
         state = hook_state(model)
-        local.scores(1)
+        local.scores(1) if ask == "scores" else tlc.qk_attribution(replacement, graph, 1, 0, 5, 3)
         for handle in handles:
             handle.remove()
         assert ran == [0]  # block 1 ended at its scores
         assert hook_state(model) == state
+
+
+def test_what_is_built_below_a_layer_gives_the_same_score_as_the_whole(traced):
+    replacement, graph = traced
+    whole = score_attribution(retrace(replacement, graph), graph, 2, 1, 7, 5, top=None)
+    below = tlc.qk_attribution(replacement, graph, 2, 1, 7, 5, top=None)
+    assert below.terms.equals(whole.terms) and below.total == whole.total and below.by_query.equals(whole.by_query)
 
 
 def test_the_largest_products_are_found_without_making_all():

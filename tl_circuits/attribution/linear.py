@@ -1,5 +1,6 @@
 """The fast engine: rows of direct effects by one closed-form backward pass in matrix products."""
 
+import copy
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from tl_circuits.hooks import (
 # How far the frozen maps may be from what the model computed, relative to the largest entry.
 _MAP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
+_STREAM = ReadMap("residual", None)
 LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
 
 
@@ -34,7 +36,8 @@ class LinearEngine:
 
     One sweep from the last layer to the first carries the gradient ``g[pos, n]`` of all targets
     at once; a target joins at the layer it reads. Patterns and denominators are constants, so the
-    gradient is the direct effect per unit written (Ameisen et al. 2025).
+    gradient is the direct effect per unit written (Ameisen et al. 2025). Targets of the layer behind the
+    last read what the final norm gives, or the bare stream where the recording ends below a layer.
     """
 
     def __init__(self, model: Any, recording: Recording, sources: Sources):
@@ -45,14 +48,14 @@ class LinearEngine:
         self.attention = [frozen_attention(model, recording, layer) for layer in layers]
         self.reads: dict[int, ReadMap] = {
             layer: read_map(model, recording, layer, dictionary.input_hook(layer))
-            for layer in dictionary.layers
+            for layer in sources.dictionary_layers
         }
-        final = frozen_norm(model, recording, "ln_final")
-        self.reads[len(layers)] = ReadMap("normed", final)
+        whole = recording.logits is not None
+        self.reads[len(layers)] = ReadMap("normed", frozen_norm(model, recording, "ln_final")) if whole else _STREAM
         self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
         self.leading = Leading(recording, sources, self.attention)
         self._check(model, recording)
-        if recording.logits.dtype != torch.float32:
+        if recording.dtype != torch.float32:
             self.attention = rounded_attention(self.attention, recording)
             self.reads |= rounded_reads(self.reads, model, recording, sources)
             for layer, mlp in enumerate(self.mlp):
@@ -60,7 +63,7 @@ class LinearEngine:
 
     def _check(self, model: Any, recording: Recording) -> None:
         """Compare every map with what the model computed, so that nothing is explained wrongly."""
-        tolerance = _MAP_TOLERANCE[recording.logits.dtype]
+        tolerance = _MAP_TOLERANCE[recording.dtype]
 
         def compare(what: str, ours: Tensor, models: Tensor) -> None:
             models = models.float()
@@ -72,21 +75,28 @@ class LinearEngine:
                     'Use engine="autograd".'
                 )
 
-        resid = recording.resid_pre[0].float()
+        resid = recording.streams[0].float()
         for layer, attention in enumerate(self.attention):
             ours = attention.forward(recording.resid_pre[layer])
             compare(f"attention of layer {layer}", ours, recording.attn_out[layer])
             resid = resid + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
-            if layer + 1 < len(self.attention):
-                compare(f"residual stream after layer {layer}", resid, recording.resid_pre[layer + 1])
-        compare("residual stream at the end", resid, recording.resid_final)
-        for layer in self.sources.dictionary.layers:
+            compare(f"residual stream after layer {layer}", resid, recording.streams[layer + 1])
+        for layer in self.sources.dictionary_layers:
             ours = self.reads[layer].forward(resid_mid(recording, model, layer))
             hook = self.sources.dictionary.input_hook(layer)
             compare(hook, ours, recording.sites[hook])
+        if recording.logits is None:
+            return
         some = slice(None, None, max(1, recording.logits.numel() // LOGITS_COMPARED))
         logits = explained_logits(model, recording, self.reads[len(self.attention)], some)
         compare("logits", logits, recording.logits[some])
+
+    def below(self, layer: int) -> "LinearEngine":
+        """The same engine cut off at ``layer``: targets of that layer read the stream that enters it."""
+        cut = copy.copy(self)
+        cut.attention, cut.mlp = self.attention[:layer], self.mlp[:layer]
+        cut.reads = {at: read for at, read in self.reads.items() if at < layer} | {layer: _STREAM}
+        return cut
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         """The direct effect of every column on every target, and each target's bias.

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, retrace, stream_rows
-from tl_circuits.attribution.targets import resolve_position
+from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, retrace
+from tl_circuits.attribution.targets import Targets, resolve_position
 from tl_circuits.attribution.top_pairs import top_pairs
 from tl_circuits.checked import checked
 from tl_circuits.errors import ArchitectureError, TargetError
@@ -129,7 +129,9 @@ def qk_attribution(
     pair that the sliding window masks, and a graph of another model; ArchitectureError for attention
     without query and key weights, and where the sum misses the model's own score.
     """
-    return score_attribution(retrace(replacement, graph), graph, layer, head, query, key, baseline_key, top)
+    replacement.require_attached()
+    _require_head(replacement.model, layer, head)
+    return score_attribution(retrace(replacement, graph, below=layer), graph, layer, head, query, key, baseline_key, top)
 
 
 def score_attribution(
@@ -143,7 +145,7 @@ def score_attribution(
     top: int | None = 20,
 ) -> QKAttribution:
     """:func:`qk_attribution` of a prompt already retraced."""
-    _require_head(local, layer, head)
+    _require_head(local.model, layer, head)
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, or None for all pairs, got {top}.")
     query, key = (resolve_position(p, local.n_pos) for p in (query, key))
@@ -171,8 +173,8 @@ def score_attribution(
         return _assemble(local, graph, layer, head, query, keys, own, q, k, top)
 
 
-def _require_head(local: Retraced, layer: int, head: int) -> None:
-    n_layers, n_heads = int(local.model.cfg.n_layers), int(local.model.cfg.n_heads)
+def _require_head(model: Any, layer: int, head: int) -> None:
+    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
     if not 0 <= layer < n_layers:
         raise TargetError(f"layer {layer} is not in 0..{n_layers - 1}.")
     if not 0 <= head < n_heads:
@@ -184,20 +186,18 @@ def _parts(
 ) -> Float[Tensor, "source d_head"]:
     """What every column, and last the bias, adds to one query or key; zero for columns that cannot reach it."""
     d_head = matrix.shape[1]
-    where = torch.full((d_head,), position, device=matrix.device)
-    rows, constant = stream_rows(local.engine, layer, matrix.T.contiguous(), where)
-    parts = rows.new_zeros(local.sources.width + 1, d_head)
-    parts[: rows.shape[1]] = rows.T
-    parts[-1] = constant + bias
-    return parts
+    vectors = matrix.T.contiguous()
+    at, where = (torch.full((d_head,), place, device=matrix.device) for place in (layer, position))
+    rows, constant = local.engine.below(layer).rows(Targets(at, where, vectors, vectors.new_zeros(d_head)))
+    return torch.cat([rows.T, (constant + bias)[None]])
 
 
 def _require_sum(
     local: Retraced, scores: FrozenScores, head: int, query: int, keys: list[int], q: Tensor, each: list[Tensor]
 ) -> None:
-    tolerance = _TOLERANCE[local.recording.logits.dtype]
+    tolerance = _TOLERANCE[local.recording.dtype]
     for position, k in zip(keys, each, strict=True):
-        a, b = q.double().sum(0), k.double().sum(0)
+        a, b = q.sum(0, dtype=torch.float64), k.sum(0, dtype=torch.float64)
         gap = abs(float(a @ b) - scores.uncapped(head, query, position)) / max(float(a.norm() * b.norm()), 1e-30)
         if not gap <= tolerance:
             raise ArchitectureError(
@@ -218,8 +218,9 @@ def _assemble(
     k: Tensor,
     top: int | None,
 ) -> QKAttribution:
-    columns = columns_of(local.sources)
-    q_all, k_all = q.double().sum(0), k.double().sum(0)
+    columns = columns_of(local.sources, layer)
+    q_wide, k_wide = q.double(), k.double()
+    q_all, k_all = q_wide.sum(0), k_wide.sum(0)
     live_q, live_k = (side.any(1).nonzero()[:, 0] for side in (q, k))
     if top is None and len(live_q) * len(live_k) > MAX_PAIRS:
         raise ValueError(
@@ -236,8 +237,8 @@ def _assemble(
     )
     place = torch.cat([columns.position, torch.tensor([local.n_pos])]).to(q.device)
     grouped = [
-        torch.zeros(local.n_pos + 1, q.shape[1], dtype=torch.float64, device=q.device).index_add_(0, place, side.double())
-        for side in (q, k)
+        torch.zeros(local.n_pos + 1, q.shape[1], dtype=torch.float64, device=q.device).index_add_(0, place, side)
+        for side in (q_wide, k_wide)
     ]
     names = [*range(local.n_pos), "bias"]
     return QKAttribution(
@@ -249,8 +250,8 @@ def _assemble(
         score=own[0] if len(own) == 1 else own[0] - own[1],
         total=float(q_all @ k_all),
         terms=terms,
-        by_query=_marginals(graph, columns, q.double() @ k_all, live_q, top),
-        by_key=_marginals(graph, columns, k.double() @ q_all, live_k, top),
+        by_query=_marginals(graph, columns, q_wide @ k_all, live_q, top),
+        by_key=_marginals(graph, columns, k_wide @ q_all, live_k, top),
         by_position=pd.DataFrame((grouped[0] @ grouped[1].T).cpu().numpy(), index=names, columns=names),
         tokens=graph.info.tokens,
         _sides=Sides(columns, q, k),

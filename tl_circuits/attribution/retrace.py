@@ -1,29 +1,27 @@
 """The local replacement model of a graph's prompt once more, to ask what the graph does not store."""
 
-import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
-from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS
 from tl_circuits.hooks import (
     FrozenScores,
-    ReadMap,
     Recording,
     Replacement,
     bos_positions,
     frozen_scores,
     record,
+    record_below,
     to_tokens,
 )
 
@@ -59,8 +57,8 @@ class Retraced:
         return self.sources.n_pos
 
 
-def retrace(replacement: Replacement, graph: AttributionGraph) -> Retraced:
-    """Record the graph's prompt again and build the frozen maps.
+def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None = None) -> Retraced:
+    """Record the graph's prompt again and build the frozen maps; with ``below``, only what decides that layer's scores.
 
     Beginning-of-sequence positions are skipped as :func:`tl_circuits.attribute` does by default.
     Raises TargetError when the graph is of another model or dictionary, ArchitectureError where
@@ -74,32 +72,20 @@ def retrace(replacement: Replacement, graph: AttributionGraph) -> Retraced:
             f"{graph.info.dictionary!r}; attached is {dictionary.name!r} on {model.cfg.n_layers} layers."
         )
     tokens = to_tokens(model, graph.prompt_tokens())
-    sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    layers = [layer for layer in dictionary.layers if below is None or layer < below]
+    sites = [f(layer) for layer in layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    scores: dict[int, FrozenScores] = {}
     with torch.no_grad():
-        recording = record(model, tokens, tokens.numel() - 1, sites)
+        if below is None:
+            recording = record(model, tokens, tokens.numel() - 1, sites)
+        else:
+            recording, scores[below] = record_below(model, tokens, below, sites)
         sources = find_sources(model, dictionary, recording, bos_positions(model, tokens))
         try:
             engine = LinearEngine(model, recording, sources)
         except ArchitectureError as error:
             raise ArchitectureError(f"{error} That engine does not tell heads apart.") from error
-    return Retraced(replacement, recording, sources, engine)
-
-
-def stream_rows(
-    engine: LinearEngine, layer: int, vectors: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
-    """How much of ``vectors · stream entering block layer`` comes from every column, and the constant rest.
-
-    The stream at the input of a block is what a dictionary of that layer would read if the block
-    had no attention, so the engine is asked with that one attention taken out.
-    """
-    view = copy.copy(engine)
-    own = engine.attention[layer]
-    silent = replace(own, W_O=torch.zeros_like(own.W_O), const=torch.zeros_like(own.const))
-    view.attention = [*engine.attention[:layer], silent, *engine.attention[layer + 1 :]]
-    view.reads = engine.reads | {layer: ReadMap("residual", None)}
-    where = torch.full((len(vectors),), layer, device=vectors.device)
-    return view.rows(Targets(where, positions, vectors, vectors.new_zeros(len(vectors))))
+    return Retraced(replacement, recording, sources, engine, scores)
 
 
 @dataclass(frozen=True)
@@ -151,12 +137,12 @@ def parse_source(name: str) -> tuple[str, int, int, int] | None:
     return kind, int(match["layer"] or -1), int(match["position"]), int(match["feature"] or -1)
 
 
-def columns_of(sources: Sources) -> Columns:
-    """Kind, layer, position and feature of every column."""
-    width, n_pos = sources.width, sources.n_pos
+def columns_of(sources: Sources, below: int | None = None) -> Columns:
+    """Kind, layer, position and feature of every column, or of those before layer ``below``."""
+    width, n_pos = sources.before(len(sources.layers) if below is None else below), sources.n_pos
     columns = Columns(*(torch.full((width,), fill) for fill in (2, -1, 0, -1)))
     columns.position[:n_pos] = torch.arange(n_pos)
-    for layer, source in enumerate(sources.layers):
+    for layer, source in enumerate(sources.layers[:below]):
         features = slice(source.features_at, source.errors_at)
         columns.kind[features], columns.layer[features] = 0, layer
         columns.position[features] = source.active.position.cpu()

@@ -33,7 +33,7 @@ def rounded_reads(
 ) -> dict[int, ReadMap]:
     """Read maps that know what the model's own tensor at the read site has beyond theirs."""
     made = {}
-    for layer in sources.dictionary.layers:
+    for layer in sources.dictionary_layers:
         read = reads[layer]
         site = recording.sites[sources.dictionary.input_hook(layer)].float()
         made[layer] = replace(read, rounding=site - read.forward(resid_mid(recording, model, layer)))
@@ -44,7 +44,7 @@ def stream_rounding(
     recording: Recording, sources: Sources, reads: dict[int, ReadMap], layer: int
 ) -> Float[Tensor, "pos d_model"]:
     """What the stream after ``layer`` has beyond the stream before it, the attention's and the MLP's output."""
-    after = (*recording.resid_pre[1:], recording.resid_final)[layer].float()
+    after = recording.streams[layer + 1].float()
     source = sources.layers[layer]
     written = recording.mlp_out[layer].float()
     if source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself

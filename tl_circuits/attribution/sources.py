@@ -51,6 +51,11 @@ class Sources:
     skipped: tuple[int, ...]
 
     @property
+    def dictionary_layers(self) -> list[int]:
+        """The recorded layers that have a dictionary."""
+        return [layer for layer in self.dictionary.layers if layer < len(self.layers)]
+
+    @property
     def width(self) -> int:
         """The number of columns."""
         return self.before(len(self.layers))
@@ -90,7 +95,7 @@ class Sources:
 def find_sources(
     model: Any, dictionary: Dictionary, recording: Recording, skip_positions: Sequence[int]
 ) -> Sources:
-    """Encode every layer of one prompt and split each MLP's output into features, error and constant.
+    """Encode every recorded layer of one prompt and split each MLP's output into features, error and constant.
 
     Raises ArchitectureError when an exact dictionary (neurons) does not rebuild an MLP's output.
     """
@@ -101,6 +106,7 @@ def find_sources(
     actives = {
         layer: dictionary.active(layer, recording.sites[dictionary.input_hook(layer)])
         for layer in dictionary.layers
+        if layer < len(recording.patterns)
     }
     for layer in range(len(recording.patterns)):
         if layer in dictionary.layers:
@@ -113,7 +119,7 @@ def find_sources(
         dictionary=dictionary,
         n_pos=n_pos,
         layers=tuple(layers),
-        tokens=recording.resid_pre[0].float(),
+        tokens=recording.streams[0].float(),
         skipped=tuple(skip_positions),
     )
 
@@ -137,7 +143,7 @@ def _dictionary_layer(
         _add_decoded(recons, dictionary, writer, layer, actives[writer])
     error = output - recons
     if dictionary.exact:
-        _require_rebuilt(layer, output, error, recording.logits.dtype)
+        _require_rebuilt(layer, output, error, recording.dtype)
         constant, rest = constant + error, None  # what is left is rounding
     else:
         rest = torch.where(keep[:, None], error, 0.0)

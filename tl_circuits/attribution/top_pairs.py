@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 2048  # vectors of either side in one matrix product
+BLOCK = 512  # vectors of either side in one matrix product
 
 
 def top_pairs(
