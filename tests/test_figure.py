@@ -102,5 +102,8 @@ def test_the_widget_shares_notes_and_selection_with_python(traced, browser, tmp_
     page.keyboard.press("p")
     assert page.evaluate("model.get('pins')") == chosen
     page.evaluate("(ids) => model.set('groups', [['from Python', ...ids]])", chosen)
-    assert page.locator(".unit.own").count() == 1 and problems == []
+    assert page.locator(".unit.own").count() == 1
+    page.evaluate("(ids) => model.set('selection', ids)", [graph.node_ids[1]])
+    assert graph.node_ids[1] in page.inner_text(".card") and page.evaluate("model.get('selection')") == [graph.node_ids[1]]
+    assert "body" not in widget._css and problems == []  # the notebook's own look stays
     page.close()

@@ -6,7 +6,6 @@ All addresses in the page are relative, so it works below a notebook proxy's pre
 """
 
 import asyncio
-import html
 import json
 import re
 import secrets
@@ -213,8 +212,8 @@ def _shell(live: bool) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>tl_circuits</title>'
-        '<link rel="icon" href="data:,"><link rel="stylesheet" href="page.css"></head><body>'
-        f'<main id="graph"{mark}><h1>{html.escape("Loading the graph …")}</h1></main>'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="page.css"></head><body class="tlc-page">'
+        f'<main id="graph"{mark}><h1>Loading the graph …</h1><progress aria-label="Loading"></progress></main>'
         '<script type="module" src="page.js"></script></body></html>'
     )
 
