@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
@@ -15,7 +16,7 @@ from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, packed_json, page_data
 from tl_circuits.view.page_file import page_html
-from tl_circuits.view.story import tell
+from tl_circuits.view.story import Unit, _sentence, tell
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,14 @@ def test_sentences_hold_in_the_replacement_model_until_removing_a_box_confirms_t
         last = story.units[story.ways[0][-2]]  # as a live model would tell it
         unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, measured: 0.3})", [graph.node_ids[i] for i in last.members])
         assert "rises by 0.30" in unmeasured.inner_text(".sentences li")
+
+
+def test_what_a_dampened_box_does_is_told_of_the_box_itself():
+    drawn = (("token", "“a”"), ("box", "b"), ("box", "c"), ("target", "“d”"))
+    units = tuple(Unit(kind, name, "", (i,), 0.0, 0.0, 1.0) for i, (kind, name) in enumerate(drawn))
+    flows = torch.zeros(4, 4)
+    flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.5, 0.5
+    assert _sentence(units, flows, (0, 1, 2, 3)) == "“a” activates [b] (1 feature), which dampens [c] (1 feature), which by itself raises “d”."
 
 
 def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
@@ -322,11 +331,17 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
     strongest = graph.node_ids.index(graph.supernodes().groups[0][1][0])
     texts = (Example((NASTY, "y" * 10_000, " on"), (0.5, 2.5, 0.0)), Example((" off", NASTY), (-1.0, 0.0)))
     nasty = Label(NASTY + "x" * 10_000, (NASTY,), (NASTY,), (NASTY,), origin=NASTY, examples=texts)
-    shown = replace(graph, labels=graph.labels | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
+    blank = Label("say “\n”, “ ”", ("\n", " "), ("x",), ("y",))
+    second = [graph.node_ids.index(i) for i in graph.supernodes().groups[1][1]]
+    shown = replace(graph, labels=graph.labels | {i: blank for i in second} | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
     with tab(browser, shown.to_html(tmp_path / "page.html").as_uri()) as page:
         assert NASTY in page.inner_text(".prompt") and page.locator("img").count() == 0
         page.evaluate("(i) => tlc.chooseNode(i)", strongest)
         assert NASTY in page.inner_text(".card h2")
+        page.evaluate("(i) => tlc.chooseNode(i)", second[0])
+        assert page.inner_text(".card h2") == "say “⏎”, “␣”"
+        assert page.locator(".unit title", has_text="say “⏎”, “␣”").count() == 1  # the box that Python named
+        page.evaluate("(i) => tlc.chooseNode(i)", strongest)
         first, second = page.locator(".card .example").all()
         assert first.locator(".lit.d1").text_content() == NASTY and second.locator(".lit.d2.minus").text_content() == " off"
         assert first.locator("strong.lit.d5").text_content().startswith("yyy") and len(first.text_content()) < 200
@@ -370,7 +385,7 @@ def test_notes_kept_for_another_graph_are_offered_not_applied(browser, graph, fi
 
 def test_axe_finds_no_serious_violation(page, graph):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
-    for view, scheme in (("story", "light"), ("nodes", "light"), ("table", "light"), ("story", "dark"), ("table", "dark")):
+    for view, scheme in (("story", "light"), ("nodes", "light"), ("table", "dark"), ("story", "dark")):
         page.emulate_media(color_scheme=scheme)
         page.locator(f"button[data-view={view}]").click()
         found = [v for v in axe.run(page).response["violations"] if v["impact"] in ("serious", "critical")]
