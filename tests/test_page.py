@@ -359,6 +359,8 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
         page.locator(".unit.box").first.click()
         page.evaluate("scrollTo(0, 0)")
         assert page.locator(".card").bounding_box()["y"] + 60 < 844  # what was tapped is told without scrolling
+        page.get_by_label("Close this card").click()
+        assert "How to read this" in page.inner_text(".card")
 
 
 def test_a_graph_without_labels_errors_or_a_token_as_target_is_shown(browser, tmp_path):

@@ -38,6 +38,7 @@ class App {
     this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
     this.table = new TableView(this);
     this.card = el("section", { class: "card", "aria-label": "About what is chosen", tabindex: -1 });
+    this.closer = button("×", () => this.rest(), { class: "close", "aria-label": "Close this card (Esc)" });
     this.offer = el("p", { class: "warning", hidden: true });
     const tabs = [["story", "Story"], ["nodes", "All nodes"], ["table", "Table"]].map(([view, name]) =>
       button(name, () => this.show(view), { "data-view": view, "aria-pressed": "false" }));
@@ -246,6 +247,7 @@ class App {
   drawCard() {
     const focused = this.card.contains(document.activeElement);
     this.fillCard();
+    if (this.chosen) this.card.prepend(this.closer);
     if (this.told !== this.chosen?.key) this.card.scrollTop = 0;
     this.told = this.chosen?.key;
     if (focused) this.card.focus();
