@@ -333,7 +333,7 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
     nasty = Label(NASTY + "x" * 10_000, (NASTY,), (NASTY,), (NASTY,), origin=NASTY, examples=texts)
     blank = Label("say “\n”, “ ”", ("\n", " "), ("x",), ("y",))
     second = [graph.node_ids.index(i) for i in graph.supernodes().groups[1][1]]
-    shown = replace(graph, labels=graph.labels | {i: blank for i in second} | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
+    shown = replace(graph, labels=graph.labels | dict.fromkeys(second, blank) | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
     with tab(browser, shown.to_html(tmp_path / "page.html").as_uri()) as page:
         assert NASTY in page.inner_text(".prompt") and page.locator("img").count() == 0
         page.evaluate("(i) => tlc.chooseNode(i)", strongest)
