@@ -1,12 +1,14 @@
 """Figures without a browser, and the notebook widget without a notebook."""
 
+import re
+
 import pytest
 
 import tl_circuits as tlc
 from tests.browser import NASTY
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import OutputError
-from tl_circuits.view.figure import WIDE, small_print
+from tl_circuits.view.figure import WIDE, plural, small_print
 
 pytest.importorskip("matplotlib")
 
@@ -42,6 +44,10 @@ def test_without_a_path_a_plot_is_a_picture_that_a_notebook_shows(traced):
         picture = thing.plot()
         assert picture._repr_png_().startswith(b"\x89PNG") and picture == thing.plot()
         assert repr(picture) == "Picture()"
+
+
+def test_one_is_counted_as_one():
+    assert [plural(n, "feature") for n in (0, 1, 2)] == ["0 features", "1 feature", "2 features"]
 
 
 def test_the_small_print_fits_the_width_of_the_figure():
@@ -102,5 +108,8 @@ def test_the_widget_shares_notes_and_selection_with_python(traced, browser, tmp_
     page.keyboard.press("p")
     assert page.evaluate("model.get('pins')") == chosen
     page.evaluate("(ids) => model.set('groups', [['from Python', ...ids]])", chosen)
-    assert page.locator(".unit.own").count() == 1 and problems == []
+    assert page.locator(".unit.own").count() == 1
+    page.evaluate("(ids) => model.set('selection', ids)", [graph.node_ids[1]])
+    assert graph.node_ids[1] in page.inner_text(".card") and page.evaluate("model.get('selection')") == [graph.node_ids[1]]
+    assert not re.search(r"(?<![.\w-])(body|html)\b", widget._css) and problems == []  # the notebook's own look stays
     page.close()

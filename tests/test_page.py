@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
@@ -15,7 +16,7 @@ from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, packed_json, page_data
 from tl_circuits.view.page_file import page_html
-from tl_circuits.view.story import tell
+from tl_circuits.view.story import Unit, _sentence, tell
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,36 @@ def box(page, n=0):
 def test_the_page_tells_the_story_it_was_given(page, graph):
     story = tell(graph)
     assert page.inner_text("h1") == story.headline and story.headline.startswith("Why “w")
-    assert [li.inner_text() for li in page.locator(".sentences li").all()] == list(story.sentences)
+    told = [li.inner_text() for li in page.locator(".sentences li").all()]
+    assert len(told) == len(story.sentences) == 3 and all(li.startswith(s) for li, s in zip(told, story.sentences, strict=True))
     assert page.locator(".unit.box").count() == len(graph.supernodes().groups) <= 12
     assert page.locator(".unit.token").count() == 9
     first = graph.info.target_names[0]
-    assert page.locator(".unit.target .name").first.text_content() == f"“{first}”"  # named without a click
+    chance = page.locator(".unit.target .name").first.text_content().removeprefix(f"“{first}” ")  # named without a click
+    assert abs(float(chance.removesuffix(" %")) - 100 * graph.info.target_probabilities[0]) < 0.6
+
+
+def test_sentences_hold_in_the_replacement_model_until_removing_a_box_confirms_them(browser, page, graph, tmp_path):
+    story = tell(graph)
+    lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
+    assert lead == "In the replacement model:" and len(checks) == 3  # every box of the page was removed, each lowered its target
+    for sentence, check in zip(story.sentences, checks, strict=True):
+        raises = sentence.rsplit(" ", 2)[1] == "raises"
+        assert check.strip().startswith("Confirmed" if raises else "Not confirmed") and "falls by 0.40 in the real model" in check
+    with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
+        assert unmeasured.inner_text(".tale > p") == "In the replacement model, until removing a box confirms it:"
+        assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
+        last = story.units[story.ways[0][-2]]  # as a live model would tell it
+        unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, measured: 0.3})", [graph.node_ids[i] for i in last.members])
+        assert "rises by 0.30" in unmeasured.inner_text(".sentences li")
+
+
+def test_what_a_dampened_box_does_is_told_of_the_box_itself():
+    drawn = (("token", "“a”"), ("box", "b"), ("box", "c"), ("target", "“d”"))
+    units = tuple(Unit(kind, name, "", (i,), 0.0, 0.0, 1.0) for i, (kind, name) in enumerate(drawn))
+    flows = torch.zeros(4, 4)
+    flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.5, 0.5
+    assert _sentence(units, flows, (0, 1, 2, 3)) == "“a” activates [b] (1 feature), which dampens [c] (1 feature), which by itself raises “d”."
 
 
 def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
@@ -127,6 +153,59 @@ def test_keys_group_rename_pin_and_undo_and_a_reload_finds_it(page):
     assert page.locator(".unit.own").count() == 0
     page.keyboard.press("Control+z")
     assert page.locator(".unit.own").count() == 1
+
+
+def test_every_key_of_the_help_works_and_the_help_lists_them(page):
+    page.locator(".unit.box").first.focus()
+    page.keyboard.press("?")
+    listed = page.locator("dialog dt").all_inner_texts()
+    for key in ("← →", "↑ ↓", "Enter", "Esc", "Space", "G", "L", "H", "P", "S", "E", "/", "+ −", "Shift ← → ↑ ↓", "1 2 3", "Ctrl Z", "?"):
+        assert key in listed
+    assert "0 to fit" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+
+    def chosen():
+        return page.evaluate("tlc.chosen?.key ?? null")
+
+    page.locator(".unit.target").first.focus()
+    page.keyboard.press("ArrowDown")
+    below = chosen()
+    page.keyboard.press("ArrowLeft")
+    beside = chosen()
+    page.keyboard.press("ArrowUp")
+    assert None not in (below, beside, chosen()) and below != beside != chosen()
+    wide = next(k for k in range(12) if int(box(page, k).locator(".foot").nth(1).text_content()) > 1)
+    box(page, wide).focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".unit.inside").count() > 1
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    assert page.locator(".unit.inside").count() == 0
+    page.keyboard.press("Escape")
+    assert chosen() is None
+    box(page, 0).click(modifiers=["Shift"])
+    assert page.locator(".unit.marked").count() == 1
+    page.keyboard.press("Escape")
+    assert page.locator(".unit.marked").count() == 0
+    box(page, 0).click(modifiers=["Control"])
+    assert page.locator(".unit .pin").count() == 1
+    box(page, 0).click()
+    page.keyboard.press("s")
+    assert page.evaluate("document.activeElement.matches('button.remove')")
+    for key, view in (("2", "nodes"), ("3", "table"), ("1", "story")):
+        page.keyboard.press(key)
+        assert page.get_attribute(f"button[data-view={view}]", "aria-pressed") == "true"
+
+
+def test_undo_takes_back_only_what_this_tab_changed_and_tabs_keep_each_others_fields(browser, page, graph, file):
+    with tab(browser, file, context=page.context) as other:
+        page.evaluate("(id) => tlc.book.togglePins([id])", graph.node_ids[0])
+        other.evaluate("(id) => tlc.book.nameNode(id, 'mine')", graph.node_ids[1])
+        kept = f"JSON.parse(localStorage.getItem('tl_circuits:{graph.fingerprint}'))"
+        assert page.evaluate(kept)["pins"] == [graph.node_ids[0]] and page.evaluate(kept)["names"] == {graph.node_ids[1]: "mine"}
+        page.get_by_role("button", name="Undo").click()
+        assert page.evaluate(kept)["pins"] == [] and page.evaluate(kept)["names"] == {graph.node_ids[1]: "mine"}
+        assert page.get_by_role("button", name="Undo").count() == 0
 
 
 def test_a_box_dropped_on_a_box_makes_a_group(page):
@@ -229,6 +308,14 @@ def test_all_nodes_can_be_clicked_zoomed_and_walked(page, graph):
     page.mouse.wheel(0, -300)
     page.keyboard.press("+")
     assert page.evaluate("tlc.nodesView.zoom.k") > 1.3
+    left = page.evaluate("tlc.nodesView.zoom.x")
+    page.keyboard.press("Shift+ArrowLeft" if left < 0 else "Shift+ArrowRight")
+    assert page.evaluate("tlc.nodesView.zoom.x") != left
+    page.evaluate("tlc.nodesView.zoomBy(8, 0, 0)")
+    for i in (int(row.name), len(graph) - 1):  # what is chosen comes into sight
+        page.evaluate("(i) => tlc.chooseNode(i)", i)
+        x, y = page.evaluate("(i) => { const v = tlc.nodesView, {x, y, k} = v.zoom; return [(x + k * v.x[i]) / v.wide, (y + k * v.y[i]) / v.high]; }", i)
+        assert 0 < x < 1 and 0 < y < 1
     page.keyboard.press("0")
     assert page.evaluate("tlc.nodesView.zoom.k") == 1
 
@@ -244,16 +331,36 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
     strongest = graph.node_ids.index(graph.supernodes().groups[0][1][0])
     texts = (Example((NASTY, "y" * 10_000, " on"), (0.5, 2.5, 0.0)), Example((" off", NASTY), (-1.0, 0.0)))
     nasty = Label(NASTY + "x" * 10_000, (NASTY,), (NASTY,), (NASTY,), origin=NASTY, examples=texts)
-    shown = replace(graph, labels=graph.labels | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
+    blank = Label("say “\n”, “ ”", ("\n", " "), ("x",), ("y",))
+    second = [graph.node_ids.index(i) for i in graph.supernodes().groups[1][1]]
+    shown = replace(graph, labels=graph.labels | dict.fromkeys(second, blank) | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
     with tab(browser, shown.to_html(tmp_path / "page.html").as_uri()) as page:
         assert NASTY in page.inner_text(".prompt") and page.locator("img").count() == 0
         page.evaluate("(i) => tlc.chooseNode(i)", strongest)
         assert NASTY in page.inner_text(".card h2")
+        page.evaluate("(i) => tlc.chooseNode(i)", second[0])
+        assert page.inner_text(".card h2") == "say “⏎”, “␣”"
+        assert page.locator(".unit title", has_text="say “⏎”, “␣”").count() == 1  # the box that Python named
+        page.evaluate("(i) => tlc.chooseNode(i)", strongest)
         first, second = page.locator(".card .example").all()
         assert first.locator(".lit.d1").text_content() == NASTY and second.locator(".lit.d2.minus").text_content() == " off"
         assert first.locator("strong.lit.d5").text_content().startswith("yyy") and len(first.text_content()) < 200
         assert page.locator("img").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        inside = """() => [...document.querySelectorAll('.unit')].filter((unit) => {
+          const body = unit.querySelector('.body').getBBox(), badge = unit.querySelector('.badge')?.getBBox();
+          return [...unit.querySelectorAll('text')].map((t) => t.getBBox()).some((t) => t.x + t.width > body.x + body.width || t.x < body.x)
+            || (badge && [...unit.querySelectorAll('.name')].map((t) => t.getBBox()).some((t) => t.y < badge.y + badge.height - 4 && t.x + t.width > badge.x));
+        }).map((unit) => unit.textContent.slice(0, 60))"""
+        assert page.evaluate(inside) == []  # names neither leave their boxes nor lie under the counts
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.wait_for_function("tlc.width < 390")
+        assert page.evaluate(inside) == []
+        page.locator(".unit.box").first.click()
+        page.evaluate("scrollTo(0, 0)")
+        assert page.locator(".card").bounding_box()["y"] + 60 < 844  # what was tapped is told without scrolling
+        page.get_by_label("Close this card").click()
+        assert "How to read this" in page.inner_text(".card")
 
 
 def test_a_graph_without_labels_errors_or_a_token_as_target_is_shown(browser, tmp_path):
@@ -280,7 +387,8 @@ def test_notes_kept_for_another_graph_are_offered_not_applied(browser, graph, fi
 
 def test_axe_finds_no_serious_violation(page, graph):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
-    for view in ("story", "nodes", "table"):
+    for view, scheme in (("story", "light"), ("nodes", "light"), ("table", "dark"), ("story", "dark")):
+        page.emulate_media(color_scheme=scheme)
         page.locator(f"button[data-view={view}]").click()
         found = [v for v in axe.run(page).response["violations"] if v["impact"] in ("serious", "critical")]
         assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []

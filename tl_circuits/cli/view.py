@@ -19,6 +19,7 @@ def view(
     host: Annotated[str, typer.Option(help="Which address to listen on; anything but this machine's own needs --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The first port to try.")] = 7860,
     token: Annotated[str | None, typer.Option(help="What the address must carry; default: a new random one.")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="Also answer under this name: that of a proxy, such as a JupyterHub (repeatable).")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
@@ -41,4 +42,4 @@ def view(
                 typer.echo(f"Port {port} is taken; using {taken}.", err=True)
             Console(soft_wrap=True).print(f"Open {address}\nCtrl-C ends it.", highlight=False)
 
-        serve(path, host, port, token, live, ready)
+        serve(path, host, port, token, live, ready, allow_host or ())

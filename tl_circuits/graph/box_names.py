@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Groups
+from tl_circuits.graph.paths import visible
 
 TOKENS_NAMED = 2
 
@@ -44,7 +45,7 @@ def place(graph: AttributionGraph, box: Sequence[int]) -> str:
     for i in box:
         positions[int(nodes.position[i])] += float(graph.influence[i])
     most = sorted(positions, key=lambda p: (-positions[p], p))
-    tokens = f"“{graph.info.tokens[most[0]]}”" + (f" and {len(most) - 1} more" if len(most) > 1 else "")
+    tokens = f"“{visible(graph.info.tokens[most[0]])}”" + (f" and {len(most) - 1} more" if len(most) > 1 else "")
     layers = sorted({int(nodes.layer[i]) for i in box})
     return f"{tokens}, " + (f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}")
 
@@ -66,4 +67,4 @@ def _name(graph: AttributionGraph, box: Sequence[int]) -> str:
             votes[verb][token] += float(graph.influence[i]) ** 2 / (1 + rank)  # the strongest members name the box
     verb = max(votes, key=lambda v: sum(votes[v].values()))
     best = sorted(votes[verb], key=lambda token: (-votes[verb][token], token))[:TOKENS_NAMED]
-    return f"{verb} " + ", ".join(f"“{token}”" for token in best) if best else f"at {place(graph, box)}"
+    return f"{verb} " + ", ".join(f"“{visible(token)}”" for token in best) if best else f"at {place(graph, box)}"

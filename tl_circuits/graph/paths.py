@@ -1,5 +1,6 @@
 """The strongest ways from prompt tokens to a target, for telling a graph in sentences."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
+
+ALONE = re.compile("^ +$|(?<=“) +(?=”)")  # tokens of nothing but spaces, also quoted
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
 
 
 def visible(text: str) -> str:
-    """Text with line breaks and tabs as signs."""
-    return text.replace("\n", "⏎").replace("\t", "→")
+    """Text with line breaks, tabs, and spaces that stand alone as signs."""
+    shown = text.replace("\n", "⏎").replace("\t", "→")
+    return ALONE.sub(lambda spaces: "␣" * len(spaces[0]), shown)
 
 
 def sentence(graph: AttributionGraph, path: Path) -> str:
@@ -89,7 +93,7 @@ def sentence(graph: AttributionGraph, path: Path) -> str:
         else:
             verb, name = ("drives" if sign > 0 else "dampens"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
         words.append(f"{joint} {verb} {name}")
-    return "".join(words)
+    return visible("".join(words))
 
 
 def _target_name(graph: AttributionGraph, node: int) -> str:

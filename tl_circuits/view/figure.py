@@ -19,6 +19,7 @@ PLUS, MINUS = "#0072B2", "#D55E00"
 WIDE, LANE, BOX, HIGH = 10.0, 1.0, 2.1, 0.58  # inches
 CLOSE_ROWS = 0.22
 FORMATS = (".svg", ".png", ".pdf")
+LEGEND = "Blue solid arrows raise what they point to, orange dashed ones lower it, in the replacement model."
 
 
 def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overwrite: bool) -> Path | Picture:
@@ -35,9 +36,14 @@ def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overw
         _unit(axis, unit, place)
     axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
     read = f"{graph.info.model} reads “{_cut(visible(graph.info.prompt), 120)}”"
-    for line, y in ((read, 0.34), (summary_line(story, graph.info.exact), 0.16)):
+    for line, y in ((read, 0.34), (summary_line(story, graph.info.exact), 0.16), (LEGEND, -0.02)):
         axis.text(0.15, high + y, line, fontsize=small_print(line), color="0.35", va="center", **_plain())
     return save_figure(figure, path, overwrite)
+
+
+def plural(count: int, thing: str) -> str:
+    """A number of things, such as ``2 features``."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def small_print(line: str) -> float:
@@ -57,7 +63,7 @@ def plot_intervention(result: "InterventionResult", path: Path | None, overwrite
     axis.invert_yaxis()
     axis.set(xlabel="probability of the next token", xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(f"{len(result.edits)} features edited, KL {result.kl():.2f} nats ({result.freeze} held)", fontsize=10)
+    axis.set_title(f"{plural(len(result.edits), 'feature')} edited, KL {result.kl():.2f} nats ({result.freeze} held)", fontsize=10)
     axis.legend(frameon=False, loc="lower right")
     return save_figure(figure, path, overwrite)
 
@@ -170,7 +176,7 @@ def _unit(axis: Any, unit: Unit, place: tuple[float, float, float, float]) -> No
     if unit.kind == "box":
         count = len(unit.members)
         axis.text(x + 0.1, y + high - 0.19, _cut(unit.name, 27), fontsize=8.2, fontweight="bold", va="center", zorder=4, **_plain())
-        axis.text(x + 0.1, y + 0.15, _cut(f"{unit.place} · {count} feature{'s' * (count != 1)}", 42), fontsize=6.2, color="0.35", va="center", zorder=4, **_plain())
+        axis.text(x + 0.1, y + 0.15, _cut(f"{plural(count, 'feature')} · {unit.place}", 42), fontsize=6.2, color="0.35", va="center", zorder=4, **_plain())
     else:
         bold = "bold" if unit.kind == "target" else "normal"
         axis.text(x + wide / 2, y + high / 2, _cut(unit.name, max(3, int(wide / 0.082))), fontsize=8.5, color=ink, fontweight=bold, ha="center", va="center", zorder=4, **_plain())

@@ -114,10 +114,18 @@ class GraphFolder:
             raise KeyError(f"notes have no field {sorted(unknown)[0]!r}.")
         with self._lock:
             path = notes_path(entry.path)
-            kept = Notes()
-            if path.is_file():
-                old, owner = read_notes(path)
-                kept = old if owner == made_for else kept
+            kept = _kept_notes(path, made_for)
             merged = Notes(**{f: getattr(notes if f in fields else kept, f) for f in FIELDS})
             write_notes(graph.with_notes(merged).notes, made_for, path)
 
+
+
+def _kept_notes(path: Path, graph_hash: str) -> Notes:
+    """The notes at ``path`` if they are of this graph. Those of another one are put aside as ``.other``, not written over."""
+    if not path.is_file():
+        return Notes()
+    notes, owner = read_notes(path)
+    if owner == graph_hash:
+        return notes
+    path.replace(path.with_name(f"{path.name}.other"))
+    return Notes()

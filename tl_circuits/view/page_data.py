@@ -132,6 +132,7 @@ def _level(story: Story, usual: bool) -> dict[str, Any]:
         "usual": usual,
         "boxes": boxes,
         "sentences": list(story.sentences),
+        "ways": [[story.units[u].members[0] for u in way] for way in story.ways],
         "lump_error": round(story.lump_error, 4),
     }
 

@@ -6,12 +6,11 @@ All addresses in the page are relative, so it works below a notebook proxy's pre
 """
 
 import asyncio
-import html
 import json
 import re
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -213,8 +212,8 @@ def _shell(live: bool) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>tl_circuits</title>'
-        '<link rel="icon" href="data:,"><link rel="stylesheet" href="page.css"></head><body>'
-        f'<main id="graph"{mark}><h1>{html.escape("Loading the graph …")}</h1></main>'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="page.css"></head><body class="tlc-page">'
+        f'<main id="graph"{mark}><h1>Loading the graph …</h1><progress aria-label="Loading"></progress></main>'
         '<script type="module" src="page.js"></script></body></html>'
     )
 
@@ -232,8 +231,9 @@ def free_port(host: str, wanted: int) -> int:
     raise OSError(f"no port from {wanted} to {wanted + PORTS_TRIED - 1} is free on {host}.")
 
 
-def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any) -> None:
+def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any, proxies: Sequence[str] = ()) -> None:
     """Serve until interrupted. ``ready(address)`` is told the address once the port is known.
+    ``proxies``: names of other hosts under which a proxy hands requests on.
 
     Raises ValueError for a public ``host`` without a token of the person's own.
     """
@@ -241,7 +241,7 @@ def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel |
     if public and not token:
         raise ValueError(f"--host {host} lets other machines in. Choose a token for them: --token SOMETHING-LONG.")
     secret = token or secrets.token_urlsafe(16)
-    app = make_app(GraphFolder(path), secret, None if public else LOOPBACK, live)
+    app = make_app(GraphFolder(path), secret, None if public else (*LOOPBACK, *proxies), live)
     import uvicorn
 
     port = free_port(host, port)

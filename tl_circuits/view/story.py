@@ -66,6 +66,7 @@ class Story:
     arrows: tuple[Arrow, ...]
     meter: Meter
     lump_error: float
+    ways: tuple[tuple[int, ...], ...] = ()  # for each sentence the units it goes over, token to target
 
 
 def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
@@ -76,7 +77,9 @@ def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     units = (*_tokens(graph), *(_box(graph, label, members) for label, members in boxes), *_targets(graph))
     flows = _flows(graph, units)
     arrows = _arrows(units, flows)
-    return Story(headline(graph), _sentences(graph, units, flows), units, arrows, meter(graph, units), found.lump_error)
+    ways = _told_ways(units, flows)
+    sentences = tuple(_sentence(units, flows, way) for way in ways)
+    return Story(headline(graph), sentences, units, arrows, meter(graph, units), found.lump_error, ways)
 
 
 def headline(graph: AttributionGraph) -> str:
@@ -161,7 +164,7 @@ def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple
     return tuple(arrows)
 
 
-def _sentences(graph: AttributionGraph, units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[str, ...]:
+def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[tuple[int, ...], ...]:
     """The strongest way over each of the boxes that act most on the first target."""
     first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
     if first is None:
@@ -174,7 +177,7 @@ def _sentences(graph: AttributionGraph, units: tuple[Unit, ...], flows: Float[Te
         while came_from[chain[0]] is not None:
             chain.insert(0, came_from[chain[0]])
         if units[chain[0]].kind == "token":
-            told.append(_sentence(units, flows, [*chain, first]))
+            told.append((*chain, first))
         if len(told) == SENTENCES:
             break
     return tuple(told)
@@ -193,14 +196,15 @@ def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[in
     return came_from
 
 
-def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: list[int]) -> str:
-    words = units[chain[0]].name
-    for step, (source, target) in enumerate(zip(chain, chain[1:], strict=False)):
+def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: tuple[int, ...]) -> str:
+    words, joint = units[chain[0]].name, " "
+    for source, target in zip(chain, chain[1:], strict=False):
         up, unit = float(flows[target, source]) >= 0, units[target]
         verb = ("raises" if up else "lowers") if unit.kind == "target" else ("activates" if up else "dampens")
         count = len(unit.members)
         name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
-        words += f"{', which' if step else ''} {verb} {name}"
+        words += f"{joint}{verb} {name}"
+        joint = ", which " if up else ", which by itself "  # what it does, not what dampening it does
     return f"{words}."
 
 

@@ -17,7 +17,7 @@ except ImportError as error:
 class Widget(anywidget.AnyWidget):
     """``tlc.Widget(graph)`` shows the graph's page; what a person does there arrives here, and the reverse.
 
-    ``selection``: ids of the chosen nodes (read). ``groups`` (``[label, id, ...]`` each), ``pins``,
+    ``selection``: ids of the chosen nodes; set, it chooses the box of just these, else the first. ``groups`` (``[label, id, ...]`` each), ``pins``,
     ``names`` (id to text) and ``text``: the notes, to read and to set. ``widget.graph`` is the graph
     with them. ``ablations``: as for ``graph.to_html``.
     """

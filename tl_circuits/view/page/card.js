@@ -2,14 +2,14 @@
 import { button, el, percent, plural, signed, visible } from "./dom.js";
 import { qkParts, storyOf } from "./heads.js";
 import { linkName } from "./links.js";
-import { nodeName, nodePlace } from "./units.js";
-const LISTED = 10;
+import { chance, nodeName, nodePlace } from "./units.js";
+const LISTED = 10, LEAST_SHARE = 5e-5; // what would read 0.00 % is only counted
 
 const quoted = (tokens) => tokens.map((t) => `“${visible(t)}”`).join("  ");
 
 function rows(title, items, empty) {
   if (!items.length) return empty ? [el("h3", {}, title), el("p", { class: "soft" }, empty)] : [];
-  const listed = items.slice(0, LISTED), rest = items.length - listed.length;
+  const listed = items.slice(0, LISTED).filter((item) => item.share === null || Math.abs(item.share) >= LEAST_SHARE), rest = items.length - listed.length;
   const list = el("ul", { class: "list" }, ...listed.map(({ share, name, place, act, why }) => el("li", { class: why ? "two" : null }, row(share, name, place, act), why ?? null)));
   return [el("h3", {}, title), list, rest > 0 ? el("p", { class: "soft" }, `and ${rest} weaker ones`) : null];
 }
@@ -72,6 +72,8 @@ export function nodeCard(app, i) {
   else if (card) parts.push(el("p", { class: "soft" }, `Label from ${card[3] === "vocabulary" ? "the vocabulary: computed from its weights, without looking at any text" : card[3]}`));
   if (kind !== "embedding") parts.push(app.nodeActions(i));
   if (kind === "feature") parts.push(el("h3", {}, "How strongly it fires"), activations(graph, i));
+  const likely = chance(graph.story.weights[graph.story.targets.indexOf(i)]);
+  if (likely) parts.push(el("p", {}, `Probability as the next token: ${likely}`));
   if (kind === "logit" && graph.nodes.value[i] !== null) parts.push(el("p", {}, `Logit above the mean: ${graph.nodes.value[i]}`));
   if (card) {
     for (const [at, title] of ["Makes more likely", "Makes less likely", "Responds to"].entries()) {

@@ -1,5 +1,6 @@
 // What removing or scaling a box does to the answer: computed beforehand in a file, live with a model.
 import { button, el, percent, visible } from "./dom.js";
+import { measured } from "./sentences.js";
 const WAIT_MS = 150;
 
 function bars(result) {
@@ -18,14 +19,13 @@ function compared(result) {
     (result.freeze === "none" ? "(nothing held: with attention and norms held the run diverges)." : "(attention and norms held)."));
 }
 
-const same = (a, b) => a.length === b.length && a.every((x) => b.includes(x));
-
 // The part of a card about a set of features. `members` are node ids.
 export function effectParts(app, members, name) {
   const shown = el("div", { class: "result", role: "status" });
   const show = (result, words) => shown.replaceChildren(el("p", {}, words), bars(result), compared(result) ?? "");
   if (app.host.steer) {
     const label = el("output", {}, "1 × (as it is)");
+    const wait = el("progress", { "aria-label": "Asking the model", hidden: true });
     let timer = 0;
     const slider = el("input", { type: "range", min: -2, max: 2, step: 0.25, value: 1, "aria-label": `Scale ${name}`, class: "steer",
       oninput: () => {
@@ -33,17 +33,22 @@ export function effectParts(app, members, name) {
         label.textContent = factor === 0 ? "off" : `${factor} ×${factor === 1 ? " (as it is)" : ""}`;
         clearTimeout(timer);
         timer = setTimeout(async () => {
+          wait.hidden = false;
           try {
             const result = await app.host.steer({ nodes: members, factor });
-            if (result) show(result, factor === 0 ? "In the model, without it:" : `In the model, with it at ${factor} ×:`); // null: a later wish came
+            if (!result) return; // a later wish came
+            wait.hidden = true;
+            if (factor === 0) app.keepMeasured(result);
+            show(result, factor === 0 ? "In the model, without it:" : `In the model, with it at ${factor} ×:`);
           } catch (error) {
+            wait.hidden = true;
             shown.textContent = String(error.message ?? error);
           }
         }, WAIT_MS);
       } });
-    return [el("h3", {}, "Steer it"), el("p", { class: "steer" }, slider, " ", label), shown];
+    return [el("h3", {}, "Steer it"), el("p", { class: "steer" }, slider, " ", label, " ", wait), shown];
   }
-  const known = app.graph.ablations.find((a) => same(a.nodes, members));
+  const known = measured(app.graph, members);
   if (!known) return [];
   return [el("p", {}, button(`Remove ${name}`, () => show(known, "Measured in the model, without it:"), { class: "act remove" })), shown];
 }

@@ -3,6 +3,8 @@ import { el } from "./dom.js";
 import { unpackJson } from "./unpack.js";
 import { render } from "./page.js";
 
+const sameGraph = (kept, notes) => (kept?.graph === notes.graph ? kept : {});
+
 function browserHost(data) {
   const name = `tl_circuits:${data.hash}`;
   return {
@@ -10,8 +12,9 @@ function browserHost(data) {
     loadNotes() {
       try { return JSON.parse(localStorage.getItem(name)); } catch { return null; } // storage may be switched off
     },
-    saveNotes(notes) {
-      try { localStorage.setItem(name, JSON.stringify(notes)); } catch { /* the download button still works */ }
+    saveNotes(notes, fields) { // other fields stay as another tab may have left them
+      const changed = Object.fromEntries(fields.map((field) => [field, notes[field]]));
+      try { localStorage.setItem(name, JSON.stringify({ ...notes, ...sameGraph(this.loadNotes(), notes), ...changed })); } catch { /* the download button still works */ }
     },
   };
 }

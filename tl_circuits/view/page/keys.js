@@ -2,13 +2,15 @@
 import { button, el } from "./dom.js";
 import { nextLink } from "./links.js";
 
+const PAN = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] };
 const HELP = [
   ["← →", "the next thing to the left or right"], ["↑ ↓", "along the strongest arrow out or in"],
   ["Enter", "expand a box in place, or close it"], ["Esc", "back: close, unmark, let go"], ["Space", "mark a box (mouse: Shift-click)"],
   ["G", "group the marked boxes; ungroup the chosen group (mouse: drop a box on a box)"], ["L", "name a box or feature"],
   ["H", "the links of what is chosen, one after the other: which heads carried them, and why these looked (mouse: click an arrow)"],
   ["P", "pin: keep it in the picture (mouse: Ctrl-click)"], ["S", "steer or remove the chosen box"], ["E", "what the features miss"],
-  ["/", "search"], ["+ −", "zoom in All nodes (mouse: wheel), 0 to fit"], ["1 2 3", "story, all nodes, table"], ["Ctrl Z", "undo"], ["?", "this help"],
+  ["/", "search"], ["+ −", "zoom in All nodes (mouse: wheel), 0 to fit"],
+  ["Shift ← → ↑ ↓", "move All nodes (mouse: drag)"], ["1 2 3", "story, all nodes, table"], ["Ctrl Z", "undo"], ["?", "this help"],
 ];
 
 export function keysDialog() {
@@ -70,6 +72,7 @@ function act(app, event) {
   if ("123".includes(key)) return app.show(["story", "nodes", "table"][Number(key) - 1]);
   if (key === "0") { app.expanded.clear(); app.nodesView.painted && app.nodesView.fit(); return app.draw(); }
   if (app.view === "nodes" && (key === "+" || key === "-")) return app.nodesView.zoomBy(key === "+" ? 1.4 : 1 / 1.4);
+  if (app.view === "nodes" && event.shiftKey && PAN[key]) return app.nodesView.panBy(...PAN[key]);
   if (key === "e" && story) return app.chooseUnit("errors", true);
   if (key === "l" && (app.chosen || chosen)) return app.rename(app.chosen?.key ?? chosen);
   if (key === "p" && (app.chosen || chosen)) return app.pin(app.chosen?.key ?? chosen);

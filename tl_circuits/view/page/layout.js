@@ -1,11 +1,13 @@
+import { clipped } from "./dom.js";
 // Where the story's units go: tokens below, targets above, boxes in lanes between, by layer and token.
 export const BOX = { width: 204, height: 58, gap: 12, lane: 40 };
-const CHIP = 30, TOP = 12, TARGET_HEIGHT = 34, ERROR_HEIGHT = 30, CLOSE_ROWS = 0.22, LETTER = 7.6;
+const CHIP = 30, TOP = 12, TARGET_HEIGHT = 34, ERROR_HEIGHT = 30, CLOSE_ROWS = 0.22, CHIP_LETTERS = 20;
 
-const chipWidth = (unit) => Math.max(34, Math.min(20, unit.name.length) * LETTER + 18);
+// What a token's or a target's chip says: the name, and how likely the target is.
+export const chipText = (unit) => [clipped(unit.name, CHIP_LETTERS), unit.chance].filter(Boolean).join(" ");
 
 // Chips in reading order, wrapped into lines.
-function chips(units, width) {
+function chips(units, width, chipWidth) {
   const lines = [[]];
   let x = 0;
   for (const unit of units) {
@@ -43,13 +45,15 @@ export function spread(centres, wide, gap, width) {
   return left;
 }
 
-export function layout(units, width) {
+// `ruler(text, font)`: the width of a text.
+export function layout(units, width, ruler) {
   const tokens = units.filter((u) => u.kind === "token").sort((a, b) => a.column - b.column);
   const boxes = units.filter((u) => u.kind === "box"), errors = units.find((u) => u.kind === "errors");
   const targets = units.filter((u) => u.kind === "target");
   const wide = Math.min(BOX.width, (width - BOX.gap - 4) / 2);
   const lanes = lanesOf(boxes, Math.max(1, Math.floor((width - 4 + BOX.gap) / (wide + BOX.gap))));
-  const tokenLines = chips(tokens, width), targetLines = chips(targets, width);
+  const wideChip = (font) => (unit) => Math.max(34, ruler(chipText(unit), font) + 22);
+  const tokenLines = chips(tokens, width, wideChip("plain")), targetLines = chips(targets, width, wideChip("name"));
   const places = new Map();
   let y = TOP;
   for (const line of targetLines) {

@@ -209,8 +209,21 @@ export class NodesView {
 
   zoomBy(factor, px = this.wide / 2, py = this.high / 2) {
     const k = Math.max(1, Math.min(MOST_ZOOM, this.zoom.k * factor)), f = k / this.zoom.k;
+    this.moveInside(k, px - f * (px - this.zoom.x), py - f * (py - this.zoom.y));
+  }
+
+  // Without leaving an empty margin.
+  moveInside(k, x, y) {
     const clamp = (v, size) => Math.min(0, Math.max(v, size * (1 - k)));
-    this.move({ k, x: clamp(px - f * (px - this.zoom.x), this.wide), y: clamp(py - f * (py - this.zoom.y), this.high) });
+    this.move({ k, x: clamp(x, this.wide), y: clamp(y, this.high) });
+  }
+
+  panBy(dx, dy) { this.moveInside(this.zoom.k, this.zoom.x + dx, this.zoom.y + dy); }
+
+  // Brings a node into sight.
+  reveal(i) {
+    const { x, y, k } = this.zoom, px = x + k * this.x[i], py = y + k * this.y[i];
+    if (px < LEFT || px > this.wide - 10 || py < 10 || py > this.high - BOTTOM) this.moveInside(k, this.wide / 2 - k * this.x[i], this.high / 2 - k * this.y[i]);
   }
 
   fit() { this.move({ x: 0, y: 0, k: 1 }); }
@@ -244,8 +257,7 @@ export class NodesView {
       if (drag && event.buttons) {
         const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
         drag.far ||= Math.hypot(dx, dy) > 4;
-        const clamp = (v, size) => Math.min(0, Math.max(v, size * (1 - this.zoom.k)));
-        if (drag.far) this.move({ k: this.zoom.k, x: clamp(drag.from.x + dx, this.wide), y: clamp(drag.from.y + dy, this.high) });
+        if (drag.far) this.moveInside(this.zoom.k, drag.from.x + dx, drag.from.y + dy);
         return;
       }
       const i = this.nearest(event);

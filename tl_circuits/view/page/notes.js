@@ -47,9 +47,10 @@ export class NoteBook {
   undo() {
     const before = this.past.pop();
     if (!before) return false;
+    const fields = Object.keys(NO_NOTES).filter((field) => JSON.stringify(before[field]) !== JSON.stringify(this.notes[field]));
     this.notes = before;
     this.changed();
-    this.host.saveNotes?.(this.file(), ["groups", "pins", "names", "text"]);
+    this.host.saveNotes?.(this.file(), fields);
     return true;
   }
 

@@ -4,6 +4,8 @@ import { button, download, el, percent, plural, shape } from "./dom.js";
 import { unpackGraph } from "./unpack.js";
 import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
 import { describe, drawStory } from "./story_view.js";
+import { tale } from "./sentences.js";
+import { little, meterParts } from "./meter.js";
 import { NodesView } from "./nodes_view.js";
 import { TableView } from "./table_view.js";
 import { NoteBook } from "./notes.js";
@@ -26,7 +28,7 @@ class App {
 
   build() {
     const { graph } = this;
-    this.sentences = el("ol", { class: "sentences" });
+    this.tale = el("div", { class: "tale" });
     this.meter = el("div", { class: "meter" });
     this.live = el("p", { class: "hidden", role: "status", "aria-live": "polite" });
     this.svg = shape("svg", { role: "group", "aria-label": "The story: the prompt below, the answer above, boxes of features between" });
@@ -36,6 +38,7 @@ class App {
     this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
     this.table = new TableView(this);
     this.card = el("section", { class: "card", "aria-label": "About what is chosen", tabindex: -1 });
+    this.closer = button("×", () => this.rest(), { class: "close", "aria-label": "Close this card (Esc)" });
     this.offer = el("p", { class: "warning", hidden: true });
     const tabs = [["story", "Story"], ["nodes", "All nodes"], ["table", "Table"]].map(([view, name]) =>
       button(name, () => this.show(view), { "data-view": view, "aria-pressed": "false" }));
@@ -44,13 +47,14 @@ class App {
       oninput: () => { this.query = this.search.value; this.drawSearch(); } });
     this.slider = el("input", { type: "range", min: 0, max: graph.levels.length - 1, step: 1, value: this.level, "aria-label": "Detail: number of boxes",
       oninput: () => { this.level = Number(this.slider.value); this.draw(); } });
+    this.undo = button("Undo", () => this.book.undo(), { title: "Take back the last change of groups, pins or names (Ctrl Z)" });
     this.dialog = keysDialog();
     this.root.classList.add("tlc");
     this.root.replaceChildren(
       el("header", {}, el("div", { class: "question" }, el("h1", {}, graph.story.headline), el("p", { class: "prompt" }, `${graph.model} reads “${graph.prompt}”`)), this.host.bar ?? ""),
-      this.offer, this.meter, this.sentences,
+      this.offer, this.tale, this.meter,
       el("div", { class: "bar" }, this.tabs, el("label", { class: "detail" }, "Fewer boxes ", this.slider, " more"), this.search,
-        button("Save notes", () => download("notes.json", `${JSON.stringify(this.book.file(), null, 1)}\n`, "application/json"), { title: "Download your groups, pins and names" }),
+        this.undo, button("Save notes", () => download("notes.json", `${JSON.stringify(this.book.file(), null, 1)}\n`, "application/json"), { title: "Download your groups, pins and names" }),
         button("?", () => this.dialog.showModal(), { "aria-label": "Keys and help" })),
       el("div", { class: "panes" }, el("div", { class: "picture" }, this.story, this.nodesView.element, this.table.element), this.card),
       this.live, this.dialog);
@@ -88,6 +92,7 @@ class App {
   }
 
   draw() {
+    this.undo.hidden = !this.book.past.length;
     if (this.view === "story") this.drawStory();
     if (this.view === "nodes") this.nodesView.show(this.chosen?.node ?? this.chosen?.link?.[1] ?? -1, this.found());
     if (this.view === "table") this.table.draw();
@@ -103,9 +108,7 @@ class App {
     const focus = this.svg.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     const drawn = drawStory(this.svg, units, arrows, Math.max(300, this.width || NARROW), state);
     this.scene = { units, flows, arrows, ...drawn };
-    const own = this.notes.groups.length > 0;
-    this.sentences.replaceChildren(...level.sentences.map((s) => el("li", {}, s)));
-    if (own && level.sentences.length) this.sentences.append(el("li", { class: "soft" }, "These sentences tell the automatic boxes; you have made groups of your own."));
+    this.drawTale();
     this.drawMeter(meter);
     const told = storiesByArrow(graph, units);
     this.linksTable.replaceChildren(...arrows.map((a) => {
@@ -121,16 +124,20 @@ class App {
     for (const [k, made] of drawn.elements) made.classList.toggle("marked", this.marked.has(k));
   }
 
+  drawTale() { this.tale.replaceChildren(...tale(this.graph, this.graph.levels[this.level], this.notes.groups.length > 0)); }
+
+  // What the model did without a box, for the sentences.
+  keepMeasured(result) {
+    this.graph.ablations = [...this.graph.ablations, result];
+    this.drawTale();
+  }
+
   drawMeter(meter) {
-    const parts = [["shown", meter.shown, "runs through what is drawn"], ["error", meter.error, "starts in what the features miss"], ["hidden-part", meter.hidden, "runs through features not drawn"]]
-      .filter(([name, share]) => name !== "error" || !this.graph.exact || share > 0);
-    const few = meter.shown < 0.5;
+    const few = little(meter);
     this.meter.classList.toggle("few", few);
-    this.meter.replaceChildren(
-      el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") },
-        ...parts.map(([name, share]) => shape("svg", { class: name, viewBox: "0 0 1 1", preserveAspectRatio: "none", width: `${100 * share}%`, height: 10 }, shape("rect", { width: 1, height: 1 })))),
-      el("p", { class: "soft" }, few ? el("strong", {}, "Less than half is explained by this picture. ") : null, "Of the influence on the answer, in the replacement model: ", ...parts.flatMap(([name, share, words], i) =>
-        [i ? ", " : "", el("span", { class: `key ${name}` }, percent(share)), ` ${words}`]), "."));
+    if (few) this.tale.before(this.meter); // said first
+    else this.tale.after(this.meter);
+    this.meter.replaceChildren(...meterParts(this.graph, meter));
   }
 
   found() {
@@ -163,6 +170,15 @@ class App {
     else this.chooseUnit(key);
   }
 
+  // What a notebook chose: the box with just these nodes, else the first of them.
+  choose(ids) {
+    const unit = this.scene?.units.find((u) => u.members.length === ids.length && this.ids(u).every((id) => ids.includes(id)));
+    const i = this.graph.indexOf.get(ids[0]);
+    if (unit) this.chooseUnit(unit.key);
+    else if (i === undefined) this.rest();
+    else this.chooseNode(i);
+  }
+
   chooseUnit(key, focus = false) {
     const unit = this.unit(key);
     if (!unit) return;
@@ -178,7 +194,7 @@ class App {
     const key = `node:${this.graph.ids[i]}`;
     if (this.view === "story" && this.unit(key)) { this.chooseUnit(key); return; }
     this.chosen = { key, node: i };
-    if (this.view === "nodes") this.nodesView.show(i, this.found());
+    if (this.view === "nodes") { this.nodesView.show(i, this.found()); this.nodesView.reveal(i); }
     if (this.view === "story") this.scene.emphasise(this.scene.units.find((u) => u.members.includes(i))?.key ?? null);
     this.drawCard();
     this.live.textContent = nodeName(this.graph, i, this.notes.names);
@@ -231,12 +247,14 @@ class App {
   drawCard() {
     const focused = this.card.contains(document.activeElement);
     this.fillCard();
+    if (this.chosen) this.card.prepend(this.closer);
     if (this.told !== this.chosen?.key) this.card.scrollTop = 0;
     this.told = this.chosen?.key;
     if (focused) this.card.focus();
   }
 
   fillCard() {
+    this.card.classList.remove("rest");
     const { link, arrow } = this.chosen, ends = arrow?.map((key) => this.unit(key));
     if (link) { this.card.replaceChildren(...linkCard(this, ...link).filter(Boolean)); return; }
     if (ends) {
@@ -254,6 +272,7 @@ class App {
     this.chosen = null;
     this.scene?.emphasise(null);
     if (this.view === "nodes") this.nodesView.show(-1, this.found());
+    this.card.classList.add("rest");
     this.card.replaceChildren(...restCard(this.graph));
     this.host.selected?.([]);
   }
@@ -266,8 +285,10 @@ class App {
     const open = this.expanded.has(unit.key);
     return el("div", { class: "actions" },
       unit.members.length > 1 ? button(open ? "Close (Enter)" : "Expand (Enter)", () => this.toggleExpanded(unit.key)) : null,
-      button("Rename (L)", () => this.rename(unit.key)), button("Pin (P)", () => this.pin(unit.key)),
-      unit.own ? button("Ungroup (G)", () => this.groupMarked()) : button(this.marked.has(unit.key) ? "Unmark" : "Mark to group", () => this.toggleMark(unit.key)));
+      button("Rename (L)", () => this.rename(unit.key)),
+      button(this.ids(unit).every((id) => this.notes.pins.includes(id)) ? "Unpin (P)" : "Pin (P)", () => this.pin(unit.key)),
+      unit.own ? button("Ungroup (G)", () => { this.marked.clear(); this.groupMarked(); }) : button(this.marked.has(unit.key) ? "Unmark (Space)" : "Mark to group (Space)", () => this.toggleMark(unit.key)),
+      this.marked.size ? button("Group what is marked (G)", () => this.groupMarked()) : null);
   }
 
   nodeActions(i) {

@@ -100,7 +100,7 @@ async function openGraph(id, live, root) {
     bar.append(select);
   }
   if (live) bar.append(traceForm(live));
-  if (broken.length) bar.append(el("details", {}, el("summary", {}, `${broken.length} unreadable`), el("ul", {}, ...broken.map((g) => el("li", {}, `${g.name}: ${g.problem}`)))));
+  if (broken.length) bar.append(el("details", {}, el("summary", {}, `${broken.length} unreadable`), el("ul", {}, ...broken.map((g) => el("li", {}, g.problem.startsWith(g.name) ? g.problem : `${g.name}: ${g.problem}`)))));
   root.classList.add("tlc");
   if (!wanted) {
     root.replaceChildren(el("h1", {}, "No graph here yet"), el("p", {}, "tl-circuits trace \"The capital of France is\" makes one."), bar);
@@ -125,6 +125,7 @@ async function openGraph(id, live, root) {
   document.title = data.story.headline;
   const app = await render(root, data, host);
   window.tlc = app;
+  if (!app) return; // it has said why
   if (live && data.unlabelled) live.labels(wanted.id, (labels) => app.relabel(labels)).catch((error) => { app.live.textContent = error.message; });
 }
 

@@ -1,11 +1,10 @@
 // The story as SVG: tokens, boxes and targets with signed arrows. Each thing can have the focus.
-import { clipped, plural, shape, signed, twoLines } from "./dom.js";
-import { layout } from "./layout.js";
-const SMALL_LETTER = 5.9, BOX_LETTER = 7.2;
+import { clippedTo, makeRuler, plural, shape, signed, twoLines } from "./dom.js";
+import { chipText, layout } from "./layout.js";
 
 export function describe(unit) {
   const count = unit.kind === "box" && !unit.single ? `, ${plural(unit.members.length, "feature")}` : "";
-  return `${unit.name}, ${unit.place}${count}`;
+  return `${unit.name}, ${unit.place}${count}${unit.chance ? `, ${unit.chance} likely` : ""}`;
 }
 
 function arrowPath(from, to) {
@@ -24,15 +23,16 @@ function marker(sign) {
     markerUnits: "userSpaceOnUse", orient: "auto" }, shape("path", { d: "M0,0L8,4L0,8z", class: `tip ${sign}` }));
 }
 
-function boxTexts(unit, place) {
-  const lines = twoLines(unit.name, Math.floor((place.width - (unit.single ? 18 : 44)) / BOX_LETTER));
+function boxTexts(unit, place, { ruler, pinned }) {
+  const count = String(unit.members.length), badge = ruler(count, "foot") + 14, right = place.x + place.width - 6;
+  const lines = twoLines(unit.name, [place.width - (unit.single ? 18 : badge + 19), place.width - 18], (text) => ruler(text, "name"));
   const top = place.y + (lines.length === 1 ? 26 : 19);
   const texts = lines.map((line, i) => shape("text", { x: place.x + 10, y: top + 16 * i, class: "name" }, line));
   texts.push(shape("text", { x: place.x + 10, y: place.y + place.height - 8, class: "foot" },
-    clipped(unit.foot, Math.floor((place.width - 18) / SMALL_LETTER))));
+    clippedTo(unit.foot, place.width - (pinned(unit) ? 34 : 18), (text) => ruler(text, "foot"))));
   if (!unit.single) {
-    texts.push(shape("rect", { x: place.x + place.width - 32, y: place.y + 6, width: 26, height: 18, rx: 9, class: "badge" }),
-      shape("text", { x: place.x + place.width - 19, y: place.y + 19, class: "foot", "text-anchor": "middle" }, String(unit.members.length)));
+    texts.push(shape("rect", { x: right - badge, y: place.y + 6, width: badge, height: 18, rx: 9, class: "badge" }),
+      shape("text", { x: right - badge / 2, y: place.y + 19, class: "foot", "text-anchor": "middle" }, count));
   }
   return texts;
 }
@@ -44,23 +44,23 @@ function drawUnit(unit, place, state) {
   const round = unit.kind === "box" ? 8 : unit.kind === "token" ? 4 : 15;
   group.append(shape("rect", { x: place.x, y: place.y, width: place.width, height: place.height, rx: round, class: "body" }));
   if (unit.kind === "box") {
-    group.append(...boxTexts(unit, place));
+    group.append(...boxTexts(unit, place, state));
     if (state.pinned(unit)) group.append(shape("text", { x: place.x + place.width - 18, y: place.y + place.height - 8, class: "pin" }, "★"));
   } else if (unit.kind === "errors") {
-    const text = `What the features miss: ${plural(unit.members.length, "place")}, ${state.errorShare} of the influence starts here`;
+    const text = `What the features miss: ${plural(unit.members.length, "place")}, ${state.errorShare} of the influence`;
     group.append(shape("text", { x: place.x + place.width / 2, y: place.y + 20, class: "foot", "text-anchor": "middle" },
-      clipped(text, Math.floor(place.width / SMALL_LETTER))));
+      clippedTo(text, place.width - 20, (line) => state.ruler(line, "foot"))));
   } else {
     const big = unit.kind === "target";
     group.append(shape("text", { x: place.x + place.width / 2, y: place.y + (big ? 22 : 20), "text-anchor": "middle", class: "name" },
-      clipped(unit.name, 20)));
+      chipText(unit)));
   }
   return group;
 }
 
 // Draws into `svg` and returns what moving about needs: the units in reading order and their elements.
 export function drawStory(svg, units, arrows, width, state) {
-  const { places, height } = layout(units, width);
+  const ruler = makeRuler(), { places, height } = layout(units, width, ruler);
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("width", width);
   svg.setAttribute("height", height);
@@ -76,7 +76,7 @@ export function drawStory(svg, units, arrows, width, state) {
   });
   const elements = new Map();
   for (const unit of units) {
-    const made = drawUnit(unit, places.get(unit.key), state);
+    const made = drawUnit(unit, places.get(unit.key), { ...state, ruler });
     elements.set(unit.key, made);
     marks.append(made);
   }

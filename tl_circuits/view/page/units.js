@@ -1,6 +1,6 @@
 // What the story draws: tokens, boxes, targets, the error band, and the flows between them.
 // view/story.py computes the same flows and the same meter.
-import { visible } from "./dom.js";
+import { percent, visible } from "./dom.js";
 const ARROWS_PER_BOX = 4, LEAST_ARROW = 0.002, MEMBERS_SHOWN = 12;
 
 export function weighted(graph, members, column) {
@@ -80,6 +80,9 @@ function opened(graph, box, notes) {
   return units;
 }
 
+// A target's probability; differences and directions have weight one and no probability.
+export const chance = (weight) => (weight > 0 && weight < 1 ? percent(weight, weight >= 0.1 ? 0 : undefined) : "");
+
 export function makeUnits(graph, level, notes, expanded) {
   const units = [];
   graph.kinds.forEach((kind, i) => {
@@ -97,11 +100,11 @@ export function makeUnits(graph, level, notes, expanded) {
     units.push({ key: "errors", kind: "errors", name: "What the features miss", members: errors,
       place: `${errors.length} places`, row: 0, column: 0 });
   }
-  for (const i of graph.story.targets) {
+  for (const [n, i] of graph.story.targets.entries()) {
     const taken = units.findIndex((unit) => unit.kind === "box" && unit.members.includes(i));
     if (taken >= 0) units[taken] = { ...units[taken], members: units[taken].members.filter((m) => m !== i) };
     units.push({ key: `node:${graph.ids[i]}`, kind: "target", name: nodeName(graph, i, notes.names), members: [i],
-      place: "answer", row: 1, column: graph.tokens.length - 1, single: true });
+      place: "answer", row: 1, column: graph.tokens.length - 1, single: true, chance: chance(graph.story.weights[n]) });
   }
   return units.filter((unit) => unit.members.length);
 }

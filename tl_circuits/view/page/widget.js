@@ -6,7 +6,7 @@ const FIELDS = ["groups", "pins", "names", "text"];
 async function renderWidget({ model, el: cell }) {
   const data = await unpackJson(model.get("_data"));
   const notes = () => Object.fromEntries(FIELDS.map((field) => [field, model.get(field)]));
-  let mine = false; // a change of ours comes back as an event
+  let mine = false, hearing = false; // a change of ours comes back as an event; what Python chose is not told back
   const set = (changes) => {
     mine = true;
     for (const [field, value] of Object.entries(changes)) model.set(field, value);
@@ -18,11 +18,21 @@ async function renderWidget({ model, el: cell }) {
   const app = await render(root, data, {
     loadNotes: () => ({ graph: data.hash, ...notes() }),
     saveNotes: (given, fields) => set(Object.fromEntries(fields.map((field) => [field, given[field]]))),
-    selected: (ids) => set({ selection: ids }),
+    selected: (ids) => { if (!hearing) set({ selection: ids }); },
   });
   const heard = () => { if (!mine) app.book.replace(notes()); };
+  const chosen = () => {
+    if (mine) return;
+    hearing = true;
+    app.choose(model.get("selection"));
+    hearing = false;
+  };
   for (const field of FIELDS) model.on(`change:${field}`, heard);
-  return () => { for (const field of FIELDS) model.off(`change:${field}`, heard); };
+  model.on("change:selection", chosen);
+  return () => {
+    for (const field of FIELDS) model.off(`change:${field}`, heard);
+    model.off("change:selection", chosen);
+  };
 }
 
 export default { render: renderWidget };
