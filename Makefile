@@ -8,7 +8,7 @@ RUFF := --isolated --config 'lint.isort.known-first-party=["tl_circuits","tests"
   --per-file-ignores 'benchmarks/*:T20' --per-file-ignores 'tl_circuits/cli/app.py:BLE001' --per-file-ignores 'tl_circuits/batch/trace.py:BLE001' --per-file-ignores 'tl_circuits/course/student_code.py:BLE001' \
   --extend-exclude '*.ipynb'
 
-.PHONY: demo test test-tl4 lint docs bench bench-peer tiny-facts clean
+.PHONY: demo test test-tl4 lint docs address bench bench-peer tiny-facts clean
 
 demo: .venv/demo-installed
 	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force --ablations
@@ -29,6 +29,10 @@ lint: .venv/test-installed
 docs: .venv/test-installed
 	$(BIN)/python -m docs.make.figures
 	$(BIN)/mkdocs build --strict
+
+# Writes the project's address, `url` in setup.cfg, into badges and first cells of the notebooks.
+address: .venv/test-installed
+	$(BIN)/python -m docs.make.address
 
 # Trains the built-in model again and measures it: half an hour on two cores.
 tiny-facts: .venv/test-installed

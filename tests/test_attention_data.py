@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 import tl_circuits as tlc
+import tl_circuits.cli.course  # noqa: F401  a second command, without which typer takes `heads` for an argument
 from tests.test_cli import run
 from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.attention_data import edge_stories, qk_tracing_results, story_data, strongest_edges
+from tl_circuits.cli.app import app
+from tl_circuits.cli.heads import loading_rows
 from tl_circuits.errors import TargetError
 
 
@@ -101,7 +105,7 @@ def traced(tmp_path_factory):
 def test_trace_can_say_which_heads_carried_the_strongest_edges(traced):
     _, done = traced
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("direct effect ") == 3 and "share of the score" in done.stdout and "looks from" in done.stdout
+    assert done.stdout.count("direct effect ") == 3 and "part of the score" in done.stdout and "looks from" in done.stdout
 
 
 def test_heads_explains_one_edge(traced):
@@ -113,6 +117,26 @@ def test_heads_explains_one_edge(traced):
     facts = json.loads(done.stdout)
     assert (facts["source"], facts["target"]) == (source, target) and len(facts["heads"]) > 3
     assert sum("pairs" in head for head in facts["heads"]) == 3
+
+
+def test_rows_of_the_table_sum_to_the_edge_however_many_are_left_out(told):
+    _, graph, stories = told
+    for story in stories:
+        facts = story_data(graph, story, top=100)
+        rows = loading_rows(facts)
+        assert rows[-1][0] == "other chains" and (len(facts["heads"]) <= 5 or "other heads" in dict(rows))
+        assert facts["residual"] + sum(value for _, value in rows) == pytest.approx(facts["weight"], rel=1e-4)
+
+
+def test_heads_takes_model_and_transcoders_that_the_graph_names(tmp_path):
+    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+        tlc.attribute(replacement, "Dallas is in", progress=False).save(tmp_path / "a.graph.safetensors")
+    done = CliRunner().invoke(app, ["heads", str(tmp_path / "a.graph.safetensors"), "token@1 > logit:0"])
+    assert done.exit_code == 0 and "token@1 “Dallas” → logit:0" in done.stdout
+    wrong = [("token@9 > logit:0", "has no node 'token@9'"), ("logit:0 > token@1", "no edge from logit:0 to token@1")]
+    for edge, words in wrong:
+        done = CliRunner().invoke(app, ["heads", str(tmp_path / "a.graph.safetensors"), edge])
+        assert done.exit_code == 1 and words in done.stderr.splitlines()[-1]
 
 
 def test_an_edge_that_cannot_be_read_is_one_clear_line(tmp_path):

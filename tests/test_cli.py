@@ -119,3 +119,8 @@ def test_models_and_doctor_say_what_there_is(tmp_path):
     report = run("doctor", "--json", cwd=tmp_path)
     facts = {row["what"]: row for row in json.loads(report.stdout)}
     assert facts["torch"]["ok"] and facts["device cpu"]["ok"] and "model gemma-3-270m" in facts
+
+
+def test_a_public_address_without_a_token_is_wrong_usage(tmp_path):
+    done = run("view", tmp_path, "--host", "0.0.0.0", cwd=tmp_path)
+    assert done.returncode == 2 and "--token" in done.stderr

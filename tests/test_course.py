@@ -14,9 +14,11 @@ import tl_circuits.cli.course  # noqa: F401  adds its commands to `app`
 from tests.course_notebooks import filled, hand_in, solution
 from tl_circuits.cli.app import app
 from tl_circuits.course.assignments import ASSIGNMENTS, find_assignment, open_submission, start
+from tl_circuits.course.deadline import Deadline
 from tl_circuits.course.grading import grade, mark
 from tl_circuits.course.questions import Part, Question, open_lab, tensor
 from tl_circuits.course.report import _report, check
+from tl_circuits.course.seal import Seal
 from tl_circuits.course.student_code import run_cells
 from tl_circuits.errors import CourseError, OutputError
 
@@ -53,7 +55,7 @@ def test_a_starter_scores_zero_and_is_not_called_a_crash(assignment, starters):
     assert all(f"def {q.function}(" in text for q in assignment.questions)
     marks = points(assignment, namespace).values()
     assert all(m.earned == 0 and m.remarks == ("not written yet.",) for m in marks)
-    assert all(f.unwritten or "NameError" in f.text for f in failures)
+    assert all(f.unwritten or f.follows for f in failures)
 
 
 MISTAKES = {
@@ -133,6 +135,7 @@ def answers(lab, *returned):
         (lambda n: torch.ones(3), 1, "it returned shape (3,); expected (2,), that is [pos]."),
         (lambda n: None, 0, "it returned None (is a `return` missing?); expected a tensor [pos]."),
         (lambda n: [1.0], 0, "it returned a list; expected a tensor [pos]."),
+        (lambda n: torch.ones(n) / 0, 0, "not finite (NaN or infinity)"),
         (lambda: torch.ones(3), 0, "it raised TypeError"),
         (lambda n: sys.exit(), 0, "it raised SystemExit"),
         (lambda n: torch.ones(n) if n == 3 else 1 / 0, 1, "it raised ZeroDivisionError: division by zero."),
@@ -157,6 +160,79 @@ def test_crashes_name_cell_and_line_and_later_cells_still_run():
     assert first == "IndexError: list index out of range (code cell 2, line 2: `b = [][0]`)"
     assert "SyntaxError" in second and "code cell 3, line 1" in second
     assert "SystemExit: 3 (code cell 4" in third and "(code cell 5, line 2: `return 1 / 0`)" in fourth
+
+
+def test_a_cell_that_loops_is_stopped_and_the_rest_goes_on():
+    cells = ["def f(n):\n    while True:\n        try:\n            n += 1\n        except Exception:\n            pass", "f(1)", "b = 2"]
+    namespace, failures = run_cells(list(enumerate(cells, 1)), lambda number: None, Deadline.after(1.0))
+    assert namespace["b"] == 2
+    (failure,) = failures
+    assert "StillRunning: stopped after 0.5 s (code cell 1, line " in failure.text and not failure.unwritten
+
+
+def test_a_function_that_loops_is_stopped_and_other_questions_are_checked(lab):
+    def f(n):
+        while True:
+            pass
+
+    def check_it(student, lab):
+        yield Part(1, student(3) == 4, "a hint")
+
+    questions = [Question(name, "a task", 1, check_it) for name in ("f", "g")]
+    first, second = grade(questions, {"f": f, "g": lambda n: n + 1}, lab=lab, deadline=Deadline.after(1.0))
+    assert (first.earned, second.earned) == (0, 1) and "StillRunning" in first.remarks[0]
+
+
+def test_only_the_first_of_cells_that_fail_for_one_reason_is_reported():
+    cells = ["raise NotImplementedError('write me')\nx = 1", "y = x + 1", "y", "z", "z", "def f(\n    return 1", "f()", "1 / 0"]
+    _, failures = run_cells(list(enumerate(cells, 1)), lambda number: None)
+    reported = [f.text for f in failures if not f.unwritten and not f.follows]
+    assert [text.split(":")[0] for text in reported] == ["NameError", "SyntaxError", "ZeroDivisionError"]
+    assert "'z'" in reported[0] and "code cell 4" in reported[0]
+
+
+def test_what_a_library_has_not_implemented_is_no_unwritten_function():
+    library = "import torch\ntorch.empty(2, device='meta').to('cpu')"
+    _, (theirs, own) = run_cells([(1, library), (2, "raise NotImplementedError('write me')")], lambda number: None)
+    assert theirs.text.startswith("NotImplementedError: ") and not theirs.unwritten and own.unwritten
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "import tl_circuits.course.grading as g\ng.mark = lambda *a: None",
+        "import tl_circuits.course.checks.hooks_and_features as h\nh.close = lambda got, want: True",
+        "import tl_circuits.course.questions as q\nq.near.__code__ = q.near.__code__.replace(co_name=\"other\")",
+    ],
+)
+def test_a_notebook_that_changes_the_checker_is_noticed(cell):
+    import tl_circuits.course.checks.hooks_and_features as checks
+    import tl_circuits.course.grading as grading
+    import tl_circuits.course.questions as questions
+
+    places = [(grading, "mark"), (checks, "close"), (questions, "near")]
+    kept, code = [(module, name, getattr(module, name)) for module, name in places], questions.near.__code__
+    seal = Seal.now()
+    try:
+        run_cells([(1, "import torch\nx = torch.ones(2)")], lambda number: None)
+        assert seal.broken() == []
+        _, failures = run_cells([(1, cell)], lambda number: None)
+        changed = seal.broken()
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)
+        questions.near.__code__ = code
+    assert not failures and changed and all(name.startswith("tl_circuits.course.") for name in changed)
+    asked = [{"function": "f", "task": "", "points": 3}]
+    report = _report(ASSIGNMENTS[0], [{"questions": asked}, {"cell": 1}, {"changed": changed}], 0, 60.0)
+    assert report.earned == 0 and f"changes the checker ({changed[0]}" in report.remarks[0]
+    assert report.marks[0]["remarks"] == ("not checked: the notebook changes the checker.",)
+
+
+def test_a_process_that_the_system_ended_is_said_so():
+    asked = [{"function": "f", "task": "", "points": 3}]
+    report = _report(ASSIGNMENTS[0], [{"questions": asked}, {"cell": 4}], -9, 60.0)
+    assert "was ended by the system (SIGKILL, perhaps for want of memory) in code cell 4" in report.remarks[0]
 
 
 def test_a_process_that_ends_itself_keeps_what_was_checked():
@@ -191,7 +267,8 @@ def test_start_and_check_in_a_process_of_its_own_whatever_the_notebook_does(tmp_
 
 
 def test_a_notebook_that_loops_for_ever_is_stopped_with_its_children(tmp_path):
-    loop = "import subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\nopen('pid', 'w').write(str(child.pid))\nwhile True:\n    time.sleep(1)"
+    loop = "import subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\nopen('pid', 'w').write(str(child.pid))\n"
+    loop += "while True:\n    try:\n        time.sleep(1)\n    except BaseException:\n        pass"
     folder = hand_in(ASSIGNMENTS[3], solution(ASSIGNMENTS[3]), tmp_path / "mine")
     path = folder / ASSIGNMENTS[3].starter.name
     notebook = json.loads(path.read_text())

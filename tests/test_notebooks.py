@@ -45,7 +45,7 @@ def test_every_notebook_starts_with_a_badge_and_an_install_and_ends_with_what_co
     notebook = read(name)
     nbformat.validate(notebook)
     first, install, *_, last = notebook.cells
-    assert f"docs/notebooks/{name}.ipynb)" in first.source and "colab-badge.svg" in first.source
+    assert "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/" in first.source
     assert install.cell_type == "code" and 'find_spec("tl_circuits") is None' in install.source and install.outputs == []
     assert "## What could fool you" in last.source
     assert 8 <= len(notebook.cells) <= 15
@@ -61,6 +61,34 @@ def test_committed_outputs_are_whole_and_have_pictures(name):
     pictures = [o.data["image/png"] for o in outputs if o.output_type != "stream" and "image/png" in o.data]
     assert len(pictures) >= 2 and all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
     assert "/tmp" not in json.dumps(outputs) and "/home" not in json.dumps(outputs)
+
+
+def test_notebooks_carry_the_projects_address_and_no_other():
+    from docs.make.address import ROOT, address, notebooks, with_address
+
+    paths = notebooks()
+    assert len(paths) == 10
+    for path in paths:
+        text, place = path.read_text(), path.relative_to(ROOT).as_posix()
+        assert with_address(text, place, address()) == text, "make address"
+        assert "OWNER" not in text
+        moved = with_address(text, place, "https://github.com/me/mine")
+        assert moved.count(" @ git+https://github.com/me/mine") == 1
+        assert moved.count(f"/github/me/mine/blob/main/{place})") == (path.parent == FOLDER)
+        assert with_address(moved, place, "") == with_address(text, place, "")
+        json.loads(moved)
+
+
+@pytest.mark.parametrize("line", ["", "url =", "url = https://github.com/me/mine/", "url = somewhere"])
+def test_the_address_is_that_of_the_settings(line, tmp_path):
+    from docs.make.address import address
+
+    (tmp_path / "setup.cfg").write_text(f"[metadata]\nname = x\n{line}\n")
+    if "somewhere" in line:
+        with pytest.raises(ValueError, match="https://github.com/OWNER/NAME"):
+            address(tmp_path / "setup.cfg")
+    else:
+        assert address(tmp_path / "setup.cfg") == ("https://github.com/me/mine" if "mine" in line else "")
 
 
 def test_the_index_names_every_notebook_and_no_other():

@@ -77,7 +77,7 @@ class QKAttribution:
     def __rich__(self) -> Any:
         from rich.table import Table
 
-        table = Table("query side", "key side", "share of the score", title=self.title, box=None)
+        table = Table("query side", "key side", "part of the score", title=self.title, box=None)
         for row in self.terms.itertuples():
             table.add_row(row.query_source, row.key_source, f"{row.weight:+.3f}")
         return table

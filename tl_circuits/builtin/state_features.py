@@ -68,15 +68,18 @@ def _activations(
 ) -> dict[int, Float[Tensor, "prompt place feature"]]:
     """Feature activations of every layer at :data:`PLACES`, for prompts of one length."""
     model, dictionary = replacement.model, replacement.dictionary
-    names = {layer: f"{dictionary.output_hook(layer)}.hook_sae_acts_post" for layer in dictionary.layers}
+    names = {layer: dictionary.input_hook(layer) for layer in dictionary.layers}
     found: dict[int, list[Tensor]] = {layer: [] for layer in names}
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         with torch.no_grad():
             _, cache = model.run_with_cache(
                 list(prompts[start : start + PROMPTS_AT_ONCE]), names_filter=list(names.values())
             )
-        for layer, name in names.items():
-            found[layer].append(cache[name][:, list(PLACES.values())].float().cpu())
+            # Encoded here and not by the hook points: two of nine positions, and nothing to decode.
+            for layer, name in names.items():
+                x = cache[name][:, list(PLACES.values())]
+                acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
+                found[layer].append(acts.float().cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 

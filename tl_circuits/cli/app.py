@@ -21,7 +21,7 @@ def clear_errors(debug: bool) -> Iterator[None]:
     """Turn any failure into one line on stderr and exit code 1; ``debug`` adds the traceback."""
     try:
         yield
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except (KeyboardInterrupt, Exception) as error:
         if debug:
@@ -35,6 +35,15 @@ def clear_errors(debug: bool) -> Iterator[None]:
             text = f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
         sys.stderr.write(f"tl-circuits: {' '.join(text.split())}\n")
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def wrong_usage(option: str) -> Iterator[None]:
+    """Turn a ValueError about ``option`` into the message and exit code 2 of wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def main() -> None:

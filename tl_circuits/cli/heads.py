@@ -24,7 +24,7 @@ def heads(
     graph: Annotated[Path, typer.Argument(help="A graph file that `tl-circuits trace` wrote.")],
     edge: Annotated[str, typer.Argument(help="'SOURCE > TARGET' as node ids: 'token@3 > logit:0', 'L2/F71@3 > L9/F5@8'.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one the graph names.")] = None,
-    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="What the graph was traced with; `neurons` needs no dictionary.")] = "neurons",
+    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="What the graph was traced with, as `trace` takes it. Default: what the graph names.")] = None,
     count: Annotated[int, typer.Option("--heads", help="How many heads to explain.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
@@ -42,7 +42,8 @@ def heads(
         from tl_circuits.attention_data import edge_stories, story_data
 
         loaded = tlc.load_graph(graph)
-        with open_replacement(model or loaded.info.model, Features(transcoders), device, dtype) as replacement:
+        named = "neurons" if loaded.info.dictionary == "mlp neurons" else loaded.info.dictionary
+        with open_replacement(model or loaded.info.model, Features(transcoders or named), device, dtype) as replacement:
             (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=Console(stderr=True).is_terminal)
         facts = story_data(loaded, story)
         if as_json:
@@ -57,16 +58,23 @@ def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], con
         console.print(Text(f"\n{_told(graph, facts['source'])} → {_told(graph, facts['target'])}", style="bold"))
         console.print(f"direct effect {facts['weight']:+.4f}: residual stream {facts['residual']:+.4f}", highlight=False)
         table = Table("head", "loading", "share", box=None, padding=(0, 2, 0, 2))
-        for head in facts["heads"][:PAIRS_TOLD]:
-            share = head["loading"] / facts["weight"] if facts["weight"] else 0.0
-            table.add_row(f"layer {head['layer']} head {head['head']}", f"{head['loading']:+.4f}", f"{share:.0%}")
-        for path, value in facts["chains"][:PAIRS_TOLD]:
-            table.add_row(path, f"{value:+.4f}", f"{value / facts['weight'] if facts['weight'] else 0.0:.0%}")
-        table.add_row("other chains", f"{facts['rest']:+.4f}", "")
+        for name, loading in loading_rows(facts):
+            share = round(100 * loading / facts["weight"]) if facts["weight"] else 0
+            table.add_row(name, f"{loading:+.4f}", f"{share}%")
         console.print(table)
         for head in facts["heads"]:
             if "pairs" in head:
                 _show_score(graph, facts, head, console)
+
+
+def loading_rows(facts: dict[str, Any]) -> list[tuple[str, float]]:
+    """The largest heads and chains by name, and what all others carried; with the residual stream they sum to the edge."""
+    heads = [(f"layer {head['layer']} head {head['head']}", head["loading"]) for head in facts["heads"]]
+    chains = [tuple(chain) for chain in facts["chains"]]
+    others = sum(value for _, value in heads[PAIRS_TOLD:])
+    rest = facts["rest"] + sum(value for _, value in chains[PAIRS_TOLD:])
+    shown = [*heads[:PAIRS_TOLD], ("other heads", others)] if len(heads) > PAIRS_TOLD else heads
+    return [*shown, *chains[:PAIRS_TOLD], ("other chains", rest)]
 
 
 def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str, Any], console: Console) -> None:
@@ -79,7 +87,7 @@ def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str
             f"score {head['score']:.3f}{instead}, because of",
         )
     )
-    table = Table("query side", "key side", "share of the score", box=None, padding=(0, 2, 0, 4))
+    table = Table("query side", "key side", "part of the score", box=None, padding=(0, 2, 0, 4))
     for query, key, weight in head["pairs"][:PAIRS_TOLD]:
         table.add_row(Text(_told(graph, query, facts["labels"])), Text(_told(graph, key, facts["labels"])), f"{weight:+.3f}")
     console.print(table)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, wrong_usage
 from tl_circuits.cli.loading import Features, open_replacement
 
 
@@ -31,8 +31,10 @@ def view(
         if not path.exists():
             raise GraphFileError(f"there is no file or folder {path}.")
         from tl_circuits.view.live_model import LiveModel
-        from tl_circuits.view.server import serve
+        from tl_circuits.view.server import require_token, serve
 
+        with wrong_usage("--host"):
+            require_token(host, token)
         live = None
         if model is not None:
             live = LiveModel(stack.enter_context(open_replacement(model, Features(transcoders), device, dtype)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tl_circuits.course.deadline import NEVER, Deadline
 from tl_circuits.course.questions import Lab, Part, Question, WrongAnswer, open_lab
 from tl_circuits.course.student_code import Failure, caught
 
@@ -25,17 +26,24 @@ def grade(
     questions: Sequence[Question],
     namespace: Mapping[str, Any],
     begun: Callable[[Question], None] = lambda question: None,
+    lab: Lab | None = None,
+    deadline: Deadline = NEVER,
 ) -> Iterator[Mark]:
-    """Check one question after the other. ``begun`` is told each before its function is called."""
-    ours = open_lab().ours
+    """Check one question after the other. ``begun`` is told each before its function is called.
+
+    ``lab`` has the reference model; it is best opened before student code runs. Of the time until
+    ``deadline``, each question gets at most half of what is left.
+    """
+    ours = (lab or open_lab()).ours
     for question in questions:
         begun(question)
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float32)
-        yield mark(question, namespace, Lab(ours))
+        torch.set_default_device(None)
+        yield mark(question, namespace, Lab(ours), deadline)
 
 
-def mark(question: Question, namespace: Mapping[str, Any], lab: Lab) -> Mark:
+def mark(question: Question, namespace: Mapping[str, Any], lab: Lab, deadline: Deadline = NEVER) -> Mark:
     """Points of one question. Parts before one that fails keep their points."""
     name = question.function
     student = namespace.get(name)
@@ -47,7 +55,7 @@ def mark(question: Question, namespace: Mapping[str, Any], lab: Lab) -> Mark:
     parts: list[Part] = []
     failures: list[Failure] = []
     wrong: list[str] = []
-    with caught(failures):
+    with caught(failures), deadline.half_of_the_rest():
         try:
             for part in question.check(student, lab):
                 parts.append(part)  # one by one, so that those before a failure stay

@@ -78,11 +78,13 @@ class Question:
 
 
 def tensor(answer: Any, shape: Sequence[int], axes: str) -> Tensor:
-    """The answer as a float32 tensor of the shape asked for; raises WrongAnswer otherwise."""
+    """The answer as a float32 tensor of the shape asked for, all of it finite; raises WrongAnswer otherwise."""
     if not isinstance(answer, Tensor):
         raise WrongAnswer(f"it returned {kind(answer)}; expected a tensor [{axes}].")
     if tuple(answer.shape) != tuple(shape):
         raise WrongAnswer(f"it returned shape {tuple(answer.shape)}; expected {tuple(shape)}, that is [{axes}].")
+    if not bool(answer.isfinite().all()):
+        raise WrongAnswer("it returned numbers that are not finite (NaN or infinity).")
     return answer.detach().float()
 
 

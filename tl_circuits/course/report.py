@@ -51,7 +51,7 @@ def check(place: Path, time_limit: float = TIME_LIMIT) -> Report:
     if os.environ.get(GRADING):
         raise CourseError("a notebook that is being graded cannot grade itself.")
     submission = open_submission(place)
-    work = {"assignment": str(submission.assignment.number), "cells": submission.cells}
+    work = {"assignment": str(submission.assignment.number), "cells": submission.cells, "seconds": time_limit}
     with tempfile.TemporaryDirectory(prefix="tl-circuits-course-") as made:
         cells, log, errors = (Path(made) / name for name in ("cells.json", "events", "errors"))
         cells.write_text(json.dumps(work), encoding="utf-8")
@@ -122,13 +122,26 @@ def _events(log: Path) -> list[dict[str, Any]]:
 def _report(assignment: Assignment, events: list[dict[str, Any]], ended: int | None, time_limit: float) -> Report:
     remarks = [event["crash"] for event in events if "crash" in event]
     given = {event["mark"]["function"]: event["mark"] for event in events if "mark" in event}
-    if {"state": "done"} not in events:
+    changed = next((event["changed"] for event in events if "changed" in event), None)
+    why = "not checked: the notebook did not get that far."
+    if changed:
+        why = "not checked: the notebook changes the checker."
+        remarks.append(f"the notebook changes the checker ({', '.join(changed)}). Take that out, then it will be graded.")
+    elif {"state": "done"} not in events:
         last = next((e for e in reversed(events) if "cell" in e or "question" in e), {})
         where = f"in code cell {last['cell']}" if "cell" in last else f"in `{last['question']}`" if last else "at its start"
-        why = f"took longer than {time_limit:g} s and was stopped" if ended is None else f"ended its process (exit code {ended})"
-        remarks.append(f"the notebook {why} {where}; what comes after that counts 0 points.")
-    unchecked = ("not checked: the notebook did not get that far.",)
+        remarks.append(f"the notebook {_end_of(ended, time_limit)} {where}; what comes after that counts 0 points.")
     marks = []
     for question in events[0]["questions"]:
-        marks.append(given.get(question["function"], question | {"earned": 0, "remarks": unchecked}))
+        marks.append(given.get(question["function"], question | {"earned": 0, "remarks": (why,)}))
     return Report(assignment, tuple(marks), tuple(remarks))
+
+
+def _end_of(code: int | None, time_limit: float) -> str:
+    """In words how a process ended that was not done."""
+    if code is None:
+        return f"took longer than {time_limit:g} s and was stopped"
+    if code < 0 and -code in set(signal.Signals):
+        hint = ", perhaps for want of memory" if -code == 9 else ""
+        return f"was ended by the system ({signal.Signals(-code).name}{hint})"
+    return f"ended its process (exit code {code})"

@@ -1,22 +1,32 @@
 """Run what a student wrote, and say in words where it failed."""
 
+import ast
 import linecache
 import re
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dis import opmap
 from typing import Any
+
+from tl_circuits.course.deadline import NEVER, Deadline
 
 CELL = re.compile(r"<cell (\d+)>")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What student code raised: in words, and whether that only means that a function is still to be written."""
+    """What student code raised, in words.
+
+    ``unwritten``: it only means that a function is still to be written. ``follows``: only that an earlier
+    cell failed, which would have defined ``name``, the name that is missing.
+    """
 
     text: str
     unwritten: bool
+    name: str = ""
+    follows: bool = False
 
 
 @contextmanager
@@ -25,41 +35,71 @@ def caught(failures: list[Failure]) -> Any:
     try:
         yield
     except BaseException as error:
-        failures.append(Failure(describe(error), isinstance(error, NotImplementedError)))
+        missing = error.name if isinstance(error, NameError) else None
+        failures.append(Failure(describe(error), _unwritten(error), missing or ""))
 
 
 def describe(error: BaseException) -> str:
     """The exception with cell number and line, from the innermost frame that lies in a cell."""
-    said = " ".join(str(error).split())
-    if isinstance(error, SyntaxError):
-        said = error.msg
-        frames = [(error.filename or "", error.lineno)]
-    else:
-        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    said = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    for filename, line in reversed(frames):
+    for filename, line in reversed(_frames(error)):
         match = CELL.fullmatch(filename)
         if match and line:
-            source = linecache.getline(filename, line).strip()
-            return f"{text} (code cell {match[1]}, line {line}: `{source}`)"
+            return f"{text} (code cell {match[1]}, line {line}: `{linecache.getline(filename, line).strip()}`)"
     return text
 
 
-def run_cells(cells: Sequence[tuple[int, str]], started: Callable[[int], None]) -> tuple[dict[str, Any], list[Failure]]:
-    """Run code cells, one after the other, going on after one that fails.
+def _frames(error: BaseException) -> list[tuple[str, int | None]]:
+    if isinstance(error, SyntaxError):
+        return [(error.filename or "", error.lineno)]
+    return [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def _unwritten(error: BaseException) -> bool:
+    """Whether a ``raise`` in a cell raised it, as starters do: libraries raise NotImplementedError as well."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or not isinstance(error, NotImplementedError):
+        return False
+    code = last.tb_frame.f_code
+    return bool(CELL.fullmatch(code.co_filename)) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def run_cells(
+    cells: Sequence[tuple[int, str]], started: Callable[[int], None], deadline: Deadline = NEVER
+) -> tuple[dict[str, Any], list[Failure]]:
+    """Run code cells, one after the other, going on after one that fails or uses up half of the time that is left.
 
     Returns what they defined, and the failures. ``started`` is told each cell's number before it runs.
     """
     namespace: dict[str, Any] = {"__name__": "__main__", "display": lambda *_, **__: None}
     failures: list[Failure] = []
+    missing: set[str] = set()  # what cells that failed would have defined, and names that were missed already
     for number, source in cells:
         started(number)
         name = f"<cell {number}>"
         source = without_magics(source)
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-        with caught(failures):
+        known = len(failures)
+        with caught(failures), deadline.half_of_the_rest():
             exec(compile(source, name, "exec"), namespace)
+        if len(failures) > known:
+            failures[-1] = replace(failures[-1], follows=failures[-1].name in missing)
+            missing |= {failures[-1].name, *defined(source)} - {""}
     return namespace, failures
+
+
+def defined(source: str) -> set[str]:
+    """The names that a cell defines; of one that is no Python, its functions."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return set(re.findall(r"^def (\w+)", source, re.MULTILINE))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return names | {(a.asname or a.name).split(".")[0] for a in nodes if isinstance(a, ast.alias)}
 
 
 def without_magics(source: str) -> str:

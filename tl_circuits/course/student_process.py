@@ -29,11 +29,15 @@ def main(cells_file: str, events_file: str) -> None:
     import torch
 
     from tl_circuits.course.assignments import find_assignment
+    from tl_circuits.course.deadline import Deadline
     from tl_circuits.course.grading import grade
+    from tl_circuits.course.questions import open_lab
+    from tl_circuits.course.seal import Seal
     from tl_circuits.course.student_code import run_cells
 
     work = json.loads(Path(cells_file).read_text(encoding="utf-8"))
-    questions = find_assignment(work["assignment"]).questions  # imported before the student can touch anything
+    # All this before the student can touch anything.
+    questions, lab, seal = find_assignment(work["assignment"]).questions, open_lab(), Seal.now()
     with open(events_file, "a", encoding="utf-8") as file:
 
         def tell(**event: Any) -> None:
@@ -43,11 +47,16 @@ def main(cells_file: str, events_file: str) -> None:
         torch.manual_seed(0)
         asked = [{"function": q.function, "task": q.task, "points": q.points} for q in questions]
         tell(questions=asked)
+        deadline = Deadline.after(work["seconds"])
         cells = [(number, source) for number, source in work["cells"]]
-        namespace, failures = run_cells(cells, lambda number: tell(cell=number))
+        namespace, failures = run_cells(cells, lambda number: tell(cell=number), deadline)
         for failure in failures:
-            if not failure.unwritten:
+            if not failure.unwritten and not failure.follows:
                 tell(crash=failure.text)
-        for mark in grade(questions, namespace, lambda question: tell(question=question.function)):
+        if seal.broken():
+            return tell(changed=seal.broken())
+        for mark in grade(questions, namespace, lambda question: tell(question=question.function), lab, deadline):
+            if seal.broken():
+                return tell(changed=seal.broken())
             tell(mark=asdict(mark))
         tell(state="done")

@@ -27,5 +27,5 @@ def plot_score(qk: "QKAttribution", path: Path | None) -> Path | Picture:
     axis.set_xticks(range(len(columns)), [names[i] for i in columns], rotation=60, ha="right")
     axis.set_yticks(range(len(rows)), [names[i] for i in rows])
     axis.set(xlabel="written at (key side)", ylabel="written at (query side)", title=qk.title)
-    figure.colorbar(shown, ax=axis, label="share of the score")
+    figure.colorbar(shown, ax=axis, label="part of the score")
     return save_figure(figure, path, overwrite=True)

@@ -231,15 +231,20 @@ def free_port(host: str, wanted: int) -> int:
     raise OSError(f"no port from {wanted} to {wanted + PORTS_TRIED - 1} is free on {host}.")
 
 
+def require_token(host: str, token: str | None) -> None:
+    """Raise ValueError for a public ``host`` without a token of the person's own."""
+    if host not in LOOPBACK and not token:
+        raise ValueError(f"--host {host} lets other machines in. Choose a token for them: --token SOMETHING-LONG.")
+
+
 def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any, proxies: Sequence[str] = ()) -> None:
     """Serve until interrupted. ``ready(address)`` is told the address once the port is known.
     ``proxies``: names of other hosts under which a proxy hands requests on.
 
     Raises ValueError for a public ``host`` without a token of the person's own.
     """
+    require_token(host, token)
     public = host not in LOOPBACK
-    if public and not token:
-        raise ValueError(f"--host {host} lets other machines in. Choose a token for them: --token SOMETHING-LONG.")
     secret = token or secrets.token_urlsafe(16)
     app = make_app(GraphFolder(path), secret, None if public else (*LOOPBACK, *proxies), live)
     import uvicorn
