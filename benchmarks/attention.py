@@ -58,7 +58,7 @@ def main(dictionaries: list[str], n_tokens: int, width: int, repeats: int, threa
             facts = {"tokens": len(tokens), "active": graph.info.n_active, "edges": len(graph._edges), "threads": threads}
             loads = lambda: tlc.top_head_loadings(replacement, graph, 100)  # noqa: E731, B023
             report("loadings of the 100 strongest edges", name, loads, repeats, **facts)
-            for layer in (5, 17):
+            for layer in (5, 11, 17):
                 qk = lambda: tlc.qk_attribution(replacement, graph, layer, 1, -1, 3)  # noqa: E731, B023
                 report(f"QK attribution, layer {layer}", name, qk, repeats, **facts)
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.attribution.batches import sweeps
 from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attribution.targets import Targets, resolve_position
 from tl_circuits.attribution.top_pairs import top_pairs
@@ -188,8 +189,12 @@ def _parts(
     d_head = matrix.shape[1]
     vectors = matrix.T.contiguous()
     at, where = (torch.full((d_head,), place, device=matrix.device) for place in (layer, position))
-    rows, constant = local.engine.below(layer).rows(Targets(at, where, vectors, vectors.new_zeros(d_head)))
-    return torch.cat([rows.T, (constant + bias)[None]])
+    targets = Targets(at, where, vectors, vectors.new_zeros(d_head))
+    parts = matrix.new_empty(local.sources.before(layer) + 1, d_head)
+    for some, rows, constant in sweeps(local.engine.below(layer), targets, "auto"):
+        parts[:-1, some] = rows.T
+        parts[-1, some] = constant + bias[some]
+    return parts
 
 
 def _require_sum(
