@@ -188,7 +188,7 @@ def _parts(
     rows, constant = stream_rows(local.engine, layer, matrix.T.contiguous(), where)
     parts = rows.new_zeros(local.sources.width + 1, d_head)
     parts[: rows.shape[1]] = rows.T
-    parts[-1] = constant + bias
+    parts[-1] = constant + bias.to(parts.device)
     return parts
 
 

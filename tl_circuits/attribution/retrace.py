@@ -99,7 +99,7 @@ def stream_rows(
     view.attention = [*engine.attention[:layer], silent, *engine.attention[layer + 1 :]]
     view.reads = engine.reads | {layer: ReadMap("residual", None)}
     where = torch.full((len(vectors),), layer, device=vectors.device)
-    return view.rows(Targets(where, positions, vectors, vectors.new_zeros(len(vectors))))
+    return view.rows(Targets(where, positions, vectors, vectors.new_zeros(len(vectors))).to(engine.sources.home))
 
 
 @dataclass(frozen=True)
