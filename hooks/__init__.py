@@ -43,11 +43,13 @@ from .sites import (
     context_length,
     embed_weights,
     is_parallel,
+    layer_device,
     mlp_weights,
     model_device,
     norm_weights,
     resolve,
     unembed_weights,
+    with_its_layer,
 )
 from .takeover import carried_saes, lifted
 
@@ -93,6 +95,7 @@ __all__ = [
     "frozen_scores",
     "held_head_norms",
     "is_parallel",
+    "layer_device",
     "lifted",
     "make_plan",
     "mlp_weights",
@@ -109,6 +112,7 @@ __all__ = [
     "run_edited",
     "to_tokens",
     "unembed_weights",
+    "with_its_layer",
     "write_norm",
     "write_stage",
 ]

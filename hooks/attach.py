@@ -152,6 +152,7 @@ class AttachedLayer:
                     f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so layer "
                     f"{layer}'s dictionary has no input. Check that the model runs that hook."
                 )
+            run.inputs[layer] = run.inputs[layer].to(output.device)  # seen before it was brought to the layer's
             self._encode()
         if not run.needs_decoding(layer):
             return None

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookFiringError
-from .sites import Model, resolve
+from .sites import Model, resolve, with_its_layer
 
 
 class _Enough(Exception):
@@ -43,7 +43,7 @@ def collect_sites(
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            seen[name] = output.detach()
+            seen[name] = with_its_layer(model, name, output.detach())
             if len(seen) == len(names):
                 raise _Enough
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import EditError
 from .record import Listener, to_tokens
-from .sites import Model
+from .sites import Model, layer_device, with_its_layer
 
 Where = int | Sequence[int] | slice | None
 """One position, several, a slice, or None for all. Negative ones count from the prompt's end."""
@@ -125,6 +125,10 @@ class Ops:
     gain: Float[Tensor, " n"]
     shift: Float[Tensor, " n"]
 
+    def to(self, device: torch.device) -> "Ops":
+        """The same on another device."""
+        return Ops(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     def within(self, start: int, stop: int) -> "Ops":
         """The entries at positions ``start .. stop-1``, positions counted from ``start``."""
         kept = (self.position >= start) & (self.position < stop)
@@ -144,6 +148,10 @@ class HeadOps:
     def __getitem__(self, index: Tensor) -> "HeadOps":
         return HeadOps(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
+    def to(self, device: torch.device) -> "HeadOps":
+        """The same on another device."""
+        return HeadOps(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     def within(self, start: int, stop: int) -> "HeadOps":
         """The entries with queries at ``start .. stop-1``, queries counted from ``start``."""
         kept = self[(self.query >= start) & (self.query < stop)]
@@ -152,7 +160,7 @@ class HeadOps:
 
 @dataclass(frozen=True)
 class Plan:
-    """All edits of a batch of runs, by layer."""
+    """All edits of a batch of runs, by layer; each layer's lie on its device."""
 
     features: dict[int, Ops]
     errors: dict[int, Ops]
@@ -205,7 +213,6 @@ def make_plan(
     Raises EditError for layers, positions or features that do not exist (with the range), layers
     without a dictionary, values that are not finite, and two edits of one thing at one place.
     """
-    device = next(model.parameters()).device
     entries: dict[tuple[str, int], list[tuple[int, int, int, float, float]]] = {}
     for row, edits in enumerate(edit_sets):
         taken: set[tuple[str, int, int, int]] = set()
@@ -223,14 +230,15 @@ def make_plan(
                 taken.add(place)
                 entries.setdefault((kind, layer), []).append((row, position, feature, gain, shift))
 
-    def ops(cells: list[tuple[int, int, int, float, float]]) -> Ops:
+    def ops(layer: int, cells: list[tuple[int, int, int, float, float]]) -> Ops:
+        device = layer_device(model, max(layer, 0))
         row, position, feature, gain, shift = zip(*cells, strict=True)
         whole = [torch.tensor(column, device=device) for column in (row, position, feature)]
         real = [torch.tensor(column, device=device, dtype=torch.float32) for column in (gain, shift)]
         return Ops(*whole, *real)
 
     by_kind = {
-        kind: {layer: ops(cells) for (k, layer), cells in sorted(entries.items()) if k == kind}
+        kind: {layer: ops(layer, cells) for (k, layer), cells in sorted(entries.items()) if k == kind}
         for kind in ("feature", "error", "token")
     }
     patterns, scores = (_head_ops(model, edit_sets, kind, n_prompt, n_total) for kind in (PatternEdit, ScoreEdit))
@@ -258,9 +266,8 @@ def _head_ops(
             if place in cells.setdefault(edit.layer, {}):
                 raise EditError(f"{edit} edits what another edit of the same run edits already; merge them into one.")
             cells[edit.layer][place] = float(edit.value)
-    device = next(model.parameters()).device
     return {
-        layer: HeadOps(*torch.tensor(list(found), device=device).T, torch.tensor(list(found.values()), device=device))
+        layer: HeadOps(*torch.tensor(list(found)).T, torch.tensor(list(found.values()))).to(layer_device(model, layer))
         for layer, found in sorted(cells.items())
     }
 
@@ -335,7 +342,7 @@ def _patched(
     name = dictionary.input_hook(edit.layer)
     with torch.no_grad(), Listener(model, [name]) as listener:
         model(tokens[None])
-    x = listener.seen[name][0]
+    x = with_its_layer(model, name, listener.seen[name][0])
     index = torch.tensor(features, device=x.device)
     cells = []
     for position in places:

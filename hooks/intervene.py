@@ -20,7 +20,7 @@ from .errors import EditError
 from .freeze import added_hooks
 from .head_edits import head_edit_hooks
 from .record import Listener, norm_names, unembedding_only
-from .sites import Model, find, norm_weights
+from .sites import Model, find, layer_device, norm_weights, with_its_layer
 
 FREEZE_MODES = ("all", "attention", "none")
 _STREAM = "blocks.0.hook_resid_pre"
@@ -59,7 +59,7 @@ def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[T
     if final_hook(model) == "unembed.hook_in":
         return seen.float()
     norm = norm_weights(model, "ln_final")
-    return seen.float() if norm is None else seen.float() * norm.weight + norm.bias
+    return seen.float() if norm is None else seen.float() * norm.weight.to(seen.device) + norm.bias.to(seen.device)
 
 
 def clean_run(
@@ -79,7 +79,7 @@ def clean_run(
     with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener, unembedding_only(model, -1):
         model(tokens[None])
     listener.check()
-    seen = {name: tensor.detach() for name, tensor in listener.seen.items()}
+    seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
     return CleanRun(seen, final_stream(model, seen[final_hook(model)][0]), tuple(skipped))
 
 
@@ -113,15 +113,15 @@ def edit_hooks(
 
 def _hold(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
     def hold(tensor: Tensor, hook: HookPoint) -> Tensor:
-        return value.expand_as(tensor)
+        return value.to(tensor.device).expand_as(tensor)
 
     return hold
 
 
 def _scale_rows(ops: Ops) -> Callable[[Tensor, HookPoint], Tensor]:
     def scale(tensor: Tensor, hook: HookPoint) -> Tensor:
-        edited = tensor.clone()
-        edited[ops.row, ops.position] *= ops.gain[:, None].to(tensor.dtype)
+        here, edited = ops.to(tensor.device), tensor.clone()
+        edited[here.row, here.position] *= here.gain[:, None].to(tensor.dtype)
         return edited
 
     return scale
@@ -153,7 +153,7 @@ class _Changes:
 
     def _keeper(self, layer: int) -> Callable[[Tensor, HookPoint], None]:
         def keep(tensor: Tensor, hook: HookPoint) -> None:
-            self._inputs[layer] = tensor
+            self._inputs[layer] = tensor.to(layer_device(self._replacement.model, layer))
 
         return keep
 
@@ -191,7 +191,8 @@ class _Changes:
         old = dictionary.activations_at(writer, ops.feature, x)
         difference = ops.gain * old + ops.shift - old
         rows = difference[:, None] * dictionary.decoder_vectors(writer, ops.feature, layer)
-        change.index_put_((ops.row, ops.position), rows, accumulate=True)
+        here = ops.to(change.device)
+        change.index_put_((here.row, here.position), rows.to(change.device), accumulate=True)
 
     def _scale_error(self, change: Tensor, tensor: Tensor, layer: int, ops: Ops) -> None:
         dictionary = self._replacement.dictionary
@@ -203,7 +204,8 @@ class _Changes:
         if layer in dictionary.layers:
             acts = {}
             for writer in dictionary.writers(layer):
-                x = self._input(writer)[ops.row, ops.position]
+                at = ops.to(self._input(writer).device)
+                x = self._input(writer)[at.row, at.position]
                 acts[writer] = dictionary.activate(writer, dictionary.pre_activations(writer, x), x)
             error = error - dictionary.decode(layer, acts, self._input(layer)[ops.row, ops.position])
         change.index_put_((ops.row, ops.position), (ops.gain - 1)[:, None] * error, accumulate=True)
@@ -238,5 +240,5 @@ def run_edited(
             with unembedding_only(model, -1):
                 model(tokens)
     listener.check()
-    seen = {name: tensor.detach() for name, tensor in listener.seen.items()}
+    seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
     return final_stream(model, seen[final_hook(model)]), {name: seen[name] for name in wanted}

@@ -5,7 +5,7 @@ the residual stream (Ameisen et al. 2025, "Circuit Tracing", section on the loca
 model). These are the pieces, each as a function and as its transpose.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -56,7 +56,9 @@ def frozen_norm(model: Model, recording: Recording, name: str) -> FrozenNorm | N
     weights = norm_weights(model, name)
     if weights is None:
         return None
-    return FrozenNorm(weights, recording.scales[name].float())
+    scale = recording.scales[name].float()
+    where = {"weight": weights.weight.to(scale.device), "bias": weights.bias.to(scale.device)}
+    return FrozenNorm(replace(weights, **where), scale)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .sites import (
     resolve,
     scores_scale,
     scores_softcap,
+    with_its_layer,
 )
 
 LONG = 1024  # positions, beyond which patterns are made again from queries and keys instead of kept
@@ -32,7 +33,7 @@ LONG = 1024  # positions, beyond which patterns are made again from queries and 
 class Recording:
     """What one forward pass showed, batch dimension removed, in the model's own dtype.
 
-    ``patterns[L]``: attention patterns after softmax, without the zeros of the mask. ``scales[name]``: the denominator of the
+    Everything of layer L lies where layer L does. ``patterns[L]``: attention patterns after softmax, without the zeros of the mask. ``scales[name]``: the denominator of the
     norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
     the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
     tensors of the hooks asked for. ``logits``: the model's, at ``position``; None where the pass ended below
@@ -211,7 +212,7 @@ def record(
     with torch.no_grad(), Listener(model, names, cut, _queries_keys(model, tokens, layers)) as listener:
         logits = _run(model, tokens, position, below)
     listener.check()
-    seen = {name: _squeeze(name, listener.seen[name]) for name in names}
+    seen = {name: with_its_layer(model, name, _squeeze(name, listener.seen[name])) for name in names}
     if logits is not None and not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits hold NaN or infinity on this prompt.")
     for name in patterns:
@@ -225,7 +226,7 @@ def record(
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
-        resid_final=seen[last],
+        resid_final=seen[last].to(seen["ln_final.hook_scale"].device) if "ln_final" in norms else seen[last],
         sites={name: seen[name] for name in sites},
         position=position,
         logits=logits,

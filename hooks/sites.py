@@ -151,14 +151,21 @@ def norm_weights(model: Model, name: str) -> NormWeights | None:
         raise ArchitectureError(
             f"{name}: normalization_type {kind!r} is not one of LN, LNPre, RMS, RMSPre."
         )
-    d_model, device = int(model.cfg.d_model), model_device(model)
     weight = _parameter(module, "weight", "w")
     bias = None if kind.startswith("RMS") else _parameter(module, "bias", "b")
-    weight = torch.ones(d_model, device=device) if weight is None else weight.detach().float()
+    if weight is None:
+        weight = torch.ones(int(model.cfg.d_model), device=_home_of(model, name))
+    weight = weight.detach().float()
     if getattr(model.cfg, "rmsnorm_uses_offset", False) and _parameter(module, "weight") is not None:
         weight = weight + 1.0
     bias = torch.zeros_like(weight) if bias is None else bias.detach().float()
     return NormWeights(name, kind.startswith("LN"), weight, bias)
+
+
+def _home_of(model: Model, name: str) -> torch.device:
+    """Where what is called ``name`` lies: with its block, the last norm with the last block."""
+    layer = layer_of(name)
+    return layer_device(model, int(model.cfg.n_layers) - 1 if layer is None else layer)
 
 
 def _parameter(module: Any, *names: str) -> Tensor | None:
@@ -290,3 +297,21 @@ def embed_weights(model: Model) -> Float[Tensor, "d_vocab d_model"]:
 def model_device(model: Model) -> torch.device:
     """Where the model's first weights lie."""
     return next(model.parameters()).device
+
+
+def layer_device(model: Model, layer: int) -> torch.device:
+    """Where a block's weights lie; on a model spread over several devices each block has its own."""
+    first = next(model.blocks[layer].parameters(), None)
+    return model_device(model) if first is None else first.device
+
+
+def with_its_layer(model: Model, name: str, seen: Tensor) -> Tensor:
+    """What the hook ``name`` showed, on its layer's device: a block's input is seen before it is brought there."""
+    layer = layer_of(name)
+    return seen if layer is None else seen.to(layer_device(model, layer))
+
+
+def layer_of(name: str) -> int | None:
+    """The block a hook or module belongs to by its full name (``blocks.3.ln1``), or None."""
+    parts = name.split(".", 2)
+    return int(parts[1]) if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdigit() else None

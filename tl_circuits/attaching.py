@@ -6,7 +6,7 @@ from typing import Any
 
 from tl_circuits.dictionaries import Dictionary, load_transcoders
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Replacement, carried_saes, lifted
+from tl_circuits.hooks import Replacement, carried_saes, layer_device, lifted
 from tl_circuits.hooks import attach as attach_dictionary
 
 
@@ -16,7 +16,9 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
     Args:
         model: any HookedTransformer or TransformerBridge; it is not copied and not changed.
         transcoders: a dictionary (:func:`load_transcoders`, :func:`mlp_neurons`) or anything
-            that :func:`load_transcoders` takes. None takes over the transcoders that SAELens'
+            that :func:`load_transcoders` takes. Each layer's is put on the device of the model's layer
+            (encoders and decoders in the machine's memory or on disk stay, and the rows wanted follow):
+            a copy belonging to the replacement, where it lies elsewhere. None takes over the transcoders that SAELens'
             ``add_sae`` put on the model, and gives them back on detaching.
 
     Raises AttachError if something is attached already, DictionaryError if widths, layers or
@@ -24,14 +26,23 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
     """
     if transcoders is not None:
         dictionary = transcoders if isinstance(transcoders, Dictionary) else load_transcoders(transcoders)
-        return attach_dictionary(model, dictionary)
-    dictionary = load_transcoders(carried := _carried(model), layers=carried, name="taken over from SAELens")
+        return attach_dictionary(model, _with_its_layers(model, dictionary))
+    carried = _carried(model)
+    dictionary = load_transcoders(carried, layers=carried, name="taken over from SAELens")
+    dictionary = _with_its_layers(model, dictionary)
     with ExitStack() as undo:
         undo.enter_context(lifted(model))
         replacement = attach_dictionary(model, dictionary)
         replacement.also_undo(undo.pop_all())
         return replacement
     raise AssertionError("unreachable")
+
+
+def _with_its_layers(model: Any, dictionary: Dictionary) -> Dictionary:
+    """``dictionary`` placed where the model's layers lie; layers the model lacks are for ``check`` to refuse."""
+    n_layers = int(model.cfg.n_layers)
+    devices = {layer: layer_device(model, layer if layer < n_layers else 0) for layer in dictionary.layers}
+    return dictionary.placed(devices)
 
 
 def _carried(model: Any) -> dict[int, Any]:

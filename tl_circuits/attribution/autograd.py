@@ -71,7 +71,7 @@ class AutogradEngine:
         def write(tensor: Tensor) -> Tensor:
             if skip is None:
                 return self._leaves[layer]
-            through = inputs[layer].float() @ skip.T
+            through = inputs[layer].to(skip.device).float() @ skip.T
             mask = torch.ones_like(through)
             mask[:, list(self.sources.skipped)] = 0.0
             through = through * mask
@@ -87,9 +87,9 @@ class AutogradEngine:
         for i in range(len(targets)):
             with torch.inference_mode(False), torch.enable_grad():
                 x = self._values[int(targets.layer[i])][int(targets.position[i])].float()
-                scalar = (x * targets.vector[i].clone()).sum()
+                scalar = (x * targets.vector[i].clone().to(x.device)).sum()
                 grads = torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
-            value[i] += scalar.detach()
+            value[i] += scalar.detach().to(value.device)
             tokens, *layers = (None if grad is None else grad[0].float() for grad in grads)
             if tokens is not None:
                 out[i, : self.sources.n_pos] = (tokens * self.sources.tokens).sum(-1)
@@ -104,9 +104,9 @@ class AutogradEngine:
         writers = dictionary.writers(layer) if layer in dictionary.layers else ()
         for writer in writers:
             wrote = self.sources.layers[writer]
-            active = wrote.active
+            active = wrote.active.to(grad.device)
             decoders = dictionary.decoder_vectors(writer, active.feature, layer)
             effects = (grad[active.position] * decoders).sum(-1) * active.activation
-            row[wrote.features_at : wrote.errors_at] += effects
+            row[wrote.features_at : wrote.errors_at] += effects.to(row.device)
         if source.error is not None:
-            row[source.errors_at : source.errors_at + self.sources.n_pos] = (grad * source.error).sum(-1)
+            row[source.errors_at : source.errors_at + self.sources.n_pos] = (grad * source.error).sum(-1).to(row.device)

@@ -1,16 +1,16 @@
 """Which targets go through the model together, and what happens when they do not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
+from tl_circuits.memory import free_memory
 
 SWEEP_FLOATS = 2**28  # in one sweep, 1 GB, and never more than half of the memory that is free
 
@@ -76,7 +76,7 @@ def sweep_chunks(
     """
     order = torch.argsort(targets.position, stable=True)
     positions = targets.position[order].tolist()
-    start, floats = 0, min(SWEEP_FLOATS, free_memory(sources.tokens.device) // 8)
+    start, floats = 0, min(SWEEP_FLOATS, least_free_memory({sources.home, *sources.devices}) // 8)
     for i in range(1, len(positions) + 1):
         if i < len(positions):
             if isinstance(batch_size, int):
@@ -99,17 +99,18 @@ def _wasteful(positions: list[int], sources: Sources) -> bool:
 
 def _room(used: int, sources: Sources, floats: int) -> int:
     """How many targets at the first ``used`` positions make one sweep of at most about ``floats`` numbers."""
-    sizes = Sizes.on(sources.tokens.device)
+    sizes = Sizes.on(sources.home)
     each = 5 * used * sources.tokens.shape[1] + sources.width  # gradients and their copies, one row
     return max(1, min(max(sizes.rows // used, sizes.targets), floats // each))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on ``device`` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+def least_free_memory(devices: Iterable[torch.device]) -> int:
+    """Bytes that can be had on the fullest of the devices a sweep passes."""
+    return min(free_memory(device) for device in devices)
+
+
+_NO_ROOM = ("can't allocate memory", "out of memory")  # the processor's words; CUDA's, XPU's and MPS'
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in _NO_ROOM)

@@ -124,12 +124,12 @@ def _expand_columns(
 ) -> None:
     targets = feature_targets(columns)
     for indices, rows, bias in sweeps(engine, targets, batch_size):
-        layers = targets.layer[indices]
+        layers, own = targets.layer[indices], columns[indices.cpu()]
         for layer in layers.unique().tolist():
             here = (layers == layer).nonzero()[:, 0]
             values = rows[here, : engine.sources.before(layer)]
             kept = whole_rows(values) if expansion.trimming is None else expansion.trimming(values)
-            block = Block(columns[indices[here]], kept, bias[here])
+            block = Block(own[here.cpu()], kept, bias[here])
             expansion.blocks.setdefault(layer, []).append(block)
         advance(indices.numel())
 

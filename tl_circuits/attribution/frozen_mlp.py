@@ -24,20 +24,20 @@ class Decoder:
 
     def __init__(self, sources: Sources, writer: int, layer: int):
         source = sources.layers[writer]
-        self._active = source.active
+        self._active = source.active.to(sources.devices[layer])
         self._norm = sources.layers[layer].norm
         self._vectors = lambda features: sources.dictionary.decoder_vectors(writer, features, layer)
         self._first = source.features_at
         self._bounds = torch.searchsorted(
-            source.active.position.contiguous(),
-            torch.arange(sources.n_pos + 1, device=source.active.position.device),
+            self._active.position.contiguous(),
+            torch.arange(sources.n_pos + 1, device=self._active.position.device),
         ).tolist()
         n_active, width = source.active.feature.numel(), sources.dictionary.width(writer)
         self._dense = n_active > DENSE_SHARE * width * max(1, sources.n_pos - len(sources.skipped))
         d_out = sources.tokens.shape[1]
         self._at_once = max(1, CACHED_FLOATS // d_out)
         if self._dense:
-            self._kept = self._vectors(torch.arange(width, device=source.active.feature.device))
+            self._kept = self._vectors(torch.arange(width, device=self._active.feature.device))
         else:
             self._kept = self._scaled(0, n_active) if n_active * d_out <= CACHED_FLOATS else None
 
@@ -87,7 +87,7 @@ class FrozenMLP:
         self._writers = list(dictionary.writers(layer)) if layer in dictionary.layers else []
         self._sources, self._layer, self._read, self._source = sources, layer, read, source
         self._decoders = [Decoder(sources, w, layer) for w in self._writers]
-        positions = torch.arange(sources.n_pos, device=sources.tokens.device)
+        positions = torch.arange(sources.n_pos, device=source.constant.device)
         norm = source.norm
         constant = source.constant
         if source.skip is not None and read is not None and read.stage == "normed" and read.norm is not None:

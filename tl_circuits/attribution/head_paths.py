@@ -23,7 +23,10 @@ Head = tuple[int, int]  # layer, head
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """One layer's heads as matrices on the stream, norms folded in: ``out[q] = Σ_k mix[h, q, k] x[k] W_V W_O``."""
+    """One layer's heads as matrices on the stream, norms folded in: ``out[q] = Σ_k mix[h, q, k] x[k] W_V W_O``.
+
+    The weights lie where the layer does. What is asked about comes from one device, and answers go there.
+    """
 
     W_V: Float[Tensor, "n_kv d_model d_head"]
     W_O: Float[Tensor, "n_heads d_head d_model"]
@@ -31,12 +34,29 @@ class LayerHeads:
 
     def values(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n_heads n d_head"]:
         """What every head takes as values from streams."""
-        return (x @ self.W_V).repeat_interleave(self.W_O.shape[0] // self.W_V.shape[0], 0)
+        made = (x.to(self.W_V.device) @ self.W_V).to(x.device)
+        return made.repeat_interleave(self.W_O.shape[0] // self.W_V.shape[0], 0)
 
     def values_back(self, g: Float[Tensor, "n_heads d_head"]) -> Float[Tensor, "n_heads d_model"]:
         """Gradients at the stream from gradients at each head's values."""
-        grouped = g.unflatten(0, (self.W_V.shape[0], -1))
-        return torch.einsum("kge,kde->kgd", grouped, self.W_V).flatten(0, 1)
+        grouped = g.to(self.W_V.device).unflatten(0, (self.W_V.shape[0], -1))
+        return torch.einsum("kge,kde->kgd", grouped, self.W_V).flatten(0, 1).to(g.device)
+
+    def written(self, values: Float[Tensor, "n_heads d_head"]) -> Float[Tensor, "n_heads d_model"]:
+        """What every head writes from its value."""
+        return torch.einsum("he,hed->hd", values.to(self.W_O.device), self.W_O).to(values.device)
+
+    def written_back(self, g: Float[Tensor, "*n d_model"]) -> Float[Tensor, "n_heads *n d_head"]:
+        """Gradients at every head's value from one or several gradients at the stream they write to."""
+        there = g.to(self.W_O.device)
+        return (self.W_O @ there if g.ndim == 1 else there @ self.W_O.transpose(1, 2)).to(g.device)
+
+    def through(
+        self, spread: Float[Tensor, "n key"], places: Float[Tensor, "m query"]
+    ) -> Float[Tensor, "n_heads n m"]:
+        """How much each head carries from ``spread`` over keys to ``places`` among queries."""
+        away = self.mix.device
+        return (spread.to(away) @ (self.mix.transpose(1, 2) @ places.to(away).T)).to(spread.device)
 
 
 def layer_heads(attention: FrozenAttention) -> LayerHeads:
@@ -90,16 +110,16 @@ class HeadPaths:
         """A source carried to the heads of every block by the residual stream."""
         stream = self._forward(source)
         values = {layer: self.heads[layer].values(x[None])[:, 0] for layer, x in stream.items()}
-        written = [torch.einsum("he,hed->hd", value, self.heads[layer].W_O) for layer, value in values.items()]
-        spread = [heads.mix[:, :, source.position] for heads in self.heads]
+        written = [self.heads[layer].written(value) for layer, value in values.items()]
+        spread = [heads.mix[:, :, source.position].to(source.start.device) for heads in self.heads]
         return Leaving(source, values, written, spread)
 
     def arrive(self, target: Target) -> "Arriving":
         """A target carried back to the heads of every block by the residual stream."""
         ends, gradients = self._backward(target)
-        at_values = {layer: self.heads[layer].W_O @ g for layer, g in gradients.items()}
+        at_values = {layer: self.heads[layer].written_back(g) for layer, g in gradients.items()}
         read = [self.heads[layer].values_back(g) for layer, g in sorted(at_values.items())]
-        places = [self.heads[layer].mix[:, target.position] for layer in sorted(gradients)]
+        places = [self.heads[layer].mix[:, target.position].to(target.vector.device) for layer in sorted(gradients)]
         return Arriving(target, ends, at_values, read, places)
 
     def paths(self, source: "Leaving", target: "Arriving", edge: float, chains: int) -> Paths:
@@ -108,7 +128,7 @@ class HeadPaths:
         residual = self._residual(source.source, target.ends) if start == end else 0.0
         heads = {}
         for layer, g in sorted(target.at_values.items()):
-            values = (source.values[layer] * g).double().sum(-1) * self.heads[layer].mix[:, end, start]
+            values = (source.values[layer] * g).double().sum(-1) * self.heads[layer].mix[:, end, start].to(g.device)
             heads |= {(layer, head): value for head, value in enumerate(values.tolist())}
         best = _Largest(chains)
         layers = sorted(target.at_values)
@@ -123,24 +143,27 @@ class HeadPaths:
         """What layer ``layer``'s skip connection adds, from streams at the first positions."""
         made: LayerSources = self._sources.layers[layer]
         n, n_pos, d_model = x.shape
+        home, x = x.device, x.to(self._sources.devices[layer])
         positions = torch.arange(n_pos, device=x.device).repeat(n)
         flat = _read_linear(self._engine.reads[layer], x.reshape(-1, d_model), positions) @ made.skip.T
         flat = flat if made.norm is None else made.norm.push(flat, positions)
         out = flat.reshape(n, n_pos, d_model)
         out[:, [p for p in self._sources.skipped if p < n_pos]] = 0.0  # there the MLP is a constant
-        return out
+        return out.to(home)
 
     def _skip_at(self, layer: int, x: Float[Tensor, " d_model"], position: int) -> Float[Tensor, " d_model"]:
         if layer not in self._skips or position in self._sources.skipped:
             return torch.zeros_like(x)
-        made, where = self._sources.layers[layer], torch.tensor([position], device=x.device)
-        out = _read_linear(self._engine.reads[layer], x[None], where) @ made.skip.T
-        return (out if made.norm is None else made.norm.push(out, where))[0]
+        made, device = self._sources.layers[layer], self._sources.devices[layer]
+        where = torch.tensor([position], device=device)
+        out = _read_linear(self._engine.reads[layer], x[None].to(device), where) @ made.skip.T
+        return (out if made.norm is None else made.norm.push(out, where))[0].to(x.device)
 
     def _skip_back(self, layer: int, g: Float[Tensor, " d_model"], position: int) -> Float[Tensor, " d_model"]:
         if layer not in self._skips:
             return torch.zeros_like(g)
-        return self._engine.mlp[layer].through_skip(g[None, None], position)[0, 0]
+        here = g[None, None].to(self._sources.devices[layer])
+        return self._engine.mlp[layer].through_skip(here, position)[0, 0].to(g.device)
 
     def _forward(self, source: Source) -> dict[int, Tensor]:
         """The source on the stream entering every block, by the residual stream alone."""
@@ -215,10 +238,10 @@ class HeadPaths:
             heads, above = self.heads[layers[i]], layers[i + 1 :]
             written, spread = (torch.cat([part[layer] for layer in layers[:i]]) for part in (source.written, source.spread))
             if layers[i] not in target.beyond:
-                target.beyond[layers[i]] = torch.cat(target.read[i + 1 :]) @ heads.W_O.transpose(1, 2)
+                target.beyond[layers[i]] = heads.written_back(torch.cat(target.read[i + 1 :]))
             places = torch.cat(target.places[i + 1 :])
             values = heads.values(written) @ target.beyond[layers[i]].transpose(1, 2)
-            values = values * (spread @ (heads.mix.transpose(1, 2) @ places.T))
+            values = values * heads.through(spread, places)
 
             def name(h: int, a: int, b: int, middle: int = layers[i], above: list[int] = above) -> tuple[Head, ...]:
                 return self._nth(layers, a, n_heads), (middle, h), self._nth(above, b, n_heads)
@@ -262,7 +285,7 @@ class _Largest:
     def add(self, values: Tensor, name: Callable[..., tuple[Head, ...]]) -> None:
         """Look at a tensor of values; ``name`` turns a cell's indices into its heads."""
         top = values.abs().flatten().topk(min(self._count, values.numel())).indices
-        cells = torch.unravel_index(top, values.shape)
+        cells = torch.unravel_index(top.cpu(), values.shape)
         sizes = values.flatten()[top].tolist()
         for value, *cell in zip(sizes, *(c.tolist() for c in cells), strict=True):
             if value != 0.0:

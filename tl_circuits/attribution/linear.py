@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.attribution.effects import Effects
 from tl_circuits.attribution.frozen_mlp import FrozenMLP, add_position_dots
 from tl_circuits.attribution.rounding import rounded_attention, rounded_reads, stream_rounding
 from tl_circuits.attribution.sources import Sources
@@ -50,6 +51,7 @@ class LinearEngine:
             layer: read_map(model, recording, layer, dictionary.input_hook(layer))
             for layer in sources.dictionary_layers
         }
+        self.devices = (*sources.devices, recording.resid_final.device)
         whole = recording.logits is not None
         self.reads[len(layers)] = ReadMap("normed", frozen_norm(model, recording, "ln_final")) if whole else _STREAM
         self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
@@ -67,6 +69,7 @@ class LinearEngine:
 
         def compare(what: str, ours: Tensor, models: Tensor) -> None:
             models = models.float()
+            ours = ours.to(models.device)
             gap = float((ours - models).abs().max() / models.abs().max().clamp_min(1e-30))
             if not gap <= tolerance:
                 raise ArchitectureError(
@@ -79,7 +82,7 @@ class LinearEngine:
         for layer, attention in enumerate(self.attention):
             ours = attention.forward(recording.resid_pre[layer])
             compare(f"attention of layer {layer}", ours, recording.attn_out[layer])
-            resid = resid + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
+            resid = resid.to(ours.device) + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
             compare(f"residual stream after layer {layer}", resid, recording.streams[layer + 1])
         for layer in self.sources.dictionary_layers:
             ours = self.reads[layer].forward(resid_mid(recording, model, layer))
@@ -128,22 +131,32 @@ class _Sweep:
         self._first = leading.count if self._leading else 0
         self._depth = int(targets.layer[0])
         self._counts = torch.bincount(targets.layer, minlength=self._depth + 1).tolist()
-        self._out = targets.vector.new_zeros(len(targets), sources.before(self._depth))
-        self._bias = targets.bias.clone()
+        self._effects = Effects(targets.bias, sources.before(self._depth))
+        self._out, self._bias = self._effects.on(sources.home, 0)
         used = int(targets.position.max()) + 1 - self._first
         self._g = targets.vector.new_zeros(used, 0, targets.vector.shape[1])
 
     def run(self) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         engine, n_layers = self._engine, len(self._engine.attention)
         if self._depth == n_layers:
+            self._go_to(n_layers)
             self._spread(*self._entering(n_layers))
         for layer in range(min(self._depth, n_layers - 1), -1, -1):
+            self._go_to(layer)
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
         own = self._out[:, self._first : last]
         for offset, here in enumerate(self._g):
             own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
-        return self._out, self._bias
+        return self._effects.joined()
+
+    def _go_to(self, layer: int) -> None:
+        """Bring what the sweep carries to a layer's device; nothing to do where all lie on one."""
+        device = self._engine.devices[layer]
+        if device != self._g.device:
+            self._g, self._targets = self._g.to(device), self._targets.to(device)
+            width = self._engine.sources.before(min(layer + 1, self._depth))
+            self._out, self._bias = self._effects.on(device, width)
 
     def _layer(self, layer: int, parallel: bool) -> None:
         engine, g = self._engine, self._g
@@ -212,6 +225,7 @@ class Leading:
         streams = torch.zeros(count, count, tokens.shape[1], device=tokens.device)
         streams[range(count), range(count)] = tokens
         for layer, block in enumerate(attention):
+            streams = streams.to(block.const.device)
             rest = recording.resid_pre[layer][:count].float() - streams.sum(0)
             parts = torch.cat([streams, rest[None]])
             self._values.append(parts[:, None] @ block.W_V)
@@ -237,5 +251,5 @@ def explained_logits(
     """Logits of some of the vocabulary as the frozen final norm and unembedding give them."""
     unembed = unembed_weights(model)
     W_U, b_U = unembed.W_U[:, tokens], unembed.b_U[tokens]
-    logits = (final.forward(recording.resid_final)[recording.position].to(W_U.dtype) @ W_U + b_U).float()
+    logits = (final.forward(recording.resid_final)[recording.position].to(W_U) @ W_U + b_U).float()
     return logits if unembed.softcap is None else unembed.softcap * torch.tanh(logits / unembed.softcap)

@@ -5,10 +5,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
 from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, node_indices, retrace
+from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, resolve_logits
 from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
@@ -131,22 +134,26 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
     nothing = torch.zeros_like(sources.tokens[0])
     if kind == 2:
         return Source(position, {}, sources.tokens[position])
-    where = torch.tensor([position], device=nothing.device)
     if kind == 1:
-        made = sources.layers[layer]
-        row = made.error[position][None]
-        return Source(position, {layer: (row if made.norm is None else made.norm.push(row, where))[0]}, nothing)
+        return Source(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
     column = columns.find(0, layer, position, feature)
     active = sources.layers[layer].active
     activation = active.activation[column - sources.layers[layer].features_at]
-    dictionary, one = sources.dictionary, torch.tensor([feature], device=nothing.device)
+    dictionary, one = sources.dictionary, torch.tensor([feature], device=activation.device)
     writes = {}
     for at in dictionary.layers:
         if layer in dictionary.writers(at):
-            row = dictionary.decoder_vectors(layer, one, at) * activation
-            norm = sources.layers[at].norm
-            writes[at] = (row if norm is None else norm.push(row, where))[0]
+            row = dictionary.decoder_vectors(layer, one, at)[0] * activation
+            writes[at] = _on_stream(sources, at, row, position)
     return Source(position, writes, nothing)
+
+
+def _on_stream(sources: Sources, layer: int, row: Float[Tensor, " d_out"], position: int) -> Float[Tensor, " d_model"]:
+    """A row at a layer's output site as it reaches the residual stream, brought home."""
+    norm, device = sources.layers[layer].norm, sources.devices[layer]
+    if norm is None:
+        return row.to(sources.home)
+    return norm.push(row[None].to(device), torch.tensor([position], device=device))[0].to(sources.home)
 
 
 class _Reads:
@@ -162,24 +169,24 @@ class _Reads:
         if kind not in (0, 3):
             raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
         vector = self._logit(node, position) if kind == 3 else self._feature(node, layer, position)
-        device = vector.device
-        where = [torch.tensor([value], device=device) for value in (layer, position)]
-        return Targets(*where, vector[None], torch.zeros(1, device=device))
+        where = [torch.tensor([value]) for value in (layer, position)]
+        return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
 
     def on_stream(self, node: int) -> Target:
         """A node as a vector on the stream it reads."""
         made = self.targets(node)
         layer, position = int(made.layer[0]), int(made.position[0])
-        vectors, _ = self._local.engine.reads[layer].transpose(made.vector, made.position)
-        return Target(position, layer, vectors[0])
+        there = made.to(self._local.engine.devices[layer])
+        vectors, _ = self._local.engine.reads[layer].transpose(there.vector, there.position)
+        return Target(position, layer, vectors[0].to(made.vector.device))
 
-    def _feature(self, node: int, layer: int, position: int) -> torch.Tensor:
+    def _feature(self, node: int, layer: int, position: int) -> Tensor:
         dictionary = self._local.sources.dictionary
         x = self._local.recording.sites[dictionary.input_hook(layer)][position][None]
         feature = self._graph._nodes.feature[node : node + 1].to(x.device)
         return dictionary.read_vectors(layer, feature, x)[0][0]
 
-    def _logit(self, node: int, position: int) -> torch.Tensor:
+    def _logit(self, node: int, position: int) -> Tensor:
         local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
         if token >= 0:
             W_U = unembed_weights(local.model).W_U

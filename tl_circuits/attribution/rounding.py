@@ -49,7 +49,7 @@ def stream_rounding(
     written = recording.mlp_out[layer].float()
     if source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself
         written = source.norm.forward(recording.sites[sources.dictionary.output_hook(layer)])
-    gap = after - recording.resid_pre[layer].float() - recording.attn_out[layer].float() - written
+    gap = after.to(written.device) - recording.resid_pre[layer].float() - recording.attn_out[layer].float() - written
     if source.skip is not None:
         through = reads[layer].rounding @ source.skip.T
         through[list(sources.skipped)] = 0.0  # there the whole output is constant already

@@ -56,6 +56,16 @@ class Sources:
         return [layer for layer in self.dictionary.layers if layer < len(self.layers)]
 
     @property
+    def home(self) -> torch.device:
+        """Where rows, targets and tables lie: with the first layer. Every other thing lies with its layer."""
+        return self.tokens.device
+
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Each layer's device."""
+        return tuple(source.constant.device for source in self.layers)
+
+    @property
     def width(self) -> int:
         """The number of columns."""
         return self.before(len(self.layers))
@@ -84,7 +94,7 @@ class Sources:
     @cached_property
     def feature_table(self) -> dict[str, Tensor]:
         """``layer position feature pre activation`` of every active feature, in column order."""
-        actives = [s.active for s in self.layers]
+        actives = [s.active.to(self.home) for s in self.layers]
         layer = [torch.full_like(a.position, i) for i, a in enumerate(actives)]
         table = {"layer": torch.cat(layer)}
         for name in ("position", "feature", "pre", "activation"):
@@ -100,7 +110,7 @@ def find_sources(
     Raises ArchitectureError when an exact dictionary (neurons) does not rebuild an MLP's output.
     """
     n_pos = recording.tokens.numel()
-    keep = torch.ones(n_pos, dtype=torch.bool, device=recording.resid_final.device)
+    keep = torch.ones(n_pos, dtype=torch.bool)
     keep[list(skip_positions)] = False
     column, layers = n_pos, []
     actives = {
@@ -134,6 +144,7 @@ def _dictionary_layer(
     column: int,
 ) -> LayerSources:
     output = recording.sites[dictionary.output_hook(layer)].float()
+    keep = keep.to(output.device)
     constant = dictionary.constant(layer).expand_as(output)
     skip = dictionary.skip(layer)
     recons = constant.clone()
@@ -164,6 +175,7 @@ def _dictionary_layer(
 def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> LayerSources:
     """A layer without a dictionary: its whole MLP output is an error node."""
     output = recording.mlp_out[layer].float()
+    keep = keep.to(output.device)
     none = torch.empty(0, dtype=torch.long, device=output.device)
     empty = LayerActive(none, none, output.new_empty(0), output.new_empty(0))
     return LayerSources(
@@ -181,6 +193,7 @@ def _add_decoded(
     recons: Float[Tensor, "pos d_out"], dictionary: Dictionary, writer: int, layer: int, active: LayerActive
 ) -> None:
     """Add what ``writer``'s active features write to ``layer``, a block of decoder rows at a time."""
+    active = active.to(recons.device)
     step = max(1, 2**24 // recons.shape[1])
     for start in range(0, active.feature.numel(), step):
         part = slice(start, start + step)

@@ -31,6 +31,10 @@ class Targets:
     def __len__(self) -> int:
         return self.layer.numel()
 
+    def to(self, device: torch.device) -> "Targets":
+        """The same on another device."""
+        return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     def __getitem__(self, index: Int[Tensor, " m"]) -> "Targets":
         return Targets(self.layer[index], self.position[index], self.vector[index], self.bias[index])
 
@@ -130,10 +134,10 @@ def resolve_logits(
     model = replacement.model
     unembed = unembed_weights(model)
     probabilities = logits.float().softmax(-1)
-    mean_vector, mean_bias = replacement.mean_unembedding
+    mean_vector, mean_bias = (mean.to(final.device) for mean in replacement.mean_unembedding)
 
     def logit(token: int) -> tuple[Tensor, Tensor]:
-        return unembed.W_U[:, token].float(), unembed.b_U[token].float()
+        return unembed.W_U[:, token].to(final.device).float(), unembed.b_U[token].to(final.device).float()
 
     vectors, biases, weights, tokens, names = [], [], [], [], []
     for target in targets:

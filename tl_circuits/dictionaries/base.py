@@ -1,7 +1,7 @@
 """What attribution needs of a dictionary: features that read and write the residual stream linearly."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ class LayerActive:
     feature: Int[Tensor, " n"]
     pre: Float[Tensor, " n"]
     activation: Float[Tensor, " n"]
+
+    def to(self, device: torch.device) -> "LayerActive":
+        """The same on another device."""
+        return LayerActive(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 class Dictionary(ABC):
@@ -56,6 +60,10 @@ class Dictionary(ABC):
     @abstractmethod
     def check(self, model: Any) -> None:
         """Raise DictionaryError or NotFiniteError where the dictionary does not fit ``model``."""
+
+    def placed(self, devices: Mapping[int, torch.device]) -> "Dictionary":
+        """The same dictionary with each layer on its device; itself if everything is there already."""
+        return self
 
     @abstractmethod
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:

@@ -1,13 +1,21 @@
 """Cross-layer transcoders, given as tensors: a feature reads one layer and writes to it and later ones."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import gaps, ranges, require_finite
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet, take_rows, weighted_sum
+from tl_circuits.dictionaries.transcoders import (
+    Transcoder,
+    TranscoderSet,
+    take_rows,
+    to_layer,
+    weighted_sum,
+)
 from tl_circuits.errors import DictionaryError
 
 
@@ -18,6 +26,8 @@ class CrossLayerTranscoders(TranscoderSet):
     its ``W_dec`` is not used. ``decoders[s]`` is ``[feature, slot, d_out]``, slot j writing to layer
     ``s + j``. Raises DictionaryError where they do not fit together.
     """
+
+    _wide = ("W_enc",)
 
     def __init__(
         self,
@@ -53,6 +63,17 @@ class CrossLayerTranscoders(TranscoderSet):
         decoders = {i: d.to(device) for i, d in self._decoders.items()}
         return CrossLayerTranscoders(encoders, decoders, self.name, self.made_for)
 
+    def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":
+        """As of a :class:`TranscoderSet`; a decoder lies with the layer its features read, whatever it writes to."""
+        moved = {layer: to_layer(decoder, devices[layer]) for layer, decoder in self._decoders.items()}
+        made = super().placed(devices)
+        if made is self and all(moved[layer] is self._decoders[layer] for layer in moved):
+            return self
+        made = copy(self) if made is self else made
+        made._decoders = moved
+        made._at = {layer: replace(made[layer], W_dec=moved[layer][:, 0]) for layer in self.layers}
+        return made
+
     def writers(self, layer: int) -> Sequence[int]:
         return tuple(s for s in self.layers if s <= layer < s + self._decoders[s].shape[1])
 
@@ -63,7 +84,7 @@ class CrossLayerTranscoders(TranscoderSet):
         for writer in self.writers(layer):
             written = weighted_sum(acts[writer], self._decoders[writer][:, layer - writer])
             self._used(writer, "W_dec", written)
-            recons = recons + written
+            recons = recons + written.to(x.device)
         skip = self.skip(layer)
         return recons if skip is None else recons + x.float() @ skip.to(x.device).T
 

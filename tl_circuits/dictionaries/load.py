@@ -53,7 +53,8 @@ def load_transcoders(
         input_hook: block-relative name such as ``mlp.hook_in``, where the files do not say what is read,
             or say it wrongly.
         output_hook: the same for what is written.
-        device: where small tensors and results go; None for the GPU if there is one.
+        device: where small tensors and results go; None for the GPU if there is one. ``attach`` brings each
+            layer's on to the device of the model's layer.
         dtype: of the weights; None keeps what is stored. Computation is in float32.
         residency: where encoders and decoders stay. ``"disk"``: memory-mapped, read layer by layer
             and row by row; ``"cpu"``; ``"device"``; ``"auto"``: the device where they fit, else disk.

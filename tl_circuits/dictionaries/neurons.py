@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
+from tl_circuits.dictionaries.transcoders import take_rows
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import MLPWeights, mlp_weights
 
@@ -96,23 +97,23 @@ class Neurons(Dictionary):
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> Float[Tensor, " n"]:
         w, x = self._at[layer], x.float()
-        u = (x * w.W_in[:, features].T.float()).sum(-1) + w.b_in[features].float()
+        u = (x * _columns(w.W_in, features)).sum(-1) + take_rows(w.b_in, features)
         if w.W_gate is None:
             return self._act(u)
-        g = (x * w.W_gate[:, features].T.float()).sum(-1)
-        return self._act(g if w.b_gate is None else g + w.b_gate[features].float()) * u
+        g = (x * _columns(w.W_gate, features)).sum(-1)
+        return self._act(g if w.b_gate is None else g + take_rows(w.b_gate, features)) * u
 
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
         w, x = self._at[layer], x.float()
-        into, b_in = w.W_in[:, features].T.float(), w.b_in[features].float()
+        into, b_in = _columns(w.W_in, features), take_rows(w.b_in, features)
         u = (x * into).sum(-1) + b_in
         if w.W_gate is None:
             r = self._ratio(u)
             return r[:, None] * into, r * b_in
-        gate = w.W_gate[:, features].T.float()
-        b_gate = b_in.new_zeros(b_in.shape) if w.b_gate is None else w.b_gate[features].float()
+        gate = _columns(w.W_gate, features)
+        b_gate = b_in.new_zeros(b_in.shape) if w.b_gate is None else take_rows(w.b_gate, features)
         g = (x * gate).sum(-1) + b_gate
         half = 0.5 * self._ratio(g)
         vectors = half[:, None] * (u[:, None] * gate + g[:, None] * into)
@@ -125,13 +126,18 @@ class Neurons(Dictionary):
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         """The gate's direction where there is a gate: it decides whether the neuron fires."""
         w = self._at[layer]
-        return (w.W_in if w.W_gate is None else w.W_gate)[:, features].T.float()
+        return _columns(w.W_in if w.W_gate is None else w.W_gate, features)
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
-        return self._at[layer].W_out[features].float()
+        return take_rows(self._at[layer].W_out, features)
 
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
         return self._at[layer].b_out.float()
+
+
+def _columns(matrix: Float[Tensor, "d d_mlp"], features: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """Some columns of a matrix as rows, float32, where ``features`` is."""
+    return matrix[:, features.to(matrix.device)].T.float().to(features.device)
 
 
 def mlp_neurons(model: Any) -> Neurons:

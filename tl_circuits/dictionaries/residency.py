@@ -21,6 +21,7 @@ from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.hub import require_space
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.errors import DictionaryError
+from tl_circuits.memory import free_memory
 from tl_circuits.models import cache_dir
 
 Residency = Literal["auto", "disk", "cpu", "device"]
@@ -34,9 +35,7 @@ def choose_residency(asked: str, device: torch.device, size: int) -> str:
         raise DictionaryError(f'residency is {asked!r}, expected "disk", "cpu", "device" or "auto".')
     if asked != "auto":
         return asked
-    room = SMALL_SET
-    if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[0] // 3
+    room = SMALL_SET if device.type == "cpu" else free_memory(device) // 3
     return "device" if size <= room else "disk"
 
 

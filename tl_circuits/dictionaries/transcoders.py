@@ -1,6 +1,7 @@
 """Per-layer transcoders, given as tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -90,6 +91,8 @@ def weighted_sum(
 class TranscoderSet(Dictionary):
     """One :class:`Transcoder` for each of some layers."""
 
+    _wide = ("W_enc", "W_dec")  # what :meth:`placed` brings along as a whole
+
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
     ):
@@ -104,6 +107,19 @@ class TranscoderSet(Dictionary):
     def to(self, device: torch.device) -> "TranscoderSet":
         """The same transcoders on another device."""
         return TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
+
+    def placed(self, devices: Mapping[int, torch.device]) -> "TranscoderSet":
+        """The same transcoders, each on its layer's device; itself if all are there already.
+
+        Encoders and decoders in the machine's memory or on disk stay there: the rows that are wanted go
+        to the device. What is copied is a new set's; this one keeps its own.
+        """
+        moved = {layer: _placed(t, devices[layer], self._wide) for layer, t in self._at.items()}
+        if all(moved[layer] is self._at[layer] for layer in moved):
+            return self
+        made = copy(self)
+        made._at = moved
+        return made
 
     def __getitem__(self, layer: int) -> Transcoder:
         return self._at[layer]
@@ -227,6 +243,18 @@ class TranscoderSet(Dictionary):
 
 
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
+
+
+def to_layer(matrix: Tensor, device: torch.device) -> Tensor:
+    """A wide matrix on its layer's device, unless it lies in the machine's memory or on disk."""
+    return matrix if matrix.device.type == "cpu" else matrix.to(device)
+
+
+def _placed(transcoder: Transcoder, device: torch.device, wide: Sequence[str]) -> Transcoder:
+    tensors = {name: getattr(transcoder, name) for name in (*wide, *_TENSORS[2:])}
+    found = {n: to_layer(t, device) if n in wide else t.to(device) for n, t in tensors.items() if t is not None}
+    moved = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
+    return replace(transcoder, **moved) if moved else transcoder
 
 
 def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:

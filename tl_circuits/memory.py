@@ -1,0 +1,20 @@
+"""How much memory a device has left."""
+
+import psutil
+import torch
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on ``device`` now; those of the machine where the device does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    machine = psutil.virtual_memory().available
+    if device.type == "cpu":
+        return machine
+    try:
+        if device.type == "mps":  # shares the machine's memory, up to what the system recommends
+            left = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+            return max(0, min(machine, left))
+        return getattr(torch, device.type).mem_get_info(device)[0]
+    except (AttributeError, AssertionError, RuntimeError):  # no such function, or a build or driver without it
+        return machine
