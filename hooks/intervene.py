@@ -20,7 +20,7 @@ from .errors import EditError
 from .freeze import added_hooks
 from .head_edits import head_edit_hooks
 from .record import Listener, norm_names, unembedding_only
-from .sites import Model, find, layer_device, norm_weights, with_its_layer
+from .sites import Model, find, norm_weights, with_its_layer
 
 FREEZE_MODES = ("all", "attention", "none")
 _STREAM = "blocks.0.hook_resid_pre"
@@ -152,8 +152,10 @@ class _Changes:
         return hooks
 
     def _keeper(self, layer: int) -> Callable[[Tensor, HookPoint], None]:
+        name = self._replacement.dictionary.input_hook(layer)
+
         def keep(tensor: Tensor, hook: HookPoint) -> None:
-            self._inputs[layer] = tensor.to(layer_device(self._replacement.model, layer))
+            self._inputs[layer] = with_its_layer(self._replacement.model, name, tensor)
 
         return keep
 

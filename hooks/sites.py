@@ -307,7 +307,8 @@ def layer_device(model: Model, layer: int) -> torch.device:
 
 def with_its_layer(model: Model, name: str, seen: Tensor) -> Tensor:
     """What the hook ``name`` showed, on its layer's device: a block's input is seen before it is brought there."""
-    layer = layer_of(name)
+    # TransformerLens does not spread a model over the CPU and accelerators, and looking it up takes time.
+    layer = None if seen.device.type == "cpu" else layer_of(name)
     return seen if layer is None else seen.to(layer_device(model, layer))
 
 

@@ -166,12 +166,17 @@ def edits_for(graph) -> list:
 
 
 @pytest.mark.parametrize(
-    ("kind", "freeze"),
-    [("skip_transcoders", "all"), ("cross_layer", "attention"), ("cross_layer", "all"), ("neurons", "none")],
+    ("kind", "freeze", "architecture"),
+    [
+        ("skip_transcoders", "all", "llama"),
+        ("cross_layer", "attention", "llama"),
+        ("cross_layer", "all", "gemma2"),  # its unembedding, tied to the embedding, is on the first device
+        ("neurons", "none", "gpt2"),
+    ],
 )
-def test_interventions(kind, freeze):
+def test_interventions(kind, freeze, architecture):
     *found, expected = everywhere(
-        lambda replacement, graph: tlc.intervene(replacement, prompt(6), edits_for(graph), freeze=freeze), kind
+        lambda replacement, graph: tlc.intervene(replacement, prompt(6), edits_for(graph), freeze=freeze), kind, architecture
     )
     for result in found:
         assert torch.allclose(result.logits.cpu(), expected.logits, atol=1e-5)
@@ -219,7 +224,7 @@ def test_generation():
 @pytest.mark.parametrize("freeze", ["all", "none"])
 def test_faithfulness(freeze):
     *found, expected = everywhere(
-        lambda replacement, graph: tlc.faithfulness(replacement, graph, n=3, freezes=[freeze]), "cross_layer"
+        lambda replacement, graph: tlc.faithfulness(replacement, graph, n=3, freezes=[freeze]), "cross_layer", "gemma2"
     )
     for report in found:
         pd.testing.assert_frame_equal(report.effects, expected.effects, atol=1e-4)
@@ -247,7 +252,7 @@ def test_qk_attribution_and_its_check():
 
 @pytest.mark.parametrize("kind", ["cross_layer", "neurons"])
 def test_vocabulary_labels(kind):
-    one, two, cpu = everywhere(lambda r, g: tlc.label_features(r, g).labels, kind)
+    one, two, cpu = everywhere(lambda r, g: tlc.label_features(r, g).labels, kind, "gemma2")
     assert one == two == cpu
 
 
