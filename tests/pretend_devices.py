@@ -170,8 +170,9 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[dict, str, Tensor]]:
 
 def on_one_device(architecture: str, dtype: torch.dtype = torch.float32) -> TransformerBridge:
     """A tiny model on ``xpu:0``."""
-    model = TransformerBridge.boot_transformers(tiny_folder(architecture), device="cpu", dtype=dtype).eval()
-    place(model, "xpu:0")
+    network = _network(architecture, dtype)
+    place(network, "xpu:0")
+    model = TransformerBridge.boot_transformers(tiny_folder(architecture), hf_model=network, dtype=dtype).eval()
     model.cfg.device = "xpu:0"
     return model
 
@@ -182,8 +183,7 @@ def on_two_devices(architecture: str, dtype: torch.dtype = torch.float32) -> Tra
     Accelerate's own hooks move activations between layers. An unembedding tied to the embedding is
     where that is.
     """
-    folder = tiny_folder(architecture)
-    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+    network = _network(architecture, dtype)
     spread = _device_map(network)
     placed: dict[int, Tensor] = {}
     for name, device in spread.items():
@@ -197,7 +197,12 @@ def on_two_devices(architecture: str, dtype: torch.dtype = torch.float32) -> Tra
             skip_keys="past_key_values",
         )
     network.hf_device_map = spread
-    return TransformerBridge.boot_transformers(folder, hf_model=network, dtype=dtype).eval()
+    return TransformerBridge.boot_transformers(tiny_folder(architecture), hf_model=network, dtype=dtype).eval()
+
+
+def _network(architecture: str, dtype: torch.dtype) -> Any:
+    folder = tiny_folder(architecture)
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
 
 
 def _device_map(network: Any) -> dict[str, str]:
