@@ -33,8 +33,8 @@ LONG = 1024  # positions, beyond which patterns are made again from queries and 
 class Recording:
     """What one forward pass showed, batch dimension removed, in the model's own dtype.
 
-    Everything of layer L lies where layer L does. ``patterns[L]``: attention patterns after softmax, without the zeros of the mask. ``scales[name]``: the denominator of the
-    norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
+    Everything of layer L lies where layer L does. ``patterns[L]``: attention patterns after softmax, without
+    the zeros of the mask. ``scales[name]``: the denominator of the norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
     the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
     tensors of the hooks asked for. ``logits``: the model's, at ``position``; None where the pass ended below
     a layer, whose input stands as ``resid_final``.

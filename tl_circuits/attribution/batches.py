@@ -78,22 +78,25 @@ def sweep_chunks(
     positions = targets.position[order].tolist()
     start, floats = 0, min(SWEEP_FLOATS, least_free_memory({sources.home, *sources.devices}) // 8)
     for i in range(1, len(positions) + 1):
-        if i < len(positions):
-            if isinstance(batch_size, int):
-                full = i - start >= batch_size
-            else:
-                full = i - start >= _room(positions[i] + 1, sources, floats) or _wasteful(positions[start : i + 1], sources)
-            if not full:
-                continue
+        if i < len(positions) and _takes_one_more(positions[start : i + 1], batch_size, sources, floats):
+            continue
         chunk = order[start:i]
         yield chunk[torch.argsort(targets.layer[chunk], descending=True, stable=True)]
         start = i
 
 
+def _takes_one_more(positions: list[int], batch_size: int | str, sources: Sources, floats: int) -> bool:
+    """Whether the last of these positions' targets joins the sweep of all before it."""
+    count = len(positions) - 1
+    if isinstance(batch_size, int):
+        return count < batch_size
+    return count < _room(positions[-1] + 1, sources, floats) and not _wasteful(positions, sources)
+
+
 def _wasteful(positions: list[int], sources: Sources) -> bool:
     """Whether sweeping these positions' targets together costs more than a sweep more would."""
     last = positions[-1]
-    of_its_own = Sizes.on(sources.tokens.device).rows // 4 + 2 * (last + 1)  # measured, in targets x positions
+    of_its_own = Sizes.on(sources.home).rows // 4 + 2 * (last + 1)  # measured, in targets x positions
     return sum(last - p for p in positions) > of_its_own
 
 
