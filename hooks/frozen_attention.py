@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from .maps import frozen_norm
@@ -64,44 +64,43 @@ class FrozenAttention:
         return weights.unflatten(0, (self.W_V.shape[0], -1))
 
     def mix_back(
-        self,
-        g: Float[Tensor, "used n d_model"],
-        fresh: Float[Tensor, "new d_model"],
-        fresh_at: Int[Tensor, " new"],
-        first: int,
-    ) -> Float[Tensor, "kv key all d_head"]:
-        """Gradients at the values of every key position, from gradients at the attention's output.
+        self, g: Float[Tensor, "used n d_model"], shares: Float[Tensor, "m used"], first: int
+    ) -> tuple[Float[Tensor, "kv key n d_head"], Float[Tensor, "n_heads m key"]]:
+        """From queries to keys: gradients at the attention's output and shares of them, both of positions from ``first`` on.
 
-        ``g`` holds positions ``first``, ``first + 1``, ... of targets already spread out; ``fresh``
-        targets stand at one position each, which needs one row of ``W_O`` products, not one for
-        every position. Multiply the result with ``W_V`` (see :meth:`add_to_stream`).
+        Gradients ``g`` become gradients at the values of every key position; multiply them with ``W_V``
+        (see :meth:`add_to_stream`). ``shares`` say how much of some vector each position's gradient
+        holds; through head ``h`` every key's gradient holds ``shares[h]`` of what :meth:`through_heads` makes of it.
         """
-        n, new, last = g.shape[1], len(fresh), first + g.shape[0]
-        kv, d_head = self.W_V.shape[0], self.W_O.shape[1]
-        W_O = self.W_O.transpose(1, 2)
+        kv, d_head = self.W_V.shape[0], self.W_V.shape[2]
+        used, n = g.shape[:2]
+        last = first + used
+        W_O = self.W_O.transpose(1, 2)  # [n_heads, d_model, d_head]
         mixed = g.new_zeros(kv, last, n * d_head)
-        spread = g.new_zeros(kv, last, new, d_head)
-        at_z = torch.matmul(fresh[None], W_O).unflatten(0, (kv, -1))  # [kv, group, new, d_head]
-        where = fresh_at.cpu()
+        carried = shares.new_zeros(W_O.shape[0], shares.shape[0], last)
         for block in self.pattern.blocks:
-            start = block.queries.start
-            queries = slice(max(start, first), min(block.queries.stop, last))
-            here = ((where >= start) & (where < block.queries.stop)).nonzero()[:, 0].to(fresh_at.device)
-            if queries.start >= queries.stop and not here.numel():
+            queries = slice(max(block.queries.start, first), min(block.queries.stop, last))
+            if queries.start >= queries.stop:
                 continue
             keys = slice(block.keys.start, min(block.keys.stop, last))
-            mixing = self._mixing(block, block.queries)[..., : keys.stop - keys.start]
-            if n and queries.start < queries.stop:
-                weights = mixing[:, :, queries.start - start : queries.stop - start]
-                at_queries = g[queries.start - first : queries.stop - first].reshape(1, -1, g.shape[2])
+            weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
+            here = slice(queries.start - first, queries.stop - first)
+            if n:
                 # Heads of a group stand one after the other along the summed axis of the product.
-                at_block = torch.matmul(at_queries, W_O).reshape(kv, -1, n * d_head)
-                mixed[:, keys].baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_block)
-            if here.numel():
-                rows = mixing[:, :, fresh_at[here] - start]
-                spread[:, keys, here] = torch.einsum("kgnq,kgne->kqne", rows, at_z[:, :, here])
-        mixed = mixed.reshape(kv, last, n, d_head)
-        return torch.cat([mixed, spread], dim=2) if new else mixed
+                at_queries = torch.matmul(g[here].reshape(1, -1, g.shape[2]), W_O).reshape(kv, -1, n * d_head)
+                mixed[:, keys].baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_queries)
+            if carried.numel():
+                carried[:, :, keys].baddbmm_(shares[:, here].expand(carried.shape[0], -1, -1), weights.flatten(0, 1))
+        return mixed.reshape(kv, last, n, d_head), carried
+
+    def at_heads(self, vectors: Float[Tensor, "m d_model"]) -> Float[Tensor, "n_heads m d_head"]:
+        """Gradients at every head's mixed values, from gradients at the attention's output."""
+        return vectors @ self.W_O.transpose(1, 2)
+
+    def through_heads(self, at_heads: Float[Tensor, "n_heads m d_head"]) -> Float[Tensor, "n_heads m d_model"]:
+        """Gradients at the block's input, head by head, from those of :meth:`at_heads`."""
+        grouped = at_heads.reshape(self.W_V.shape[0], -1, at_heads.shape[2])
+        return (grouped @ self.W_V.transpose(1, 2)).reshape(*at_heads.shape[:2], -1)
 
     def add_to_stream(
         self, mixed: Float[Tensor, "kv key n d_head"], g: Float[Tensor, "key n d_model"]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-QUERIES = 128  # query positions in one block
+QUERIES = 64  # query positions in one block; more waste work above the diagonal, fewer make small products
 _RECOMPUTED_WITHIN = 1e-5  # of a weight: float32 softmax in another order
 
 
@@ -99,6 +99,13 @@ class Pattern:
         for block in self.blocks:
             whole[:, block.queries, block.keys] = block.weights
         return whole
+
+    def reach(self, used: int) -> int:
+        """How many pairs of query and key the blocks of the first ``used`` queries hold."""
+        kept = [block for block in self.blocks if block.queries.start < used]
+        return sum(
+            (min(b.queries.stop, used) - b.queries.start) * (min(b.keys.stop, used) - b.keys.start) for b in kept
+        )
 
     def sums(self) -> Float[Tensor, "n_heads pos"]:
         """Each query's total weight, in float32; below one where a model has attention sinks."""

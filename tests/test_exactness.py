@@ -1,5 +1,7 @@
 """The numbers: sums, engines, and brute force by intervention, on every architecture."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -108,6 +110,22 @@ def test_half_precision_models_are_traced_in_float32(architecture, kind, dtype):
     graph = trace(model, DICTIONARIES[kind](model), max_nodes=60, engine="linear")
     assert graph.completeness_error() < SUMS
     assert graph._edges.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "residual_skip", "cross_layer"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_few_vectors_with_shares_are_as_good_as_full_gradients(architecture, kind, monkeypatch):
+    """How long a late target's gradient is kept as a few vectors is a matter of speed alone."""
+    model = tiny_bridge(architecture)
+    factored = importlib.import_module("tl_circuits.attribution.factored")
+    graphs = []
+    for worth in (0.0, 1e9):  # never beyond the first layer; down to the embeddings
+        monkeypatch.setattr(factored, "WORTH", worth)
+        graphs.append(trace(model, DICTIONARIES[kind](model), max_nodes=60, engine="linear"))
+    full, few = graphs
+    assert few.node_ids == full.node_ids and few.completeness_error() < SUMS
+    scale = full.adjacency().abs().amax(1, keepdim=True).clamp_min(1e-12)
+    assert ((few.adjacency() - full.adjacency()).abs() / scale).max() < AGREE
 
 
 def test_same_input_gives_same_bytes(tmp_path):

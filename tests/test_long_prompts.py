@@ -16,7 +16,7 @@ from tl_circuits.attribution.retrace import retrace
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.hooks import Pattern, Scores, record
 
-LENGTH = 300  # three blocks of queries
+LENGTH = 300  # several blocks of queries
 
 
 @pytest.fixture(scope="module", params=["gemma3", "llama"])

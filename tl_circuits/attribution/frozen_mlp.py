@@ -7,7 +7,8 @@ from torch import Tensor
 from tl_circuits.attribution.sources import LayerSources, Sources
 from tl_circuits.hooks import ReadMap
 
-CACHED_FLOATS = 2**22  # scaled decoder rows kept per writing layer, 16 MB; above, gathered in such runs
+CACHED_FLOATS = 2**22  # scaled decoder rows kept per writing layer, 16 MB; above, gathered anew in each sweep
+GATHERED_FLOATS = 2**20  # in runs of 4 MB, which stay in the processor's cache
 DENSE_SHARE = 0.25  # from this share of active features on, one product with the whole decoder wins
 
 
@@ -35,7 +36,7 @@ class Decoder:
         n_active, width = source.active.feature.numel(), sources.dictionary.width(writer)
         self._dense = n_active > DENSE_SHARE * width * max(1, sources.n_pos - len(sources.skipped))
         d_out = sources.tokens.shape[1]
-        self._at_once = max(1, CACHED_FLOATS // d_out)
+        self._at_once = max(1, GATHERED_FLOATS // d_out)
         if self._dense:
             self._kept = self._vectors(torch.arange(width, device=self._active.feature.device))
         else:

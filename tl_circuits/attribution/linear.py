@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.effects import Effects
+from tl_circuits.attribution.factored import Factored
 from tl_circuits.attribution.frozen_mlp import FrozenMLP, add_position_dots
 from tl_circuits.attribution.rounding import rounded_attention, rounded_reads, stream_rounding
 from tl_circuits.attribution.sources import Sources
@@ -117,7 +118,10 @@ class LinearEngine:
 
 
 class _Sweep:
-    """One pass from the last layer to the first. ``g[p - first, i]`` is target i's gradient at p."""
+    """One pass from the last layer to the first. ``g[p - first, i]`` is target i's gradient at p.
+
+    Targets stand in the order in which they join; those that joined lately are held as :class:`Factored`.
+    """
 
     def __init__(self, engine: LinearEngine, targets: Targets):
         self._engine, self._targets = engine, targets
@@ -135,18 +139,20 @@ class _Sweep:
         self._out, self._bias = self._effects.on(sources.home, 0)
         used = int(targets.position.max()) + 1 - self._first
         self._g = targets.vector.new_zeros(used, 0, targets.vector.shape[1])
+        self._late: list[Factored] = []
+        self._joined = 0
 
     def run(self) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         engine, n_layers = self._engine, len(self._engine.attention)
         if self._depth == n_layers:
             self._go_to(n_layers)
-            self._spread(*self._entering(n_layers))
+            self._join(*self._entering(n_layers))
         for layer in range(min(self._depth, n_layers - 1), -1, -1):
             self._go_to(layer)
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
         own = self._out[:, self._first : last]
-        for offset, here in enumerate(self._g):
+        for offset, here in enumerate(self._gradients()):
             own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
         return self._effects.joined()
 
@@ -155,38 +161,61 @@ class _Sweep:
         device = self._engine.devices[layer]
         if device != self._g.device:
             self._g, self._targets = self._g.to(device), self._targets.to(device)
+            self._late = [late.to(device) for late in self._late]
             width = self._engine.sources.before(min(layer + 1, self._depth))
             self._out, self._bias = self._effects.on(device, width)
 
+    def _gradients(self) -> Float[Tensor, "used n d_model"]:
+        """The gradients of all targets that have joined."""
+        return torch.cat([self._g, *(late.dense() for late in self._late)], dim=1) if self._late else self._g
+
     def _layer(self, layer: int, parallel: bool) -> None:
-        engine, g = self._engine, self._g
-        n = g.shape[1]
+        engine, g, n = self._engine, self._gradients(), self._joined
         attention, mlp = engine.attention[layer], engine.mlp[layer]
         into_skip = None
         if n:
             mlp.add_effects(g, self._first, self._out[:n], self._bias[:n])
             into_skip = mlp.through_skip(g, self._first)
         entering = self._entering(layer)
-        if into_skip is not None and not parallel:
-            g += into_skip
-        none = entering[0][:0], entering[1][:0]
-        fresh, fresh_at = none if parallel else entering  # a parallel MLP reads what attention reads
+        if into_skip is not None:
+            self._g, self._late = g, []
+            if not parallel:
+                g += into_skip
         add_position_dots(self._bias[:n], g, attention.const[self._first :])
-        mixed = attention.mix_back(g, fresh, fresh_at, self._first)
-        if self._leading is not None:
-            self._leading.add_effects(layer, mixed, self._out, self._bias)
-        if fresh_at.numel():
-            self._bias[n : n + len(fresh)] += (fresh * attention.const[fresh_at]).sum(-1)
-            self._spread(fresh, fresh_at)
-        attention.add_to_stream(mixed[:, self._first :], self._g)
+        if not parallel:  # a parallel MLP reads what attention reads
+            vectors, position = entering
+            self._bias[n : n + len(vectors)] += (vectors * attention.const[position]).sum(-1)
+            self._join(*entering)
+        self._attend(layer)
         if parallel:
             if into_skip is not None:
                 self._g += into_skip
-            self._spread(*entering)
+            self._join(*entering)
+
+    def _attend(self, layer: int) -> None:
+        """Take the gradients through a layer's attention; those no longer worth factoring become dense."""
+        attention, first = self._engine.attention[layer], self._first
+        shares = torch.cat([self._g.new_zeros(0, self._g.shape[0]), *(late.shares.flatten(0, 1) for late in self._late)])
+        mixed, carried = attention.mix_back(self._g, shares, first)
+        attention.add_to_stream(mixed[:, first:], self._g)
+        sizes = [late.size for late in self._late]
+        moved = [
+            late.through(attention, part, first)
+            for late, part in zip(self._late, carried.split(sizes, dim=1), strict=True)
+        ]
+        if self._leading is not None:
+            at_leading = torch.cat([mixed[:, :first], *(values for _, values in moved)], dim=2)
+            self._leading.add_effects(layer, at_leading, self._out, self._bias)
+        self._late = [late for late, _ in moved]
+        if layer:
+            below = self._engine.attention[layer - 1]
+            settled = [late for late in self._late if not late.worth_another(below)]
+            self._g = torch.cat([self._g, *(late.dense() for late in settled)], dim=1) if settled else self._g
+            self._late = self._late[len(settled) :]
 
     def _entering(self, layer: int) -> tuple[Float[Tensor, "new d_model"], Tensor]:
         """Vectors on the stream and positions of the targets that read at ``layer``."""
-        targets, n = self._targets, self._g.shape[1]
+        targets, n = self._targets, self._joined
         count = self._counts[layer] if layer <= self._depth else 0
         new = slice(n, n + count)
         position = targets.position[new]
@@ -196,13 +225,11 @@ class _Sweep:
         self._bias[new] += from_norm
         return vectors, position
 
-    def _spread(self, vectors: Float[Tensor, "new d_model"], position: Tensor) -> None:
-        """Append targets to ``g``, each at its own position."""
-        count = len(vectors)
-        if count:
-            added = self._g.new_zeros(self._g.shape[0], count, self._g.shape[2])
-            added[position - self._first, torch.arange(count, device=added.device)] = vectors
-            self._g = torch.cat([self._g, added], dim=1)
+    def _join(self, vectors: Float[Tensor, "new d_model"], position: Tensor) -> None:
+        """Append targets, each at its own position."""
+        if len(vectors):
+            self._late.append(Factored.joining(vectors, position - self._first, self._g.shape[0]))
+            self._joined += len(vectors)
 
 
 class Leading:
@@ -234,13 +261,13 @@ class Leading:
     def add_effects(
         self,
         layer: int,
-        mixed: Float[Tensor, "kv key n d_head"],
+        values: Float[Tensor, "kv count n d_head"],
         out: Float[Tensor, "total column"],
         bias: Float[Tensor, " total"],
     ) -> None:
-        """Add what these positions' values do to the first ``n`` targets."""
-        n = mixed.shape[2]
-        parts = torch.einsum("kqne,skqe->ns", mixed[:, : self.count], self._values[layer])
+        """Add what these positions do to the first ``n`` targets, whose gradients at their values are given."""
+        n = values.shape[2]
+        parts = torch.einsum("kqne,skqe->ns", values, self._values[layer])
         out[:n, : self.count] += parts[:, :-1]
         bias[:n] += parts[:, -1]
 

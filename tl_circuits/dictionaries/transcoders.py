@@ -19,7 +19,7 @@ from tl_circuits.dictionaries.base import (
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import read_stage, resolve, write_stage
 
-POSITIONS_AT_ONCE = 512  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
+POSITIONS_AT_ONCE = 256  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
 ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
 FLOATS_AT_ONCE = 2**24  # of an encoder or decoder on the way to the device, 64 MB
 
@@ -205,7 +205,9 @@ class TranscoderSet(Dictionary):
         for start in range(0, x.shape[0], step):
             pre = self.pre_activations(layer, x[start : start + step])
             acts = self._at[layer].activate(pre)
-            position, feature = acts.nonzero(as_tuple=True)
+            feature, position = acts.T.nonzero(as_tuple=True)  # as they lie in memory, then by position
+            order = position.argsort(stable=True)
+            position, feature = position[order], feature[order]
             parts.append((position + start, feature, pre[position, feature], acts[position, feature]))
         return LayerActive(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
