@@ -12,7 +12,7 @@ from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.memory import free_memory
 
-SWEEP_FLOATS = 2**29  # in one sweep, 2 GB, and never more than half of the memory that is free
+SWEEP_FLOATS = 2**30  # in one sweep, 4 GB, and never more than half of the memory that is free
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,6 @@ class Trimming:
             return None if max_nodes * width <= ROW_FLOATS else cls(ROW_MASS, max(1, ROW_FLOATS // (2 * max_nodes)))
         return None if mass == 1.0 else cls(mass, width)
 
-    def __call__(self, values: Float[Tensor, "n column"]) -> Rows:
-        return trimmed_rows(values, self.mass, self.limit)
 
 
 @dataclass
@@ -69,6 +67,12 @@ class Expansion:
             for block in self.blocks[layer]:
                 block.rows.add_influence(total[block.columns], total)
         return total
+
+    def kept(self, rows: Float[Tensor, "n column"], which: Int[Tensor, " m"], width: int) -> Rows:
+        """What is kept of some of a sweep's rows, which end at ``width``."""
+        if self.trimming is None:
+            return whole_rows(rows[which, :width])
+        return trimmed_rows([rows[i, :width] for i in which.tolist()], self.trimming.mass, self.trimming.limit)
 
     def expanded(self) -> Int[Tensor, " n"]:
         """The columns of all expanded features, in the order they were expanded within a layer."""
@@ -127,9 +131,7 @@ def _expand_columns(
         layers, own = targets.layer[indices], columns[indices.cpu()]
         for layer in layers.unique().tolist():
             here = (layers == layer).nonzero()[:, 0]
-            values = rows[here, : engine.sources.before(layer)]
-            kept = whole_rows(values) if expansion.trimming is None else expansion.trimming(values)
-            block = Block(own[here.cpu()], kept, bias[here])
+            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(layer)), bias[here])
             expansion.blocks.setdefault(layer, []).append(block)
         advance(indices.numel())
 

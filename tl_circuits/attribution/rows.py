@@ -1,5 +1,6 @@
 """Rows of direct effects while a graph is under construction: whole, or their heaviest entries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,35 +52,46 @@ class Rows:
 
 def whole_rows(values: Float[Tensor, "n column"]) -> Rows:
     """Rows with all their entries."""
-    return Rows(values, values.sum(-1, dtype=torch.float64), values.abs().sum(-1, dtype=torch.float64))
+    return Rows(values, _sums(values), _sums(values.abs()))
 
 
-def trimmed_rows(values: Float[Tensor, "n column"], mass: float, limit: int) -> Rows:
-    """The heaviest entries of each row: those that carry ``mass`` of its absolute sum, at most about ``limit``."""
-    whole = whole_rows(values)
-    parts = [_heaviest(row, float(m), mass, limit) for row, m in zip(values, whole.mass, strict=True)]
-    counts = torch.tensor([0, *(part.numel() for part in parts)], device=values.device)
-    column = torch.cat(parts)
-    row = torch.arange(len(values), device=values.device).repeat_interleave(counts[1:])
-    return Rows(values[row, column], whole.total, whole.mass, column.int(), counts.cumsum(0))
+def trimmed_rows(rows: Sequence[Float[Tensor, " column"]], mass: float, limit: int) -> Rows:
+    """The heaviest entries of each row: those that carry ``mass`` of its absolute sum, at most ``limit``."""
+    total, whole, columns, values = [], [], [], []
+    for row in rows:
+        size = row.abs()
+        total.append(_sums(row))
+        whole.append(_sums(size))
+        columns.append(_heaviest(size, float(whole[-1]), mass, limit))
+        values.append(row[columns[-1]])
+    start = torch.tensor([0, *(column.numel() for column in columns)], device=rows[0].device).cumsum(0)
+    return Rows(torch.cat(values), torch.stack(total), torch.stack(whole), torch.cat(columns).int(), start)
 
 
-def _heaviest(row: Float[Tensor, " column"], total: float, mass: float, limit: int) -> Int[Tensor, " entry"]:
-    """Columns of the entries above a cut which keeps ``mass`` of the row, unless they are more than ``limit``.
+def _sums(rows: Float[Tensor, "*n column"]) -> Float[Tensor, "*n"]:
+    """Sums in double precision of sums of a thousand in single precision: twenty times faster, and as good for float32 entries."""
+    even = rows.shape[-1] // 1024 * 1024
+    blocks = rows[..., :even].unflatten(-1, (-1, 1024)).sum(-1) if even else rows[..., :0]
+    return blocks.sum(-1, dtype=torch.float64) + rows[..., even:].sum(-1, dtype=torch.float64)
+
+
+def _heaviest(size: Float[Tensor, " column"], whole: float, mass: float, limit: int) -> Int[Tensor, " entry"]:
+    """Columns of the entries above a cut which keeps ``mass`` of their sum ``whole``, or of the ``limit`` largest.
 
     The cut is estimated on an even sample, then lowered until it keeps enough.
     """
-    size = row.abs()
     step = max(1, size.numel() // _SAMPLE)
     sample = size[::step].sort(descending=True).values
     carried = sample.cumsum(0)
-    at = int((carried < mass * carried[-1]).sum())
-    cut = float(sample[min(at, len(sample) - 1)])
-    kept = size >= cut
-    while cut > 0 and float(size[kept].sum(dtype=torch.float64)) < mass * total:
+    enough = int((carried < mass * carried[-1]).sum())
+    cut = float(sample[min(enough, limit * 5 // (4 * step), len(sample) - 1)])  # a little more than the limit
+    while True:
+        column = (size >= cut).nonzero()[:, 0]
+        kept = size[column]
+        if column.numel() > limit:
+            column, kept = (part[kept.topk(limit, sorted=False).indices.sort().values] for part in (column, kept))
+            break
+        if cut == 0 or float(kept.sum(dtype=torch.float64)) >= mass * whole:
+            break
         cut /= 2
-        kept = size >= cut
-    column = kept.nonzero()[:, 0]
-    if column.numel() > limit:
-        column = size.topk(limit, sorted=False).indices.sort().values
-    return column[row[column] != 0]
+    return column[kept != 0]
