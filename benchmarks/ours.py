@@ -25,15 +25,19 @@ def load_transcoders(folder: Path) -> dict[int, tlc.Transcoder]:
     return transcoders
 
 
-def useful_gflop(graph: tlc.AttributionGraph, d_model: int, d_value: int) -> float:
-    """Products with attention weights that no exact backward pass can do without, in GFLOP.
-
-    One multiplication with ``W_O`` and ``W_V`` for every layer below a node and every position up to its own; the
-    beginning-of-sequence position needs none. ``d_value``: head widths, summed over query and value heads.
-    """
+def places_passed(graph: tlc.AttributionGraph) -> float:
+    """Layers below a node times positions up to its own, summed over all nodes; the first position passes nothing on."""
     nodes = graph.nodes
     rows = nodes[nodes.kind.isin(["feature", "logit"])]
-    return 2 * float((rows.layer * rows.position).sum()) * d_model * d_value / 1e9
+    return float((rows.layer * rows.position).sum())
+
+
+def useful_gflop(places: float, d_model: int, d_value: int) -> float:
+    """Products with attention weights of the plain backward pass, in GFLOP: one with ``W_O`` and ``W_V`` at every place passed.
+
+    ``d_value``: head widths, summed over query and value heads.
+    """
+    return 2 * places * d_model * d_value / 1e9
 
 
 def time_sweeps() -> list[float]:
@@ -71,7 +75,8 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
         "tokens": n_tokens,
         "nodes": n_nodes,
         "active": runs[0][0].info.n_active,
-        "gflop": useful_gflop(runs[0][0], 640, (4 + 1) * 256),
+        "places": places_passed(runs[0][0]),
+        "gflop": useful_gflop(places_passed(runs[0][0]), 640, (4 + 1) * 256),
         "seconds": [seconds for _, seconds, _ in runs],
         "sweep_seconds": in_sweeps,
         "peak_mb": max(peak for _, _, peak in runs),

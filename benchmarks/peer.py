@@ -86,8 +86,8 @@ class Watch:
 
 
 def main(folder: Path, checkpoint: str, n_tokens: int, n_nodes: int, batch_size: int, limit: int = 3600) -> None:
-    # Running out of memory shall end this process alone, with an error.
-    resource.setrlimit(resource.RLIMIT_AS, (int(0.95 * psutil.virtual_memory().total),) * 2)
+    # Running out of memory shall end this process alone, with an error. Mapped files do not count.
+    resource.setrlimit(resource.RLIMIT_DATA, (int(0.95 * psutil.virtual_memory().total),) * 2)
     model = load(folder, checkpoint)
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
     attribute(tokens[:4], model, max_feature_nodes=4, batch_size=4)

@@ -16,7 +16,7 @@ CASES = [
     (10, 2000, (32, 128, 512)),
     (64, 512, (32, 128, 512)),
     (256, 256, (16, 64, 512)),
-    (1024, 256, (4, 16, 512)),
+    (1024, 256, (1, 4, 512)),
     (4096, 256, ()),
 ]
 PEER_DEFAULT = 512  # circuit-tracer's own batch size
@@ -39,7 +39,7 @@ def run(command: list[str], limit: float = 3600) -> dict[str, Any]:
 
 def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: int, rate: float) -> list[str]:
     """The table's lines, and below it how time per node grows with the prompt."""
-    lines, per_node = list(HEADER), {}
+    lines, per_node, per_place = list(HEADER), {}, {}
     checkpoint = str(PACKAGED["gemma-3-270m"].folder)
     for tokens, nodes, batches in CASES:
         if (tokens, nodes) not in cases:
@@ -52,9 +52,10 @@ def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: 
         }
         seconds = median(ours["seconds"])
         per_node[tokens] = seconds / nodes
+        per_place[tokens] = median(ours["sweep_seconds"]) / ours["places"]
         lines.append(f"| {' | '.join(cells(ours, {b: t for b, t in theirs.items() if t}, seconds, rate))} |")
         print(lines[-1], flush=True)
-    return [*lines, "", *growth(per_node)]
+    return [*lines, "", *growth(per_node, per_place)]
 
 
 def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: float, rate: float) -> list[str]:
@@ -80,21 +81,32 @@ def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: floa
     ]
 
 
-def growth(per_node: dict[int, float]) -> list[str]:
-    """How seconds per node grow with prompt length: the slope of a straight line on logarithmic axes."""
-    longer = {tokens: seconds for tokens, seconds in per_node.items() if tokens >= 64}
-    if len(longer) < 3:
+def growth(per_node: dict[int, float], per_place: dict[int, float]) -> list[str]:
+    """How time grows with the prompt: that of the nodes taken, and that of a node which stays in its place.
+
+    Nodes lie deeper and later on long prompts. One at a given layer of the last token passes layers times tokens places.
+    """
+    if len(per_node) < 3:
         return []
-    slope = np.polyfit(np.log(list(longer)), np.log(list(longer.values())), 1)[0]
-    told = ", ".join(f"{seconds:.3g} s at {tokens}" for tokens, seconds in longer.items())
-    return [f"Seconds per node: {told} tokens; they grow with the {slope:.2f}th power of the prompt's length (1: linear)."]
+    told = ", ".join(f"{seconds:.3g} s at {tokens}" for tokens, seconds in per_node.items())
+    places = ", ".join(f"{1e6 * seconds:.2f} µs at {tokens}" for tokens, seconds in per_place.items())
+    return [
+        f"Seconds per node: {told} tokens; they grow with the {_slope(per_node):.2f}th power of the prompt's length.",
+        f"Seconds of sweeps per node, layer and position passed: {places} tokens. So the time of a node at the same layer of the "
+        f"last token grows with the {1 + _slope(per_place):.2f}th power of the prompt's length (1: linear).",
+    ]
+
+
+def _slope(seconds: dict[int, float]) -> float:
+    """The slope of a straight line on logarithmic axes."""
+    return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
 
 
 def attempted(command: list[str], nodes: int) -> dict[str, Any] | None:
-    """What a measurement gave; None where the program ran out of memory. One batch that goes on far too long is cut off."""
+    """What a measurement gave; None where the program ran out of memory. Preparing, or one batch, that goes on far too long is cut off."""
     try:
-        return run(command, 2 * PEER_LIMIT)
+        return run(command, 3 * PEER_LIMIT)
     except subprocess.TimeoutExpired:
-        return {"nodes": nodes, "seconds": 2 * PEER_LIMIT, "beyond": True}
+        return {"nodes": nodes, "seconds": 3 * PEER_LIMIT, "beyond": True}
     except RuntimeError:
         return None
