@@ -4,12 +4,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tl_circuits as tlc
-from benchmarks.measure import measured
+from benchmarks.measure import matmul_rate, measured
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.targets import Targets
 
@@ -61,11 +62,12 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
     tokens = load_file(folder / "tokens.safetensors")["tokens"][:n_tokens]
     with tlc.attach(model, load_transcoders(folder)) as replacement:
         tlc.attribute(replacement, tokens[:4], max_nodes=4, progress=False)
-        sweeps, runs, in_sweeps = time_sweeps(), [], []
+        sweeps, runs, in_sweeps, rates = time_sweeps(), [], [], [matmul_rate()]
         for _ in range(repeats):
             sweeps.clear()
             runs.append(measured(lambda: tlc.attribute(replacement, tokens, max_nodes=n_nodes, progress=False)))
             in_sweeps.append(sum(sweeps))
+            rates.append(matmul_rate())  # it varies on shared machines
         if n_nodes <= 500 and n_tokens <= 10:
             whole = tlc.attribute(replacement, tokens, max_nodes=10**6, progress=False)
             nodes = whole._nodes
@@ -79,6 +81,7 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
         "gflop": useful_gflop(places_passed(runs[0][0]), 640, (4 + 1) * 256),
         "seconds": [seconds for _, seconds, _ in runs],
         "sweep_seconds": in_sweeps,
+        "rate": median(rates),
         "peak_mb": max(peak for _, _, peak in runs),
         "completeness_error": runs[0][0].completeness_error(),
     }) + "\n")

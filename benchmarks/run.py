@@ -13,6 +13,7 @@ from statistics import median
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.measure import matmul_rate
 from benchmarks.setup import write_dictionaries
 from benchmarks.speed import CASES, PEER_DEFAULT, PEER_LIMIT, run, speed_table
 from tl_circuits.graph.scores import Edges, scores
@@ -24,22 +25,10 @@ Written by `make bench`, part by part (`make bench BENCH_ARGS="--only speed"`). 
 with 16,384-wide random JumpReLU transcoders, about 60 active features a position, float32, the same weights and features for
 both, one after the other in the same run. Ours: median of three; circuit-tracer: once at each of three batch sizes, {PEER_DEFAULT}
 (as it comes) among them. A run of more than {PEER_LIMIT} s is stopped after the batch at work, and its remaining nodes are reckoned
-at the speed of those done ("about"). The share of the machine's rate counts the products with attention weights that the
-graph needs, nothing else: over the whole time, and over the sweeps of the linear engine alone.
+at the speed of those done ("about"); "does not finish" means out of memory. The share of the machine's rate, measured between
+the runs, counts a plain backward pass's products with attention weights, one at every layer and position below a node, and
+nothing else: over the whole time, and over the sweeps of the linear engine alone.
 """
-
-
-def matmul_rate() -> float:
-    """The machine's own float32 matrix-product rate, in GFLOP/s, median of five."""
-    import time
-
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    rates = []
-    for _ in range(6):
-        began = time.perf_counter()
-        a @ b
-        rates.append(2 * 2048**3 / (time.perf_counter() - began) / 1e9)
-    return median(rates[1:])
 
 
 def agreement(folder: Path, peer: str) -> list[str]:
@@ -152,7 +141,7 @@ def parts(arguments: argparse.Namespace, folder: Path, rate: float) -> dict[str,
     return {
         "edges": ("Edges against circuit-tracer's", lambda: agreement(folder, peer)),
         "interventions": ("Interventions", lambda: intervention_lines(folder, peer, repeats)),
-        "speed": ("Time and memory of a trace", lambda: speed_table(folder, peer, cases, repeats, rate)),
+        "speed": ("Time and memory of a trace", lambda: speed_table(folder, peer, cases, repeats)),
         "many": ("Many prompts", many_lines),
         "memory": ("Opened sets", lambda: memory_lines(folder, arguments.clt)),
         "attention": ("Heads and scores", lambda: printed("attention", "transcoders")),

@@ -37,7 +37,7 @@ def run(command: list[str], limit: float = 3600) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
-def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: int, rate: float) -> list[str]:
+def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: int) -> list[str]:
     """The table's lines, and below it how time per node grows with the prompt."""
     lines, per_node, per_place = list(HEADER), {}, {}
     checkpoint = str(PACKAGED["gemma-3-270m"].folder)
@@ -53,21 +53,22 @@ def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: 
         seconds = median(ours["seconds"])
         per_node[tokens] = seconds / nodes
         per_place[tokens] = median(ours["sweep_seconds"]) / ours["places"]
-        lines.append(f"| {' | '.join(cells(ours, {b: t for b, t in theirs.items() if t}, seconds, rate))} |")
+        lines.append(f"| {' | '.join(cells(ours, {b: t for b, t in theirs.items() if t}, seconds, bool(batches)))} |")
         print(lines[-1], flush=True)
     return [*lines, "", *growth(per_node, per_place)]
 
 
-def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: float, rate: float) -> list[str]:
+def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: float, tried: bool) -> list[str]:
     """One row of the table: ours against their default and against their best."""
-    fast = ours["nodes"] / seconds
+    fast, rate = ours["nodes"] / seconds, ours["rate"]
     finite = {batch: t for batch, t in theirs.items() if not t.get("beyond")}
+    missing = "does not finish" if tried else "not tried"
     best = min(finite, key=lambda batch: finite[batch]["seconds"], default=None)
     least = min((t["peak_mb"] for t in finite.values()), default=None)
 
     def against(batch: int | None) -> tuple[str, str]:
         if batch not in theirs:
-            return "does not finish", ""
+            return missing, ""
         measured = theirs[batch]
         speed = measured["nodes"] / measured["seconds"]
         about, more = ("below ", "above ") if measured.get("beyond") else ("" if measured["finished"] else "about ", "")
@@ -76,7 +77,7 @@ def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: floa
     return [
         f"{ours['tokens']} / {ours['nodes']}", f"{fast:.3g}", f"{ours['gflop'] / seconds / rate:.0%}",
         f"{ours['gflop'] / median(ours['sweep_seconds']) / rate:.0%}", *against(PEER_DEFAULT), *against(best),
-        f"{ours['peak_mb']:.0f}", "does not finish" if least is None else f"{least:.0f}",
+        f"{ours['peak_mb']:.0f}", missing if least is None else f"{least:.0f}",
         "" if least is None else f"{ours['peak_mb'] / least:.2f}",
     ]
 

@@ -11,6 +11,8 @@ from .patterns import Pattern, PatternBlock
 from .record import Recording
 from .sites import Model, attention_weights
 
+TARGETS_AT_ONCE = 16  # on the way to the values, so that the sums over blocks of queries stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class FrozenAttention:
@@ -85,10 +87,13 @@ class FrozenAttention:
             keys = slice(block.keys.start, min(block.keys.stop, last))
             weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
             here = slice(queries.start - first, queries.stop - first)
-            if n:
+            for some in range(0, n, TARGETS_AT_ONCE):
+                stop = min(some + TARGETS_AT_ONCE, n)
+                at_queries = torch.matmul(g[here, some:stop].reshape(1, -1, g.shape[2]), W_O)
                 # Heads of a group stand one after the other along the summed axis of the product.
-                at_queries = torch.matmul(g[here].reshape(1, -1, g.shape[2]), W_O).reshape(kv, -1, n * d_head)
-                mixed[:, keys].baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_queries)
+                at_queries = at_queries.reshape(kv, -1, (stop - some) * d_head)
+                into = mixed[:, keys, some * d_head : stop * d_head]
+                into.baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_queries)
             if carried.numel():
                 carried[:, :, keys].baddbmm_(shares[:, here].expand(carried.shape[0], -1, -1), weights.flatten(0, 1))
         return mixed.reshape(kv, last, n, d_head), carried
