@@ -11,7 +11,7 @@ from .patterns import Pattern, PatternBlock
 from .record import Recording
 from .sites import Model, attention_weights
 
-TARGETS_AT_ONCE = 16  # on the way to the values, so that the sums over blocks of queries stay in the processor's cache
+ROWS_AT_ONCE = 1024  # targets x queries on the way to the values, whose sums then stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ class FrozenAttention:
             keys = slice(block.keys.start, min(block.keys.stop, last))
             weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
             here = slice(queries.start - first, queries.stop - first)
-            for some in range(0, n, TARGETS_AT_ONCE):
-                stop = min(some + TARGETS_AT_ONCE, n)
+            step = max(1, ROWS_AT_ONCE // (queries.stop - queries.start))
+            for some in range(0, n, step):
+                stop = min(some + step, n)
                 at_queries = torch.matmul(g[here, some:stop].reshape(1, -1, g.shape[2]), W_O)
                 # Heads of a group stand one after the other along the summed axis of the product.
                 at_queries = at_queries.reshape(kv, -1, (stop - some) * d_head)
