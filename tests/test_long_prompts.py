@@ -13,6 +13,7 @@ from tests.tiny import CONFIGS, checkpoint, prompt, transcoders
 from tl_circuits.attribution.batches import sweep_chunks
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.retrace import retrace
+from tl_circuits.attribution.rows import trimmed_rows
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.hooks import Pattern, Scores, record
 
@@ -103,6 +104,18 @@ def test_trimmed_rows_keep_influence_and_the_pruned_graph(long_model):
     assert (others - reach).abs().max() <= 1e-3
     kept, others = (set(graph.prune(0.8).node_ids) for graph in (whole, trimmed))
     assert len(kept & others) >= 0.99 * len(kept | others)
+
+
+@pytest.mark.parametrize(("mass", "limit"), [(0.9, 20_000), (0.99, 20_000), (0.9999, 20_000), (0.999, 5_000), (0.9, 19_000)])
+@pytest.mark.parametrize("power", [1, 3])
+def test_a_trimmed_row_keeps_the_mass_asked_for_or_as_many_of_its_largest_as_may_be(mass, limit, power):
+    row = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) ** power - 0.1
+    kept = trimmed_rows([row], mass, limit)
+    size = kept.values.abs()
+    assert len(size) <= limit
+    assert size.double().sum() >= mass * row.abs().double().sum() or len(size) == limit
+    assert size.min() >= row.abs().sort(descending=True).values[len(size) - 1]  # none that is left out is larger
+    assert float(kept.mass[0]) == pytest.approx(float(row.abs().double().sum()), rel=1e-6)  # sums in float32 of a thousand
 
 
 def test_rows_that_do_not_fit_are_trimmed_and_say_so(long_model, monkeypatch):

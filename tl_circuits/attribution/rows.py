@@ -56,7 +56,7 @@ def whole_rows(values: Float[Tensor, "n column"]) -> Rows:
 
 
 def trimmed_rows(rows: Sequence[Float[Tensor, " column"]], mass: float, limit: int) -> Rows:
-    """The heaviest entries of each row: those that carry ``mass`` of its absolute sum, at most about ``limit``."""
+    """The heaviest entries of each row: those that carry ``mass`` of its absolute sum, at most ``limit``."""
     total, whole, columns, values = [], [], [], []
     for row in rows:
         size = row.abs()
@@ -76,7 +76,7 @@ def _sums(rows: Float[Tensor, "*n column"]) -> Float[Tensor, "*n"]:
 
 
 def _heaviest(size: Float[Tensor, " column"], whole: float, mass: float, limit: int) -> Int[Tensor, " entry"]:
-    """Columns of the entries above a cut which keeps ``mass`` of their sum ``whole``, or about the ``limit`` largest.
+    """Columns of the entries above a cut which keeps ``mass`` of their sum ``whole``, or the ``limit`` largest.
 
     The cut is estimated on an even sample, then lowered until it keeps enough.
     """
@@ -84,13 +84,13 @@ def _heaviest(size: Float[Tensor, " column"], whole: float, mass: float, limit: 
     sample = size[::step].sort(descending=True).values
     carried = sample.cumsum(0)
     enough = int((carried < mass * carried[-1]).sum())
-    cut = float(sample[min(enough, limit // step, len(sample) - 1)])
+    cut = float(sample[min(enough, limit * 5 // (4 * step), len(sample) - 1)])  # a little more than the limit
     while True:
         column = (size >= cut).nonzero()[:, 0]
         kept = size[column]
-        if column.numel() > limit + limit // 4:
-            column, kept = (part[kept.topk(limit, sorted=False).indices.sort().values] for part in (column, kept))
-        if column.numel() >= limit - limit // 4:
+        if column.numel() > limit:
+            largest = kept.topk(limit, sorted=False).indices.sort().values
+            column, kept = column[largest], kept[largest]
             break
         if cut == 0 or float(kept.sum(dtype=torch.float64)) >= mass * whole:
             break
