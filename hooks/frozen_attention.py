@@ -77,9 +77,8 @@ class FrozenAttention:
         kv, d_head = self.W_V.shape[0], self.W_V.shape[2]
         used, n = g.shape[:2]
         last = first + used
-        W_O = self.W_O.transpose(1, 2)  # [n_heads, d_model, d_head]
         mixed = g.new_zeros(kv, last, n * d_head)
-        carried = shares.new_zeros(W_O.shape[0], shares.shape[0], last)
+        carried = shares.new_zeros(self.W_O.shape[0], shares.shape[0], last)
         for block in self.pattern.blocks:
             queries = slice(max(block.queries.start, first), min(block.queries.stop, last))
             if queries.start >= queries.stop:
@@ -87,14 +86,14 @@ class FrozenAttention:
             keys = slice(block.keys.start, min(block.keys.stop, last))
             weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
             here = slice(queries.start - first, queries.stop - first)
+            # Heads of a group stand one after the other along the summed axis of the product.
+            from_queries = weights.flatten(1, 2).transpose(1, 2)
             step = max(1, ROWS_AT_ONCE // (queries.stop - queries.start))
             for some in range(0, n, step):
                 stop = min(some + step, n)
-                at_queries = torch.matmul(g[here, some:stop].reshape(1, -1, g.shape[2]), W_O)
-                # Heads of a group stand one after the other along the summed axis of the product.
-                at_queries = at_queries.reshape(kv, -1, (stop - some) * d_head)
+                at_queries = self.at_heads(g[here, some:stop].reshape(-1, g.shape[2]))
                 into = mixed[:, keys, some * d_head : stop * d_head]
-                into.baddbmm_(weights.flatten(1, 2).transpose(1, 2), at_queries)
+                into.baddbmm_(from_queries, at_queries.reshape(kv, -1, (stop - some) * d_head))
             if carried.numel():
                 carried[:, :, keys].baddbmm_(shares[:, here].expand(carried.shape[0], -1, -1), weights.flatten(0, 1))
         return mixed.reshape(kv, last, n, d_head), carried
