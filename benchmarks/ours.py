@@ -73,12 +73,13 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
             nodes = whole._nodes
             table = {name: getattr(nodes, name).contiguous() for name in ("kind", "layer", "position", "feature")}
             save_file(table | {"adjacency": whole.adjacency()}, folder / "ours.safetensors")
+    places = places_passed(runs[0][0])
     sys.stdout.write(json.dumps({
         "tokens": n_tokens,
         "nodes": n_nodes,
         "active": runs[0][0].info.n_active,
-        "places": places_passed(runs[0][0]),
-        "gflop": useful_gflop(places_passed(runs[0][0]), 640, (4 + 1) * 256),
+        "places": places,
+        "gflop": useful_gflop(places, 640, (4 + 1) * 256),
         "seconds": [seconds for _, seconds, _ in runs],
         "sweep_seconds": in_sweeps,
         "rate": median(rates),

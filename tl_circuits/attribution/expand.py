@@ -40,7 +40,6 @@ class Trimming:
         return None if mass == 1.0 else cls(mass, width)
 
 
-
 @dataclass
 class Expansion:
     """Rows found so far: those of the roots (logits) and, layer by layer, those of features."""

@@ -4,11 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attribution.sources import LayerSources, Sources
+from tl_circuits.attribution.sources import GATHERED_FLOATS, LayerSources, Sources
 from tl_circuits.hooks import ReadMap
 
 CACHED_FLOATS = 2**22  # scaled decoder rows kept per writing layer, 16 MB; above, gathered anew in each sweep
-GATHERED_FLOATS = 2**20  # in runs of 4 MB, which stay in the processor's cache
 DENSE_SHARE = 0.25  # from this share of active features on, one product with the whole decoder wins
 
 

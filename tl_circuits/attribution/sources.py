@@ -17,7 +17,7 @@ from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import FrozenNorm, Recording, write_norm
 
-DECODED_AT_ONCE = 2**20  # numbers of decoder rows, 4 MB: more would leave the processor's cache
+GATHERED_FLOATS = 2**20  # of decoder rows gathered at once, 4 MB: more would leave the processor's cache
 
 # Largest relative gap between an exact dictionary's reconstruction and the MLP's output that
 # rounding explains, by the model's dtype.
@@ -196,7 +196,7 @@ def _add_decoded(
 ) -> None:
     """Add what ``writer``'s active features write to ``layer``, a block of decoder rows at a time."""
     active = active.to(recons.device)
-    step = max(1, DECODED_AT_ONCE // recons.shape[1])
+    step = max(1, GATHERED_FLOATS // recons.shape[1])
     for start in range(0, active.feature.numel(), step):
         part = slice(start, start + step)
         rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
