@@ -22,31 +22,38 @@ from .edits import (
     make_plan,
     positions_of,
 )
-from .freeze import added_hooks, differentiable_run, frozen_hooks
+from .freeze import differentiable_run
 from .frozen_attention import FrozenAttention, frozen_attention
-from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
+from .holding import Holds, HookList, hold_hooks, prove
+from .intervene import FREEZE_MODES, CleanRun, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenNorm,
     ReadMap,
+    attention_norms,
     frozen_norm,
+    mlp_norms,
+    mlp_site,
     read_map,
     read_stage,
     write_norm,
     write_stage,
+    written_share,
 )
+from .norms import NormWeights, norm_names, norm_weights, was_folded
 from .patterns import Pattern, Scores
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
-from .record import Recording, bos_positions, record, resid_mid, to_tokens
+from .record import Recording, bos_positions, final_hook, final_stream, record, resid_mid, to_tokens
 from .sites import (
+    ACTIVATIONS,
     MLPWeights,
     Model,
+    added_hooks,
     context_length,
     embed_weights,
     is_parallel,
     layer_device,
     mlp_weights,
     model_device,
-    norm_weights,
     resolve,
     unembed_weights,
     with_its_layer,
@@ -54,6 +61,7 @@ from .sites import (
 from .takeover import carried_saes, lifted
 
 __all__ = [
+    "ACTIVATIONS",
     "Ablate",
     "Add",
     "CachedModel",
@@ -65,8 +73,10 @@ __all__ = [
     "FrozenNorm",
     "FrozenScores",
     "HookList",
+    "Holds",
     "MLPWeights",
     "Model",
+    "NormWeights",
     "Patch",
     "Pattern",
     "PatternEdit",
@@ -81,6 +91,7 @@ __all__ = [
     "TokenEdit",
     "added_hooks",
     "attach",
+    "attention_norms",
     "bos_positions",
     "carried_saes",
     "clean_run",
@@ -88,20 +99,26 @@ __all__ = [
     "context_length",
     "differentiable_run",
     "edit_hooks",
+    "final_hook",
+    "final_stream",
     "embed_weights",
     "frozen_attention",
-    "frozen_hooks",
     "frozen_norm",
     "frozen_scores",
     "held_head_norms",
+    "hold_hooks",
     "is_parallel",
     "layer_device",
     "lifted",
     "make_plan",
+    "mlp_norms",
+    "mlp_site",
     "mlp_weights",
     "model_device",
+    "norm_names",
     "norm_weights",
     "positions_of",
+    "prove",
     "read_map",
     "read_stage",
     "record",
@@ -112,7 +129,9 @@ __all__ = [
     "run_edited",
     "to_tokens",
     "unembed_weights",
+    "was_folded",
     "with_its_layer",
     "write_norm",
     "write_stage",
+    "written_share",
 ]

@@ -225,9 +225,8 @@ def _logit_changes(
     tokens = graph._nodes.feature[nodes]
     if (tokens < 0).any():
         raise EditError("faithfulness measures single tokens as targets, not differences or directions.")
-    W_U = unembed_weights(replacement.model).W_U
     mean, _ = replacement.mean_unembedding
-    directions = W_U[:, tokens.to(W_U.device)].float() - mean[:, None]
+    directions = unembed_weights(replacement.model).columns(tokens) - mean[:, None]
     position = graph._nodes.position[nodes].to(moved.device)
     return torch.einsum("bnd,dn->bn", moved[:, position], directions.to(moved.device)).cpu()
 

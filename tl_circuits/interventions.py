@@ -82,9 +82,7 @@ class InterventionResult:
             )
 
     def _logits(self, final: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        unembed = unembed_weights(self.model)
-        logits = (final.to(unembed.W_U) @ unembed.W_U + unembed.b_U).float()
-        return logits if unembed.softcap is None else unembed.softcap * torch.tanh(logits / unembed.softcap)
+        return unembed_weights(self.model).logits(final)
 
     @cached_property
     def logits(self) -> Float[Tensor, "pos d_vocab"]:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,6 +15,7 @@ from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitTargets,
@@ -28,7 +29,7 @@ from tl_circuits.checked import checked
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
-from tl_circuits.hooks import Recording, Replacement, bos_positions, frozen_norm, record, to_tokens
+from tl_circuits.hooks import Holds, Recording, Replacement, bos_positions, record, to_tokens
 
 
 @checked
@@ -83,10 +84,11 @@ def attribute(
     skipped = _skipped(model, tokens, skip_positions)
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
+        holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
         sources = find_sources(model, dictionary, recording, skipped)
-        chosen = _make_engine(engine, model, recording, sources)
-        roots = _roots(replacement, recording, sources, targets, position)
+        chosen = _make_engine(engine, model, recording, sources, holds)
+        roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
             sources,
             roots.weights,
@@ -105,7 +107,9 @@ def attribute(
                 lambda n: bar.update(n) and None,
             )
         info = _info(model, prompt, tokens, roots, sources, chosen, max_nodes)
-        return assemble(expansion, roots, info, tokens, position)
+        graph = assemble(expansion, roots, info, tokens, position)
+        require_sums(graph, recording.dtype)
+        return graph
 
 
 def _skipped(model: Any, tokens: Int[Tensor, " pos"], asked: Sequence[int] | None) -> tuple[int, ...]:
@@ -114,21 +118,25 @@ def _skipped(model: Any, tokens: Int[Tensor, " pos"], asked: Sequence[int] | Non
     return tuple(sorted({resolve_position(p, tokens.numel()) for p in asked}))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources) -> Engine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
     if name == "autograd":
-        return AutogradEngine(model, recording, sources)
+        return AutogradEngine(model, recording, sources, holds)
     try:
         return LinearEngine(model, recording, sources)
     except ArchitectureError:
         if name == "linear":
             raise
-        return AutogradEngine(model, recording, sources)
+        return AutogradEngine(model, recording, sources, holds)
 
 
 def _roots(
-    replacement: Replacement, recording: Recording, sources: Sources, targets: Any, position: int
+    replacement: Replacement,
+    recording: Recording,
+    sources: Sources,
+    targets: Any,
+    position: int,
+    final: Float[Tensor, " d_model"],
 ) -> Roots:
-    model = replacement.model
     asked = [targets] if isinstance(targets, (str, int)) or not isinstance(targets, Iterable) else list(targets)
     if targets is not None and not asked:
         raise TargetError("targets is an empty list; give at least one target, or None for the likeliest tokens.")
@@ -141,8 +149,7 @@ def _roots(
     logits = recording.logits
     if targets is None:
         asked = list(top_logits(logits))
-    final = frozen_norm(model, recording, "ln_final")
-    resolved = resolve_logits(replacement, asked, final.forward(recording.resid_final)[position], logits)
+    resolved = resolve_logits(replacement, asked, final, logits)
     n = len(asked)
     vectors = Targets(
         layer=torch.full((n,), len(sources.layers)),

@@ -189,8 +189,8 @@ class _Reads:
     def _logit(self, node: int, position: int) -> Tensor:
         local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
         if token >= 0:
-            W_U = unembed_weights(local.model).W_U
-            return W_U[:, token].float() - local.replacement.mean_unembedding[0]
+            vector = unembed_weights(local.model).columns(torch.tensor([token]))[:, 0]
+            return vector - local.replacement.mean_unembedding[0]
         if self._given is None:
             raise TargetError(
                 f"{graph.node_ids[node]!r} is no single token, and a graph does not store its direction. Give "

@@ -75,6 +75,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
     layers = [layer for layer in dictionary.layers if below is None or layer < below]
     sites = [f(layer) for layer in layers for f in (dictionary.input_hook, dictionary.output_hook)]
     scores: dict[int, FrozenScores] = {}
+    replacement.holds(tokens)  # refuses a model whose hooks do not show what it computes
     with torch.no_grad():
         if below is None:
             recording = record(model, tokens, tokens.numel() - 1, sites)

@@ -129,7 +129,7 @@ def resolve_logits(
     """Vectors, biases and values of logit targets; ``final`` is the final norm's output there.
 
     A logit is taken minus the mean logit over the vocabulary, before any soft cap (the mean moves
-    no probability): ``(W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U``.
+    no probability): ``scale · ((W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U)``.
     """
     model = replacement.model
     unembed = unembed_weights(model)
@@ -137,7 +137,8 @@ def resolve_logits(
     mean_vector, mean_bias = (mean.to(final.device) for mean in replacement.mean_unembedding)
 
     def logit(token: int) -> tuple[Tensor, Tensor]:
-        return unembed.W_U[:, token].to(final.device).float(), unembed.b_U[token].to(final.device).float()
+        vector, bias = unembed.columns(torch.tensor([token]))[:, 0], unembed.b_U[token].float() * unembed.scale
+        return vector.to(final.device), bias.to(final.device)
 
     vectors, biases, weights, tokens, names = [], [], [], [], []
     for target in targets:
