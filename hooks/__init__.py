@@ -24,7 +24,7 @@ from .edits import (
 )
 from .freeze import differentiable_run
 from .frozen_attention import FrozenAttention, frozen_attention
-from .holding import Holds, HookList, hold_hooks, prove
+from .holding import Holds, HookList, hold_hooks
 from .intervene import FREEZE_MODES, CleanRun, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenNorm,
@@ -41,6 +41,7 @@ from .maps import (
 )
 from .norms import NormWeights, norm_names, norm_weights, was_folded
 from .patterns import Pattern, Scores
+from .proof import prove
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
 from .record import Recording, bos_positions, final_hook, final_stream, record, resid_mid, to_tokens
 from .sites import (

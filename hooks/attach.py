@@ -19,7 +19,8 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
-from .holding import OPTIONS, Holds, probe_tokens, prove
+from .holding import Holds
+from .proof import OPTIONS, probe_tokens, prove
 from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights
 
 POINTS = (
@@ -85,7 +86,7 @@ class Replacement:
     def holds(self, tokens: Int[Tensor, " pos"] | None) -> Holds:
         """How this model's patterns and denominators are held; proved on its first prompt and remembered.
 
-        Raises ArchitectureError naming what cannot be held (see :func:`tl_circuits.hooks.holding.prove`).
+        Raises ArchitectureError naming what cannot be held (see :func:`tl_circuits.hooks.proof.prove`).
         """
         layers = range(int(self.model.cfg.n_layers))
         outputs = {layer: output_site(self, layer) for layer in layers}

@@ -10,7 +10,7 @@ from transformer_lens.hook_points import HookPoint
 from .attach import Replacement
 from .edits import HeadOps, Plan
 from .errors import EditError
-from .holding import moves_pattern
+from .proof import moves_pattern
 
 AttentionHook = tuple[str, Callable[[Tensor, HookPoint], Tensor]]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from .errors import ArchitectureError
 from .sites import Model
 
-_COMPARED = ("ln1", "attn", "ln1_post", "ln2", "mlp", "ln2_post")
+_ATTENTION, _NORMS = ("attn",), ("ln1", "ln1_post", "ln2", "ln2_post")
+_REST = (*_NORMS, "mlp")
 # Other kernels and orders of summation, by dtype, relative to the largest entry of a position.
 _PARITY_WITHIN = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")  # a second run must not add to them
@@ -31,8 +32,8 @@ class Seen:
         """Remember one call."""
         self._calls[name] = (module, args, dict(kwargs), _first(output))
 
-    def compare(self) -> None:
-        """Raise ArchitectureError naming the first module whose original gives something else."""
+    def compare(self, rows: int | None = None) -> None:
+        """Raise ArchitectureError naming the first module whose original gives something else in the first ``rows`` runs."""
         with torch.no_grad():
             for name, (module, args, kwargs, output) in self._calls.items():
                 plain = {key: None if key in _CACHES else value for key, value in kwargs.items()}
@@ -43,7 +44,7 @@ class Seen:
                 except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
                     continue  # the bridge hands its module other arguments than Hugging Face's takes
                 if isinstance(original, Tensor) and original.shape == output.shape:
-                    _require_same(name, output, original)
+                    _require_same(name, output[:rows], original[:rows])
 
 
 def _first(output: Any) -> Any:
@@ -62,12 +63,14 @@ def _require_same(name: str, bridge: Tensor, original: Tensor) -> None:
 
 
 @contextmanager
-def watching(model: Model) -> Iterator[Seen]:
-    """Collect the calls of one forward pass; nothing where the model wraps no other."""
+def watching(model: Model, attention_only: bool = False) -> Iterator[Seen]:
+    """Collect the calls of one forward pass, those of attention alone with ``attention_only``."""
     seen = Seen()
+    ends = (0, int(model.cfg.n_layers) - 1)
     with ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
-            for part in _COMPARED:
+            # Attention differs from layer to layer (rotation, window). MLPs do not, and cost most of a pass.
+            for part in _ATTENTION if attention_only else _ATTENTION + _REST if layer in ends else _ATTENTION + _NORMS:
                 module = getattr(block, part, None)
                 if isinstance(getattr(module, "original_component", None), torch.nn.Module) and module.name is not None:
                     stack.callback(_watch(module, f"blocks.{layer}.{part}", seen).remove)
