@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
+from .prompt import PromptRule
 from .sites import Model, mlp_points, register_point, resolve, unembed_weights
 
 POINTS = (
@@ -34,6 +35,9 @@ POINTS = (
 @runtime_checkable
 class Attachable(Protocol):
     """What a dictionary must offer to be attached (tl_circuits.dictionaries gives the rest)."""
+
+    prompt_rule: PromptRule
+    """What stands before a text, and which first positions have no features."""
 
     @property
     def layers(self) -> Sequence[int]:
