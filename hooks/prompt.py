@@ -12,7 +12,7 @@ and without the first positions, whose activations are far larger than all other
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Int
@@ -37,7 +37,7 @@ class PromptRule:
     """
 
     prepend: bool = False
-    skip_first: int | None = None
+    skip_first: SupportsIndex | None = None
     skip_prefixes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -146,7 +146,11 @@ def without_first(ids: list[int], first: Sequence[int]) -> list[int]:
 
 def special_token(tokenizer: Any) -> int | None:
     """The token that :class:`PromptRule` prepends: bos, else pad, else eos, else any special one the tokenizer has."""
-    named = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    bos = tokenizer.bos_token_id
+    # TransformerLens gives a tokenizer that has no bos its eos for one; what the tokenizer was made with says so.
+    if bos == tokenizer.eos_token_id and getattr(tokenizer, "init_kwargs", {}).get("bos_token") is None:
+        bos = None
+    named = (bos, tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((int(i) for i in (*named, *tokenizer.all_special_ids) if i is not None), None)
 
 
@@ -173,7 +177,8 @@ def _once(ids: list[int], own: list[int]) -> list[int]:
 def _given_ids(prompt: Any) -> Int[Tensor, " pos"]:
     """Token ids given as a tensor, an array, a column of a frame or a list."""
     try:
-        tokens = torch.as_tensor(prompt.to_numpy() if hasattr(prompt, "to_numpy") else prompt)
+        given = prompt.to_numpy() if hasattr(prompt, "to_numpy") else prompt
+        tokens = given if isinstance(given, Tensor) else torch.tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(
             f"the prompt must be an attribution graph, text or token ids, got {prompt!r}: {error}."

@@ -100,7 +100,7 @@ def token_id(model: Any, token: str | int) -> int:
     return int(ids[0])
 
 
-def resolve_position(position: int, n_pos: int) -> int:
+def resolve_position(position: Any, n_pos: int) -> int:
     """``position`` counted from the start; raises TargetError when outside the prompt or no whole number."""
     try:
         position = operator.index(position)
