@@ -260,6 +260,11 @@ def test_what_was_prepended_is_said_and_in_the_text(no_bos, tmp_path):
         same = tlc.intervene(replacement, graph.info.prompt, []).baseline_logits
         assert torch.equal(same, tlc.intervene(replacement, "w1 w2 w3", []).baseline_logits)
         assert torch.equal(same, no_bos(torch.tensor([graph.info.token_ids]))[0].float())
+        feature = graph.nodes.query("kind == 'feature'").iloc[0]
+        patches = [tlc.Patch(int(feature.layer), 2, int(feature.feature), source=s) for s in ("w7 w8 w9", [100, 10, 11, 12])]
+        assert torch.equal(*(tlc.intervene(replacement, "w1 w2 w3", patch).logits for patch in patches))
+        written = [tlc.generate(replacement, p, max_new_tokens=4) for p in ("w1 w2 w3", [100, 4, 5, 6])]
+        assert written[0].removeprefix("w1 w2 w3") == written[1].removeprefix("w1 w2 w3")
 
 
 def test_prepending_and_positions_can_be_chosen(no_bos, tmp_path):
@@ -276,7 +281,7 @@ def test_prepending_and_positions_can_be_chosen(no_bos, tmp_path):
     assert plain.prompt_rule == MODELS_OWN == tlc.mlp_neurons(no_bos).prompt_rule
     for rule in (tlc.PromptRule(prepend=True, skip_first=np.int64(2)), MODELS_OWN):
         assert tlc.load_transcoders(plain, prompt_rule=rule).prompt_rule == rule
-        assert published(no_bos, tmp_path / str(rule.prepend), prompt_rule=rule).to("cpu").prompt_rule == rule
+        assert published(no_bos, tmp_path / str(rule.prepend), prompt_rule=rule).to(torch.device("cpu")).prompt_rule == rule
     assert plain.prompt_rule == MODELS_OWN, "the one given is not changed"
     with tlc.attach(no_bos, plain.with_prompt_rule(tlc.PromptRule(prepend=True, skip_first=2))) as replacement:
         graph = tlc.attribute(replacement, "w1 w2 w3", max_nodes=50, progress=False)

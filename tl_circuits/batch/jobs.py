@@ -96,7 +96,7 @@ def _job(where: str, item: Any) -> Job:
     elif not isinstance(prompt, str):
         prompt = _ids(prompt)
     if not prompt:
-        raise ValueError("'prompt' is empty; give text or token ids")
+        raise ValueError("'prompt' must be text or token ids, and is empty")
     targets, position = fields.get("targets"), fields.get("position", -1)
     if isinstance(targets, (str, int)):
         targets = [targets]
