@@ -20,6 +20,7 @@ from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
 from .holding import Holds
+from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
 from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights
 
@@ -36,6 +37,9 @@ POINTS = (
 @runtime_checkable
 class Attachable(Protocol):
     """What a dictionary must offer to be attached (tl_circuits.dictionaries gives the rest)."""
+
+    prompt_rule: PromptRule
+    """What stands before a text, and which first positions have no features."""
 
     @property
     def layers(self) -> Sequence[int]:

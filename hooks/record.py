@@ -11,16 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .collect import stopping_at
-from .errors import ArchitectureError, HookFiringError, NotFiniteError, PromptError
+from .errors import ArchitectureError, HookFiringError, NotFiniteError
 from .norms import is_norm, norm_names, norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
-    context_length,
     find,
     is_parallel,
     layer_device,
-    model_device,
     put_hook,
     resolve,
     scores_scale,
@@ -73,53 +71,6 @@ class Recording:
     def streams(self) -> tuple[Float[Tensor, "pos d_model"], ...]:
         """The residual stream before each recorded layer and after the last."""
         return (*self.resid_pre, self.resid_final)
-
-
-def to_tokens(model: Model, prompt: Any) -> Int[Tensor, " pos"]:
-    """Token ids of a prompt: a string (the model's own tokeniser and BOS rule), ids, or a tensor.
-
-    Raises PromptError for an empty prompt, ids that are not whole numbers or not in the
-    vocabulary, more than one sequence, or more tokens than the model's context.
-    """
-    if isinstance(prompt, str):
-        if not prompt:
-            raise PromptError("the prompt is empty; give at least one token.")
-        if getattr(model, "tokenizer", None) is None:
-            raise PromptError("the model has no tokenizer, so give the prompt as token ids.")
-        tokens = model.to_tokens(prompt, truncate=False)[0]
-    else:
-        try:
-            tokens = torch.as_tensor(prompt)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise PromptError(f"the prompt must be text or token ids, got {prompt!r}: {error}.") from error
-        if tokens.ndim == 2 and tokens.shape[0] == 1:
-            tokens = tokens[0]
-        if tokens.ndim != 1:
-            raise PromptError(
-                f"the prompt must be one sequence of shape (pos,), got {tuple(tokens.shape)}. "
-                "A graph explains one prompt: loop over the batch."
-            )
-        if tokens.numel() == 0:
-            raise PromptError("the prompt is empty; give at least one token.")
-        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise PromptError(f"token ids must be whole numbers, got {tokens.dtype}.")
-    d_vocab, n_ctx = int(model.cfg.d_vocab), context_length(model)
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= d_vocab:
-        raise PromptError(
-            f"token ids must be in 0..{d_vocab - 1}, got {low if low < 0 else high}."
-        )
-    if tokens.numel() > n_ctx:
-        raise PromptError(
-            f"the prompt has {tokens.numel()} tokens, the model's context is {n_ctx}. Shorten it."
-        )
-    return tokens.to(device=model_device(model), dtype=torch.long)
-
-
-def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
-    """Position 0 if it holds the beginning-of-sequence token, else nothing."""
-    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-    return (0,) if bos is not None and int(tokens[0]) == int(bos) else ()
 
 
 class Listener:

@@ -16,7 +16,7 @@ from tl_circuits.attribution.qk import QKAttribution
 from tl_circuits.checked import checked
 from tl_circuits.errors import EditError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, bos_positions, clean_run, to_tokens, unembed_weights
+from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, clean_run, read_prompt, unembed_weights
 from tl_circuits.interventions import DIVERGED, edited_batches, edits_of, growth
 from tl_circuits.picture import Picture
 from tl_circuits.score_checks import score_effects
@@ -103,15 +103,16 @@ def faithfulness(
             else and all norms held, and the score's change is compared (freeze ``"score"``).
         freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
     """
-    tokens = to_tokens(replacement.model, graph.prompt_tokens())
-    names, members = _sample(graph, n, seed, bos_positions(replacement.model, tokens))
+    prompt = read_prompt(replacement.model, replacement.dictionary, graph)
+    tokens = prompt.tokens
+    names, members = _sample(graph, n, seed, prompt.skipped)
     for name, nodes in (groups or {}).items():
         names.append(name)
         members.append([graph.node_ids.index(i) if isinstance(i, str) else int(i) for i in nodes])
     if not members:
         raise EditError("nothing to remove: the graph has no sources and no groups were given.")
     rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]
-    clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+    clean = clean_run(replacement, tokens, prompt.skipped)
     frames = []
     for freeze in freezes:
         predicted = predicted_effects(graph, members, direct=freeze == "all")

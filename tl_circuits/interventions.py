@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attribution.targets import token_id, token_text
+from tl_circuits.attribution.targets import token_id
 from tl_circuits.checked import checked
 from tl_circuits.errors import DivergenceError, EditError
 from tl_circuits.graph.graph import AttributionGraph
@@ -25,13 +25,13 @@ from tl_circuits.hooks import (
     Replacement,
     Scale,
     TokenEdit,
-    bos_positions,
     clean_run,
     edit_hooks,
     make_plan,
+    read_prompt,
     require_freeze,
     run_edited,
-    to_tokens,
+    token_text,
     unembed_weights,
 )
 from tl_circuits.picture import Picture
@@ -180,6 +180,7 @@ def intervene(
     """Run a prompt with edits and compare with the untouched run.
 
     Args:
+        prompt: text, token ids, or an attribution graph, which is run on exactly its token ids.
         edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit,
             ScoreEdit. An open-ended slice of positions runs to the prompt's end.
         freeze: ``"all"`` holds patterns, norm denominators and all MLP outputs, so that edits have
@@ -233,10 +234,11 @@ def _run(
     replacement.require_attached()
     require_freeze(freeze)
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, prompt)
+    read = read_prompt(model, dictionary, prompt)
+    tokens = read.tokens
     constrained = _constrained(model, constrained_layers)
     compared = [layer for layer in dictionary.layers if layers is None or layer in set(layers)]
-    clean = clean_run(replacement, tokens, bos_positions(model, tokens))
+    clean = clean_run(replacement, tokens, read.skipped)
     results = []
     batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
     with tqdm(total=len(edit_sets), desc="intervening", unit="run", disable=not progress) as bar:
@@ -313,10 +315,11 @@ def intervention_hooks(
     """
     replacement.require_attached()
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    tokens = to_tokens(replacement.model, prompt)
+    read = read_prompt(replacement.model, replacement.dictionary, prompt)
+    tokens = read.tokens
     clean = None
     if freeze != "none":
-        clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+        clean = clean_run(replacement, tokens, read.skipped)
     n = tokens.numel()
     plan = make_plan(replacement.model, replacement.dictionary, [edits], n, n)
     return edit_hooks(replacement, plan, clean, freeze)

@@ -8,10 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attribution.targets import token_text
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import Replacement, embed_weights, mlp_norms, norm_weights, read_stage, unembed_weights
+from tl_circuits.hooks import (
+    Replacement,
+    embed_weights,
+    mlp_norms,
+    norm_weights,
+    read_stage,
+    token_text,
+    unembed_weights,
+)
 
 TOKENS_KEPT = 5
 FEATURES_AT_ONCE = 64

@@ -1,6 +1,7 @@
 """From a prompt to an attribution graph."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -22,14 +23,25 @@ from tl_circuits.attribution.targets import (
     Targets,
     resolve_logits,
     resolve_position,
-    token_text,
     top_logits,
 )
 from tl_circuits.checked import checked
-from tl_circuits.errors import ArchitectureError, TargetError
+from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
-from tl_circuits.hooks import Holds, Recording, Replacement, bos_positions, record, to_tokens
+from tl_circuits.hooks import (
+    Holds,
+    PromptRule,
+    ReadPrompt,
+    Recording,
+    Replacement,
+    left_out,
+    prompt_text,
+    read_prompt,
+    record,
+    to_tokens,
+    token_text,
+)
 
 
 @checked
@@ -42,7 +54,8 @@ def attribute(
     max_nodes: int = 4000,
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
-    skip_positions: Sequence[int] | None = None,
+    skip_positions: Iterable[Any] | None = None,
+    prepend_special: bool | None = None,
     row_mass: float | None = None,
     progress: bool = True,
 ) -> AttributionGraph:
@@ -53,7 +66,8 @@ def attribute(
 
     Args:
         replacement: what :func:`tl_circuits.attach` returned.
-        prompt: text, token ids, or a tensor ``[pos]``.
+        prompt: text, token ids, or a tensor ``[pos]``; or a graph, which means its token ids and the positions
+            that it leaves out. A text that starts with its special tokens does not get them again.
         targets: None (the likeliest tokens until 95 % of the probability, at most ten), one or
             several tokens or token ids, :class:`LogitDifference`, :class:`LogitDirection`, or
             one :class:`FeatureTarget`.
@@ -62,7 +76,10 @@ def attribute(
         batch_size: targets in one sweep; ``"auto"`` bounds memory by prompt length.
         engine: ``"linear"`` (closed form), ``"autograd"`` (reference), or ``"auto"``.
         skip_positions: positions without feature and error nodes, whose MLP outputs count as
-            constants; None takes the beginning-of-sequence token, if the prompt has one.
+            constants; None takes those of the dictionary's ``prompt_rule``: position 0 of published sets, elsewhere
+            the beginning-of-sequence token, if the prompt has one. The graph keeps them (``info.skip_positions``).
+        prepend_special: whether a special token (bos, else pad, else eos) is put before a text that starts with
+            none; None does what the dictionary's ``prompt_rule`` says: published sets want it.
         row_mass: how much of each row's absolute sum to keep while the graph is built, 1.0 for all; None
             keeps all where the rows fit into half a gigabyte, else 0.999. What is dropped counts
             in ``bias`` and lowers ``coverage``.
@@ -79,14 +96,15 @@ def attribute(
     if row_mass is not None and not 0.0 < row_mass <= 1.0:
         raise ValueError(f"row_mass is a share of each row's absolute sum, above 0 and at most 1; got {row_mass}.")
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, prompt)
+    rule = _rule(dictionary.prompt_rule, prompt, prepend_special)
+    read = _read(replacement, prompt, rule, skip_positions)
+    tokens = read.tokens
     position = resolve_position(position, tokens.numel())
-    skipped = _skipped(model, tokens, skip_positions)
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
-        sources = find_sources(model, dictionary, recording, skipped)
+        sources = find_sources(model, dictionary, recording, read.skipped)
         chosen = _make_engine(engine, model, recording, sources, holds)
         roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
@@ -106,16 +124,31 @@ def attribute(
                 batch_size,
                 lambda n: bar.update(n) and None,
             )
-        info = _info(model, prompt, tokens, roots, sources, chosen, max_nodes)
+        info = _info(model, prompt, rule, roots, sources, recording, chosen, max_nodes)
         graph = assemble(expansion, roots, info, tokens, position)
         require_sums(graph, recording.dtype)
         return graph
 
 
-def _skipped(model: Any, tokens: Int[Tensor, " pos"], asked: Sequence[int] | None) -> tuple[int, ...]:
+def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:
+    """The dictionary's rule, or the caller's choice of what stands before a text."""
+    if prepend is None:
+        return rule
+    if not isinstance(prompt, str):
+        raise PromptError("prepend_special is for a text; token ids and graphs are run as given, so leave it out.")
+    return replace(rule, prepend=prepend)
+
+
+def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterable[Any] | None) -> ReadPrompt:
+    """The prompt's tokens, and the positions left out: those asked for, else those of the graph or the rule."""
+    if rule == replacement.dictionary.prompt_rule:
+        read = read_prompt(replacement.model, replacement.dictionary, prompt)
+    else:
+        tokens = to_tokens(replacement.model, prompt, rule)
+        read = ReadPrompt(tokens, left_out(replacement.model, tokens, rule))
     if asked is None:
-        return bos_positions(model, tokens)
-    return tuple(sorted({resolve_position(p, tokens.numel()) for p in asked}))
+        return read
+    return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
 def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
@@ -192,19 +225,24 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
 def _info(
     model: Any,
     prompt: Any,
-    tokens: Int[Tensor, " pos"],
+    rule: PromptRule,
     roots: Roots,
     sources: Sources,
+    recording: Recording,
     engine: Engine,
     max_nodes: int,
 ) -> GraphInfo:
+    tokens = recording.tokens
     ids = tokens.tolist()
-    texts = tuple(token_text(model, i) for i in ids)
     logit: LogitTargets | None = roots.logits
+    graph = prompt.info if isinstance(prompt, AttributionGraph) else None
+    given = graph.prompt if graph is not None else prompt if isinstance(prompt, str) else None
+    text, exact = prompt_text(model, tokens, rule, given)
+    added = isinstance(prompt, str) and len(ids) > to_tokens(model, prompt).numel()
     return GraphInfo(
-        prompt=prompt if isinstance(prompt, str) else "".join(texts),
+        prompt=text,
         token_ids=tuple(ids),
-        tokens=texts,
+        tokens=tuple(token_text(model, i) for i in ids),
         target_names=() if logit is None else logit.name,
         target_probabilities=() if logit is None else tuple(logit.weights.tolist()),
         model=str(getattr(model.cfg, "model_name", "unknown")),
@@ -215,6 +253,9 @@ def _info(
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),
+        prompt_exact=exact,
+        skip_positions=sources.skipped,
+        prepended=token_text(model, ids[0]) if added else "" if graph is None else graph.prepended,
     )
 
 

@@ -227,7 +227,7 @@ def _require_same(
                 if not gap <= tolerance * scale:
                     raise TargetError(
                         f"the edge into {graph.node_ids[node]} is another one on the attached model and dictionary: "
-                        "trace the prompt again with them (and with the default skip_positions)."
+                        "trace the prompt again with them (a file that another program wrote does not say which positions it leaves out)."
                     )
 
 

@@ -1,5 +1,6 @@
 """What to explain: logits, differences of logits, directions, or a feature."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.errors import TargetError
-from tl_circuits.hooks import Replacement, unembed_weights
+from tl_circuits.hooks import Replacement, token_text, unembed_weights
 
 TOP_PROBABILITY = 0.95
 TOP_COUNT = 10
@@ -99,14 +100,12 @@ def token_id(model: Any, token: str | int) -> int:
     return int(ids[0])
 
 
-def token_text(model: Any, token: int) -> str:
-    """The text of a vocabulary id, or ``#id`` without a tokenizer."""
-    tokenizer = getattr(model, "tokenizer", None)
-    return f"#{token}" if tokenizer is None else tokenizer.decode([token])
-
-
-def resolve_position(position: int, n_pos: int) -> int:
-    """``position`` counted from the start; raises TargetError when outside the prompt."""
+def resolve_position(position: Any, n_pos: int) -> int:
+    """``position`` counted from the start; raises TargetError when outside the prompt or no whole number."""
+    try:
+        position = operator.index(position)
+    except TypeError as error:
+        raise TargetError(f"a position is a whole number, got {position!r}.") from error
     if not -n_pos <= position < n_pos:
         raise TargetError(f"position {position} is outside the prompt's {n_pos} tokens (-{n_pos}..{n_pos - 1}).")
     return position % n_pos

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,15 @@ def read_jobs(prompts: str | Path | Iterable[Any]) -> list[Job | BadLine]:
     return jobs
 
 
+def _ids(prompt: Any) -> tuple[int, ...]:
+    try:
+        if any(isinstance(i, bool) for i in prompt):
+            raise TypeError("true and false are no token ids")
+        return tuple(operator.index(i) for i in prompt)
+    except TypeError as error:
+        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r} ({error})") from error
+
+
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
@@ -81,10 +91,12 @@ def _job(where: str, item: Any) -> Job:
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
     prompt = fields.get("prompt")
-    if isinstance(prompt, (list, tuple)) and prompt and all(type(i) is int for i in prompt):
-        prompt = tuple(prompt)
-    elif not isinstance(prompt, str) or not prompt:
-        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r}")
+    if hasattr(prompt, "prompt_tokens"):
+        prompt = tuple(prompt.prompt_tokens())
+    elif not isinstance(prompt, str):
+        prompt = _ids(prompt)
+    if not prompt:
+        raise ValueError("'prompt' must be text or token ids, and is empty")
     targets, position = fields.get("targets"), fields.get("position", -1)
     if isinstance(targets, (str, int)):
         targets = [targets]

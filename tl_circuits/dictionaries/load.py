@@ -12,6 +12,7 @@ from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import Hints, LayerWeights
 from tl_circuits.dictionaries.hub import HubRepository
+from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.published import Candidate, Published, find_published
 from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.dictionaries.releases import find_release, release_names
@@ -21,6 +22,7 @@ from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
 from tl_circuits.dictionaries.selection import select, wanted_layers
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
+from tl_circuits.hooks import PromptRule
 from tl_circuits.models import BUILTIN
 
 
@@ -37,6 +39,7 @@ def load_transcoders(
     residency: Residency = "auto",
     cache_dir: str | Path | None = None,
     name: str | None = None,
+    prompt_rule: PromptRule | None = None,
     progress: bool = False,
 ) -> Dictionary:
     """Open a dictionary.
@@ -60,24 +63,30 @@ def load_transcoders(
             and row by row; ``"cpu"``; ``"device"``; ``"auto"``: the device where they fit, else disk.
         cache_dir: of the hub library; None for its own (HF_HOME).
         name: what graphs call it; None for the source's name.
+        prompt_rule: what stands before a text and which first positions have no features. None keeps the set's
+            own: a set opened by name, from the hub or from a folder has a special token before every text and
+            position 0 left out, as in circuit-tracer (for instruction-tuned Gemma-3 also the opening of a
+            person's turn); objects and tensors have the model's own rule, a BOS at position 0 left out.
         progress: show a progress bar on stderr.
 
     Raises DictionaryError for what is not there, not a transcoder, damaged or contradicts itself,
     naming file and field; DownloadError where files cannot be had. Pickles are never loaded.
     """
     if isinstance(source, Dictionary):
-        return source
+        return source if prompt_rule is None else source.with_prompt_rule(prompt_rule)
     if isinstance(source, str) and source == BUILTIN:
         from tl_circuits.builtin.files import open_transcoders
 
         opened = open_transcoders()
-        return TranscoderSet({layer: opened[layer] for layer in wanted_layers(BUILTIN, opened.layers, layers)}, BUILTIN)
+        made = TranscoderSet({layer: opened[layer] for layer in wanted_layers(BUILTIN, opened.layers, layers)}, BUILTIN)
+        return made.with_prompt_rule(prompt_rule or made.prompt_rule)
     if isinstance(source, (list, tuple)):
         source = dict(enumerate(source))
     if isinstance(source, Mapping):
         given = {_layer_number(key): _one(key, value) for key, value in source.items()}
         wanted = wanted_layers(name or "the set", sorted(given), layers)
-        return TranscoderSet({layer: given[layer] for layer in wanted}, name or "transcoders")
+        made = TranscoderSet({layer: given[layer] for layer in wanted}, name or "transcoders")
+        return made.with_prompt_rule(prompt_rule or made.prompt_rule)
     if not isinstance(source, (str, Path)):
         raise DictionaryError(
             f"cannot load transcoders from {source!r}: give a name, a folder, {{layer: SAELens transcoder}} or "
@@ -103,7 +112,9 @@ def load_transcoders(
         if read.decoder is not None and len(chosen) < len({c.entry.layer for c in published.candidates}):
             raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")
         loaded[layer] = place(read, files, stay, where, dtype)
-    return _assemble(name or published.name, loaded, _made_for(published, next(iter(chosen.values()))))
+    made_for = _made_for(published, next(iter(chosen.values())))
+    made = _assemble(name or published.name, loaded, made_for)
+    return made.with_prompt_rule(prompt_rule or published_rule(made_for))
 
 
 def _find(source: str | Path, cache_dir: Path | None) -> Published:

@@ -106,7 +106,9 @@ class TranscoderSet(Dictionary):
 
     def to(self, device: torch.device) -> "TranscoderSet":
         """The same transcoders on another device."""
-        return TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
+        moved = TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
+        moved.prompt_rule = self.prompt_rule
+        return moved
 
     def placed(self, devices: Mapping[int, torch.device]) -> "TranscoderSet":
         """The same transcoders, each on its layer's device; itself if all are there already.

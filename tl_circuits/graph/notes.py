@@ -78,7 +78,8 @@ class Notes:
 def fingerprint(graph: "AttributionGraph") -> str:
     """A hash of what was traced (prompt, model, nodes, edges), not of labels and notes."""
     info = asdict(graph.info)
-    del info["recurring"]  # the prompt's text says it too, and files from before this field keep their hash
+    for later in ("recurring", "prompt_exact", "skip_positions", "prepended"):
+        del info[later]  # the prompt and the nodes say it too, and files from before these fields keep their hash
     made = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
     for table in (graph._nodes, graph._edges):
         for column in fields(table):
