@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from .errors import ArchitectureError
-from .sites import Model
+from .sites import Model, has_others_hooks
 
 _ATTENTION, _NORMS = ("attn",), ("ln1", "ln1_post", "ln2", "ln2_post")
 _REST = (*_NORMS, "mlp")
@@ -72,9 +73,15 @@ def watching(model: Model, attention_only: bool = False) -> Iterator[Seen]:
             # Attention differs from layer to layer (rotation, window). MLPs do not, and cost most of a pass.
             for part in _ATTENTION if attention_only else _ATTENTION + _REST if layer in ends else _ATTENTION + _NORMS:
                 module = getattr(block, part, None)
-                if isinstance(getattr(module, "original_component", None), torch.nn.Module) and module.name is not None:
+                if isinstance(getattr(module, "original_component", None), torch.nn.Module) and _comparable(module):
                     stack.callback(_watch(module, f"blocks.{layer}.{part}", seen).remove)
         yield seen
+
+
+def _comparable(module: Any) -> bool:
+    """Whether a module stands for one of Hugging Face's, and nobody's hooks may make it differ from that."""
+    points = (child for child in module.children() if isinstance(child, HookPoint))
+    return module.name is not None and not any(has_others_hooks(point) for point in points)
 
 
 def _watch(module: Any, name: str, seen: Seen) -> Any:

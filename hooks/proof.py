@@ -327,7 +327,7 @@ class _Proof:
         hooks = [*hold_hooks(self._model, holds, self._values), *forced]
         seen = _moved_run(self._model, self._tokens, self._places, holds.norms, hooks)
         if seen is None:  # as for OLMo's norms, which have no gain
-            return _Wrong(frozenset(holds.norms), self._places.layers[:], "the model fails when its denominators are edited")
+            return _Wrong(frozenset(holds.norms), tuple(self._places.layers), "the model fails when its denominators are edited")
         return _judge(self._model, self._places, holds, seen, self.scales, self._clean)
 
 

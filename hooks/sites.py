@@ -123,6 +123,11 @@ def put_lasting_hook(point: HookPoint, function: Callable[..., Any], first: bool
     return undo
 
 
+def has_others_hooks(point: HookPoint) -> bool:
+    """Whether somebody else's hooks are on a point, which may change what it passes on."""
+    return any(getattr(handle, "user_hook", None) is not _only_listens for handle in point.fwd_hooks)
+
+
 def _only_listens(tensor: Tensor, hook: HookPoint) -> None:
     """Change nothing."""
 

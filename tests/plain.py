@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 _SOFTMAX = {torch.softmax, F.softmax, torch.Tensor.softmax}
 _POWER = {torch.pow, torch.Tensor.pow, torch.Tensor.__pow__}
-_RSQRT = {torch.rsqrt, torch.Tensor.rsqrt}
+_ROOT = {torch.rsqrt, torch.Tensor.rsqrt, torch.sqrt, torch.Tensor.sqrt}
 
 
 class Held(TorchFunctionMode):
@@ -31,7 +31,7 @@ class Held(TorchFunctionMode):
             out = func(*args, **kwargs)
             attends = out.ndim == 4 or (out.ndim == 3 and out.shape[-1] == out.shape[-2])  # a router's does not
             return self._constant(out) if attends else out
-        if func in _RSQRT or (func in _POWER and isinstance(args[1], float) and args[1] < 0):
+        if func in _ROOT or (func in _POWER and isinstance(args[1], float) and args[1] < 0):
             return self._constant(func(*args, **kwargs))
         if func is F.layer_norm:
             return self._layer_norm(*args, **kwargs)

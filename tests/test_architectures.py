@@ -1,0 +1,229 @@
+"""Many architectures against the plain Hugging Face model: right, or refused by name."""
+
+import pytest
+import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM
+
+import tl_circuits as tlc
+from tests import plain, zoo
+from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, relative
+from tests.tiny import transcoders
+from tl_circuits.errors import ArchitectureError, DictionaryError, EditError
+
+# One of each kind: patterns that ignore hooks; gains of another form, or none; norms inside attention; norms
+# behind the blocks; no denominators to see; scaled residuals and logits; one norm for attention and MLP;
+# the stream inside the MLP's module; no module for the MLP; a norm behind the sum.
+RIGHT = ["gptj", "gptneo", "nemotron", "olmo", "deepseek3", "olmo2", "gemma4", "granite", "phi", "bloom", "opt", "openaigpt"]
+REFUSED = {
+    "hunyuan": "computes something else than the Hugging Face module",
+    "cohere": "computes something else than the Hugging Face module",
+    "afmoe": "layer 0 is not linear in the stream that enters it",
+    "jamba": "layer 1 shows no attention pattern",
+    "mamba": "layer 0 has no MLP",
+    "nanochat": "ln_final.hook_scale' with 2 firings",
+}
+
+
+def bridge(name):
+    return TransformerBridge.boot_transformers(zoo.folder(name), device="cpu", dtype=torch.float32).eval()
+
+
+def hugging_face(name):
+    return AutoModelForCausalLM.from_pretrained(zoo.folder(name), attn_implementation="eager", dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_effects_and_held_interventions_are_the_plain_models(name):
+    found = compare(zoo.folder(name))
+    assert found.held is not None and found.held < WITHIN, found
+    assert "autograd" in found.effects and max(found.effects.values()) < WITHIN, found
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_held_is_refused_by_name(name):
+    found = compare(zoo.folder(name))
+    assert not found.effects and found.held is None, found
+    assert set(found.refused) == {"linear", "autograd", "held"}
+    assert all(REFUSED[name] in reason for reason in found.refused.values()), found
+
+
+@pytest.mark.parametrize("name", ["gptj", "bloom", "nemotron"])
+def test_an_edited_pattern_is_the_plain_models_with_all_else_held(name):
+    layer, head, query, key, value = 1, 2, 5, 3, 0.9
+    reference = hugging_face(name)
+    with torch.no_grad(), plain.Held() as clean:
+        reference(TOKENS[None], use_cache=False)
+    squares = [i for i, v in enumerate(clean.values) if v.ndim == 4 and v.shape[-1] == v.shape[-2]]
+    values = list(clean.values)
+    edited = values[squares[layer]].clone()
+    edited[0, head, query, key] = value
+    values[squares[layer]] = edited
+    with torch.no_grad(), plain.Held(values):
+        theirs = reference(TOKENS[None], use_cache=False).logits[0]
+    with tlc.attach(bridge(name), transcoders(bridge(name))) as replacement:
+        edit = tlc.PatternEdit(layer, head, query, key, value)
+        result = tlc.intervene(replacement, TOKENS, edit, freeze="attention")
+    assert relative(result.logits, theirs) < WITHIN
+    assert (result.logits[query] - result.baseline_logits[query]).abs().max() > 1e-3
+
+
+def test_edits_of_patterns_that_a_model_ignores_are_refused_where_nothing_is_held():
+    model = bridge("gptj")
+    with tlc.attach(model, transcoders(model)) as replacement:
+        for edit in (tlc.PatternEdit(1, 0, 5, 3, 0.9), tlc.ScoreEdit(1, 0, 5, 3, 2.0)):
+            with pytest.raises(EditError, match="ignores a pattern that a hook returns.*freeze='attention'"):
+                tlc.intervene(replacement, TOKENS, edit, freeze="none")
+            assert tlc.intervene(replacement, TOKENS, edit, freeze="attention").kl() > 1e-6
+
+
+@pytest.mark.parametrize("option", ["use_split_qkv_input", "use_attn_in"])
+def test_options_that_fork_the_stream_are_refused_and_right_again_without(option):
+    model = tlc.load_model("tiny-facts")
+    prompt, edit = "the capital of the state containing Dallas is", tlc.Scale(0, 7, 308, factor=-4.0)
+    with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
+        before = tlc.intervene(replacement, prompt, edit).kl()
+        getattr(model, f"set_{option}")(True)
+        for engine in ("linear", "autograd"):
+            with pytest.raises(ArchitectureError, match=rf"{option} is on.*set_{option}\(False\)"):
+                tlc.attribute(replacement, prompt, engine=engine, progress=False)
+        with pytest.raises(ArchitectureError, match=f"{option} is on"):
+            tlc.intervene(replacement, prompt, edit)
+        getattr(model, f"set_{option}")(False)
+        assert tlc.intervene(replacement, prompt, edit).kl() == pytest.approx(before)
+
+
+def test_a_site_that_holds_the_residual_stream_is_refused():
+    model = bridge("bloom")
+    with tlc.attach(model, transcoders(model, output_hook="mlp.hook_out")) as replacement:
+        for engine in ("linear", "autograd"):
+            with pytest.raises(ArchitectureError, match="mlp.hook_out is not this model's MLP output.*hook_mlp_out"):
+                tlc.attribute(replacement, TOKENS, engine=engine, progress=False)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt", "falcon", "opt", "nemotron"])
+def test_neurons_are_the_modules_own_whatever_the_config_calls_them(name):
+    model = bridge(name)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, targets=TARGETS, skip_positions=[], max_nodes=5, progress=False)
+    tokens, _, _ = plain.effects(hugging_face(name), TOKENS, TARGETS)
+    row = graph.adjacency()[-len(TARGETS)]
+    assert relative(row[graph.is_kind("embedding")], tokens[0]) < WITHIN
+
+
+def test_a_folded_bridge_is_refused_for_sets_that_want_the_gain_and_takes_neurons():
+    model = tlc.load_model("tiny-facts")
+    prompt = "the capital of the state containing Dallas is"
+    model.enable_compatibility_mode()
+    with pytest.raises(DictionaryError, match="norm's gain applied.*folded into its weights"):
+        tlc.attach(model, tlc.load_transcoders("tiny-facts"))
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        assert tlc.attribute(replacement, prompt, max_nodes=20, progress=False).completeness_error() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["granite", "gemma2"])
+def test_target_values_are_the_plain_models_centred_logits(name):
+    model = bridge(name)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, targets=TARGETS, skip_positions=[], max_nodes=5, progress=False)
+    *_, logits = plain.effects(hugging_face(name), TOKENS, TARGETS)
+    values = graph._nodes.value[graph.is_kind("logit")]
+    assert torch.allclose(values, logits[TARGETS], atol=1e-4, rtol=1e-4)  # float32 sums over three layers
+
+
+def hooked(**changes):
+    settings = dict(
+        n_layers=2, d_model=32, n_ctx=64, d_head=8, n_heads=4, d_vocab=320, d_mlp=48, act_fn="gelu_new", seed=0, device="cpu"
+    )
+    model = HookedTransformer(HookedTransformerConfig(**settings | changes)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("changes", [{"normalization_type": None}, {"positional_embedding_type": "alibi"}])
+def test_hooked_transformers_of_other_forms_are_held_to_their_own_gradients(changes):
+    model, leaves = hooked(**changes), {}
+
+    def leaf(name):
+        def hook(module, args, out):
+            leaves[name] = out.detach().clone().requires_grad_()
+            return leaves[name].clone()
+
+        return hook
+
+    points = {"tokens": model.blocks[0].hook_resid_pre} | {i: b.hook_mlp_out for i, b in enumerate(model.blocks)}
+    handles = [point.register_forward_hook(leaf(name)) for name, point in points.items()]
+    with plain.Held(), torch.enable_grad():
+        logits = model(TOKENS[None])[0, -1]
+        gradient = torch.autograd.grad(logits[5] - logits.mean(), leaves["tokens"])[0]
+    for handle in handles:
+        handle.remove()
+    theirs = (gradient * leaves["tokens"])[0].sum(-1).detach()
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        for engine in ("linear", "autograd"):
+            graph = tlc.attribute(replacement, TOKENS, targets=[5], engine=engine, skip_positions=[], max_nodes=5, progress=False)
+            row = graph.adjacency()[-1]
+            assert relative(row[graph.is_kind("embedding")], theirs) < WITHIN, engine
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"attention_dir": "bidirectional"}, "layer 0 attends to later positions"),
+        ({"attn_only": True, "act_fn": None, "d_mlp": None}, "layer 0 has no MLP"),
+        ({"act_fn": "solu_ln"}, "activation 'solu_ln' is not one of"),
+        ({"use_split_qkv_input": True}, "use_split_qkv_input is on"),
+    ],
+)
+def test_hooked_transformers_that_cannot_be_explained_say_why(changes, reason):
+    model = hooked(**changes)
+    for engine in ("linear", "autograd"):
+        with pytest.raises(ArchitectureError, match=reason):
+            with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+                tlc.attribute(replacement, TOKENS, engine=engine, progress=False)
+
+
+def test_a_huge_first_position_hides_no_error_at_another():
+    model = hooked(positional_embedding_type="rotary", rotary_dim=8)
+    with torch.no_grad():
+        model.W_E[int(TOKENS[0])] *= 1e4
+        model.blocks[1].attn.b_O.zero_()
+
+    def off_at_another(out, hook):
+        out = out.clone()
+        out[:, 3] *= 1.05
+        return out
+
+    model.add_hook("blocks.1.hook_attn_out", off_at_another)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(ArchitectureError, match="attention of layer 1"):
+        tlc.attribute(replacement, TOKENS, engine="linear", progress=False)
+
+
+def test_a_users_hook_on_attention_is_no_fault_of_transformer_lens():
+    model = bridge("llama")
+    model.add_hook("blocks.1.hook_attn_out", lambda out, hook: 2.0 * out)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, max_nodes=5, progress=False)
+    assert graph.info.engine == "autograd" and graph.completeness_error() < 1e-4
+
+
+def test_halving_a_token_is_what_the_plain_model_does_with_nothing_held():
+    name = "gptneo"
+    model, reference = bridge(name), hugging_face(name)
+
+    def before(module, args, kwargs):
+        x = args[0].clone()
+        x[:, WHERE] *= FACTOR
+        return (x, *args[1:]), kwargs
+
+    handle = plain.layers_of(reference)[0].register_forward_pre_hook(before, with_kwargs=True)
+    with torch.no_grad():
+        theirs = reference(TOKENS[None], use_cache=False).logits[0]
+    handle.remove()
+    with tlc.attach(model, transcoders(model)) as replacement:
+        ours = tlc.intervene(replacement, TOKENS, tlc.TokenEdit(WHERE, FACTOR), freeze="none").logits
+    assert relative(ours, theirs) < WITHIN
