@@ -24,6 +24,7 @@ from .edits import (
 )
 from .freeze import added_hooks, differentiable_run, frozen_hooks
 from .frozen_attention import FrozenAttention, frozen_attention
+from .identity import Sample, first_difference, rounded, spread
 from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenNorm,
@@ -34,6 +35,7 @@ from .maps import (
     write_norm,
     write_stage,
 )
+from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import Pattern, Scores
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
 from .record import Recording, bos_positions, record, resid_mid, to_tokens
@@ -74,6 +76,7 @@ __all__ = [
     "ReadMap",
     "Recording",
     "Replacement",
+    "Sample",
     "Scale",
     "ScoreEdit",
     "Scores",
@@ -89,12 +92,14 @@ __all__ = [
     "differentiable_run",
     "edit_hooks",
     "embed_weights",
+    "first_difference",
     "frozen_attention",
     "frozen_hooks",
     "frozen_norm",
     "frozen_scores",
     "held_head_norms",
     "is_parallel",
+    "is_whole",
     "layer_device",
     "lifted",
     "make_plan",
@@ -104,14 +109,20 @@ __all__ = [
     "positions_of",
     "read_map",
     "read_stage",
+    "real",
     "record",
     "record_below",
     "require_freeze",
     "resid_mid",
     "resolve",
+    "rounded",
     "run_edited",
+    "shown",
+    "spread",
     "to_tokens",
     "unembed_weights",
+    "whole",
+    "wholes",
     "with_its_layer",
     "write_norm",
     "write_stage",

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
+from .identity import Sample, model_sample
 from .sites import Model, mlp_points, register_point, resolve, unembed_weights
 
 POINTS = (
@@ -83,6 +84,12 @@ class Replacement:
         """The mean over the vocabulary of ``W_U`` and ``b_U``, float32; read once, it is a large matrix."""
         unembed = unembed_weights(self.model)
         return unembed.W_U.mean(1, dtype=torch.float32), unembed.b_U.float().mean()
+
+    @cached_property
+    def sample(self) -> Sample:
+        """A few numbers out of the weights of model and dictionary, by which both are known again; read once."""
+        own = getattr(self.dictionary, "sample", None)
+        return model_sample(self.model) + (() if own is None else own())
 
     def site(self, layer: int) -> str:
         """The name ``S`` of a layer's output site; ``S.hook_sae_acts_post`` and others hang on it."""

@@ -28,7 +28,7 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
         dictionary = transcoders if isinstance(transcoders, Dictionary) else load_transcoders(transcoders)
         return attach_dictionary(model, _with_its_layers(model, dictionary))
     carried = _carried(model)
-    dictionary = load_transcoders(carried, layers=carried, name="taken over from SAELens")
+    dictionary = load_transcoders(carried, layers=list(carried), name="taken over from SAELens")
     dictionary = _with_its_layers(model, dictionary)
     with ExitStack() as undo:
         undo.enter_context(lifted(model))

@@ -12,10 +12,11 @@ from tqdm.auto import tqdm
 from tl_circuits.attribution.head_paths import Head, Paths
 from tl_circuits.attribution.loadings import edge_paths, path_name
 from tl_circuits.attribution.qk import QKAttribution, score_attribution
-from tl_circuits.attribution.retrace import Retraced, node_indices, retrace
+from tl_circuits.attribution.retrace import Retraced, retrace
 from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.hooks import Replacement, bos_positions
 
@@ -146,8 +147,11 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
 
     ``heads``: ``layer head loading``, and where explained ``query key score attention pairs by_query by_key`` and
     ``baseline`` (the same of the difference to another ``key``, or None); ``pairs`` are ``[query source, key source, weight]`` by id, with ``labels`` for every id that is a node of the graph.
+    ``residual``, the loadings of ``heads``, ``other_heads`` (all beyond ``top``), ``chains`` and ``rest`` (all other chains) add up
+    to ``weight``.
     """
-    ordered = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))[:top]
+    everything = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))
+    ordered, left_out = everything[:top], everything[top:]
     explained = zip(story.heads, story.scores, story.attention, story.instead, strict=True)
     scores = {head: rest for head, *rest in explained}
     named: set[str] = set()
@@ -171,8 +175,9 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
         "weight": story.weight,
         "residual": story.paths.residual,
         "heads": heads,
+        "other_heads": sum(loading for _, loading in left_out),
         "chains": [[path_name(chain), value] for chain, value in story.paths.chains[:top]],
-        "rest": story.paths.rest,
+        "rest": story.paths.rest + sum(value for _, value in story.paths.chains[top:]),
         "labels": labels,
     }
 

@@ -1,6 +1,6 @@
 """From a prompt to an attribution graph."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitTargets,
     Targets,
+    as_targets,
     resolve_logits,
     resolve_position,
     token_text,
@@ -104,7 +105,7 @@ def attribute(
                 batch_size,
                 lambda n: bar.update(n) and None,
             )
-        info = _info(model, prompt, tokens, roots, sources, chosen, max_nodes)
+        info = _info(replacement, prompt, tokens, roots, sources, chosen, max_nodes)
         return assemble(expansion, roots, info, tokens, position)
 
 
@@ -129,9 +130,7 @@ def _roots(
     replacement: Replacement, recording: Recording, sources: Sources, targets: Any, position: int
 ) -> Roots:
     model = replacement.model
-    asked = [targets] if isinstance(targets, (str, int)) or not isinstance(targets, Iterable) else list(targets)
-    if targets is not None and not asked:
-        raise TargetError("targets is an empty list; give at least one target, or None for the likeliest tokens.")
+    asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
         if len(asked) > 1:
             raise TargetError("a FeatureTarget is traced alone; give it without other targets.")
@@ -183,7 +182,7 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
 
 
 def _info(
-    model: Any,
+    replacement: Replacement,
     prompt: Any,
     tokens: Int[Tensor, " pos"],
     roots: Roots,
@@ -191,7 +190,7 @@ def _info(
     engine: Engine,
     max_nodes: int,
 ) -> GraphInfo:
-    ids = tokens.tolist()
+    model, ids = replacement.model, tokens.tolist()
     texts = tuple(token_text(model, i) for i in ids)
     logit: LogitTargets | None = roots.logits
     return GraphInfo(
@@ -208,6 +207,7 @@ def _info(
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),
+        sample=replacement.sample,
     )
 
 

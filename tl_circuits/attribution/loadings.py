@@ -10,12 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
-from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, node_indices, retrace
+from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, resolve_logits
 from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
 from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
 
 # An edge computed again may be off by this much of its target's largest edge, by the model's dtype.

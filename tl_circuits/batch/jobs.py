@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_circuits.errors import PromptError
+from tl_circuits.hooks import is_whole, whole
 
 _FIELDS = ("id", "prompt", "targets", "position")
 
@@ -81,15 +82,26 @@ def _job(where: str, item: Any) -> Job:
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
     prompt = fields.get("prompt")
-    if isinstance(prompt, (list, tuple)) and prompt and all(type(i) is int for i in prompt):
-        prompt = tuple(prompt)
-    elif not isinstance(prompt, str) or not prompt:
+    if not isinstance(prompt, str):
+        prompt = _each(prompt)
+        if prompt is None or not all(map(is_whole, prompt)):
+            raise ValueError(f"'prompt' must be text or token ids, got {fields.get('prompt')!r}")
+        prompt = tuple(map(whole, prompt))
+    if not prompt:
         raise ValueError(f"'prompt' must be text or token ids, got {prompt!r}")
     targets, position = fields.get("targets"), fields.get("position", -1)
-    if isinstance(targets, (str, int)):
-        targets = [targets]
-    if targets is not None and not all(isinstance(t, (str, int)) for t in targets):
-        raise ValueError(f"'targets' must be tokens or token ids, got {targets!r}")
-    if type(position) is not int:
+    if targets is not None:
+        given = [targets] if isinstance(targets, str) or is_whole(targets) else _each(targets)
+        if given is None or not all(isinstance(t, str) or is_whole(t) for t in given):
+            raise ValueError(f"'targets' must be tokens or token ids, got {targets!r}")
+        targets = tuple(t if isinstance(t, str) else whole(t) for t in given)
+    if not is_whole(position):
         raise ValueError(f"'position' must be a whole number, got {position!r}")
-    return Job(str(fields.get("id", where)), prompt, None if targets is None else tuple(targets), position)
+    return Job(str(fields.get("id", where)), prompt, targets, whole(position))
+
+
+def _each(values: Any) -> list[Any] | None:
+    """The entries of a list, an array, a column or a tensor; None for anything else."""
+    if not isinstance(values, (list, tuple)) and not (hasattr(values, "tolist") and getattr(values, "ndim", 0) == 1):
+        return None
+    return list(values)

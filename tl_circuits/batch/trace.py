@@ -10,9 +10,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution import attribute
+from tl_circuits.attribution.targets import parse_target
 from tl_circuits.batch.jobs import BadLine, Job, read_jobs
 from tl_circuits.batch.store import Store
 from tl_circuits.checked import checked
+from tl_circuits.errors import ArgumentError
 from tl_circuits.hooks import Replacement
 
 Record = dict[str, Any]
@@ -39,7 +41,7 @@ def trace_many(
         replacement: what :func:`tl_circuits.attach` returned, or a function that opens one; Ray's
             workers each call the function once.
         prompts: a ``.jsonl`` file with one object a line, or strings, token ids or mappings: ``prompt``
-            and perhaps ``id``, ``targets``, ``position``.
+            and perhaps ``id``, ``targets`` (tokens, their ids, or ``"A - B"`` for a difference), ``position``.
         out: a folder, or any address fsspec can write to.
         workers: Ray workers, each with model and dictionary of its own; None traces in this process, or
             with ``ray_address`` on as many workers as the cluster has devices.
@@ -54,6 +56,8 @@ def trace_many(
     Raises PromptError, OutputError, ImportError without Ray, ConnectionError when no cluster answers,
     and ValueError for settings that do not fit.
     """
+    if hasattr(replacement, "hook_dict"):
+        raise ArgumentError("trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare model.")
     on_ray = workers is not None or ray_address is not None
     opened = isinstance(replacement, Replacement)
     if on_ray and opened:
@@ -112,7 +116,7 @@ def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[st
     record: Record = {"id": job.id, "key": key, "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt)}
     try:
         prompt = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
-        targets = None if job.targets is None else list(job.targets)
+        targets = None if job.targets is None else [parse_target(t) if isinstance(t, str) else t for t in job.targets]
         graph = attribute(
             replacement, prompt, targets, position=job.position, max_nodes=options["max_nodes"], progress=False
         )

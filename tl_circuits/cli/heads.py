@@ -71,9 +71,12 @@ def loading_rows(facts: dict[str, Any]) -> list[tuple[str, float]]:
     """The largest heads and chains by name, and what all others carried; with the residual stream they sum to the edge."""
     heads = [(f"layer {head['layer']} head {head['head']}", head["loading"]) for head in facts["heads"]]
     chains = [tuple(chain) for chain in facts["chains"]]
-    others = sum(value for _, value in heads[PAIRS_TOLD:])
     rest = facts["rest"] + sum(value for _, value in chains[PAIRS_TOLD:])
-    shown = [*heads[:PAIRS_TOLD], ("other heads", others)] if len(heads) > PAIRS_TOLD else heads
+    listed = facts["residual"] + facts["rest"] + sum(value for _, value in [*heads, *chains])
+    beyond = facts.get("other_heads", facts["weight"] - listed)  # stories of earlier versions do not say it
+    shown = heads[:PAIRS_TOLD]
+    if len(heads) > PAIRS_TOLD or beyond:
+        shown = [*shown, ("other heads", beyond + sum(value for _, value in heads[PAIRS_TOLD:]))]
     return [*shown, *chains[:PAIRS_TOLD], ("other chains", rest)]
 
 

@@ -17,7 +17,7 @@ from tl_circuits.dictionaries.base import (
     require_shape,
 )
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import read_stage, resolve, write_stage
+from tl_circuits.hooks import Sample, read_stage, resolve, rounded, spread, write_stage
 
 POSITIONS_AT_ONCE = 256  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
 ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
@@ -120,6 +120,21 @@ class TranscoderSet(Dictionary):
         made = copy(self)
         made._at = moved
         return made
+
+    def sample(self) -> Sample:
+        found = []
+        for layer, t in self._at.items():
+            wide = [_some(t.W_enc), _some(self._own_decoder(layer))]
+            found.append((f"layer {layer} of the dictionary ({t.input_hook} to {t.output_hook})", torch.cat([part.to(t.b_enc.device) for part in wide])))
+            found.append((f"layer {layer} of the dictionary (its biases)", torch.stack([t.b_enc.float().norm(), t.b_dec.float().norm().to(t.b_enc.device)])))
+        return rounded(found)
+
+    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
+        """What a layer's features write to it and the layers after; None where they write to their own only."""
+        return None
+
+    def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
+        return self._at[layer].W_dec
 
     def __getitem__(self, layer: int) -> Transcoder:
         return self._at[layer]
@@ -245,6 +260,12 @@ class TranscoderSet(Dictionary):
 
 
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
+
+
+def _some(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, " n"]:
+    """A few numbers of a wide matrix that may lie on disk: from three rows, of which no more is read."""
+    rows = spread(matrix.shape[0], 3).tolist()
+    return torch.cat([matrix[row, spread(matrix.shape[1], 2).to(matrix.device)].float() for row in rows])
 
 
 def to_layer(matrix: Tensor, device: torch.device) -> Tensor:

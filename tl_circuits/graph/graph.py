@@ -1,7 +1,7 @@
 """The attribution graph: nodes, direct effects between them, and what can be asked of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from tl_circuits.picture import Picture
 if TYPE_CHECKING:
     from tl_circuits.graph.supernodes import Supernodes
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class AttributionGraph:
     """Direct effects in the local replacement model of one prompt.
 
@@ -42,6 +43,18 @@ class AttributionGraph:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all content is the same: what was traced, labels, notes, stories of heads."""
+        if not isinstance(other, AttributionGraph):
+            return NotImplemented
+        tables = ((self._nodes, other._nodes), (self._edges, other._edges))
+        return all(
+            _equal(getattr(a, column.name), getattr(b, column.name)) for a, b in tables for column in fields(a)
+        ) and all(getattr(self, name) == getattr(other, name) for name in ("info", "labels", "notes", "source_file", "head_stories"))
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def prompt_tokens(self) -> list[int]:
         """The token ids to run the model on; raises PromptError for a graph of many prompts, which has none."""
@@ -86,6 +99,11 @@ class AttributionGraph:
             else:
                 names.append(f"L{layer}/{others[kind]}{feature if kind in (4, 6) else ''}@{position}")
         return tuple(names)
+
+    @cached_property
+    def node_numbers(self) -> dict[str, int]:
+        """Each id's place in adjacency order."""
+        return {name: i for i, name in enumerate(self.node_ids)}
 
     def label(self, index: int) -> str:
         """One line of text for a node; a person's name for it comes first."""
@@ -361,3 +379,6 @@ class AttributionGraph:
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two columns are the same, NaN being NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -177,7 +177,7 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
     if details:
         made["feature_details"] = details
     made["tl_circuits"] = {
-        "info": {name: getattr(info, name) for name in (*STORED_INFO, "recurring")} | {"model": _shareable(info.model)},
+        "info": {name: getattr(info, name) for name in (*STORED_INFO, "recurring", "sample")} | {"model": _shareable(info.model)},
         "token_ids": list(info.token_ids),
         "target_names": list(info.target_names),
         "notes": asdict(graph.notes),

@@ -10,6 +10,7 @@ import torch
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
+from tl_circuits.graph.storage import read_sample
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, cantor_unpair, feature_of_code, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
@@ -149,7 +150,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     facts |= {"target_names": tuple(names), "target_probabilities": probabilities}
     if set(STORED_INFO) <= set(own.get("info", {})):
         facts |= {name: own["info"][name] for name in STORED_INFO}
-        return GraphInfo(**facts, recurring=bool(own["info"].get("recurring", False)))
+        return GraphInfo(**facts, recurring=bool(own["info"].get("recurring", False)), sample=read_sample(own["info"].get("sample", ())))
     scan = str(metadata.get("scan", "unknown"))
     generator = (metadata.get("info") or {}).get("generator") or {}
     by_features = [n for n in nodes if KINDS[n.kind] in ("feature", "attention feature")]
