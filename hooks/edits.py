@@ -227,7 +227,7 @@ def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
     try:
         where = _one_or_several(where)
     except ArgumentError as error:
-        raise EditError(f"a position is a whole number, several, a slice or None: {error}") from error
+        raise EditError(f"a position is a whole number, several, a slice or None, got {shown(where)}.") from error
     if isinstance(where, slice):
         if where.step not in (None, 1):
             raise EditError(f"a slice of positions must have step 1, got {where}.")

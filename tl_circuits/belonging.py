@@ -61,8 +61,8 @@ def _other(replacement: Replacement, info: GraphInfo) -> str | None:
         return f"the weights of the two models differ ({what})" if what != found else f"{found} has the weights of another one"
     theirs, ours = (_of_dictionary(sample) for sample in (info.sample, replacement.sample))
     if theirs != ours:
-        only = sorted(theirs ^ ours)
-        return f"only one of them has {only[0]}" if only else "they differ"
+        only = min(theirs ^ ours)
+        return f"only the {'graph' if only in theirs else 'attached dictionary'} has {only}"
     return None if theirs or info.dictionary == name else "the dictionaries are called differently"
 
 

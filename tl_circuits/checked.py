@@ -43,6 +43,15 @@ _WORDS = {
 }
 
 
+def require_model(function: str, model: Any) -> None:
+    """Raise ArgumentError unless ``model`` has what every TransformerLens model has."""
+    if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
+        raise ArgumentError(
+            f"{function}(model=...) must be a TransformerLens model (tlc.load_model opens one; so does "
+            f"TransformerBridge.boot_transformers), got {_text(model)}."
+        )
+
+
 def checked(function: _F) -> _F:
     """Check arguments and result of every call against the annotations, jaxtyping's shapes included.
 
@@ -59,10 +68,9 @@ def checked(function: _F) -> _F:
         except TypeError as error:
             raise ArgumentError(f"{function.__name__}: {error}.") from None
         if not hints:  # at the first call, when every name in the annotations can be looked up
-            hints.update(_hints(function))
+            hints.update(_hints(function, signature))
         for name, value in bound.arguments.items():
-            kind = signature.parameters[name].kind
-            if name in hints and kind is not inspect.Parameter.VAR_KEYWORD:
+            if name in hints:
                 bound.arguments[name] = _plain(value, hints[name])
         message = _unseen(function.__name__, bound.arguments, hints)
         if message is not None:
@@ -78,12 +86,15 @@ def checked(function: _F) -> _F:
     return call  # type: ignore[return-value]
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """What each argument must be; ``*ids`` is a tuple of them, ``**options`` is anybody's."""
     try:
         found = get_type_hints(function)
     except NameError:  # a name that is only imported for type checkers
         found = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
-    return {name: hint for name, hint in found.items() if name != "return"}
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    found = {name: hint for name, hint in found.items() if kinds.get(name, inspect.Parameter.VAR_KEYWORD) is not inspect.Parameter.VAR_KEYWORD}
+    return {name: tuple[hint, ...] if kinds[name] is inspect.Parameter.VAR_POSITIONAL else hint for name, hint in found.items()}
 
 
 def _plain(value: Any, hint: Any) -> Any:
@@ -149,7 +160,9 @@ def _bad_entry(values: Any, hint: Any) -> int | None:
         return None
     for part in parts:
         inner = get_args(part)
-        if getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list") and inner and inner[0] is not Any:
+        listed = get_origin(part) is tuple and inner[1:] == (Ellipsis,)
+        listed = listed or getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list")
+        if listed and inner and inner[0] is not Any:
             bad = (i for i, item in enumerate(values) if (isinstance(item, bool) and _is_number(inner[0])) or not _fits(item, inner[0]))
             return next(bad, None)
     return None

@@ -115,6 +115,7 @@ class InterventionResult:
         before, after = self._logits(pair).log_softmax(-1)
         return before, after
 
+    @checked
     def top(self, k: int = 5) -> pd.DataFrame:
         """The ``k`` likeliest next tokens of either run, with probabilities before and after."""
         before, after = (log.exp() for log in self._last)
@@ -134,12 +135,14 @@ class InterventionResult:
         before, after = self._last
         return float((before.exp() * (before - after)).sum())
 
+    @checked
     def logit_difference(self, a: str | int, b: str | int) -> tuple[float, float]:
         """The logit of ``a`` minus that of ``b`` after the last token, before and after the edit."""
         ia, ib = token_id(self.model, a), token_id(self.model, b)
         before, after = self._last
         return float(before[ia] - before[ib]), float(after[ia] - after[ib])
 
+    @checked
     def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
         """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
         from tl_circuits.view.figure import plot_intervention

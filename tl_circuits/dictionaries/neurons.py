@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.checked import checked, require_model
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.dictionaries.transcoders import take_rows
 from tl_circuits.errors import ArchitectureError
@@ -140,9 +141,11 @@ def _columns(matrix: Float[Tensor, "d d_mlp"], features: Int[Tensor, " n"]) -> F
     return matrix[:, features.to(matrix.device)].T.float().to(features.device)
 
 
+@checked
 def mlp_neurons(model: Any) -> Neurons:
     """The neurons of every MLP of ``model`` as a dictionary that needs no training.
 
-    Raises ArchitectureError for mixtures of experts and unknown activation functions.
+    Raises ArchitectureError for mixtures of experts and unknown activation functions, ArgumentError for what is no model.
     """
+    require_model("mlp_neurons", model)
     return Neurons({layer: mlp_weights(model, layer) for layer in range(int(model.cfg.n_layers))})

@@ -124,9 +124,10 @@ class TranscoderSet(Dictionary):
     def sample(self) -> Sample:
         found = []
         for layer, t in self._at.items():
-            wide = [_some(t.W_enc), _some(self._own_decoder(layer))]
-            found.append((f"layer {layer} of the dictionary ({t.input_hook} to {t.output_hook})", torch.cat([part.to(t.b_enc.device) for part in wide])))
-            found.append((f"layer {layer} of the dictionary (its biases)", torch.stack([t.b_enc.float().norm(), t.b_dec.float().norm().to(t.b_enc.device)])))
+            what = f"layer {layer} of the dictionary"
+            found.append((f"{what} ({t.input_hook} to {t.output_hook})", some_entries(t.W_enc)))
+            found.append((f"{what} (its decoder)", some_entries(self._own_decoder(layer))))
+            found += [(f"{what} (its {n})", getattr(t, n).detach().norm(dtype=torch.float32)) for n in ("b_enc", "b_dec")]
         return rounded(found)
 
     def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
@@ -262,10 +263,10 @@ class TranscoderSet(Dictionary):
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
 
 
-def _some(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, " n"]:
-    """A few numbers of a wide matrix that may lie on disk: from three rows, of which no more is read."""
-    rows = spread(matrix.shape[0], 3).tolist()
-    return torch.cat([matrix[row, spread(matrix.shape[1], 2).to(matrix.device)].float() for row in rows])
+def some_entries(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, "3 2"]:
+    """A few numbers of a wide matrix that may lie on disk, of which no more is read."""
+    rows, columns = (spread(size, count).to(matrix.device) for size, count in zip(matrix.shape, (3, 2), strict=True))
+    return matrix.detach()[rows[:, None], columns].float()
 
 
 def to_layer(matrix: Tensor, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import GraphFileError, OutputError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes
@@ -79,6 +80,7 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     return path
 
 
+@checked
 def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     """Read a graph that :meth:`AttributionGraph.save` wrote.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_text
+from tl_circuits.checked import checked
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.errors import OutputError, PromptError
 from tl_circuits.graph.storage import atomic_file
@@ -32,6 +33,7 @@ _FEATURES_AT_ONCE = 128
 _LOGITS = 10
 
 
+@checked
 def make_dashboards(
     replacement: Replacement,
     texts: Sequence[str | Path],

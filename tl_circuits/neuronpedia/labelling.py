@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import NeuronpediaError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
@@ -16,6 +17,7 @@ from tl_circuits.neuronpedia.registry import SourceSet, known_source_set, model_
 logger = logging.getLogger(__name__)
 
 
+@checked
 def labels(
     graph: AttributionGraph,
     source: str | Path = "neuronpedia",
