@@ -20,6 +20,7 @@ from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
 from .identity import Sample, model_sample
+from .numbers import whole
 from .sites import Model, mlp_points, register_point, resolve, unembed_weights
 
 POINTS = (
@@ -93,6 +94,7 @@ class Replacement:
 
     def site(self, layer: int) -> str:
         """The name ``S`` of a layer's output site; ``S.hook_sae_acts_post`` and others hang on it."""
+        layer = whole(layer, "a layer", DictionaryError)
         if layer not in self._layers:
             raise DictionaryError(
                 f"layer {layer} has no dictionary; the attached ones are {sorted(self._layers)}."

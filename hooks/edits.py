@@ -13,8 +13,17 @@ from .numbers import real, shown, whole, wholes
 from .record import Listener, to_tokens
 from .sites import Model, layer_device, with_its_layer
 
-Where = int | Sequence[int] | slice | None
+Whole = Any
+"""A whole number of any library, see :func:`whole`."""
+
+Several = Any
+"""A whole number, or several: a list, an array, a column of a frame, a tensor."""
+
+Where = Any
 """One position, several, a slice, or None for all. Negative ones count from the prompt's end."""
+
+Real = Any
+"""A finite number of any library, see :func:`real`."""
 
 
 @dataclass(frozen=True)
@@ -38,48 +47,48 @@ class _Edit:
 class Ablate(_Edit):
     """Set features to zero."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
+    feature: Several
 
 
 @dataclass(frozen=True)
 class Set(_Edit):
     """Set features to a value."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
-    value: float
+    feature: Several
+    value: Real
 
 
 @dataclass(frozen=True)
 class Scale(_Edit):
     """Multiply features' activations."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
-    factor: float
+    feature: Several
+    factor: Real
 
 
 @dataclass(frozen=True)
 class Add(_Edit):
     """Add to features' activations."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
-    value: float
+    feature: Several
+    value: Real
 
 
 @dataclass(frozen=True)
 class Patch(_Edit):
     """Give features the activations they have at the same positions of another prompt."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
+    feature: Several
     source: Any
 
 
@@ -87,9 +96,9 @@ class Patch(_Edit):
 class ErrorEdit(_Edit):
     """Multiply the error term of a layer; 0 removes it. A layer without a dictionary is all error."""
 
-    layer: int
+    layer: Whole
     position: Where
-    factor: float = 0.0
+    factor: Real = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,18 +106,18 @@ class TokenEdit(_Edit):
     """Multiply what tokens put on the residual stream; 0 removes them."""
 
     position: Where
-    factor: float = 0.0
+    factor: Real = 0.0
 
 
 @dataclass(frozen=True)
 class PatternEdit(_Edit):
     """Set how much a head attends from ``query`` to ``key`` (after softmax; the rest of the row stays)."""
 
-    layer: int
-    head: int
-    query: int
-    key: int
-    value: float
+    layer: Whole
+    head: Whole
+    query: Whole
+    key: Whole
+    value: Real
 
 
 @dataclass(frozen=True)
@@ -118,11 +127,11 @@ class ScoreEdit(_Edit):
     Where patterns are held, the held row changes as its softmax would.
     """
 
-    layer: int
-    head: int
-    query: int
-    key: int
-    value: float
+    layer: Whole
+    head: Whole
+    query: Whole
+    key: Whole
+    value: Real
 
 
 def _one_or_several(value: Any) -> Any:

@@ -5,6 +5,8 @@ does not depend on dtype, nor on what TransformerLens folds, centres and scales 
 of what writes to the residual stream (embedding, MLP outputs), less their mean, over their length.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,11 +24,14 @@ _TOLERANCE = 0.01  # of the largest number beside it; bfloat16 keeps each to 0.4
 def model_sample(model: Model) -> Sample:
     """Numbers from the embedding and the first, middle and last MLP of ``model``, as far as it has such."""
     n_layers = int(model.cfg.n_layers)
-    found = [("model W_E", _directions(embed_weights(model)))]
+    wanted: list[tuple[str, Callable[[], Tensor]]] = [("W_E", lambda: embed_weights(model))]
     for layer in sorted({0, n_layers // 2, n_layers - 1}):
+        wanted.append((f"blocks.{layer} W_out", lambda layer=layer: mlp_weights(model, layer).W_out))
+    found = []
+    for name, read in wanted:
         try:
-            found.append((f"model blocks.{layer} W_out", _directions(mlp_weights(model, layer).W_out)))
-        except (ArchitectureError, AttributeError):  # a mixture of experts, or no MLP: the rest must do
+            found.append((f"model {name}", _directions(read())))
+        except (ArchitectureError, AttributeError, NotImplementedError):  # a mixture of experts, or no MLP: the rest must do
             continue
     return rounded(found)
 

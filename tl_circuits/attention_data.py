@@ -45,7 +45,7 @@ class EdgeStory:
 def explain_heads(
     replacement: Replacement,
     graph: AttributionGraph,
-    edges: int | Sequence[tuple[str | int, str | int]] = 12,
+    edges: int | Sequence[Sequence[str | int]] = 12,
     *,
     heads: int = 1,
     targets: Sequence[Any] | None = None,
@@ -67,7 +67,7 @@ def explain_heads(
 def edge_stories(
     replacement: Replacement,
     graph: AttributionGraph,
-    edges: Sequence[tuple[str | int, str | int]],
+    edges: Sequence[Sequence[str | int]],
     heads: int = 3,
     top: int = 10,
     *,
@@ -85,6 +85,9 @@ def edge_stories(
 
     Raises TargetError and ArchitectureError as :func:`tl_circuits.head_loadings` does.
     """
+    for edge in edges:
+        if isinstance(edge, str) or len(edge) != 2:
+            raise TargetError(f"an edge is a pair (source, target) of node ids or indices, got {edge!r}.")
     indices = [_edge_index(graph, *edge) for edge in edges]
     local = retrace(replacement, graph)
     found = edge_paths(local, graph, indices, top, targets, progress)

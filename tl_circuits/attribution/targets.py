@@ -45,8 +45,8 @@ class Targets:
 class LogitDifference:
     """The logit of one token minus that of another (token strings or ids)."""
 
-    positive: str | int
-    negative: str | int
+    positive: Any
+    negative: Any
 
     def __post_init__(self) -> None:
         for name in ("positive", "negative"):
@@ -65,11 +65,11 @@ class LogitDirection:
 
 @dataclass(frozen=True)
 class FeatureTarget:
-    """The pre-activation of one active feature."""
+    """The pre-activation of one active feature; three whole numbers, of any library."""
 
-    layer: int
-    position: int
-    feature: int
+    layer: Any
+    position: Any
+    feature: Any
 
     def __post_init__(self) -> None:
         for name in ("layer", "position", "feature"):
@@ -102,7 +102,7 @@ def as_targets(given: Any) -> list[Any]:
     return [whole(target) if is_whole(target) else target for target in found]
 
 
-def token_id(model: Any, token: str | int) -> int:
+def token_id(model: Any, token: Any) -> int:
     """The vocabulary id of a token; raises TargetError unless the text is exactly one token that the model knows."""
     d_vocab = int(model.cfg.d_vocab)
     if not isinstance(token, str):
@@ -176,7 +176,7 @@ def token_text(model: Any, token: int) -> str:
     return f"#{token}" if tokenizer is None else tokenizer.decode([token])
 
 
-def resolve_position(position: int, n_pos: int) -> int:
+def resolve_position(position: Any, n_pos: int) -> int:
     """``position`` counted from the start; raises TargetError when outside the prompt."""
     position = whole(position, "a position", TargetError)
     if not -n_pos <= position < n_pos:

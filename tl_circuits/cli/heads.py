@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.loading import Features, features_named, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -42,8 +42,8 @@ def heads(
         from tl_circuits.attention_data import edge_stories, story_data
 
         loaded = tlc.load_graph(graph)
-        named = "neurons" if loaded.info.dictionary == "mlp neurons" else loaded.info.dictionary
-        with open_replacement(model or loaded.info.model, Features(transcoders or named), device, dtype) as replacement:
+        features = Features(transcoders or features_named([loaded]))
+        with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
             (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=Console(stderr=True).is_terminal)
         facts = story_data(loaded, story)
         if as_json:

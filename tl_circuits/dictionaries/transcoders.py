@@ -17,14 +17,14 @@ from tl_circuits.dictionaries.base import (
     require_shape,
 )
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Sample, read_stage, resolve, rounded, spread, write_stage
+from tl_circuits.hooks import Sample, is_whole, read_stage, resolve, rounded, shown, spread, whole, write_stage
 
 POSITIONS_AT_ONCE = 256  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
 ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
 FLOATS_AT_ONCE = 2**24  # of an encoder or decoder on the way to the device, 64 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transcoder:
     """One layer: ``y = act(x W_encᵀ + b_enc) W_dec + b_dec (+ x W_skipᵀ)`` (Dunefsky et al. 2024).
 
@@ -47,6 +47,10 @@ class Transcoder:
     input_hook: str = "mlp.hook_in"
     output_hook: str = "hook_mlp_out"
     forget_pages: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        if is_whole(self.k):
+            object.__setattr__(self, "k", whole(self.k))
 
     def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
         """Activations from pre-activations."""
@@ -288,6 +292,10 @@ def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
 
 
 def _check_tensors(layer: int, t: Transcoder) -> None:
+    for name in _TENSORS:
+        tensor = getattr(t, name)
+        if not isinstance(tensor, Tensor) and not (tensor is None and name in ("W_skip", "threshold")):
+            raise DictionaryError(f"layer {layer}: {name} must be a tensor, got {shown(tensor)}.")
     if t.W_enc.ndim != 2 or t.W_dec.ndim != 2:
         raise DictionaryError(
             f"layer {layer}: W_enc and W_dec must be matrices [feature, d], got {tuple(t.W_enc.shape)} "
