@@ -14,7 +14,7 @@ import tl_circuits as tlc
 from tests.tiny import CONFIGS, checkpoint, command, cross_layer, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.belonging import require_belonging
 from tl_circuits.cli import heads, view  # noqa: F401  each adds its command
-from tl_circuits.errors import BelongingError, TargetError
+from tl_circuits.errors import BelongingError, EditError, TargetError
 from tl_circuits.hooks.identity import first_difference, model_sample
 from tl_circuits.view.folder import GraphFolder
 from tl_circuits.view.live_model import LiveModel, foreign
@@ -166,7 +166,7 @@ def test_graphs_without_numbers_of_weights_are_held_against_what_they_say(own, o
     for facts, words in (
         ({"dictionary": "gemma"}, "the dictionary 'gemma'.*called differently.*name='gemma'"),
         ({"model": "gemma-2-2b"}, "the model 'gemma-2-2b'.*called differently"),
-        ({"n_layers": 26}, "has 26 layers, this one has 3"),
+        ({"n_layers": 26}, "has 26 layers, the other one has 3"),
         ({"engine": "circuit-tracer", "dictionary": "gemmascope-transcoder-16k"}, "called differently"),
         ({"token_ids": (1, 5000)}, "token id 5000, the model's vocabulary 101"),
     ):
@@ -228,6 +228,38 @@ def test_the_server_says_which_graphs_are_of_another_dictionary_and_answers_noth
     for wish in (live.label(own), live.steer(own, [own.node_ids[0]], 0.0, lambda: True), live.heads(own, edge.source, edge.target, lambda: True)):
         with pytest.raises(BelongingError):
             asyncio.run(wish)
+
+
+def test_feature_files_of_another_dictionary_label_nothing(own, other, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("w1 w2 w3 w4 w5 w6 w7 w8 " * 20)
+    tlc.make_dashboards(other, [text], tmp_path / "theirs", context=8, progress=False)
+    for folder in (tmp_path / "theirs", tmp_path / "theirs" / "features"):
+        with pytest.raises(BelongingError, match="the feature files in theirs are of the model .* with the dictionary 'transcoders'"):
+            tlc.labels(own, folder)
+    with pytest.raises(BelongingError):
+        own.to_neuronpedia(tmp_path / "x.json", "circuit-tracer", slug="x", features=tmp_path / "theirs")
+    theirs = tlc.attribute(other, prompt(), max_nodes=30, progress=False)
+    assert tlc.labels(theirs, tmp_path / "theirs").labels
+
+
+def test_a_folder_of_results_of_other_weights_under_the_same_name_is_not_continued(own, other, tmp_path):
+    prompts = ["w1 w2 w3", "w4 w5"]
+    tlc.trace_many(other, prompts, tmp_path, max_nodes=10, progress=False)
+    assert set(tlc.trace_many(other, prompts, tmp_path, max_nodes=10, progress=False).status) == {"done"}
+    model = tiny_bridge("llama")
+    model_name, model.cfg.model_name = model.cfg.model_name, other.model.cfg.model_name
+    with tlc.attach(model, transcoders(model)) as replacement, pytest.raises(BelongingError, match="of other weights: give another folder, or name="):
+        tlc.trace_many(replacement, prompts, tmp_path, max_nodes=10, progress=False)
+    model.cfg.model_name = model_name
+
+
+def test_scores_of_another_prompt_are_not_measured_on_this_one(own):
+    model = tiny_bridge("llama")
+    with tlc.attach(model, transcoders(model)) as replacement:
+        longer = tlc.attribute(replacement, prompt(12), max_nodes=10, progress=False)
+        with pytest.raises(EditError, match="another prompt"):
+            tlc.faithfulness(replacement, own, 1, scores=[tlc.qk_attribution(replacement, longer, 1, 0, 10, 2)])
 
 
 @pytest.fixture(scope="module")

@@ -7,30 +7,55 @@ number of layers, and features that the dictionary does not have.
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS, GraphInfo
-from tl_circuits.hooks import Replacement, first_difference
+from tl_circuits.hooks import Replacement, Sample, first_difference
 
 _OUR_ENGINES = ("linear", "autograd", "mean of graphs")
 _UNSAID = ("", "unknown", "transcoders")  # what stands in files that do not say
 
 
+class Origin(NamedTuple):
+    """The model and dictionary that something was made with."""
+
+    model: str
+    dictionary: str
+    n_layers: int
+    sample: Sample
+
+
+def origin_of(replacement: Replacement) -> Origin:
+    """What is attached, to be kept with what is made with it."""
+    model, dictionary = replacement.model, replacement.dictionary
+    return Origin(str(getattr(model.cfg, "model_name", "unknown")), dictionary.name, int(model.cfg.n_layers), replacement.sample)
+
+
 def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphInfo) -> None:
     """Raise BelongingError, naming both dictionaries and models, unless ``graph`` is of the attached ones."""
     info = graph if isinstance(graph, GraphInfo) else graph.info
-    why = _other(replacement, info)
+    origin = origin_of(replacement)
+    why = _other(origin, info)
     if why is None and isinstance(graph, AttributionGraph):
         why = _absent(replacement, graph)
     if why is not None:
         raise BelongingError(
             f"the graph is of the model {info.model!r} with the dictionary {info.dictionary!r}, and attached is "
-            f"{replacement.dictionary.name!r} on {_model_name(replacement)!r}: {why}. Attach what it was traced with, or trace "
-            "the prompt again."
+            f"{origin.dictionary!r} on {origin.model!r}: {why}. Attach what it was traced with, or trace the prompt again."
+        )
+
+
+def require_made_of(origin: Origin, info: GraphInfo, what: str) -> None:
+    """Raise BelongingError unless ``what``, made with ``origin``, is about the model and dictionary of a graph."""
+    why = _other(origin, info)
+    if why is not None:
+        raise BelongingError(
+            f"{what} are of the model {origin.model!r} with the dictionary {origin.dictionary!r}, and the graph is of "
+            f"{info.dictionary!r} on {info.model!r}: {why}."
         )
 
 
@@ -41,37 +66,29 @@ def require_edits_belong(replacement: Replacement, edits: Iterable[Any]) -> None
         require_belonging(replacement, info)
 
 
-def require_one_kind(infos: Iterable[GraphInfo]) -> str | None:
-    """The first thing in which the weights behind several graphs differ; None if none is known to."""
-    infos = list(infos)
-    return next((found for info in infos if (found := first_difference(infos[0].sample, info.sample))), None)
-
-
-def _other(replacement: Replacement, info: GraphInfo) -> str | None:
-    """What tells the graph's model or dictionary from the attached ones; None if nothing does."""
-    n_layers = int(replacement.model.cfg.n_layers)
-    if info.n_layers != n_layers:
-        return f"the graph's model has {info.n_layers} layers, this one has {n_layers}"
-    name = replacement.dictionary.name
-    if not info.sample:
-        return _other_names(replacement, info)
-    found = first_difference(info.sample, replacement.sample)
+def _other(origin: Origin, info: GraphInfo) -> str | None:
+    """What tells the graph's model or dictionary from those of ``origin``; None if nothing does."""
+    if info.n_layers != origin.n_layers:
+        return f"the graph's model has {info.n_layers} layers, the other one has {origin.n_layers}"
+    if not info.sample or not origin.sample:
+        return _other_names(origin, info)
+    found = first_difference(info.sample, origin.sample)
     if found is not None:
         what = found.removeprefix("model ")
         return f"the weights of the two models differ ({what})" if what != found else f"{found} has the weights of another one"
-    theirs, ours = (_of_dictionary(sample) for sample in (info.sample, replacement.sample))
+    theirs, ours = (_of_dictionary(sample) for sample in (info.sample, origin.sample))
     if theirs != ours:
         only = min(theirs ^ ours)
-        return f"only the {'graph' if only in theirs else 'attached dictionary'} has {only}"
-    return None if theirs or info.dictionary == name else "the dictionaries are called differently"
+        return f"only the {'graph' if only in theirs else 'other dictionary'} has {only}"
+    return None if theirs or info.dictionary == origin.dictionary else "the dictionaries are called differently"
 
 
 def _of_dictionary(sample: Any) -> set[str]:
     return {name for name, _ in sample if not name.startswith("model ")}
 
 
-def _other_names(replacement: Replacement, info: GraphInfo) -> str | None:
-    model, name = _model_name(replacement), replacement.dictionary.name
+def _other_names(origin: Origin, info: GraphInfo) -> str | None:
+    model, name = origin.model, origin.dictionary
     if _plain(info.model) not in ("unknown", _plain(model)) and _plain(model) != "unknown":
         return "the models are called differently"
     if info.dictionary == name:
@@ -105,10 +122,6 @@ def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
     d_vocab = int(replacement.model.cfg.d_vocab)
     largest = max(graph.info.token_ids, default=-1)
     return f"the graph's prompt has the token id {largest}, the model's vocabulary {d_vocab}" if largest >= d_vocab else None
-
-
-def _model_name(replacement: Replacement) -> str:
-    return str(getattr(replacement.model.cfg, "model_name", "unknown"))
 
 
 def _plain(name: str) -> str:

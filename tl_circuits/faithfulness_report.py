@@ -123,6 +123,9 @@ def faithfulness(
         raise ArgumentError(f"faithfulness(n=...) must be 0 or more, got {n}.")
     for freeze in freezes:
         require_freeze(freeze)
+    for qk in scores:
+        if qk.tokens != graph.info.tokens:
+            raise EditError(f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph.")
     tokens = to_tokens(replacement.model, graph.prompt_tokens())
     names, members = _sample(graph, n, seed, bos_positions(replacement.model, tokens))
     for name, nodes in (groups or {}).items():

@@ -13,8 +13,9 @@ from tl_circuits.attribution import attribute
 from tl_circuits.attribution.targets import parse_target
 from tl_circuits.batch.jobs import BadLine, Job, read_jobs
 from tl_circuits.batch.store import Store
+from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
-from tl_circuits.errors import ArgumentError
+from tl_circuits.errors import ArgumentError, BelongingError
 from tl_circuits.hooks import Replacement
 
 Record = dict[str, Any]
@@ -54,7 +55,7 @@ def trace_many(
     Returns a frame with one row a prompt, in order: ``id key prompt status error seconds nodes edges
     replacement_score completeness_score coverage file``; also written as ``summary.parquet``.
     Raises PromptError, OutputError, ImportError without Ray, ConnectionError when no cluster answers,
-    and ValueError for settings that do not fit.
+    BelongingError where ``out`` holds results of the same name made with other weights, and ValueError for settings that do not fit.
     """
     if hasattr(replacement, "hook_dict"):
         raise ArgumentError("trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare model.")
@@ -78,6 +79,8 @@ def trace_many(
             records[job.id] = done | {"id": job.id}
         else:
             waiting.append(job)
+    if opened:
+        _require_own(replacement, store, records.values(), label)
     if not waiting:
         finished: Iterator[Record] = iter(())
     elif on_ray:
@@ -99,6 +102,17 @@ _COLUMNS = [
     "id", "key", "prompt", "status", "error", "seconds", "nodes", "edges", "replacement_score", "completeness_score",
     "coverage", "file",
 ]  # fmt: skip
+
+
+def _require_own(replacement: Replacement, store: Store, records: Iterable[Record], label: str) -> None:
+    """Raise BelongingError where what is finished under the same name was made with other weights; one graph tells."""
+    done = next((record for record in records if record.get("status") == "done"), None)
+    if done is None:
+        return
+    try:
+        require_belonging(replacement, store.graph(done).info)
+    except BelongingError as error:
+        raise BelongingError(f"{store.out} holds results called {label!r} of other weights: give another folder, or name=... ({error})") from error
 
 
 def _trace_here(
