@@ -48,7 +48,7 @@ def explain_heads(
     edges: int | Sequence[Sequence[str | int]] = 12,
     *,
     heads: int = 1,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
     progress: bool = False,
 ) -> AttributionGraph:
     """``graph`` with ``head_stories``: which heads carried some edges and why they looked, for the page and the export.
@@ -71,7 +71,7 @@ def edge_stories(
     heads: int = 3,
     top: int = 10,
     *,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
     progress: bool = False,
 ) -> list[EdgeStory]:
     """From edges to the heads that carried them to what made these heads look.

@@ -221,7 +221,10 @@ def resolve_logits(
             vector, bias, weight, token = va - vb, ba - bb, 1.0, -1
             name = f"{token_text(model, a)} − {token_text(model, b)}"
         elif isinstance(target, LogitDirection):
-            vector = torch.as_tensor(target.vector).to(final.device).float()
+            try:
+                vector = torch.as_tensor(target.vector).to(final.device).float()
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TargetError(f"the direction {target.name!r} is no vector of numbers: got {shown(target.vector)}.") from error
             if tuple(vector.shape) != tuple(final.shape):
                 raise TargetError(
                     f"the direction {target.name!r} has shape {tuple(vector.shape)}, expected {tuple(final.shape)}."

@@ -100,9 +100,11 @@ class TranscoderSet(Dictionary):
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
     ):
+        if not isinstance(transcoders, Mapping) or not all(isinstance(t, Transcoder) for t in transcoders.values()):
+            raise DictionaryError(f"a {type(self).__name__} is made of {{layer: tlc.Transcoder}}, got {shown(transcoders)}.")
         self.name = name
         self.made_for = made_for
-        self._at = {layer: transcoders[layer] for layer in sorted(transcoders)}
+        self._at = {whole(layer, "a layer", DictionaryError): transcoders[layer] for layer in sorted(transcoders)}
         if not self._at:
             raise DictionaryError("the dictionary has no layers.")
         for layer, transcoder in self._at.items():
