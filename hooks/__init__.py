@@ -22,33 +22,57 @@ from .edits import (
     make_plan,
     positions_of,
 )
-from .freeze import added_hooks, differentiable_run, frozen_hooks
+from .freeze import differentiable_run
 from .frozen_attention import FrozenAttention, frozen_attention
+from .holding import Holds, HookList, hold_hooks
 from .identity import Sample, first_difference, rounded, spread
-from .intervene import FREEZE_MODES, CleanRun, HookList, clean_run, edit_hooks, require_freeze, run_edited
+from .intervene import FREEZE_MODES, CleanRun, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenNorm,
     ReadMap,
+    attention_norms,
     frozen_norm,
+    mlp_norms,
+    mlp_site,
     read_map,
     read_stage,
     write_norm,
     write_stage,
+    written_share,
 )
+from .norms import NormWeights, norm_names, norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import Pattern, Scores
+from .prompt import (
+    MODELS_OWN,
+    PromptRule,
+    ReadPrompt,
+    bos_positions,
+    first_tokens,
+    left_out,
+    plain_ids,
+    prompt_text,
+    read_prompt,
+    special_token,
+    text_to_ids,
+    to_tokens,
+    token_text,
+    without_first,
+)
+from .proof import prove
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
-from .record import Recording, bos_positions, record, resid_mid, to_tokens
+from .record import Recording, final_hook, final_stream, record, resid_mid
 from .sites import (
+    ACTIVATIONS,
     MLPWeights,
     Model,
+    added_hooks,
     context_length,
     embed_weights,
     is_parallel,
     layer_device,
     mlp_weights,
     model_device,
-    norm_weights,
     resolve,
     unembed_weights,
     with_its_layer,
@@ -56,6 +80,7 @@ from .sites import (
 from .takeover import carried_saes, lifted
 
 __all__ = [
+    "ACTIVATIONS",
     "Ablate",
     "Add",
     "CachedModel",
@@ -67,13 +92,18 @@ __all__ = [
     "FrozenNorm",
     "FrozenScores",
     "HookList",
+    "Holds",
     "MLPWeights",
+    "MODELS_OWN",
     "Model",
+    "NormWeights",
     "Patch",
     "Pattern",
     "PatternEdit",
     "Plan",
+    "PromptRule",
     "ReadMap",
+    "ReadPrompt",
     "Recording",
     "Replacement",
     "Sample",
@@ -84,6 +114,7 @@ __all__ = [
     "TokenEdit",
     "added_hooks",
     "attach",
+    "attention_norms",
     "bos_positions",
     "carried_saes",
     "clean_run",
@@ -91,23 +122,34 @@ __all__ = [
     "context_length",
     "differentiable_run",
     "edit_hooks",
+    "final_hook",
+    "final_stream",
     "embed_weights",
     "first_difference",
+    "first_tokens",
     "frozen_attention",
-    "frozen_hooks",
     "frozen_norm",
     "frozen_scores",
     "held_head_norms",
+    "hold_hooks",
     "is_parallel",
     "is_whole",
     "layer_device",
+    "left_out",
     "lifted",
     "make_plan",
+    "mlp_norms",
+    "mlp_site",
     "mlp_weights",
     "model_device",
+    "norm_names",
     "norm_weights",
+    "plain_ids",
     "positions_of",
+    "prove",
+    "prompt_text",
     "read_map",
+    "read_prompt",
     "read_stage",
     "real",
     "record",
@@ -118,12 +160,18 @@ __all__ = [
     "rounded",
     "run_edited",
     "shown",
+    "special_token",
     "spread",
+    "text_to_ids",
     "to_tokens",
+    "token_text",
     "unembed_weights",
+    "was_folded",
     "whole",
     "wholes",
     "with_its_layer",
+    "without_first",
     "write_norm",
     "write_stage",
+    "written_share",
 ]

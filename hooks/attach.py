@@ -7,21 +7,24 @@ They are computed only when somebody listens: an attached model without hooks on
 same work, and gives the same bits, as the bare model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
+from .holding import Holds
 from .identity import Sample, model_sample
 from .numbers import whole
-from .sites import Model, mlp_points, register_point, resolve, unembed_weights
+from .prompt import PromptRule
+from .proof import OPTIONS, probe_tokens, prove
+from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights
 
 POINTS = (
     "hook_sae_input",
@@ -36,6 +39,9 @@ POINTS = (
 @runtime_checkable
 class Attachable(Protocol):
     """What a dictionary must offer to be attached (tl_circuits.dictionaries gives the rest)."""
+
+    prompt_rule: PromptRule
+    """What stands before a text, and which first positions have no features."""
 
     @property
     def layers(self) -> Sequence[int]:
@@ -74,6 +80,25 @@ class Replacement:
         self.dictionary = dictionary
         self._layers = layers
         self._undo: ExitStack | None = undo
+        self._remembered: dict[tuple[Any, ...], Any] = {}
+
+    def remembered(self, what: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        """What ``find`` found out about the model, asked once while attached and while TransformerLens' options stay."""
+        key = (*what, *(bool(getattr(self.model.cfg, option, False)) for option in OPTIONS))
+        if key not in self._remembered:
+            self._remembered[key] = find()
+        return self._remembered[key]
+
+    def holds(self, tokens: Int[Tensor, " pos"] | None) -> Holds:
+        """How this model's patterns and denominators are held; proved on its first prompt and remembered.
+
+        Raises ArchitectureError naming what cannot be held (see :func:`tl_circuits.hooks.proof.prove`).
+        """
+        layers = range(int(self.model.cfg.n_layers))
+        outputs = {layer: output_site(self, layer) for layer in layers}
+        inputs = [self.dictionary.input_hook(layer) for layer in self.dictionary.layers]
+        any_tokens = probe_tokens(self.model) if tokens is None else tokens
+        return self.remembered(("holds",), lambda: prove(self.model, any_tokens, outputs, inputs))
 
     @property
     def attached(self) -> bool:
@@ -82,9 +107,9 @@ class Replacement:
 
     @cached_property
     def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
-        """The mean over the vocabulary of ``W_U`` and ``b_U``, float32; read once, it is a large matrix."""
+        """The mean logit over the vocabulary as a vector and a bias, float32; read once, ``W_U`` is a large matrix."""
         unembed = unembed_weights(self.model)
-        return unembed.W_U.mean(1, dtype=torch.float32), unembed.b_U.float().mean()
+        return unembed.W_U.mean(1, dtype=torch.float32) * unembed.scale, unembed.b_U.float().mean() * unembed.scale
 
     @cached_property
     def sample(self) -> Sample:
@@ -133,6 +158,12 @@ class Replacement:
         return f"Replacement({self.dictionary!r}, {state}, layers {sorted(self._layers)})"
 
 
+def output_site(replacement: Replacement, layer: int) -> str:
+    """Where a layer's MLP output is held or edited, with a dictionary or without."""
+    dictionary = replacement.dictionary
+    return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
+
+
 class AttachedLayer:
     """The six HookPoints of one layer and the two raw hooks that feed them."""
 
@@ -147,12 +178,12 @@ class AttachedLayer:
         """Whether any of the six points carries a hook."""
         return any(p._forward_hooks or p._backward_hooks or p._forward_pre_hooks for p in self.points.values())
 
-    def on_input(self, module: HookPoint, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def on_input(self, output: Tensor, hook: HookPoint) -> None:
         """Keep the encoder's input until the output site fires, if it will be needed."""
         if self._run.needs_encoding(self.layer):
             self._run.inputs[self.layer] = output
 
-    def on_output(self, module: HookPoint, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def on_output(self, output: Tensor, hook: HookPoint) -> Tensor | None:
         """Encode, decode and put back ``output`` plus whatever the hooks changed."""
         run, layer = self._run, self.layer
         if run.needs_encoding(layer):
@@ -240,8 +271,7 @@ def attach(model: Model, dictionary: Any) -> Replacement:
         for layer in dictionary.layers:
             run.layers[layer] = _attach_layer(model, dictionary, layer, run, undo)
         first = resolve(model, dictionary.input_hook(dictionary.layers[0]))
-        handle = first.register_forward_hook(lambda *_: run.forget(), prepend=True)
-        undo.callback(handle.remove)
+        undo.callback(put_lasting_hook(first, lambda tensor, hook: run.forget(), first=True))
         return Replacement(model, dictionary, undo.pop_all(), run.layers)
     raise AssertionError("unreachable")
 
@@ -253,8 +283,8 @@ def _attach_layer(model: Model, dictionary: Any, layer: int, run: _Run, undo: Ex
         undo.callback(register_point(model, f"{site}.{name}", owner, name))
     attached = AttachedLayer(dictionary, layer, {name: owner._modules[name] for name in POINTS}, run)
     source = resolve(model, dictionary.input_hook(layer))
-    undo.callback(source.register_forward_hook(attached.on_input).remove)
-    undo.callback(owner.register_forward_hook(attached.on_output).remove)
+    undo.callback(put_lasting_hook(source, attached.on_input))
+    undo.callback(put_lasting_hook(owner, attached.on_output))
     return attached
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookFiringError
-from .sites import Model, resolve, with_its_layer
+from .sites import Model, put_hook, resolve, with_its_layer
 
 
 class _Enough(Exception):
@@ -20,16 +20,16 @@ class _Enough(Exception):
 def stopping_at(model: Model, name: str) -> Iterator[None]:
     """End the forward pass inside at the hook ``name``, behind hooks registered there before; whole if it stays silent."""
 
-    def stop(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def stop(output: Tensor, hook: Any) -> None:
         raise _Enough
 
-    handle = resolve(model, name).register_forward_hook(stop)
+    undo = put_hook(resolve(model, name), stop)
     try:
         yield
     except _Enough:
         pass
     finally:
-        handle.remove()
+        undo()
 
 
 def collect_sites(
@@ -42,16 +42,16 @@ def collect_sites(
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def function(output: Tensor, hook: Any) -> None:
             seen[name] = with_its_layer(model, name, output.detach())
             if len(seen) == len(names):
                 raise _Enough
 
-        return hook
+        return function
 
     with ExitStack() as stack, torch.no_grad():
         for name in names:
-            stack.callback(resolve(model, name).register_forward_hook(keep(name)).remove)
+            stack.callback(put_hook(resolve(model, name), keep(name)))
         try:
             model(tokens)
         except _Enough:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .errors import ArgumentError, EditError
 from .numbers import real, shown, whole, wholes
-from .record import Listener, to_tokens
+from .prompt import to_tokens
+from .record import Listener
 from .sites import Model, layer_device, with_its_layer
 
 Whole = Any
@@ -387,7 +388,7 @@ def _resolve(
 def _patched(
     model: Model, dictionary: Any, edit: Patch, places: list[int], features: list[int]
 ) -> list[tuple[int, int, float, float]]:
-    tokens = to_tokens(model, edit.source)
+    tokens = to_tokens(model, edit.source, dictionary.prompt_rule)
     if max(places) >= tokens.numel():
         raise EditError(
             f"{edit}: the source prompt has {tokens.numel()} tokens, position {max(places)} is not among them."

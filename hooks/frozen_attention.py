@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .maps import frozen_norm
+from .maps import attention_norms, frozen_norm
 from .patterns import Pattern, PatternBlock
 from .record import Recording
 from .sites import Model, attention_weights
@@ -122,8 +122,7 @@ def frozen_attention(model: Model, recording: Recording, layer: int) -> FrozenAt
     pattern = recording.patterns[layer]
     W_V, b_V, W_O, b_O = weights.W_V, weights.b_V, weights.W_O, weights.b_O
     group = W_O.shape[0] // W_V.shape[0]
-    before = frozen_norm(model, recording, f"blocks.{layer}.ln1")
-    after = frozen_norm(model, recording, f"blocks.{layer}.ln1_post")
+    before, after = (frozen_norm(model, recording, name) for name in attention_norms(model, layer))
     if before is not None:
         b_V = b_V + before.weights.bias @ W_V
         W_V = before.fold(W_V)

@@ -1,29 +1,56 @@
 """Edits of attention patterns and scores as hooks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from .attach import Replacement
 from .edits import HeadOps, Plan
 from .errors import EditError
+from .proof import moves_pattern
 
 AttentionHook = tuple[str, Callable[[Tensor, HookPoint], Tensor]]
 
 
-def head_edit_hooks(plan: Plan, held: bool) -> list[AttentionHook]:
-    """Hooks that set patterns and move scores; put them on behind those that hold patterns.
+def head_edit_hooks(replacement: Replacement, plan: Plan) -> list[AttentionHook]:
+    """Hooks that move scores and set patterns where nothing is held.
 
-    ``held``: patterns are held, so a score moves the held row as its softmax would. Raises EditError
-    in the run when the mask of the layer (a sliding window) leaves nothing to move.
+    Raises EditError where a layer ignores what such a hook returns, and in the run when the mask of the
+    layer (a sliding window) leaves nothing to move.
     """
+    for layer in plan.patterns | plan.scores:
+        if layer in replacement.holds(None).replayed_patterns:
+            raise EditError(
+                f"layer {layer}'s attention ignores a pattern that a hook returns: the Hugging Face module has mixed its heads "
+                "by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them act."
+            )
+    for layer in plan.scores:
+        if not replacement.remembered(("scores", layer), lambda layer=layer: moves_pattern(replacement.model, layer)):
+            raise EditError(
+                f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead (PatternEdit), or hold "
+                "patterns (freeze='attention'), where a score moves the held row."
+            )
     hooks: list[AttentionHook] = []
     for layer, ops in plan.scores.items():
-        name = f"blocks.{layer}.attn." + ("hook_pattern" if held else "hook_attn_scores")
-        hooks.append((name, _reweigh(layer, ops) if held else _add_scores(layer, ops)))
+        hooks.append((f"blocks.{layer}.attn.hook_attn_scores", _add_scores(layer, ops)))
     hooks += [(f"blocks.{layer}.attn.hook_pattern", _set_patterns(ops)) for layer, ops in plan.patterns.items()]
     return hooks
+
+
+def held_pattern_edits(plan: Plan) -> dict[int, list[Callable[[Tensor, Any], Tensor]]]:
+    """What edits of scores and patterns make of each layer's held pattern, in order.
+
+    A score moves the held row as its softmax would.
+    """
+    edits: dict[int, list[Callable[[Tensor, Any], Tensor]]] = {}
+    for layer, ops in plan.scores.items():
+        edits.setdefault(layer, []).append(_reweigh(layer, ops))
+    for layer, ops in plan.patterns.items():
+        edits.setdefault(layer, []).append(_set_patterns(ops))
+    return edits
 
 
 def _set_patterns(ops: HeadOps) -> Callable[[Tensor, HookPoint], Tensor]:

@@ -5,7 +5,6 @@ at their clean values; ``"all"`` holds MLP outputs as well, so that an edit has 
 only. ``constrained_layers`` holds the MLP outputs of some layers (constrained patching).
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,18 +13,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from .attach import Replacement
+from .attach import Replacement, output_site
 from .edits import Ops, Plan
 from .errors import EditError
-from .freeze import added_hooks
-from .head_edits import head_edit_hooks
-from .record import Listener, norm_names, unembedding_only
-from .sites import Model, find, norm_weights, with_its_layer
+from .head_edits import head_edit_hooks, held_pattern_edits
+from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point
+from .record import (
+    Listener,
+    denominators,
+    final_hook,
+    final_stream,
+    inner_points,
+    require_causal,
+    require_logits,
+    stream_points,
+    unembedding_only,
+)
+from .sites import added_hooks, with_its_layer
 
 FREEZE_MODES = ("all", "attention", "none")
 _STREAM = "blocks.0.hook_resid_pre"
-
-HookList = list[tuple[str, Callable[[Tensor, HookPoint], Tensor | None]]]
 
 
 def require_freeze(freeze: str) -> None:
@@ -36,30 +43,15 @@ def require_freeze(freeze: str) -> None:
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What the untouched model computed on a prompt, by hook name, batch dimension kept."""
+    """What the untouched model computed on a prompt, by hook name, batch dimension kept.
+
+    ``seen`` has every norm's denominator as ``NORM.hook_scale``, also of norms without such a hook.
+    """
 
     seen: dict[str, Tensor]
+    holds: Holds
     final: Float[Tensor, "pos d_model"]
     skipped: tuple[int, ...]
-
-
-def output_site(replacement: Replacement, layer: int) -> str:
-    """Where a layer's MLP output is held or edited, with a dictionary or without."""
-    dictionary = replacement.dictionary
-    return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
-
-
-def final_hook(model: Model) -> str:
-    """The last hook before the unembedding."""
-    return "unembed.hook_in" if find(model, "unembed.hook_in") is not None else "ln_final.hook_normalized"
-
-
-def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-    """What the unembedding reads, float32, from the tensor at :func:`final_hook`."""
-    if final_hook(model) == "unembed.hook_in":
-        return seen.float()
-    norm = norm_weights(model, "ln_final")
-    return seen.float() if norm is None else seen.float() * norm.weight.to(seen.device) + norm.bias.to(seen.device)
 
 
 def clean_run(
@@ -72,15 +64,21 @@ def clean_run(
     """
     model, dictionary = replacement.model, replacement.dictionary
     layers = range(int(model.cfg.n_layers))
-    names = [f"{name}.hook_scale" for name in norm_names(model)]
-    names += [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
+    holds = replacement.holds(tokens)
+    names = [*stream_points(model, holds.norms), *(pattern_point(layer) for layer in layers)]
     names += [output_site(replacement, layer) for layer in layers]
     names += [dictionary.input_hook(layer) for layer in dictionary.layers] + [_STREAM, final_hook(model)]
-    with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener, unembedding_only(model, -1):
-        model(tokens[None])
+    inner = inner_points(model, holds.norms)
+    with torch.no_grad(), Listener(model, dict.fromkeys(names), None, inner) as listener, unembedding_only(model, -1):
+        logits = model(tokens[None])[0, -1]
     listener.check()
     seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
-    return CleanRun(seen, final_stream(model, seen[final_hook(model)][0]), tuple(skipped))
+    for layer in layers:
+        require_causal(seen[pattern_point(layer)][0], layer)
+    seen |= {scale_point(name): scale for name, scale in denominators(model, holds.norms, seen).items()}
+    final = final_stream(model, seen[final_hook(model)][0])
+    require_logits(model, final[-1], logits)
+    return CleanRun(seen, holds, final, tuple(skipped))
 
 
 def edit_hooks(
@@ -98,24 +96,16 @@ def edit_hooks(
     model, n_layers = replacement.model, int(replacement.model.cfg.n_layers)
     held = set(range(n_layers)) if freeze == "all" else set(constrained_layers)
     hooks: HookList = []
-    if freeze != "none":
-        frozen = [f"{name}.hook_scale" for name in norm_names(model)]
-        frozen += [f"blocks.{layer}.attn.hook_pattern" for layer in range(n_layers)]
-        hooks += [(name, _hold(clean.seen[name])) for name in frozen]
-    hooks += head_edit_hooks(plan, held=freeze != "none")
+    if freeze == "none":
+        hooks += head_edit_hooks(replacement, plan)
+    else:
+        hooks += hold_hooks(model, clean.holds, clean.seen, held_pattern_edits(plan))
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
     changes = _Changes(replacement, plan, clean, held)
     for layer in range(n_layers):
         hooks += changes.hooks(layer)
     return hooks
-
-
-def _hold(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
-    def hold(tensor: Tensor, hook: HookPoint) -> Tensor:
-        return value.to(tensor.device).expand_as(tensor)
-
-    return hold
 
 
 def _scale_rows(ops: Ops) -> Callable[[Tensor, HookPoint], Tensor]:
@@ -235,11 +225,9 @@ def run_edited(
     Whatever happens, the model has afterwards the hooks it had before.
     """
     model = replacement.model
-    with torch.no_grad(), warnings.catch_warnings():
-        # The bridge warns that an edited denominator leaves the native norm: that is the purpose.
-        warnings.simplefilter("ignore", UserWarning)
+    with torch.no_grad(), edits_expected():
         with added_hooks(model, hooks), Listener(model, dict.fromkeys([*wanted, final_hook(model)])) as listener:
-            with unembedding_only(model, -1):
+            with unembedding_only(model, None):
                 model(tokens)
     listener.check()
     seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}

@@ -7,12 +7,17 @@ model). These are the pieces, each as a function and as its transpose.
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import UnknownHookError
+from .errors import ArchitectureError, UnknownHookError
+from .norms import NormWeights, is_norm, norm_weights
 from .record import Recording
-from .sites import Model, NormWeights, is_parallel, norm_weights
+from .sites import Model, find, is_parallel
+
+# Rounding between a dictionary's output hook and the tensor added to the stream, relative to each position's largest.
+SITE_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,11 @@ class FrozenNorm:
 
     def forward(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """The norm's output."""
-        return self.linear(x) * self.weights.weight + self.weights.bias
+        return self.weights.output(x, self.scale)
 
     def linear(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """``hook_normalized``: centred and divided, before gain and bias."""
-        x = x.float()
-        return (x - x.mean(-1, keepdim=True) if self.weights.centred else x) / self.scale
+        return self.weights.normalized(x, self.scale)
 
     def transpose(
         self, g: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"], gain: bool = True
@@ -51,9 +55,9 @@ class FrozenNorm:
         return W - W.mean(-2, keepdim=True) if self.weights.centred else W
 
 
-def frozen_norm(model: Model, recording: Recording, name: str) -> FrozenNorm | None:
+def frozen_norm(model: Model, recording: Recording, name: str | None) -> FrozenNorm | None:
     """The norm called ``name`` with its recorded denominator, or None where there is none."""
-    weights = norm_weights(model, name)
+    weights = None if name is None else norm_weights(model, name)
     if weights is None:
         return None
     scale = recording.scales[name].float()
@@ -117,6 +121,8 @@ def read_stage(model: Model, layer: int, hook: str) -> str:
     if is_parallel(model):
         stages["hook_resid_pre"] = "residual"
         del stages["hook_resid_mid"]
+        if str(mlp_norms(model, layer)[0]).endswith("ln1"):
+            stages |= {"ln1.hook_normalized": "normalized", "ln1.hook_out": "normed"}
     short = _short(layer, hook)
     if short not in stages:
         raise UnknownHookError(
@@ -137,11 +143,75 @@ def write_stage(layer: int, hook: str) -> str:
 
 def read_map(model: Model, recording: Recording, layer: int, hook: str) -> ReadMap:
     """The frozen map from the residual stream to the tensor at a dictionary's input hook."""
-    return ReadMap(read_stage(model, layer, hook), frozen_norm(model, recording, f"blocks.{layer}.ln2"))
+    before, _ = mlp_norms(model, layer)
+    return ReadMap(read_stage(model, layer, hook), frozen_norm(model, recording, before))
+
+
+def mlp_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
+    """The norms before and after a layer's MLP: ``ln2`` and ``ln2_post``, as far as there are any.
+
+    OLMo 2 and EXAONE 4 have one behind the MLP and none before it, called ``ln2``; a parallel block may have
+    one norm for attention and MLP together, ``ln1``.
+    """
+    before, after = _around(model, layer, "ln2", "hook_mlp_out")
+    if before is None and after is None and is_parallel(model):
+        shared = f"blocks.{layer}.ln1"
+        before = shared if is_norm(model, shared) else None
+    return before, after
+
+
+def attention_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
+    """The norms before and after a layer's attention: ``ln1`` and ``ln1_post``, as far as there are any."""
+    return _around(model, layer, "ln1", "hook_attn_out")
+
+
+def _around(model: Model, layer: int, norm: str, added: str) -> tuple[str | None, str | None]:
+    first, second = f"blocks.{layer}.{norm}", f"blocks.{layer}.{norm}_post"
+    if is_norm(model, second):
+        return first if is_norm(model, first) else None, second
+    if not is_norm(model, first):
+        return None, None
+    out = find(model, f"{first}.hook_out")
+    is_last = out is not None and out is find(model, f"blocks.{layer}.{added}")
+    return (None, first) if is_last else (first, None)
+
+
+def mlp_site(model: Model, layer: int) -> str:
+    """The hook of its own block that shows what an MLP's last matrix gives, and nothing else.
+
+    ``mlp.hook_out``; but where the Hugging Face module adds the residual stream itself (BLOOM, MPT),
+    ``hook_mlp_out`` leads to another point, which shows the MLP's part alone.
+    """
+    last = find(model, f"blocks.{layer}.mlp.out.hook_out")
+    adds_stream = last is not None and last is find(model, f"blocks.{layer}.hook_mlp_out")
+    return "hook_mlp_out" if adds_stream else "mlp.hook_out"
+
+
+def written_share(model: Model, recording: Recording, layer: int, hook: str) -> float:
+    """By how much the block multiplies what a dictionary's output hook shows, on its way to the stream (Granite); else 1.
+
+    Raises ArchitectureError where that hook shows something else than the MLP's output: on BLOOM and MPT
+    ``mlp.hook_out`` holds the residual stream as well.
+    """
+    norm = write_norm(model, recording, layer, hook)
+    site = recording.sites[hook].float()
+    site = site if norm is None else norm.forward(site)
+    added = recording.mlp_out[layer].float().to(site.device)
+    share = float((added * site).sum() / (site * site).sum().clamp_min(1e-30))
+    share = 1.0 if abs(share - 1.0) < SITE_WITHIN[recording.dtype] else share
+    size = added.abs().amax(-1).clamp_min(1e-6 * float(added.abs().max()) + 1e-30)
+    gap = float(((added - share * site).abs().amax(-1) / size).max())
+    if not gap <= SITE_WITHIN[recording.dtype]:
+        raise ArchitectureError(
+            f"{hook} is not this model's MLP output (off by {gap:.0%} of hook_mlp_out, the tensor that is added to the residual "
+            f"stream; on some architectures it holds the stream as well). Use output_hook='hook_mlp_out'."
+        )
+    return share
 
 
 def write_norm(model: Model, recording: Recording, layer: int, hook: str) -> FrozenNorm | None:
     """The frozen post-norm between a dictionary's output hook and the residual stream, if any."""
     if write_stage(layer, hook) == "residual":
         return None
-    return frozen_norm(model, recording, f"blocks.{layer}.ln2_post")
+    _, after = mlp_norms(model, layer)
+    return frozen_norm(model, recording, after)

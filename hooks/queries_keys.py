@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError
-from .maps import FrozenNorm, frozen_norm
+from .maps import FrozenNorm, attention_norms, frozen_norm
+from .norms import norm_weights
 from .record import Listener, Recording, record, scores_name
-from .sites import Model, find, norm_weights, scores_scale, scores_softcap
+from .sites import Model, find, scores_scale, scores_softcap
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _frozen(model: Model, recording: Recording, layer: int, listener: Listener) 
         b_Q=b_Q,
         W_K=W_K,
         b_K=b_K,
-        before=frozen_norm(model, recording, f"blocks.{layer}.ln1"),
+        before=frozen_norm(model, recording, attention_norms(model, layer)[0]),
         query_norm=_head_norm(model, f"blocks.{layer}.attn.q_norm", seen, W_Q.shape[0]),
         key_norm=_head_norm(model, f"blocks.{layer}.attn.k_norm", seen, W_K.shape[0]),
         rotation=_rotation(model, attn, seen, recording.tokens),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,18 +11,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .collect import stopping_at
-from .errors import HookFiringError, NotFiniteError, PromptError
+from .errors import ArchitectureError, HookFiringError, NotFiniteError
+from .norms import is_norm, norm_names, norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
-    context_length,
     find,
     is_parallel,
-    model_device,
-    norm_module,
+    layer_device,
+    put_hook,
     resolve,
     scores_scale,
     scores_softcap,
+    unembed_weights,
     with_its_layer,
 )
 
@@ -34,10 +35,11 @@ class Recording:
     """What one forward pass showed, batch dimension removed, in the model's own dtype.
 
     Everything of layer L lies where layer L does. ``patterns[L]``: attention patterns after softmax, without
-    the zeros of the mask. ``scales[name]``: the denominator of the norm called ``name``. ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
+    the zeros of the mask. ``scales[name]``: the denominator of the norm called ``name`` on the residual stream
+    (``inner_scales`` those inside attention, a batch of one in front). ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
     the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
-    tensors of the hooks asked for. ``logits``: the model's, at ``position``; None where the pass ended below
-    a layer, whose input stands as ``resid_final``.
+    tensors of the hooks asked for. ``logits``: the model's, at ``position``, and ``final``: what
+    the unembedding made them from; both None where the pass ended below a layer, whose input stands as ``resid_final``.
     """
 
     tokens: Int[Tensor, " pos"]
@@ -50,6 +52,8 @@ class Recording:
     sites: dict[str, Float[Tensor, "pos _"]]
     position: int
     logits: Float[Tensor, " d_vocab"] | None
+    final: Float[Tensor, " d_model"] | None = None
+    inner_scales: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,56 +61,16 @@ class Recording:
         return self.resid_final.dtype
 
     @property
+    def held(self) -> dict[str, Tensor]:
+        """All patterns and denominators by the names of their hooks, a batch of one in front."""
+        values = {f"blocks.{layer}.attn.hook_pattern": p.dense()[None] for layer, p in enumerate(self.patterns)}
+        scales = {name: scale[None] for name, scale in self.scales.items()} | self.inner_scales
+        return values | {f"{name}.hook_scale": scale for name, scale in scales.items()}
+
+    @property
     def streams(self) -> tuple[Float[Tensor, "pos d_model"], ...]:
         """The residual stream before each recorded layer and after the last."""
         return (*self.resid_pre, self.resid_final)
-
-
-def to_tokens(model: Model, prompt: Any) -> Int[Tensor, " pos"]:
-    """Token ids of a prompt: a string (the model's own tokeniser and BOS rule), ids, or a tensor.
-
-    Raises PromptError for an empty prompt, ids that are not whole numbers or not in the
-    vocabulary, more than one sequence, or more tokens than the model's context.
-    """
-    if isinstance(prompt, str):
-        if not prompt:
-            raise PromptError("the prompt is empty; give at least one token.")
-        if getattr(model, "tokenizer", None) is None:
-            raise PromptError("the model has no tokenizer, so give the prompt as token ids.")
-        tokens = model.to_tokens(prompt, truncate=False)[0]
-    else:
-        try:
-            tokens = torch.as_tensor(prompt)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise PromptError(f"the prompt must be text or token ids, got {prompt!r}: {error}.") from error
-        if tokens.ndim == 2 and tokens.shape[0] == 1:
-            tokens = tokens[0]
-        if tokens.ndim != 1:
-            raise PromptError(
-                f"the prompt must be one sequence of shape (pos,), got {tuple(tokens.shape)}. "
-                "A graph explains one prompt: loop over the batch."
-            )
-        if tokens.numel() == 0:
-            raise PromptError("the prompt is empty; give at least one token.")
-        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise PromptError(f"token ids must be whole numbers, got {tokens.dtype}.")
-    d_vocab, n_ctx = int(model.cfg.d_vocab), context_length(model)
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= d_vocab:
-        raise PromptError(
-            f"token ids must be in 0..{d_vocab - 1}, got {low if low < 0 else high}."
-        )
-    if tokens.numel() > n_ctx:
-        raise PromptError(
-            f"the prompt has {tokens.numel()} tokens, the model's context is {n_ctx}. Shorten it."
-        )
-    return tokens.to(device=model_device(model), dtype=torch.long)
-
-
-def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
-    """Position 0 if it holds the beginning-of-sequence token, else nothing."""
-    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-    return (0,) if bos is not None and int(tokens[0]) == int(bos) else ()
 
 
 class Listener:
@@ -132,8 +96,7 @@ class Listener:
     def __enter__(self) -> "Listener":
         with ExitStack() as stack:
             for name in self._counts:
-                handle = resolve(self._model, name).register_forward_hook(self._keep(name))
-                stack.callback(handle.remove)
+                stack.callback(put_hook(resolve(self._model, name), self._keep(name)))
             self._undo = stack.pop_all()
         return self
 
@@ -144,7 +107,7 @@ class Listener:
         # HookedTransformer calls ln1 once each for queries, keys and values, on the same tensor.
         may_repeat = name.endswith(".ln1.hook_scale")
 
-        def keep(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def keep(output: Tensor, hook: Any) -> None:
             if may_repeat and name in self.seen and torch.equal(self.seen[name], output):
                 return
             self._counts[name] += 1
@@ -159,37 +122,51 @@ class Listener:
             name, n = next(iter(wrong.items()))
             raise HookFiringError(
                 f"{len(wrong)} of {len(self._counts)} hooks did not fire exactly once in a forward pass, "
-                f"first {name!r} with {n} firings. Is a setting such as use_split_qkv_input on?"
+                f"first {name!r} with {n} firings. {_why_silent(self._model, name) if n == 0 else _WHY_TWICE}"
             )
 
 
-def norm_names(model: Model, below: int | None = None) -> list[str]:
-    """The hook prefixes of all norms on the residual stream's path, blocks first; those up to layer ``below``'s attention."""
-    names = [
-        f"blocks.{layer}.{norm}"
-        for layer in range(int(model.cfg.n_layers) if below is None else below)
-        for norm in ("ln1", "ln1_post", "ln2", "ln2_post")
-    ]
-    last = "ln_final" if below is None else f"blocks.{below}.ln1"
-    return [name for name in (*names, last) if norm_module(model, name) is not None]
+_WHY_TWICE = "A module that runs twice in one pass has no single tensor to explain, so this architecture is not covered."
+_OPTIONS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result")
+
+
+def _why_silent(model: Model, name: str) -> str:
+    on = [option for option in _OPTIONS if getattr(model.cfg, option, False)]
+    if on:
+        return f"The option {on[0]} is on, which changes what fires: switch it off with model.set_{on[0]}(False)."
+    return "The model has this hook point but does not run it."
 
 
 @contextmanager
-def unembedding_only(model: Model, position: int) -> Iterator[None]:
-    """Make the model unembed one position: the logits of all others are never made.
+def unembedding_only(model: Model, position: int | None) -> Iterator[None]:
+    """Make the model unembed one position, or none: the logits of all others are never made.
 
     They are most of a forward pass's memory on a long prompt with a large vocabulary.
     """
-    name = "unembed.hook_in" if find(model, "unembed.hook_in") is not None else "ln_final.hook_normalized"
 
-    def keep_one(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output[:, position : position + 1]
+    def keep_one(output: Tensor, hook: Any) -> Tensor:
+        start = 0 if position is None else position % output.shape[1]
+        return output[:, start : start + (position is not None)]
 
-    handle = resolve(model, name).register_forward_hook(keep_one)
+    undo = put_hook(resolve(model, final_hook(model)), keep_one)
     try:
         yield
     finally:
-        handle.remove()
+        undo()
+
+
+def final_hook(model: Model) -> str:
+    """The last hook before the unembedding."""
+    last = f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
+    return next((name for name in ("unembed.hook_in", "ln_final.hook_normalized") if find(model, name) is not None), last)
+
+
+def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """What the unembedding reads, float32, from the tensor at :func:`final_hook`."""
+    if final_hook(model) != "ln_final.hook_normalized":
+        return seen.float()
+    norm = norm_weights(model, "ln_final")
+    return seen.float() if norm is None else seen.float() * norm.weight.to(seen.device) + norm.bias.to(seen.device)
 
 
 def record(
@@ -205,32 +182,99 @@ def record(
     blocks = [f"blocks.{layer}" for layer in layers]
     norms, last = norm_names(model, below), _last(model, below)
     names = [f"{b}.{kind}" for b in blocks for kind in _ADDED]
-    names = list(dict.fromkeys([*names, *(f"{name}.hook_scale" for name in norms), last, *sites]))
+    ends = [last] if below is not None else [last, final_hook(model)]
+    names = list(dict.fromkeys([*names, *stream_points(model, norms), *ends, *sites]))
     patterns = [f"{b}.attn.hook_pattern" for b in blocks]
     # Cut at once, so that the whole patterns of a long prompt never stand side by side.
     cut = {name: partial(_pattern, model, layer) for layer, name in enumerate(patterns)}
-    with torch.no_grad(), Listener(model, names, cut, _queries_keys(model, tokens, layers)) as listener:
+    optional = [*_queries_keys(model, tokens, layers), *inner_points(model, norms)]
+    with torch.no_grad(), Listener(model, names, cut, optional) as listener:
         logits = _run(model, tokens, position, below)
     listener.check()
-    seen = {name: with_its_layer(model, name, _squeeze(name, listener.seen[name])) for name in names}
+    of_norms = [*stream_points(model, norms), *inner_points(model, norms)]
+    shown = {name: with_its_layer(model, name, listener.seen[name].detach()) for name in of_norms if name in listener.seen}
+    scales = denominators(model, norms, shown)
+    for name, scale in scales.items():
+        require_finite_tensor(f"{name}.hook_scale", scale)
+    seen = {
+        name: with_its_layer(model, name, _squeeze(name, listener.seen[name]))
+        for name in names
+        if not name.endswith(".hook_scale")
+    }
     if logits is not None and not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits hold NaN or infinity on this prompt.")
+    final = None
+    if logits is not None:
+        final = final_stream(model, seen[final_hook(model)][position])
+        require_logits(model, final, logits)
     for name in patterns:
         for block in listener.seen[name].blocks:
             if isinstance(block.held, Tensor):  # those made again were compared with the model's own
-                _require_finite(name, block.held)
+                require_finite_tensor(name, block.held)
     return Recording(
         tokens=tokens,
         patterns=tuple(listener.seen[name] for name in patterns),
-        scales={name: seen[f"{name}.hook_scale"] for name in norms},
+        scales={name: scale[0] for name, scale in scales.items() if ".attn." not in name},
+        inner_scales={name: scale for name, scale in scales.items() if ".attn." in name},
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
-        resid_final=seen[last].to(seen["ln_final.hook_scale"].device) if "ln_final" in norms else seen[last],
+        resid_final=seen[last].to(layer_device(model, int(model.cfg.n_layers) - 1)) if "ln_final" in norms else seen[last],
         sites={name: seen[name] for name in sites},
         position=position,
         logits=logits,
+        final=final,
     )
+
+
+def _points_of(model: Model, name: str) -> list[str]:
+    """The hooks that show a norm's denominator: its own, or its input and output where it has none."""
+    own = f"{name}.hook_scale"
+    return [own] if find(model, own) is not None else [f"{name}.hook_in", f"{name}.hook_out"]
+
+
+def stream_points(model: Model, norms: Iterable[str]) -> list[str]:
+    """The hooks that show the denominators of norms on the residual stream, which must fire."""
+    return [point for name in norms if ".attn." not in name for point in _points_of(model, name)]
+
+
+def inner_points(model: Model, norms: Iterable[str]) -> list[str]:
+    """The hooks that show the denominators of norms inside attention; a layer without values of its own skips them."""
+    return [point for name in norms if ".attn." in name for point in _points_of(model, name)]
+
+
+def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The denominator of every norm that ran, from what its hooks showed for a batch of one, which stays in front."""
+    found = {}
+    for name in norms:
+        points = _points_of(model, name)
+        if any(point not in seen for point in points):
+            continue
+        if len(points) == 1:
+            scale = seen[points[0]]
+        else:
+            x, y = (seen[point] for point in points)
+            scale = norm_weights(model, name, x.shape[-1]).denominator(x, y)
+        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT lays the rows of a batch flat
+    return found
+
+
+LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
+# Rounding of the unembedding and of the final norm, relative to the largest logit.
+_LOGITS_WITHIN = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"]) -> None:
+    """Raise ArchitectureError unless the unembedding makes the model's logits from what it reads."""
+    step = max(1, logits.numel() // LOGITS_COMPARED)
+    ours = unembed_weights(model).some(slice(None, None, step)).logits(final)
+    models = logits[::step].float().to(ours.device)
+    gap = float((ours - models).abs().max() / models.abs().max().clamp_min(1e-30))
+    if not gap <= _LOGITS_WITHIN.get(logits.dtype, 1e-3):
+        raise ArchitectureError(
+            f"logits: W_U and b_U make other logits than the model's own (off by {gap:.1%}), so something between the "
+            "final norm and the logits (a head, a scale) is not known, and what leads to a logit cannot be explained."
+        )
 
 
 _ADDED = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
@@ -245,8 +289,10 @@ def _last(model: Model, below: int | None) -> str:
     """The hook that shows the stream behind the recorded layers."""
     if below is not None:
         return f"blocks.{below}.hook_resid_pre"
-    own = "ln_final.hook_in"
-    return own if find(model, own) is not None else f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
+    if find(model, "ln_final.hook_in") is not None:
+        return "ln_final.hook_in"
+    after = f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
+    return after if is_norm(model, "ln_final") else final_hook(model)
 
 
 def _run(model: Model, tokens: Int[Tensor, " pos"], position: int, below: int | None) -> Float[Tensor, " d_vocab"] | None:
@@ -270,6 +316,7 @@ def _queries_keys(model: Model, tokens: Int[Tensor, " pos"], layers: range) -> l
 def _pattern(model: Model, layer: int, pattern: Tensor, seen: dict[str, Any]) -> Pattern:
     prefix = f"blocks.{layer}.attn"
     whole = _one(f"{prefix}.hook_pattern", pattern)
+    require_causal(whole, layer)
     names = [f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k"]
     if all(name in seen for name in names):
         # HookedTransformer puts positions before heads.
@@ -280,9 +327,22 @@ def _pattern(model: Model, layer: int, pattern: Tensor, seen: dict[str, Any]) ->
     return Pattern.cut(whole)
 
 
+def require_causal(pattern: Float[Tensor, "n_heads query key"], layer: int) -> None:
+    """Raise ArchitectureError where a position attends to a later one: no part of this package reckons with that."""
+    if pattern.ndim != 3 or pattern.shape[1] != pattern.shape[2]:
+        raise ArchitectureError(
+            f"layer {layer}: the attention pattern has shape {tuple(pattern.shape)}, expected [n_heads, query, key] "
+            "with as many keys as queries, so this attention is not covered."
+        )
+    if pattern.triu(1).any():
+        raise ArchitectureError(
+            f"layer {layer} attends to later positions (bidirectional attention). Only causal models can be explained."
+        )
+
+
 def _squeeze(name: str, tensor: Tensor) -> Tensor:
     tensor = _one(name, tensor)
-    _require_finite(name, tensor)
+    require_finite_tensor(name, tensor)
     return tensor
 
 
@@ -292,7 +352,8 @@ def _one(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach()[0]
 
 
-def _require_finite(name: str, tensor: Tensor) -> None:
+def require_finite_tensor(name: str, tensor: Tensor) -> None:
+    """Raise NotFiniteError naming a hook whose tensor holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise NotFiniteError(f"{name!r} holds NaN or infinity on this prompt.")
 

@@ -5,13 +5,14 @@ only reached through hook names, ``cfg`` and weight properties.
 """
 
 import difflib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -87,17 +88,94 @@ def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: s
     return undo
 
 
+def put_hook(point: HookPoint, function: Callable[..., Any]) -> Callable[[], None]:
+    """Add a TransformerLens hook to a point; returns the undo, which takes off exactly this one.
+
+    TransformerLens' own ``add_hook``, because some points fire only when they know of a hook (Granite),
+    which PyTorch's ``register_forward_hook`` does not tell them.
+    """
+    before = list(point.fwd_hooks)
+    point.add_hook(function)
+    return _undo_of(point, before)
+
+
+def put_lasting_hook(point: HookPoint, function: Callable[..., Any], first: bool = False) -> Callable[[], None]:
+    """Add a hook that stays until undone, also through ``reset_hooks(including_permanent=True)``; returns the undo.
+
+    One of PyTorch's own, beside an empty one of TransformerLens' so that points which fire only for those fire.
+    """
+
+    def call(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        conversion = point.hook_conversion  # as TransformerLens shows the tensor to its own hooks
+        seen = output if conversion is None else conversion.convert(output)
+        result = function(seen, point)
+        return result if result is None or conversion is None else conversion.revert(result)
+
+    handle = point.register_forward_hook(call, prepend=first)
+    before = list(point.fwd_hooks)
+    point.add_hook(_only_listens, is_permanent=True)
+    announced = _undo_of(point, before)
+
+    def undo() -> None:
+        handle.remove()
+        announced()
+
+    return undo
+
+
+def _only_listens(tensor: Tensor, hook: HookPoint) -> None:
+    """Change nothing."""
+
+
+def _undo_of(point: HookPoint, before: list[Any]) -> Callable[[], None]:
+    added = next(h for h in point.fwd_hooks if h not in before)
+
+    def undo() -> None:
+        added.hook.remove()
+        if added in point.fwd_hooks:
+            point.fwd_hooks.remove(added)
+
+    return undo
+
+
+@contextmanager
+def added_hooks(model: Model, hooks: list[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
+    """Put TransformerLens hooks on a model and take exactly these off again."""
+    with ExitStack() as stack:
+        for name, function in hooks:
+            stack.callback(put_hook(resolve(model, name), function))
+        yield
+
+
+def mlp_module(model: Model, layer: int) -> Any:
+    """A layer's MLP; raises ArchitectureError for a block without one."""
+    mlp = getattr(blocks_of(model)[layer], "mlp", None)
+    if mlp is None:
+        raise ArchitectureError(
+            f"layer {layer} has no MLP (attention only, or a state-space layer), so there is nothing that a dictionary "
+            "could replace. Only models with attention and an MLP in every block can be explained."
+        )
+    return mlp
+
+
 def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
     """Make ``blocks.L.mlp.hook_in`` and ``.hook_out`` exist while the context is open.
 
-    TransformerBridge has both. HookedTransformer has neither: there they are created and
-    fired from the MLP module's own forward hooks.
+    TransformerBridge has both, but runs neither where the Hugging Face block holds the MLP's two matrices
+    itself (OPT, XGLM): there they are fired from the norm before and the second matrix. HookedTransformer
+    has neither: there they are created and fired from the MLP module's own forward hooks.
+
+    Raises ArchitectureError for a block without an MLP.
     """
     stack = ExitStack()
     prefix = f"blocks.{layer}.mlp"
+    mlp = mlp_module(model, layer)
     if find(model, f"{prefix}.hook_in") is not None:
+        inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
+        if getattr(mlp, "name", prefix) is None and None not in inner:  # a place in the names, no module that runs
+            for point, fired in zip(inner, (mlp.hook_in, mlp.hook_out), strict=True):
+                stack.callback(put_lasting_hook(point, lambda tensor, hook, fired=fired: fired(tensor)))
         return stack
-    mlp = model.blocks[layer].mlp
     with stack:
         for attribute in ("hook_in", "hook_out"):
             stack.callback(register_point(model, f"{prefix}.{attribute}", mlp, attribute))
@@ -120,63 +198,6 @@ def context_length(model: Model) -> int:
 
 
 @dataclass(frozen=True)
-class NormWeights:
-    """A norm ``y = (x - centred·mean(x)) / scale · weight + bias``; ``scale`` is the model's own.
-
-    ``name`` is the hook prefix (``blocks.3.ln1``), ``weight`` and ``bias`` are float32 ``[d_model]``.
-    """
-
-    name: str
-    centred: bool
-    weight: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"]
-
-
-def norm_module(model: Model, name: str) -> Any:
-    """The norm called ``name`` (``blocks.3.ln2_post``, ``ln_final``), or None if there is none."""
-    return None if find(model, f"{name}.hook_scale") is None else walk(model, name)
-
-
-def norm_weights(model: Model, name: str) -> NormWeights | None:
-    """Gain, bias and centring of a norm, or None where the model has no norm of that name.
-
-    Gemma stores its gain as an offset from one (``cfg.rmsnorm_uses_offset`` on a bridge; a
-    HookedTransformer has the one added already).
-    """
-    module = norm_module(model, name)
-    if module is None:
-        return None
-    kind = str(model.cfg.normalization_type)
-    if kind not in ("LN", "LNPre", "RMS", "RMSPre"):
-        raise ArchitectureError(
-            f"{name}: normalization_type {kind!r} is not one of LN, LNPre, RMS, RMSPre."
-        )
-    weight = _parameter(module, "weight", "w")
-    bias = None if kind.startswith("RMS") else _parameter(module, "bias", "b")
-    if weight is None:
-        weight = torch.ones(int(model.cfg.d_model), device=_home_of(model, name))
-    weight = weight.detach().float()
-    if getattr(model.cfg, "rmsnorm_uses_offset", False) and _parameter(module, "weight") is not None:
-        weight = weight + 1.0
-    bias = torch.zeros_like(weight) if bias is None else bias.detach().float()
-    return NormWeights(name, kind.startswith("LN"), weight, bias)
-
-
-def _home_of(model: Model, name: str) -> torch.device:
-    """Where what is called ``name`` lies: with its block, the last norm with the last block."""
-    layer = layer_of(name)
-    return layer_device(model, int(model.cfg.n_layers) - 1 if layer is None else layer)
-
-
-def _parameter(module: Any, *names: str) -> Tensor | None:
-    for name in names:
-        value = getattr(module, name, None)
-        if isinstance(value, Tensor):
-            return value
-    return None
-
-
-@dataclass(frozen=True)
 class AttentionWeights:
     """Value and output weights of one layer, float32, grouped heads not repeated."""
 
@@ -190,8 +211,14 @@ def attention_weights(model: Model, layer: int) -> AttentionWeights:
     """The weights through which layer ``layer`` moves information between positions."""
     attn = model.blocks[layer].attn
     grouped = getattr(attn, "_W_V", None)  # HookedTransformer's W_V repeats grouped heads
-    W_V = (grouped if isinstance(grouped, Tensor) else attn.W_V).detach().float()
-    W_O = attn.W_O.detach().float()
+    try:
+        W_V = (grouped if isinstance(grouped, Tensor) else attn.W_V).detach().float()
+        W_O = attn.W_O.detach().float()
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+        raise ArchitectureError(
+            f"blocks.{layer}.attn has no plain W_V and W_O for each head (latent attention, or a mixture of heads), so it has "
+            f"no closed form. TransformerLens says: {str(error).splitlines()[0]}"
+        ) from error
     if W_V.ndim != 3 or W_O.ndim != 3 or W_O.shape[0] % W_V.shape[0]:
         raise ArchitectureError(
             f"blocks.{layer}.attn: expected W_V [n_kv, d_model, d_head] and W_O [n_heads, d_head, "
@@ -202,7 +229,9 @@ def attention_weights(model: Model, layer: int) -> AttentionWeights:
     b_O = getattr(attn, "b_O", None)
     b_V = W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if b_V is None else b_V.detach().float()
     b_O = W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach().float()
-    return AttentionWeights(W_V, b_V, W_O, b_O)
+    # Granite's blocks multiply what attention and MLP give; hook_attn_out shows the product.
+    share = float(getattr(model.blocks[layer], "residual_contribution_scale", 1.0))
+    return AttentionWeights(W_V, b_V, W_O, b_O) if share == 1.0 else AttentionWeights(W_V, b_V, W_O * share, b_O * share)
 
 
 def scores_scale(model: Model, layer: int, d_head: int) -> float:
@@ -239,7 +268,7 @@ class MLPWeights:
 
 def mlp_weights(model: Model, layer: int) -> MLPWeights:
     """The weights of layer ``layer``'s MLP, as the model holds them (no copy, own dtype)."""
-    mlp = model.blocks[layer].mlp
+    mlp = mlp_module(model, layer)
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not isinstance(W_in, Tensor) or not isinstance(W_out, Tensor) or W_in.ndim != 2:
         raise ArchitectureError(
@@ -264,21 +293,80 @@ def mlp_weights(model: Model, layer: int) -> MLPWeights:
         b_out=b_out,
         W_gate=None if W_gate is None else W_gate.detach(),
         b_gate=None if b_gate is None or W_gate is None else b_gate.detach(),
-        act_fn=str(model.cfg.act_fn),
+        act_fn=_activation(model, mlp),
     )
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": _relu_squared,
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
+
+
+def _activation(model: Model, mlp: Any) -> str:
+    """The name of an MLP's nonlinearity: as the Hugging Face module computes it, not as the config calls it.
+
+    ``cfg.act_fn`` says ReLU for models whose config has no name for it (BLOOM, Falcon, MPT).
+    """
+    wrapped = getattr(mlp, "original_component", None)
+    x = torch.linspace(-4.0, 4.0, 81)
+    for attribute in ("act_fn", "act", "activation_fn", "activation", "gelu_impl"):
+        function = getattr(wrapped, attribute, None)
+        if callable(function):
+            with torch.no_grad():
+                try:
+                    y = function(x)
+                except (TypeError, ValueError, RuntimeError):
+                    continue  # not a function of one tensor on the CPU
+            known = (name for name, ours in ACTIVATIONS.items() if torch.allclose(y, ours(x), atol=1e-5))
+            return next(known, f"{type(function).__name__} (of no known form)")
+    return str(model.cfg.act_fn)
 
 
 @dataclass(frozen=True)
 class UnembedWeights:
-    """``logits = x W_U + b_U``, then ``softcap · tanh(logits / softcap)`` where there is a cap."""
+    """``logits = scale · (x W_U + b_U)``, then ``softcap · tanh(logits / softcap)`` where there is a cap.
+
+    ``scale``: what some models multiply their logits by (Cohere, Granite); 1 elsewhere.
+    """
 
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, " d_vocab"]
     softcap: float | None
+    scale: float = 1.0
+
+    def logits(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """The model's logits, float32, from what its unembedding reads."""
+        logits = (x.to(self.W_U) @ self.W_U + self.b_U).float()
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def columns(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "d_model n"]:
+        """How the logits of some tokens, before any soft cap, depend on ``x``; float32."""
+        return self.W_U[:, tokens.to(self.W_U.device)].float() * self.scale
+
+    def some(self, tokens: Int[Tensor, " n"] | slice) -> "UnembedWeights":
+        """The same for a part of the vocabulary."""
+        tokens = tokens if isinstance(tokens, slice) else tokens.to(self.W_U.device)
+        return UnembedWeights(self.W_U[:, tokens], self.b_U[tokens], self.softcap, self.scale)
 
 
 def unembed_weights(model: Model) -> UnembedWeights:
-    """The unembedding as the model holds it (own dtype) and its soft cap, if any."""
+    """The unembedding as the model holds it (own dtype), its soft cap and its scale, if any."""
     W_U = model.W_U.detach()
     b_U = getattr(model, "b_U", None)
     cap = float(getattr(model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
@@ -286,12 +374,41 @@ def unembed_weights(model: Model) -> UnembedWeights:
         W_U=W_U,
         b_U=W_U.new_zeros(W_U.shape[1]) if b_U is None else b_U.detach(),
         softcap=cap if cap > 0 else None,
+        scale=_logit_scale(model),
     )
+
+
+def _logit_scale(model: Model) -> float:
+    """What the Hugging Face model under a bridge multiplies its logits by.
+
+    Every trace compares the logits that follow with the model's own, so a scale kept under another
+    name is refused there, not missed.
+    """
+    wrapped = getattr(model, "original_model", None)
+    own = getattr(wrapped, "logit_scale", None)  # Cohere; set to 1 once TransformerLens has folded it into W_U
+    if isinstance(own, (int, float)):
+        return float(own)
+    config = getattr(wrapped, "config", None)
+    for name, inverse in (("logits_scaling", True), ("lm_head_multiplier", False)):  # Granite; Falcon-H1
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)) and value:
+            return 1.0 / float(value) if inverse else float(value)
+    return 1.0
 
 
 def embed_weights(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """The token embedding as the model holds it."""
     return model.W_E.detach()
+
+
+def blocks_of(model: Model) -> Any:
+    """The model's transformer blocks; raises ArchitectureError where there is no one row of them (encoder-decoders)."""
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise ArchitectureError(
+            "the model has no single row of transformer blocks (model.blocks), as an encoder-decoder has not, so it cannot be explained."
+        )
+    return blocks
 
 
 def model_device(model: Model) -> torch.device:
@@ -301,7 +418,7 @@ def model_device(model: Model) -> torch.device:
 
 def layer_device(model: Model, layer: int) -> torch.device:
     """Where a block's weights lie; on a model spread over several devices each block has its own."""
-    first = next(model.blocks[layer].parameters(), None)
+    first = next(blocks_of(model)[layer].parameters(), None)
     return model_device(model) if first is None else first.device
 
 

@@ -182,7 +182,7 @@ def test_a_slug_with_illegal_characters_says_which(graph, tmp_path, slug, which)
 
 def test_a_slug_is_made_from_the_file_or_the_prompt(graph, tmp_path):
     assert json.loads(graph.to_neuronpedia(tmp_path / "my file.json").read_text())["metadata"]["slug"] == "my-file"
-    assert graph.to_neuronpedia(tmp_path).name.startswith("bos-w52")
+    assert graph.to_neuronpedia(tmp_path).name.startswith("w52")
     with pytest.raises(ExportError, match="looks for other.json"):
         graph.to_neuronpedia(tmp_path / "x.json", "circuit-tracer", slug="other")
     with pytest.raises(ExportError, match="'page' is not"):

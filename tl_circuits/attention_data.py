@@ -18,7 +18,7 @@ from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.hooks import Replacement, bos_positions
+from tl_circuits.hooks import Replacement, left_out
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class EdgeStory:
 
     ``scores`` are QK attributions of the heads with the largest loadings, from the target's position
     to the source's, in the order of ``heads``. ``attention``: the weight each of them has there after
-    softmax. ``instead``: why there rather than at the other position (none of the beginning of the
-    sequence) that gets most of the head's attention; None where there is no other.
+    softmax. ``instead``: why there rather than at the other position (none of those left
+    out, such as the beginning of the sequence) that gets most of the head's attention; None where there is no other.
     """
 
     source: str
@@ -137,7 +137,8 @@ def _instead(
     local: Retraced, graph: AttributionGraph, head: Head, query: int, key: int, row: Float[Tensor, " key"], top: int
 ) -> tuple[QKAttribution, float] | None:
     """Why the head looks at ``key`` rather than at the next best position, and the weight that one has."""
-    skipped = bos_positions(local.model, local.recording.tokens)
+    usual = left_out(local.model, local.recording.tokens, local.replacement.dictionary.prompt_rule)
+    skipped = {*usual, *local.sources.skipped}
     others = [p for p in range(query + 1) if p != key and p not in skipped and float(row[p]) > 0]
     if not others:
         return None

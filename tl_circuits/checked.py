@@ -102,14 +102,14 @@ def _plain(value: Any, hint: Any) -> Any:
     if type(value) in (int, float, str, bool) or value is None:
         return value
     module = type(value).__module__.split(".")[0]
-    if module not in ("numpy", "pandas", "torch") and not isinstance(value, (list, tuple, Tensor)):
+    if module not in ("numpy", "pandas", "torch") and not isinstance(value, (list, tuple, set, frozenset, Tensor)):
         return value
     if hint is Any or _asks_for_arrays(hint):
         return value
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         made = [_plain(item, None) for item in value]
         same = all(a is b for a, b in zip(made, value, strict=True))
-        return value if same or type(value) not in (list, tuple) else type(value)(made)
+        return value if same or type(value) not in (list, tuple, set, frozenset) else type(value)(made)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         number = value.item()
         # A row of a frame with numbers of both kinds makes 3.0 of a 3.

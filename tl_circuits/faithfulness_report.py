@@ -22,10 +22,9 @@ from tl_circuits.hooks import (
     FREEZE_MODES,
     CleanRun,
     Replacement,
-    bos_positions,
     clean_run,
+    read_prompt,
     require_freeze,
-    to_tokens,
     unembed_weights,
 )
 from tl_circuits.interventions import DIVERGED, edited_batches, edits_of, growth
@@ -126,8 +125,9 @@ def faithfulness(
     for qk in scores:
         if qk.tokens != graph.info.tokens:
             raise EditError(f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph.")
-    tokens = to_tokens(replacement.model, graph.prompt_tokens())
-    names, members = _sample(graph, n, seed, bos_positions(replacement.model, tokens))
+    prompt = read_prompt(replacement.model, replacement.dictionary, graph)
+    tokens = prompt.tokens
+    names, members = _sample(graph, n, seed, prompt.skipped)
     for name, nodes in (groups or {}).items():
         names.append(name)
         try:
@@ -138,7 +138,7 @@ def faithfulness(
     if not members:
         raise EditError("nothing to remove: the graph has no sources and no groups were given.")
     rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]
-    clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+    clean = clean_run(replacement, tokens, prompt.skipped)
     frames = []
     for freeze in freezes:
         predicted = predicted_effects(graph, members, direct=freeze == "all")
@@ -252,9 +252,8 @@ def _logit_changes(
     tokens = graph._nodes.feature[nodes]
     if (tokens < 0).any():
         raise EditError("faithfulness measures single tokens as targets, not differences or directions.")
-    W_U = unembed_weights(replacement.model).W_U
     mean, _ = replacement.mean_unembedding
-    directions = W_U[:, tokens.to(W_U.device)].float() - mean[:, None]
+    directions = unembed_weights(replacement.model).columns(tokens) - mean[:, None]
     position = graph._nodes.position[nodes].to(moved.device)
     return torch.einsum("bnd,dn->bn", moved[:, position], directions.to(moved.device)).cpu()
 

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attribution.targets import token_text
 from tl_circuits.checked import checked
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import (
@@ -19,6 +18,7 @@ from tl_circuits.hooks import (
     edit_hooks,
     make_plan,
     to_tokens,
+    token_text,
 )
 from tl_circuits.interventions import require_run_belongs
 
@@ -50,7 +50,7 @@ def generate(
         raise ValueError(f"temperature must be at least 0, got {temperature}.")
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     require_run_belongs(replacement, prompt, [edits])
-    tokens = to_tokens(model, prompt)
+    tokens = to_tokens(model, prompt, dictionary.prompt_rule)
     n = tokens.numel()
     total = n + max_new_tokens
     if total > context_length(model):

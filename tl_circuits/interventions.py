@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attribution.targets import token_id, token_text
+from tl_circuits.attribution.targets import token_id
 from tl_circuits.belonging import require_belonging, require_edits_belong
 from tl_circuits.checked import checked
 from tl_circuits.errors import DivergenceError, EditError
@@ -28,13 +28,13 @@ from tl_circuits.hooks import (
     Replacement,
     Scale,
     TokenEdit,
-    bos_positions,
     clean_run,
     edit_hooks,
     make_plan,
+    read_prompt,
     require_freeze,
     run_edited,
-    to_tokens,
+    token_text,
     unembed_weights,
     wholes,
 )
@@ -86,9 +86,7 @@ class InterventionResult:
             )
 
     def _logits(self, final: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        unembed = unembed_weights(self.model)
-        logits = (final.to(unembed.W_U) @ unembed.W_U + unembed.b_U).float()
-        return logits if unembed.softcap is None else unembed.softcap * torch.tanh(logits / unembed.softcap)
+        return unembed_weights(self.model).logits(final)
 
     @cached_property
     def logits(self) -> Float[Tensor, "pos d_vocab"]:
@@ -189,6 +187,7 @@ def intervene(
     """Run a prompt with edits and compare with the untouched run.
 
     Args:
+        prompt: text, token ids, or an attribution graph, which is run on exactly its token ids.
         edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit,
             ScoreEdit. An open-ended slice of positions runs to the prompt's end.
         freeze: ``"all"`` holds patterns, norm denominators and all MLP outputs, so that edits have
@@ -243,7 +242,8 @@ def _run(
     require_freeze(freeze)
     require_run_belongs(replacement, prompt, edit_sets)
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, prompt)
+    read = read_prompt(model, dictionary, prompt)
+    tokens = read.tokens
     constrained = _constrained(model, constrained_layers)
     compared = list(dictionary.layers)
     if layers is not None:
@@ -251,7 +251,7 @@ def _run(
         for layer in asked:
             replacement.site(layer)  # refuses layers without a dictionary
         compared = [layer for layer in compared if layer in asked]
-    clean = clean_run(replacement, tokens, bos_positions(model, tokens))
+    clean = clean_run(replacement, tokens, read.skipped)
     results = []
     batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
     with tqdm(total=len(edit_sets), desc="intervening", unit="run", disable=not progress) as bar:
@@ -337,10 +337,11 @@ def intervention_hooks(
     replacement.require_attached()
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     require_run_belongs(replacement, prompt, [edits])
-    tokens = to_tokens(replacement.model, prompt)
+    read = read_prompt(replacement.model, replacement.dictionary, prompt)
+    tokens = read.tokens
     clean = None
     if freeze != "none":
-        clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
+        clean = clean_run(replacement, tokens, read.skipped)
     n = tokens.numel()
     plan = make_plan(replacement.model, replacement.dictionary, [edits], n, n)
     return edit_hooks(replacement, plan, clean, freeze)

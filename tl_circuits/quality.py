@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from tl_circuits.checked import checked
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.errors import PromptError
-from tl_circuits.hooks import Replacement, added_hooks, bos_positions, resolve, to_tokens
+from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, read_prompt, resolve
 
 POOR = 0.1  # explained variance below which a dictionary is likely on the wrong tensor
 _READS = ("ln2.hook_normalized", "mlp.hook_in", "hook_resid_mid")
@@ -49,8 +49,9 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
     Returns a frame with one row a layer and one last row for all layers together (``layer`` -1):
     ``l0`` (active features a token), ``explained_variance`` of the MLP's output
     (``1 - Σ|y - ŷ|² / Σ|y - mean y|²``), ``loss`` (nats a token) with that layer's MLP replaced, and
-    ``loss_change`` against the untouched model. A beginning-of-sequence token is left out and keeps
-    its MLP. Raises PromptError for prompts with fewer than two tokens, and if there are none.
+    ``loss_change`` against the untouched model. The positions that the dictionary's ``prompt_rule`` leaves
+    out (a beginning-of-sequence token, say) are not counted and keep their MLP. Raises PromptError for prompts
+    with fewer than two tokens, and if there are none.
     """
     replacement.require_attached()
     if len(prompts) == 0:
@@ -62,11 +63,14 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
     sums = {layer: _Sums() for layer in layers}
     plain, replaced, predicted = 0.0, dict.fromkeys([*layers, -1], 0.0), 0
     for prompt in tqdm(prompts, desc="measuring", unit="prompt", disable=not progress):
-        tokens = to_tokens(model, prompt)
+        read = read_prompt(model, dictionary, prompt)
+        tokens = read.tokens
         if tokens.numel() < 2:
             raise PromptError("a prompt needs at least two tokens to have a loss.")
         keep = torch.ones(tokens.numel(), dtype=torch.bool, device=tokens.device)
-        keep[list(bos_positions(model, tokens))] = False
+        keep[list(read.skipped)] = False
+        if not keep.any():
+            raise PromptError(f"all {tokens.numel()} positions of the prompt are left out, so there is nothing to measure on.")
         plain += _loss(model, tokens, _listening(replacement, layers, keep, sums))
         for layer in replaced:
             some = layers if layer == -1 else [layer]
@@ -132,7 +136,7 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
     if dictionary.exact or isinstance(dictionary, CrossLayerTranscoders):
         return f"{said}, or for another model."
     layer = dictionary.layers[len(dictionary.layers) // 2]
-    seen = _tensors(model, to_tokens(model, prompt), layer)
+    seen = _tensors(model, read_prompt(model, dictionary, prompt), layer)
     values = {}
     for read in (r for r in _READS if r in seen):
         x = seen[read]
@@ -151,9 +155,10 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
     )
 
 
-def _tensors(model: Any, tokens: Int[Tensor, " pos"], layer: int) -> dict[str, Float[Tensor, "kept d"]]:
-    """Every tensor of one layer that a transcoder can read or write, beginning-of-sequence token left out."""
-    keep = [p for p in range(tokens.numel()) if p not in bos_positions(model, tokens)]
+def _tensors(model: Any, prompt: ReadPrompt, layer: int) -> dict[str, Float[Tensor, "kept d"]]:
+    """Every tensor of one layer that a transcoder can read or write, without the positions left out."""
+    tokens = prompt.tokens
+    keep = [p for p in range(tokens.numel()) if p not in prompt.skipped]
     seen: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[..., None]:

@@ -84,7 +84,7 @@ def _measure(
     clean: CleanRun,
 ) -> Float[Tensor, " removal"]:
     model = replacement.model
-    tokens = to_tokens(model, graph.prompt_tokens())
+    tokens = to_tokens(model, graph)
     n = tokens.numel()
     # One untouched run among them, so that before and after come from the same batch.
     plan = make_plan(model, replacement.dictionary, [*sets, []], n, n)

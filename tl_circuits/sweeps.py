@@ -12,7 +12,7 @@ from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
 from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement, Set, added_hooks, bos_positions, clean_run, real, to_tokens
+from tl_circuits.hooks import Replacement, Set, added_hooks, clean_run, read_prompt, real
 from tl_circuits.interventions import intervene_many
 
 Metric = Callable[[Float[Tensor, " d_vocab"]], Any]
@@ -44,7 +44,7 @@ def feature_patching(
     for layer in asked:
         replacement.site(layer)  # refuses layers without a dictionary
     model, dictionary = replacement.model, replacement.dictionary
-    pair = [to_tokens(model, p) for p in (clean, corrupted)]
+    pair = [read_prompt(model, dictionary, p).tokens for p in (clean, corrupted)]
     if pair[0].numel() != pair[1].numel():
         raise PromptError(
             f"the prompts must have the same number of tokens, got {pair[0].numel()} and {pair[1].numel()}."
@@ -86,7 +86,7 @@ def circuit_curve(
     """Keep only a pruned graph's features and see how much of ``metric`` stays.
 
     For each node threshold of :meth:`AttributionGraph.prune`, all other features (except at the
-    beginning-of-sequence token) go to zero or to their mean over the prompt; errors stay as the
+    positions that the graph leaves out) go to zero or to their mean over the prompt; errors stay as the
     run makes them. ``metric`` takes the logits after the last token. Returns a frame: threshold,
     features, kept (share of the untouched metric), random_mean and random_std of as many features
     drawn from the graph's active ones. Raises BelongingError for a graph of another model or dictionary than the
@@ -96,7 +96,8 @@ def circuit_curve(
     replacement.require_attached()
     require_belonging(replacement, graph)
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, graph.prompt_tokens())
+    prompt = read_prompt(model, dictionary, graph)
+    tokens = prompt.tokens
     run = clean_run(replacement, tokens)
     acts = {}
     for layer in dictionary.layers:
@@ -106,7 +107,7 @@ def circuit_curve(
         whole = _number(metric, model(tokens[None])[0, -1].float())
     if whole == 0:
         raise ArgumentError("the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not.")
-    skipped = list(bos_positions(model, tokens))
+    skipped = list(prompt.skipped)
     active = torch.cat([_places(layer, acts[layer], skipped) for layer in dictionary.layers])
     generator = torch.Generator().manual_seed(seed)
     rows = []

@@ -14,6 +14,7 @@ import torch
 
 from tl_circuits.checked import checked
 from tl_circuits.errors import ModelError, OutputError, PromptError
+from tl_circuits.hooks import plain_ids, special_token, without_first
 from tl_circuits.models import PACKAGED, open_packaged
 
 HISTORY = "history.json"
@@ -71,7 +72,7 @@ def train_transcoders(
         _bar(progress) as bars,
     ):
         network, tokenizer = _open(source, device, layers)
-        first = _first_token(tokenizer)
+        first = special_token(tokenizer)  # as text is traced with the set (dictionaries/prompt_rules.py)
         pieces = _pieces(tokenizer, texts, context, first)
         trainer = _trainer(
             network,
@@ -180,13 +181,6 @@ def _open(source: str, device: str, layers: Sequence[int] | None) -> tuple[Any, 
     return network, tokenizer
 
 
-def _first_token(tokenizer: Any) -> int | None:
-    """The beginning-of-sequence token, where the tokenizer puts one before a text."""
-    bos = tokenizer.bos_token_id
-    ids = tokenizer("a").input_ids
-    return bos if bos is not None and len(ids) > 0 and ids[0] == bos else None
-
-
 def _pieces(tokenizer: Any, texts: Sequence[str | Path], context: int, first: int | None) -> list[list[int]]:
     """The texts as token ids, cut into pieces of equal length; what is left over is dropped."""
     ids: list[int] = []
@@ -197,7 +191,7 @@ def _pieces(tokenizer: Any, texts: Sequence[str | Path], context: int, first: in
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise PromptError(f"{path} is not UTF-8 text: {error}.") from error
-        ids += tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids += without_first(plain_ids(tokenizer, text), [] if first is None else [first])
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
     start = [] if first is None else [first]

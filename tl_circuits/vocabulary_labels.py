@@ -8,13 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attribution.targets import token_text
 from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import Replacement, embed_weights, norm_weights, read_stage, unembed_weights
+from tl_circuits.hooks import (
+    Replacement,
+    embed_weights,
+    mlp_norms,
+    norm_weights,
+    read_stage,
+    token_text,
+    unembed_weights,
+)
 
 TOKENS_KEPT = 5
 FEATURES_AT_ONCE = 64
@@ -58,7 +65,7 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     effects = written.to(W_U.dtype) @ W_U
     read = dictionary.encoder_directions(layer, features)
     if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        read = read * norm_weights(model, f"blocks.{layer}.ln2").weight.to(read.device)
+        read = read * norm_weights(model, mlp_norms(model, layer)[0]).weight.to(read.device)
     likes = read.to(W_E) @ W_E.T
     labels = []
     for effect, like in zip(effects.float(), likes.float(), strict=True):

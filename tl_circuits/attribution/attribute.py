@@ -1,11 +1,12 @@
 """From a prompt to an attribution graph."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,6 +16,7 @@ from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitTargets,
@@ -22,14 +24,25 @@ from tl_circuits.attribution.targets import (
     as_targets,
     resolve_logits,
     resolve_position,
-    token_text,
     top_logits,
 )
 from tl_circuits.checked import checked
-from tl_circuits.errors import ArchitectureError, TargetError
+from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
-from tl_circuits.hooks import Recording, Replacement, bos_positions, frozen_norm, record, to_tokens
+from tl_circuits.hooks import (
+    Holds,
+    PromptRule,
+    ReadPrompt,
+    Recording,
+    Replacement,
+    left_out,
+    prompt_text,
+    read_prompt,
+    record,
+    to_tokens,
+    token_text,
+)
 
 
 @checked
@@ -42,7 +55,8 @@ def attribute(
     max_nodes: int = 4000,
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
-    skip_positions: Sequence[int] | None = None,
+    skip_positions: Iterable[int] | None = None,
+    prepend_special: bool | None = None,
     row_mass: float | None = None,
     progress: bool = True,
 ) -> AttributionGraph:
@@ -53,7 +67,8 @@ def attribute(
 
     Args:
         replacement: what :func:`tl_circuits.attach` returned.
-        prompt: text, token ids, or a tensor ``[pos]``.
+        prompt: text, token ids, or a tensor ``[pos]``; or a graph, which means its token ids and the positions
+            that it leaves out. A text that starts with its special tokens does not get them again.
         targets: None (the likeliest tokens until 95 % of the probability, at most ten), one or
             several tokens or token ids, :class:`LogitDifference`, :class:`LogitDirection`, or
             one :class:`FeatureTarget`.
@@ -62,7 +77,10 @@ def attribute(
         batch_size: targets in one sweep; ``"auto"`` bounds memory by prompt length.
         engine: ``"linear"`` (closed form), ``"autograd"`` (reference), or ``"auto"``.
         skip_positions: positions without feature and error nodes, whose MLP outputs count as
-            constants; None takes the beginning-of-sequence token, if the prompt has one.
+            constants; None takes those of the dictionary's ``prompt_rule``: position 0 of published sets, elsewhere
+            the beginning-of-sequence token, if the prompt has one. The graph keeps them (``info.skip_positions``).
+        prepend_special: whether a special token (bos, else pad, else eos) is put before a text that starts with
+            none; None does what the dictionary's ``prompt_rule`` says: published sets want it.
         row_mass: how much of each row's absolute sum to keep while the graph is built, 1.0 for all; None
             keeps all where the rows fit into half a gigabyte, else 0.999. What is dropped counts
             in ``bias`` and lowers ``coverage``.
@@ -79,15 +97,17 @@ def attribute(
     if row_mass is not None and not 0.0 < row_mass <= 1.0:
         raise ValueError(f"row_mass is a share of each row's absolute sum, above 0 and at most 1; got {row_mass}.")
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, prompt)
+    rule = _rule(dictionary.prompt_rule, prompt, prepend_special)
+    read = _read(replacement, prompt, rule, skip_positions)
+    tokens = read.tokens
     position = resolve_position(position, tokens.numel())
-    skipped = _skipped(model, tokens, skip_positions)
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
+        holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
-        sources = find_sources(model, dictionary, recording, skipped)
-        chosen = _make_engine(engine, model, recording, sources)
-        roots = _roots(replacement, recording, sources, targets, position)
+        sources = find_sources(model, dictionary, recording, read.skipped)
+        chosen = _make_engine(engine, model, recording, sources, holds)
+        roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
             sources,
             roots.weights,
@@ -105,31 +125,52 @@ def attribute(
                 batch_size,
                 lambda n: bar.update(n) and None,
             )
-        info = _info(replacement, prompt, tokens, roots, sources, chosen, max_nodes)
-        return assemble(expansion, roots, info, tokens, position)
+        info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
+        graph = assemble(expansion, roots, info, tokens, position)
+        require_sums(graph, recording.dtype)
+        return graph
 
 
-def _skipped(model: Any, tokens: Int[Tensor, " pos"], asked: Sequence[int] | None) -> tuple[int, ...]:
+def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:
+    """The dictionary's rule, or the caller's choice of what stands before a text."""
+    if prepend is None:
+        return rule
+    if not isinstance(prompt, str):
+        raise PromptError("prepend_special is for a text; token ids and graphs are run as given, so leave it out.")
+    return replace(rule, prepend=prepend)
+
+
+def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterable[Any] | None) -> ReadPrompt:
+    """The prompt's tokens, and the positions left out: those asked for, else those of the graph or the rule."""
+    if rule == replacement.dictionary.prompt_rule:
+        read = read_prompt(replacement.model, replacement.dictionary, prompt)
+    else:
+        tokens = to_tokens(replacement.model, prompt, rule)
+        read = ReadPrompt(tokens, left_out(replacement.model, tokens, rule))
     if asked is None:
-        return bos_positions(model, tokens)
-    return tuple(sorted({resolve_position(p, tokens.numel()) for p in asked}))
+        return read
+    return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources) -> Engine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
     if name == "autograd":
-        return AutogradEngine(model, recording, sources)
+        return AutogradEngine(model, recording, sources, holds)
     try:
         return LinearEngine(model, recording, sources)
     except ArchitectureError:
         if name == "linear":
             raise
-        return AutogradEngine(model, recording, sources)
+        return AutogradEngine(model, recording, sources, holds)
 
 
 def _roots(
-    replacement: Replacement, recording: Recording, sources: Sources, targets: Any, position: int
+    replacement: Replacement,
+    recording: Recording,
+    sources: Sources,
+    targets: Any,
+    position: int,
+    final: Float[Tensor, " d_model"],
 ) -> Roots:
-    model = replacement.model
     asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
         if len(asked) > 1:
@@ -140,8 +181,7 @@ def _roots(
     logits = recording.logits
     if targets is None:
         asked = list(top_logits(logits))
-    final = frozen_norm(model, recording, "ln_final")
-    resolved = resolve_logits(replacement, asked, final.forward(recording.resid_final)[position], logits)
+    resolved = resolve_logits(replacement, asked, final, logits)
     n = len(asked)
     vectors = Targets(
         layer=torch.full((n,), len(sources.layers)),
@@ -184,19 +224,24 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
 def _info(
     replacement: Replacement,
     prompt: Any,
-    tokens: Int[Tensor, " pos"],
+    rule: PromptRule,
     roots: Roots,
     sources: Sources,
+    recording: Recording,
     engine: Engine,
     max_nodes: int,
 ) -> GraphInfo:
-    model, ids = replacement.model, tokens.tolist()
-    texts = tuple(token_text(model, i) for i in ids)
+    model, tokens = replacement.model, recording.tokens
+    ids = tokens.tolist()
     logit: LogitTargets | None = roots.logits
+    graph = prompt.info if isinstance(prompt, AttributionGraph) else None
+    given = graph.prompt if graph is not None else prompt if isinstance(prompt, str) else None
+    text, exact = prompt_text(model, tokens, rule, given)
+    added = isinstance(prompt, str) and len(ids) > to_tokens(model, prompt).numel()
     return GraphInfo(
-        prompt=prompt if isinstance(prompt, str) else "".join(texts),
+        prompt=text,
         token_ids=tuple(ids),
-        tokens=texts,
+        tokens=tuple(token_text(model, i) for i in ids),
         target_names=() if logit is None else logit.name,
         target_probabilities=() if logit is None else tuple(logit.weights.tolist()),
         model=str(getattr(model.cfg, "model_name", "unknown")),
@@ -208,6 +253,9 @@ def _info(
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),
         sample=replacement.sample,
+        prompt_exact=exact,
+        skip_positions=sources.skipped,
+        prepended=token_text(model, ids[0]) if added else "" if graph is None else graph.prepended,
     )
 
 

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from tl_circuits.attribution.sources import LayerSources, Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.hooks import Recording, differentiable_run, frozen_norm
+from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream
 
 _TOKENS = "blocks.0.hook_resid_pre"
-_FINAL = "ln_final.hook_normalized"
 
 
 class AutogradEngine:
     """Direct effects on any targets of one prompt; same columns and meaning as the linear engine."""
 
-    def __init__(self, model: Any, recording: Recording, sources: Sources):
+    def __init__(self, model: Any, recording: Recording, sources: Sources, holds: Holds):
         self.sources = sources
         dictionary = sources.dictionary
         n_layers = len(sources.layers)
+        self._final = recording.final
         with torch.inference_mode(False):
             self._tokens_leaf = recording.resid_pre[0][None].clone().requires_grad_()
             self._leaves = {
@@ -43,11 +43,15 @@ class AutogradEngine:
                 replaced.append((dictionary.input_hook(layer), self._keeper(inputs, layer)))
             replaced.append((self._site(layer), self._writer(layer, skips.get(layer), inputs)))
         reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
-        seen, _ = differentiable_run(model, recording.tokens, replaced, [*reads, _FINAL])
+        seen = differentiable_run(model, recording.tokens, holds, recording.held, replaced, [*reads, final_hook(model)])
         self._values = {layer: seen[dictionary.input_hook(layer)] for layer in dictionary.layers}
-        final = frozen_norm(model, recording, "ln_final").weights
         with torch.inference_mode(False), torch.enable_grad():
-            self._values[n_layers] = seen[_FINAL].float() * final.weight.clone() + final.bias.clone()
+            self._values[n_layers] = final_stream(model, seen[final_hook(model)])
+
+    @property
+    def final(self) -> Float[Tensor, " d_model"]:
+        """What the unembedding reads at the position whose logits are explained."""
+        return self._final
 
     def _site(self, layer: int) -> str:
         dictionary = self.sources.dictionary

@@ -26,8 +26,11 @@ from tl_circuits.hooks import (
     unembed_weights,
 )
 
-# How far the frozen maps may be from what the model computed, relative to the largest entry.
+# How far the frozen maps may be from what the model computed, relative to the largest entry at each position.
 _MAP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+# What float32 sums over all that is written lose, relative to the largest entry anywhere.
+_MAP_ROUNDING = 1e-5
 
 _STREAM = ReadMap("residual", None)
 LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
@@ -56,6 +59,7 @@ class LinearEngine:
         whole = recording.logits is not None
         self.reads[len(layers)] = ReadMap("normed", frozen_norm(model, recording, "ln_final")) if whole else _STREAM
         self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
+        self.final = self.reads[len(layers)].forward(recording.resid_final)[recording.position] if whole else None
         self.leading = Leading(recording, sources, self.attention)
         self._check(model, recording)
         if recording.dtype != torch.float32:
@@ -71,7 +75,9 @@ class LinearEngine:
         def compare(what: str, ours: Tensor, models: Tensor) -> None:
             models = models.float()
             ours = ours.to(models.device)
-            gap = float((ours - models).abs().max() / models.abs().max().clamp_min(1e-30))
+            # Each position by itself: a first position with huge activations must not hide the others.
+            size = models.abs().amax(-1).clamp_min(_MAP_ROUNDING * float(models.abs().max()) + 1e-30)
+            gap = float(((ours - models).abs().amax(-1) / size).max())
             if not gap <= tolerance:
                 raise ArchitectureError(
                     f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance "
@@ -86,6 +92,11 @@ class LinearEngine:
             resid = resid.to(ours.device) + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
             compare(f"residual stream after layer {layer}", resid, recording.streams[layer + 1])
         for layer in self.sources.dictionary_layers:
+            if self.sources.layers[layer].share != 1.0:
+                raise ArchitectureError(
+                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way to the residual "
+                    'stream, which the closed form does not know. Use engine="autograd", or output_hook="hook_mlp_out".'
+                )
             ours = self.reads[layer].forward(resid_mid(recording, model, layer))
             hook = self.sources.dictionary.input_hook(layer)
             compare(hook, ours, recording.sites[hook])
@@ -276,7 +287,4 @@ def explained_logits(
     model: Any, recording: Recording, final: ReadMap, tokens: slice
 ) -> Float[Tensor, " some"]:
     """Logits of some of the vocabulary as the frozen final norm and unembedding give them."""
-    unembed = unembed_weights(model)
-    W_U, b_U = unembed.W_U[:, tokens], unembed.b_U[tokens]
-    logits = (final.forward(recording.resid_final)[recording.position].to(W_U) @ W_U + b_U).float()
-    return logits if unembed.softcap is None else unembed.softcap * torch.tanh(logits / unembed.softcap)
+    return unembed_weights(model).some(tokens).logits(final.forward(recording.resid_final)[recording.position])

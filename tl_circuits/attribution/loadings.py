@@ -191,8 +191,8 @@ class _Reads:
     def _logit(self, node: int, position: int) -> Tensor:
         local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
         if token >= 0:
-            W_U = unembed_weights(local.model).W_U
-            return W_U[:, token].float() - local.replacement.mean_unembedding[0]
+            vector = unembed_weights(local.model).columns(torch.tensor([token]))[:, 0]
+            return vector - local.replacement.mean_unembedding[0]
         if self._given is None:
             raise TargetError(
                 f"{graph.node_ids[node]!r} is no single token, and a graph does not store its direction. Give "
@@ -229,7 +229,7 @@ def _require_same(
                 if not gap <= tolerance * scale:
                     raise TargetError(
                         f"the edge into {graph.node_ids[node]} is another one on the attached model and dictionary: "
-                        "trace the prompt again with them (and with the default skip_positions)."
+                        "trace the prompt again with them (a file that another program wrote does not say which positions it leaves out)."
                     )
 
 

@@ -18,11 +18,10 @@ from tl_circuits.hooks import (
     FrozenScores,
     Recording,
     Replacement,
-    bos_positions,
     frozen_scores,
+    read_prompt,
     record,
     record_below,
-    to_tokens,
 )
 
 _NODE_ID = re.compile(
@@ -60,23 +59,25 @@ class Retraced:
 def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None = None) -> Retraced:
     """Record the graph's prompt again and build the frozen maps; with ``below``, only what decides that layer's scores.
 
-    Beginning-of-sequence positions are skipped as :func:`tl_circuits.attribute` does by default.
+    The positions that the graph leaves out are left out again.
     Raises BelongingError when the graph is of another model or dictionary, ArchitectureError where
     only the autograd engine can trace: it has no map of single heads.
     """
     replacement.require_attached()
     require_belonging(replacement, graph)
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = to_tokens(model, graph.prompt_tokens())
+    prompt = read_prompt(model, dictionary, graph)
+    tokens = prompt.tokens
     layers = [layer for layer in dictionary.layers if below is None or layer < below]
     sites = [f(layer) for layer in layers for f in (dictionary.input_hook, dictionary.output_hook)]
     scores: dict[int, FrozenScores] = {}
+    replacement.holds(tokens)  # refuses a model whose hooks do not show what it computes
     with torch.no_grad():
         if below is None:
             recording = record(model, tokens, tokens.numel() - 1, sites)
         else:
             recording, scores[below] = record_below(model, tokens, below, sites)
-        sources = find_sources(model, dictionary, recording, bos_positions(model, tokens))
+        sources = find_sources(model, dictionary, recording, prompt.skipped)
         try:
             engine = LinearEngine(model, recording, sources)
         except ArchitectureError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import FrozenNorm, Recording, write_norm
+from tl_circuits.hooks import FrozenNorm, Recording, write_norm, written_share
 
 GATHERED_FLOATS = 2**20  # of decoder rows gathered at once, 4 MB: more would leave the processor's cache
 
@@ -30,13 +30,15 @@ class LayerSources:
 
     ``error[pos]``: the part of the output that the features miss (None where there are no error
     nodes). ``constant[pos]``: what is written whatever the features do. ``norm``: the frozen
-    post-norm between the site and the residual stream, if any.
+    post-norm between the site and the residual stream, if any. ``share``: by how much the block multiplies
+    what is written there.
     """
 
     active: LayerActive
     error: Float[Tensor, "pos d_out"] | None
     constant: Float[Tensor, "pos d_out"]
     norm: FrozenNorm | None
+    share: float
     skip: Float[Tensor, "d_out d_in"] | None
     features_at: int  # first column of the layer's features
     errors_at: int  # first column of its errors; also the end of its features
@@ -145,6 +147,7 @@ def _dictionary_layer(
     keep: Tensor,
     column: int,
 ) -> LayerSources:
+    share = written_share(model, recording, layer, dictionary.output_hook(layer))
     output = recording.sites[dictionary.output_hook(layer)].float()
     keep = keep.to(output.device)
     constant = dictionary.constant(layer).expand_as(output)
@@ -168,6 +171,7 @@ def _dictionary_layer(
         error=rest,
         constant=torch.where(keep[:, None], constant, output),
         norm=write_norm(model, recording, layer, dictionary.output_hook(layer)),
+        share=share,
         skip=skip,
         features_at=column,
         errors_at=column + active.feature.numel(),
@@ -185,6 +189,7 @@ def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> 
         error=torch.where(keep[:, None], output, 0.0),
         constant=torch.where(keep[:, None], 0.0, output),
         norm=None,
+        share=1.0,
         skip=None,
         features_at=column,
         errors_at=column,
@@ -206,7 +211,9 @@ def _add_decoded(
 def _require_rebuilt(
     layer: int, output: Float[Tensor, "pos d"], error: Float[Tensor, "pos d"], dtype: torch.dtype
 ) -> None:
-    gap, tolerance = float(error.abs().max() / output.abs().max().clamp_min(1e-30)), _EXACT_TOLERANCE[dtype]
+    # Each position by itself: a first position with huge activations must not hide the others.
+    size = output.abs().amax(-1).clamp_min(1e-6 * float(output.abs().max()) + 1e-30)
+    gap, tolerance = float((error.abs().amax(-1) / size).max()), _EXACT_TOLERANCE[dtype]
     if gap > tolerance:
         raise ArchitectureError(
             f"layer {layer}: the neurons rebuild the MLP's output only to {gap:.1%} (tolerance "

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.errors import TargetError
-from tl_circuits.hooks import Replacement, is_whole, shown, unembed_weights, whole
+from tl_circuits.hooks import Replacement, is_whole, shown, token_text, unembed_weights, whole
 
 TOP_PROBABILITY = 0.95
 TOP_COUNT = 10
@@ -170,14 +170,8 @@ def parse_target(text: str) -> str | LogitDifference:
     return LogitDifference(before, _like(before, after))
 
 
-def token_text(model: Any, token: int) -> str:
-    """The text of a vocabulary id, or ``#id`` without a tokenizer."""
-    tokenizer = getattr(model, "tokenizer", None)
-    return f"#{token}" if tokenizer is None else tokenizer.decode([token])
-
-
 def resolve_position(position: Any, n_pos: int) -> int:
-    """``position`` counted from the start; raises TargetError when outside the prompt."""
+    """``position`` counted from the start; raises TargetError when outside the prompt or no whole number."""
     position = whole(position, "a position", TargetError)
     if not -n_pos <= position < n_pos:
         raise TargetError(f"position {position} is outside the prompt's {n_pos} tokens (-{n_pos}..{n_pos - 1}).")
@@ -201,7 +195,7 @@ def resolve_logits(
     """Vectors, biases and values of logit targets; ``final`` is the final norm's output there.
 
     A logit is taken minus the mean logit over the vocabulary, before any soft cap (the mean moves
-    no probability): ``(W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U``.
+    no probability): ``scale · ((W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U)``.
     """
     model = replacement.model
     unembed = unembed_weights(model)
@@ -209,7 +203,8 @@ def resolve_logits(
     mean_vector, mean_bias = (mean.to(final.device) for mean in replacement.mean_unembedding)
 
     def logit(token: int) -> tuple[Tensor, Tensor]:
-        return unembed.W_U[:, token].to(final.device).float(), unembed.b_U[token].to(final.device).float()
+        vector, bias = unembed.columns(torch.tensor([token]))[:, 0], unembed.b_U[token].float() * unembed.scale
+        return vector.to(final.device), bias.to(final.device)
 
     vectors, biases, weights, tokens, names = [], [], [], [], []
     for target in targets:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_circuits.errors import PromptError
-from tl_circuits.hooks import is_whole, whole
+from tl_circuits.errors import ArgumentError, PromptError
+from tl_circuits.hooks import is_whole, whole, wholes
 
 _FIELDS = ("id", "prompt", "targets", "position")
 
@@ -67,6 +67,13 @@ def read_jobs(prompts: str | Path | Iterable[Any]) -> list[Job | BadLine]:
     return jobs
 
 
+def _ids(prompt: Any) -> tuple[int, ...]:
+    try:
+        return wholes(prompt, "token ids")
+    except ArgumentError as error:
+        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r} (no token ids: {error})") from error
+
+
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
@@ -82,13 +89,12 @@ def _job(where: str, item: Any) -> Job:
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
     prompt = fields.get("prompt")
-    if not isinstance(prompt, str):
-        prompt = _each(prompt)
-        if prompt is None or not all(map(is_whole, prompt)):
-            raise ValueError(f"'prompt' must be text or token ids, got {fields.get('prompt')!r}")
-        prompt = tuple(map(whole, prompt))
+    if hasattr(prompt, "prompt_tokens"):
+        prompt = tuple(prompt.prompt_tokens())
+    elif not isinstance(prompt, str):
+        prompt = _ids(prompt)
     if not prompt:
-        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r}")
+        raise ValueError("'prompt' must be text or token ids, and is empty")
     targets, position = fields.get("targets"), fields.get("position", -1)
     if targets is not None:
         given = [targets] if isinstance(targets, str) or is_whole(targets) else _each(targets)

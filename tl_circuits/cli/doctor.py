@@ -67,13 +67,13 @@ def doctor(
 
 
 def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> None:
-    from tl_circuits.hooks import to_tokens
+    from tl_circuits.hooks import text_to_ids, to_tokens
     from tl_circuits.quality import dictionary_quality, hook_hint
 
     texts = SAMPLE if not files else [part for file in files for part in _parts(file.read_text(encoding="utf-8"))]
     model = replacement.model
     limit = min(TOKENS_A_PROMPT, int(model.cfg.n_ctx))
-    prompts = [to_tokens(model, model.to_tokens(text, truncate=False)[0, :limit]) for text in texts]
+    prompts = [to_tokens(model, text_to_ids(model, text, replacement.dictionary.prompt_rule)[:limit]) for text in texts]
     prompts = [tokens for tokens in prompts if tokens.numel() > 1]
     if not prompts:
         raise ValueError("--text holds no two tokens in a row to measure on.")
@@ -85,6 +85,7 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
     facts = {
         "dictionary": dictionary.name,
         "made_for": made_for,
+        "prompt_rule": str(dictionary.prompt_rule),
         "model": str(replacement.model.cfg.model_name),
         "reads": dictionary.input_hook(first),
         "writes": dictionary.output_hook(first),

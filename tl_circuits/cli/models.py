@@ -27,7 +27,8 @@ def models(
             for m in PACKAGED.values()
         ]
         sets = [
-            {"name": s.name, "reference": s.reference, "model": s.model, "description": s.description}
+            {"name": s.name, "reference": s.reference, "model": s.model, "description": s.description,
+             "prompt_rule": str(s.prompt_rule)}
             for s in SHORT_NAMES.values()
         ]
         if as_json:
@@ -43,9 +44,9 @@ def models(
                 console.print(f"\nTo get {row['name']}: {row['command']}", soft_wrap=True, highlight=False)
         console.print("\nAlso: any name that TransformerLens opens (google/gemma-2-2b, gpt2, ...), and any folder")
         console.print("with a Hugging Face checkpoint. Features: --transcoders neurons needs no dictionary.\n")
-        listed = Table("transcoders", "for the model", "what they are", "on the hub", box=None)
+        listed = Table("transcoders", "for the model", "what they are", "text and positions", "on the hub", box=None)
         for row in sets:
-            listed.add_row(row["name"], row["model"], row["description"], row["reference"])
+            listed.add_row(row["name"], row["model"], row["description"], row["prompt_rule"], row["reference"])
         console.print(listed)
         console.print("\nAlso: any SAELens release of transcoders, hub repository (org/name) or folder; see docs/transcoders.md.")
 

@@ -33,6 +33,8 @@ def trace(
     layer: Layers = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference; B gets a space in front if A has one. Default: the likeliest tokens.")] = None,
     position: Annotated[int, typer.Option(help="Where the answer is read; -1 is the last token.")] = -1,
+    prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Put a special token (bos, else pad, else eos) before the text. Default: what the transcoders want.")] = None,
+    skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position without features and errors (repeatable), such as 0. Default: what the transcoders want.")] = None,
     max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = 2000,
     engine: Annotated[str, typer.Option(help="auto, linear or autograd.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Name of the files, without ending. Default: from the prompt.")] = None,
@@ -52,7 +54,7 @@ def trace(
         for path in files.values():
             refuse_early(path, force)
         graph, report, removed = _run(
-            prompt, model, Features(transcoders, width, l0, layer or None), target, position, max_nodes, engine, device, dtype, check, heads, ablations
+            prompt, model, Features(transcoders, width, l0, layer or None), target, position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force, ablations=removed)
@@ -76,6 +78,8 @@ def _run(
     features: Features,
     targets: list[str] | None,
     position: int,
+    prepend_special: bool | None,
+    skip_positions: list[int] | None,
     max_nodes: int,
     engine: str,
     device: str | None,
@@ -94,6 +98,8 @@ def _run(
             prompt,
             _targets(targets),
             position=position,
+            prepend_special=prepend_special,
+            skip_positions=skip_positions,
             max_nodes=max_nodes,
             engine=choice,
             progress=shown,
@@ -147,6 +153,8 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
         "model": graph.info.model,
         "dictionary": graph.info.dictionary,
         "tokens": list(graph.info.tokens),
+        "prepended": graph.info.prepended,
+        "skip_positions": list(graph.info.skip_positions or ()),
         "targets": [
             {"token": name, "weight": weight}
             for name, weight in zip(graph.info.target_names, graph.info.target_probabilities, strict=True)
@@ -170,6 +178,8 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
     facts = summary(graph, files)
     console.print()
     console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
+    for line in prompt_lines(graph):
+        console.print(Text(line, style="dim"), soft_wrap=True)
     predictions = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for target in facts["targets"][:5]:
         bar = "█" * max(1, round(30 * min(1.0, target["weight"])))
@@ -202,6 +212,19 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
     console.print(Text("\nFiles"), style="bold")
     console.print(f"  {files['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {files['page']}   open it in a browser", soft_wrap=True)
+
+
+def prompt_lines(graph: "AttributionGraph") -> list[str]:
+    """What was put before the text, which positions are left out, and whether the text stands for the tokens."""
+    info, lines = graph.info, []
+    if info.prepended:
+        lines.append(f"“{info.prepended}” was put before the text")
+    if info.skip_positions:
+        places = ", ".join(f"{p} “{info.tokens[p]}”" for p in info.skip_positions)
+        lines.append(f"left out, without features and errors: position {places}")
+    if not info.prompt_exact:
+        lines.append("no text gives exactly these tokens: run the graph itself, not its text")
+    return lines
 
 
 def show_check(report: "FaithfulnessReport", console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.errors import DictionaryError, NotFiniteError
-from tl_circuits.hooks import Sample
+from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,20 @@ class LayerActive:
 
 
 class Dictionary(ABC):
-    """Features of some layers; the MLPs of all others are error nodes. ``exact`` ones reconstruct without an error term."""
+    """Features of some layers; the MLPs of all others are error nodes. ``exact`` ones reconstruct without an error term.
+
+    ``prompt_rule``: what stands before a text, and which first positions have no features.
+    """
 
     name: str
     exact: bool = False
+    prompt_rule: PromptRule = MODELS_OWN
+
+    def with_prompt_rule(self, rule: PromptRule) -> "Dictionary":
+        """The same dictionary with another rule for what stands before a text and what positions are left out."""
+        made = copy(self)
+        made.prompt_rule = rule
+        return made
 
     @property
     @abstractmethod

@@ -67,7 +67,9 @@ class CrossLayerTranscoders(TranscoderSet):
         moved = super().to(device)
         encoders = {layer: moved[layer] for layer in self.layers}
         decoders = {i: d.to(device) for i, d in self._decoders.items()}
-        return CrossLayerTranscoders(encoders, decoders, self.name, self.made_for)
+        made = CrossLayerTranscoders(encoders, decoders, self.name, self.made_for)
+        made.prompt_rule = self.prompt_rule
+        return made
 
     def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":
         """As of a :class:`TranscoderSet`; a decoder lies with the layer its features read, whatever it writes to."""

@@ -15,7 +15,7 @@ from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
 from tl_circuits.dictionaries.selection import wanted_layers
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import whole
+from tl_circuits.hooks import PromptRule, whole
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Options:
     dtype: torch.dtype | None = None
     residency: str = "auto"
     name: str | None = None
+    prompt_rule: PromptRule | None = None
 
     @property
     def about_weights(self) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ def with_options(dictionary: Dictionary, options: Options) -> Dictionary:
     if options.name is not None and options.name != dictionary.name:
         dictionary = copy(dictionary)
         dictionary.name = options.name
-    return dictionary
+    return dictionary if options.prompt_rule is None else dictionary.with_prompt_rule(options.prompt_rule)
 
 
 def _remade(dictionary: TranscoderSet, layers: list[int], options: Options) -> TranscoderSet:
@@ -85,9 +86,11 @@ def _remade(dictionary: TranscoderSet, layers: list[int], options: Options) -> T
         made[layer], decoder = _put(dictionary.name, read, options)
         if decoder is not None:
             decoders[layer] = decoder
+    remade = TranscoderSet(made, dictionary.name, dictionary.made_for)
     if decoders:
-        return CrossLayerTranscoders(made, decoders, dictionary.name, dictionary.made_for)
-    return TranscoderSet(made, dictionary.name, dictionary.made_for)
+        remade = CrossLayerTranscoders(made, decoders, dictionary.name, dictionary.made_for)
+    remade.prompt_rule = dictionary.prompt_rule
+    return remade
 
 
 def _put(name: str, weights: LayerWeights, options: Options) -> LayerWeights:

@@ -14,6 +14,7 @@ from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import Hints, LayerWeights
 from tl_circuits.dictionaries.given import Options, from_layers, refuse_publishing_options, with_options
 from tl_circuits.dictionaries.hub import HubRepository
+from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.published import Candidate, Published, find_published
 from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.dictionaries.releases import find_release, release_names
@@ -22,7 +23,7 @@ from tl_circuits.dictionaries.residency import Residency, choose_residency, plac
 from tl_circuits.dictionaries.selection import select
 from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import wholes
+from tl_circuits.hooks import PromptRule, wholes
 from tl_circuits.models import BUILTIN
 
 
@@ -40,6 +41,7 @@ def load_transcoders(
     residency: Residency = "auto",
     cache_dir: str | Path | None = None,
     name: str | None = None,
+    prompt_rule: PromptRule | None = None,
     progress: bool = False,
 ) -> Dictionary:
     """Open a dictionary.
@@ -64,6 +66,10 @@ def load_transcoders(
             and row by row; ``"cpu"``; ``"device"``; ``"auto"``: the device where they fit, else disk.
         cache_dir: of the hub library; None for its own (HF_HOME).
         name: what graphs call it; None for the source's name.
+        prompt_rule: what stands before a text and which first positions have no features. None keeps the set's
+            own: a set opened by name, from the hub or from a folder has a special token before every text and
+            position 0 left out, as in circuit-tracer (for instruction-tuned Gemma-3 also the opening of a
+            person's turn); objects and tensors have the model's own rule, a BOS at position 0 left out.
         progress: show a progress bar on stderr.
 
     Raises DictionaryError for what is not there, not a transcoder, damaged or contradicts itself,
@@ -75,7 +81,7 @@ def load_transcoders(
     if dtype is not None and not dtype.is_floating_point:
         raise DictionaryError(f"dtype={dtype} is not one of floating-point numbers, such as torch.bfloat16.")
     layers = None if layers is None else wholes(layers, "layers", DictionaryError)
-    options = Options(layers, input_hook, output_hook, device, dtype, residency, name)
+    options = Options(layers, input_hook, output_hook, device, dtype, residency, name, prompt_rule)
     given = None
     if isinstance(source, Dictionary):
         given = source
@@ -114,7 +120,9 @@ def load_transcoders(
         if read.decoder is not None and len(chosen) < len({c.entry.layer for c in published.candidates}):
             raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")
         loaded[layer] = place(read, files, stay, where, dtype)
-    return _assemble(name or published.name, loaded, _made_for(published, next(iter(chosen.values()))))
+    made_for = _made_for(published, next(iter(chosen.values())))
+    made = _assemble(name or published.name, loaded, made_for)
+    return made.with_prompt_rule(prompt_rule or published_rule(made_for))
 
 
 def _find(source: str | Path, cache_dir: Path | None) -> Published:

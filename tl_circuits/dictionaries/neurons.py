@@ -1,10 +1,9 @@
 """The MLP's own neurons as features: no dictionary, no error term."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,22 +11,7 @@ from tl_circuits.checked import checked, require_model
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.dictionaries.transcoders import take_rows
 from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import MLPWeights, mlp_weights
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-    "gelu": F.gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-}
+from tl_circuits.hooks import ACTIVATIONS, MLPWeights, mlp_site, mlp_weights
 
 
 class Neurons(Dictionary):
@@ -40,16 +24,16 @@ class Neurons(Dictionary):
 
     exact = True
 
-    def __init__(self, weights: dict[int, MLPWeights]):
+    def __init__(self, weights: dict[int, MLPWeights], outputs: dict[int, str] | None = None):
         self.name = "mlp neurons"
-        self._at = weights
+        self._at, self._outputs = weights, outputs or {}
         act_fn = next(iter(weights.values())).act_fn
-        if act_fn not in _ACTIVATIONS:
+        if act_fn not in ACTIVATIONS:
             raise ArchitectureError(
-                f"the MLP's activation {act_fn!r} is not one of {', '.join(_ACTIVATIONS)}, so its "
+                f"the MLP's activation {act_fn!r} is not one of {', '.join(ACTIVATIONS)}, so its "
                 "neurons cannot serve as features. Attach transcoders instead."
             )
-        self._act = _ACTIVATIONS[act_fn]
+        self._act = ACTIVATIONS[act_fn]
 
     @property
     def layers(self) -> Sequence[int]:
@@ -62,7 +46,7 @@ class Neurons(Dictionary):
         return f"blocks.{layer}.mlp.hook_in"
 
     def output_hook(self, layer: int) -> str:
-        return f"blocks.{layer}.mlp.hook_out"
+        return f"blocks.{layer}.{self._outputs.get(layer, 'mlp.hook_out')}"
 
     def check(self, model: Any) -> None:
         """Nothing to check: the weights are the model's own."""
@@ -148,4 +132,5 @@ def mlp_neurons(model: Any) -> Neurons:
     Raises ArchitectureError for mixtures of experts and unknown activation functions, ArgumentError for what is no model.
     """
     require_model("mlp_neurons", model)
-    return Neurons({layer: mlp_weights(model, layer) for layer in range(int(model.cfg.n_layers))})
+    layers = range(int(model.cfg.n_layers))
+    return Neurons({layer: mlp_weights(model, layer) for layer in layers}, {layer: mlp_site(model, layer) for layer in layers})

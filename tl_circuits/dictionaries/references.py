@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
+from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.repository import inside
 from tl_circuits.errors import DictionaryError
+from tl_circuits.hooks import PromptRule
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REFERENCE = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<folder>[^@?]+))?(?:@(?P<revision>[^@?]+)|\?(?P<query>.*))?")
@@ -41,6 +43,11 @@ class ShortName:
     reference: str
     model: str
     description: str
+
+    @property
+    def prompt_rule(self) -> PromptRule:
+        """What the set wants before a text, and which first positions it leaves out."""
+        return published_rule(self.model)
 
 
 def _gemma_3(size: str, kind: str, model: str) -> ShortName:

@@ -17,7 +17,19 @@ from tl_circuits.dictionaries.base import (
     require_shape,
 )
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Sample, is_whole, read_stage, resolve, rounded, shown, spread, whole, write_stage
+from tl_circuits.hooks import (
+    Sample,
+    is_whole,
+    mlp_norms,
+    read_stage,
+    resolve,
+    rounded,
+    shown,
+    spread,
+    was_folded,
+    whole,
+    write_stage,
+)
 
 POSITIONS_AT_ONCE = 256  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
 ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
@@ -112,7 +124,9 @@ class TranscoderSet(Dictionary):
 
     def to(self, device: torch.device) -> "TranscoderSet":
         """The same transcoders on another device."""
-        return TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
+        moved = TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
+        moved.prompt_rule = self.prompt_rule
+        return moved
 
     def placed(self, devices: Mapping[int, torch.device]) -> "TranscoderSet":
         """The same transcoders, each on its layer's device; itself if all are there already.
@@ -174,20 +188,27 @@ class TranscoderSet(Dictionary):
                 f"{(shape[0], d_model)}, since the model's d_model is {d_model}. Is it for another model?"
             )
         require_layers(self.layers, int(model.cfg.n_layers))
-        folded = str(model.cfg.normalization_type).endswith("Pre")
-        if self.made_for and folded and any(t.input_hook == "mlp.hook_in" for t in self._at.values()):
-            raise DictionaryError(
-                f"{self.name} reads mlp.hook_in with the norm's gain applied{made_for}, but this model's norms are folded "
-                "into its weights. Load the model with fold_ln=False."
-            )
         for layer, transcoder in self._at.items():
             width = self.width(layer)
             require_shape(layer, "W_enc (d_in is the model's d_model)", transcoder.W_enc, (width, d_model))
             require_shape(layer, "W_dec (d_out is the model's d_model)", transcoder.W_dec, (width, d_model))
-            read_stage(model, layer, self.input_hook(layer))
+            if read_stage(model, layer, self.input_hook(layer)) == "normed":
+                self._require_gain(model, layer, made_for)
             write_stage(layer, self.output_hook(layer))
             resolve(model, self.input_hook(layer))
             resolve(model, self.output_hook(layer))
+
+    def _require_gain(self, model: Any, layer: int, made_for: str) -> None:
+        """Raise where the tensor read lacks the norm's gain, because TransformerLens folded it into weights."""
+        never_had_one = not self.made_for and str(model.cfg.normalization_type).endswith("Pre")  # such a model, such a set
+        before, _ = mlp_norms(model, layer)
+        if never_had_one or before is None or not was_folded(model, before):
+            return
+        raise DictionaryError(
+            f"{self.name} reads {self.input_hook(layer)} with the norm's gain applied{made_for}, but this model's norms are folded "
+            "into its weights. Load the model with fold_ln=False (a bridge: without enable_compatibility_mode, or with "
+            "fold_ln=False there). A set trained on the folded model reads input_hook='ln2.hook_normalized', the same tensor."
+        )
 
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         t = self._at[layer]

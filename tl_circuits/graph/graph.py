@@ -1,6 +1,6 @@
 """The attribution graph: nodes, direct effects between them, and what can be asked of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +66,13 @@ class AttributionGraph:
                 "Use the graph of one of the prompts."
             )
         return list(self.info.token_ids)
+
+    def skipped_positions(self, usual: Sequence[int] = ()) -> tuple[int, ...]:
+        """The positions left out when the graph was traced; where its file does not say, those of ``usual`` without features."""
+        if self.info.skip_positions is not None:
+            return self.info.skip_positions
+        with_features = set(self._nodes.position[self.is_kind("feature")].tolist())
+        return tuple(p for p in usual if p not in with_features)
 
     def is_kind(self, kind: str) -> Tensor:
         """A mask ``[node]`` of the nodes of one kind."""

@@ -68,7 +68,14 @@ class Label:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What the graph is of. All of it is stored in the file's metadata as JSON."""
+    """What the graph is of. All of it is stored in the file's metadata as JSON.
+
+    ``prompt_exact``: whether tokenising ``prompt`` again is known to give ``token_ids``, which was tried when
+    the graph was traced. False where no text does, and for files that do not say; run the graph itself then.
+    ``skip_positions``: positions without features and error nodes, whose MLP outputs are constants; None for
+    files that do not say. ``prepended``: the special token that the dictionary's rule put before the text,
+    beyond the model's own rule; empty if none.
+    """
 
     prompt: str
     token_ids: tuple[int, ...]
@@ -85,3 +92,6 @@ class GraphInfo:
     version: str
     recurring: bool = False  # of what recurs over many prompts, so of no single one
     sample: Sample = ()  # numbers out of the weights of model and dictionary, by which both are known again
+    prompt_exact: bool = False
+    skip_positions: tuple[int, ...] | None = None
+    prepended: str = ""

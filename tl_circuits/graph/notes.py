@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tl_circuits.graph.graph import AttributionGraph
 
 NOTES_VERSION = 1
-LATER_FIELDS = ("recurring", "sample")  # of GraphInfo, added after graphs had been saved with notes
+LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended")  # of GraphInfo, added after graphs had been saved with notes
 Groups = tuple[tuple[str, tuple[str, ...]], ...]
 
 

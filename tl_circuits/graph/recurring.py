@@ -167,6 +167,9 @@ class RecurringCircuit:
             target_names=tuple(self.info.target_names[rank] for rank in ranks),
             target_probabilities=tuple(table.weight[table.kind == LOGIT].tolist()),
             recurring=True,
+            prompt_exact=False,
+            skip_positions=None,
+            prepended="",
         )
         labels = {int(row[i]): label for i, label in self.labels.items() if i in row.index}
         return AttributionGraph(info, nodes, Edges(source, target, weight.float()), labels)

@@ -136,6 +136,8 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     info = content["info"]
     info |= {name: tuple(info[name]) for name in _TUPLES}
     info["sample"] = read_sample(info.get("sample", ()))
+    if info.get("skip_positions") is not None:
+        info["skip_positions"] = tuple(info["skip_positions"])
     nodes = Nodes(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(Nodes)})
     edges = Edges(
         tensors["edges.source"].long(), tensors["edges.target"].long(), tensors["edges.weight"]

@@ -17,13 +17,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attribution.targets import token_text
 from tl_circuits.belonging import origin_of
 from tl_circuits.checked import checked
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.errors import OutputError, PromptError
 from tl_circuits.graph.storage import atomic_file, read_sample
-from tl_circuits.hooks import Replacement, collect_sites, first_difference, model_device, unembed_weights
+from tl_circuits.hooks import (
+    Replacement,
+    collect_sites,
+    first_difference,
+    first_tokens,
+    model_device,
+    plain_ids,
+    token_text,
+    unembed_weights,
+    without_first,
+)
 from tl_circuits.models import sha256
 from tl_circuits.neuronpedia.feature_files import FeatureFiles, write_index, write_layer, write_origin
 from tl_circuits.neuronpedia.running_top import RunningTop
@@ -50,8 +59,8 @@ def make_dashboards(
 ) -> FeatureFiles:
     """Run the text files through the model and write what each feature does to ``folder/features``.
 
-    The text is cut into pieces of ``context`` tokens, each behind a beginning-of-sequence token where
-    the model has one (which does not count). A feature keeps its ``examples`` strongest pieces, a
+    The text is cut into pieces of ``context`` tokens, each behind the special token that a traced text
+    gets (which does not count). A feature keeps its ``examples`` strongest pieces, a
     histogram of its activations, and the tokens its decoder promotes and suppresses. Neurons, which
     can be negative, are ranked by absolute value.
 
@@ -107,8 +116,8 @@ class _Run:
         for path in texts:
             if not path.is_file():
                 raise PromptError(f"there is no text file {path}.")
-        bos = getattr(getattr(replacement.model, "tokenizer", None), "bos_token_id", None)
-        self.bos = None if bos is None else int(bos)
+        # What stands before every piece, as before a traced text; it is left out of what is counted.
+        self.first = first_tokens(replacement.model, replacement.dictionary.prompt_rule)
         self._resume({"context": context, "examples": examples, "max_tokens": max_tokens})
 
     def _resume(self, settings: dict[str, Any]) -> None:
@@ -169,9 +178,12 @@ class _Run:
         tokenizer, rest = self.replacement.model.tokenizer, []
         for path in self.texts:
             with path.open(encoding="utf-8", errors="replace") as file:
+                starts = True
                 while text := file.read(_PIECE):
                     text += file.readline()  # up to the line's end, so that no word is cut
-                    rest += tokenizer(text, add_special_tokens=False)["input_ids"]
+                    ids = plain_ids(tokenizer, text)
+                    rest += without_first(ids, self.first) if starts else ids
+                    starts = False
                     while len(rest) >= self.context:
                         yield rest[: self.context]
                         rest = rest[self.context :]
@@ -183,13 +195,12 @@ class _Run:
         model, dictionary = self.replacement.model, self.replacement.dictionary
         counted = pieces >= 0
         tokens = pieces.clamp_min(0)
-        if self.bos is not None:
-            tokens = torch.cat([torch.full((len(tokens), 1), self.bos), tokens], 1)
+        tokens = torch.cat([torch.tensor(self.first, dtype=torch.long).expand(len(tokens), -1), tokens], 1)
         names = [dictionary.input_hook(layer) for layer in self.layers]
         seen = collect_sites(model, tokens.to(model_device(model)), names)
         with torch.no_grad():
             for layer, name in zip(self.layers, names, strict=True):
-                x = seen[name][:, 0 if self.bos is None else 1 :]
+                x = seen[name][:, len(self.first) :]
                 acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
                 self.tops[layer].add(acts, counted, self.done)
         self._tokens.write(pieces.to(torch.int32).numpy().tobytes())

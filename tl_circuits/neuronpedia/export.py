@@ -24,6 +24,7 @@ VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
 
 STORED_INFO = ("model", "dictionary", "n_layers", "exact", "engine", "max_nodes", "n_active", "version")
+_ALSO_STORED = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended")  # files from before these lack them
 _LINKS_AT_ONCE = 20_000
 
 
@@ -177,7 +178,7 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
     if details:
         made["feature_details"] = details
     made["tl_circuits"] = {
-        "info": {name: getattr(info, name) for name in (*STORED_INFO, "recurring", "sample")} | {"model": _shareable(info.model)},
+        "info": {name: getattr(info, name) for name in (*STORED_INFO, *_ALSO_STORED)} | {"model": _shareable(info.model)},
         "token_ids": list(info.token_ids),
         "target_names": list(info.target_names),
         "notes": asdict(graph.notes),

@@ -150,7 +150,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     facts |= {"target_names": tuple(names), "target_probabilities": probabilities}
     if set(STORED_INFO) <= set(own.get("info", {})):
         facts |= {name: own["info"][name] for name in STORED_INFO}
-        return GraphInfo(**facts, recurring=bool(own["info"].get("recurring", False)), sample=read_sample(own["info"].get("sample", ())))
+        return GraphInfo(**facts, **_said_by_us(own["info"]))
     scan = str(metadata.get("scan", "unknown"))
     generator = (metadata.get("info") or {}).get("generator") or {}
     by_features = [n for n in nodes if KINDS[n.kind] in ("feature", "attention feature")]
@@ -166,6 +166,18 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
         n_active=len(by_features),
         version=str(generator.get("version", "")),
     )
+
+
+def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
+    """Facts that only our own export has; an older one lacks some."""
+    skipped = info.get("skip_positions")
+    return {
+        "recurring": bool(info.get("recurring", False)),
+        "sample": read_sample(info.get("sample", ())),
+        "prompt_exact": bool(info.get("prompt_exact", False)),
+        "skip_positions": None if skipped is None else tuple(int(p) for p in skipped),
+        "prepended": str(info.get("prepended", "")),
+    }
 
 
 def _n_layers(metadata: dict[str, Any], nodes: list[_Node], logits: list[_Node], doubled: bool) -> int:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.dictionaries.prompt_rules import left_out_by_circuit_tracer
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Nodes
@@ -98,6 +99,7 @@ def _build(content: dict[str, Any]) -> AttributionGraph:
         max_nodes=len(features),
         n_active=len(content["active_features"]),
         version="",
+        skip_positions=left_out_by_circuit_tracer(str(getattr(cfg, "model_name", "")), tokens),
     )
     nodes = _nodes(counts, features, activation, tokens, vocab, content["logit_probabilities"].float(), n_layers)
     target, source = adjacency.nonzero(as_tuple=True)

@@ -41,10 +41,10 @@ def measure_boxes(
         return []
     require_belonging(replacement, graph)
     edits = [edits_of(graph, ids, factor) for ids in boxes]
-    results = intervene_many(replacement, graph.prompt_tokens(), edits, freeze="attention", progress=progress)
+    results = intervene_many(replacement, graph, edits, freeze="attention", progress=progress)
     diverged = [i for i, result in enumerate(results) if result.diverged]
     if diverged:
-        free = intervene_many(replacement, graph.prompt_tokens(), [edits[i] for i in diverged], freeze="none")
+        free = intervene_many(replacement, graph, [edits[i] for i in diverged], freeze="none")
         for i, result in zip(diverged, free, strict=True):
             results[i] = result
     index = {name: i for i, name in enumerate(graph.node_ids)}

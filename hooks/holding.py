@@ -1,0 +1,144 @@
+"""Hold attention patterns and norm denominators, in a way that was seen to work on this model.
+
+A hook that returns another pattern or denominator does not always change what the model computes:
+some bridges show a pattern after Hugging Face has used it (GPT-J), some norms add a gain of their own
+when they are edited (Nemotron), some show no denominator at all (Gemma 4). So each is held
+
+* through its own point: the hook returns the held value; or
+* replayed: heads are mixed anew from ``attn.v.hook_out`` into ``attn.o.hook_in``; a norm's output is
+  computed anew from its input.
+
+Which of the two is for :func:`tl_circuits.hooks.proof.prove` to find.
+"""
+
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from .norms import norm_weights
+from .sites import Model, find
+
+HookList = list[tuple[str, Callable[[Tensor, HookPoint], Tensor | None]]]
+
+
+@dataclass(frozen=True)
+class Holds:
+    """How each pattern and denominator of a model is held: through its own point, unless it is named here.
+
+    ``norms``: all norms that ran, in order. ``replayed_norms``: those whose output is computed anew.
+    ``replayed_patterns``: layers whose heads are mixed anew.
+    """
+
+    norms: tuple[str, ...]
+    replayed_norms: frozenset[str] = field(default_factory=frozenset)
+    replayed_patterns: frozenset[int] = field(default_factory=frozenset)
+
+
+def pattern_point(layer: int) -> str:
+    """The hook of a layer's attention pattern."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def scale_point(norm: str) -> str:
+    """The hook of a norm's denominator; also the name that a held value goes by where there is no such hook."""
+    return f"{norm}.hook_scale"
+
+
+def hold_hooks(
+    model: Model,
+    holds: Holds,
+    values: Mapping[str, Tensor],
+    pattern_edits: Mapping[int, Sequence[Callable[[Tensor, Any], Tensor]]] | None = None,
+) -> HookList:
+    """Hooks that hold all patterns and denominators at ``values``, named by :func:`pattern_point` and :func:`scale_point`.
+
+    Values have a batch of one in front. ``pattern_edits[layer]`` change the held pattern, in order.
+    """
+    hooks: HookList = []
+    for name in holds.norms:
+        value = values[scale_point(name)]
+        if name in holds.replayed_norms:
+            hooks += _replayed_norm(model, name, value)
+        else:
+            hooks.append((scale_point(name), _hold(value)))
+    for layer in range(int(model.cfg.n_layers)):
+        value, edits = values[pattern_point(layer)], (pattern_edits or {}).get(layer, ())
+        if layer in holds.replayed_patterns:
+            hooks += _replayed_pattern(model, layer, value, edits)
+        else:
+            hooks.append((pattern_point(layer), _hold(value)))
+            hooks += [(pattern_point(layer), edit) for edit in edits]
+    return hooks
+
+
+def _hold(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
+    def hold(tensor: Tensor, hook: HookPoint) -> Tensor:
+        # Some models lay the rows of a batch flat (OPT), and some cannot take a view (Falcon with ALiBi).
+        here = value.to(tensor.device, tensor.dtype)
+        return here.expand(tensor.numel() // here.numel(), *here.shape[1:]).reshape(tensor.shape).contiguous()
+
+    return hold
+
+
+def _replayed_norm(model: Model, name: str, scale: Tensor) -> HookList:
+    """Compute a norm's output from its input, with a denominator given."""
+    inputs: list[Tensor] = []
+
+    def keep(x: Tensor, hook: HookPoint) -> None:
+        inputs[:] = [x]
+
+    def write(y: Tensor, hook: HookPoint) -> Tensor:
+        x = inputs.pop()
+        return norm_weights(model, name, x.shape[-1]).output(x, scale.to(x.device)).to(y.dtype)
+
+    return [(f"{name}.hook_in", keep), (f"{name}.hook_out", write)]
+
+
+def _replayed_pattern(
+    model: Model, layer: int, pattern: Tensor, edits: Sequence[Callable[[Tensor, Any], Tensor]]
+) -> HookList:
+    """Mix values by a pattern given, in the place of what the module mixed itself."""
+    values: list[Tensor] = []
+
+    def keep(v: Tensor, hook: HookPoint) -> None:
+        values[:] = [v]
+
+    def write(z: Tensor, hook: HookPoint) -> Tensor:
+        v = values.pop()
+        batch, pos = v.shape[0], v.shape[1]
+        held = pattern.to(v.device, v.dtype).expand(batch, -1, -1, -1)
+        for edit in edits:
+            held = edit(held, hook)
+        n_heads = held.shape[1]
+        d_head = z.numel() // (batch * pos * n_heads)
+        heads = v.reshape(batch, pos, -1, d_head).transpose(1, 2)
+        mixed = held @ heads.repeat_interleave(n_heads // heads.shape[1], 1)
+        return mixed.transpose(1, 2).reshape(z.shape)
+
+    normed = f"blocks.{layer}.attn.v_norm.hook_out"  # Gemma 4 norms its values
+    read = normed if find(model, normed) is not None else f"blocks.{layer}.attn.v.hook_out"
+    return [(read, keep), (f"blocks.{layer}.attn.o.hook_in", write)]
+
+
+def can_replay_pattern(model: Model, layer: int) -> bool:
+    """Whether a layer shows its values and what it mixes them to."""
+    return all(find(model, f"blocks.{layer}.attn.{point}") is not None for point in ("v.hook_out", "o.hook_in"))
+
+
+def can_replay_norm(model: Model, name: str) -> bool:
+    """Whether a norm shows its input and its output."""
+    return all(find(model, f"{name}.{point}") is not None for point in ("hook_in", "hook_out"))
+
+
+@contextmanager
+def edits_expected() -> Iterator[None]:
+    """Silence the bridge's warning that an edited denominator leaves the native norm: that is the purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -1,0 +1,245 @@
+"""From a prompt to token ids and back: which special tokens a text gets, and which positions count.
+
+A prompt is a text, token ids, or an attribution graph (an object with ``prompt_tokens()``), which means
+exactly the ids it was traced on. A text gets the special tokens that the model's own rule puts before it
+(``cfg.default_prepend_bos``, or the tokenizer itself), but never a second time: a text that starts with
+them already, such as one from ``apply_chat_template(tokenize=False)``, is left as it is.
+
+A dictionary adds a :class:`PromptRule`: published transcoders were trained on text behind a special token
+and without the first positions, whose activations are far larger than all others.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .errors import PromptError
+from .sites import Model, context_length, model_device
+
+
+@dataclass(frozen=True)
+class PromptRule:
+    """What a dictionary wants before a text, and which first positions have no features.
+
+    Args:
+        prepend: put a special token (the tokenizer's bos, else pad, else eos) before a text that does not
+            start with any special token. False leaves it to the model's own rule. Token ids are never changed.
+        skip_first: how many first positions are left out; None leaves out position 0 if it holds the
+            beginning-of-sequence token.
+        skip_prefixes: beginnings of prompts, as token ids, of which every position is left out.
+
+    Raises ValueError for a negative ``skip_first``.
+    """
+
+    prepend: bool = False
+    skip_first: SupportsIndex | None = None
+    skip_prefixes: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.skip_first is not None:
+            object.__setattr__(self, "skip_first", operator.index(self.skip_first))
+            if self.skip_first < 0:
+                raise ValueError(f"skip_first is how many first positions are left out, 0 or more; got {self.skip_first}.")
+        prefixes = tuple(tuple(operator.index(i) for i in prefix) for prefix in self.skip_prefixes)
+        object.__setattr__(self, "skip_prefixes", prefixes)
+
+    def __str__(self) -> str:
+        before = "special token first" if self.prepend else "the model's own first token"
+        first = {None: "BOS left out", 0: "nothing left out", 1: "position 0 left out"}
+        left = first.get(self.skip_first, f"positions 0..{(self.skip_first or 1) - 1} left out")
+        chat = "".join(f", {len(prefix)} of a prompt that begins {list(prefix)}" for prefix in self.skip_prefixes)
+        return f"{before}; {left}{chat}"
+
+
+MODELS_OWN = PromptRule()
+"""The model's own rule for texts; a beginning-of-sequence token at position 0 is left out."""
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as token ids, with the positions that have no features and error nodes."""
+
+    tokens: Int[Tensor, " pos"]
+    skipped: tuple[int, ...]
+
+
+def read_prompt(model: Model, dictionary: Any, prompt: Any) -> ReadPrompt:
+    """Token ids of a prompt and the positions left out, by the dictionary's ``prompt_rule``.
+
+    A graph brings both: its token ids, and the positions left out when it was traced. Raises PromptError as
+    :func:`to_tokens` does.
+    """
+    rule = dictionary.prompt_rule
+    tokens = to_tokens(model, prompt, rule)
+    usual = left_out(model, tokens, rule)
+    return ReadPrompt(tokens, prompt.skipped_positions(usual) if _is_graph(prompt) else usual)
+
+
+def to_tokens(model: Model, prompt: Any, rule: PromptRule = MODELS_OWN) -> Int[Tensor, " pos"]:
+    """Token ids ``[pos]`` of a prompt, on the model's device.
+
+    Args:
+        prompt: a text; token ids as a tensor, an array or a list, run exactly as given; or an attribution
+            graph, which means its token ids.
+        rule: whether a special token is put before a text beyond the model's own rule.
+
+    Raises PromptError for an empty prompt, ids that are not whole numbers or not in the vocabulary, more
+    than one sequence, more tokens than the model's context, and a graph of many prompts.
+    """
+    if isinstance(prompt, str):
+        tokens = torch.tensor(text_to_ids(model, prompt, rule), dtype=torch.long)
+    else:
+        tokens = _given_ids(prompt.prompt_tokens() if _is_graph(prompt) else prompt)
+    if tokens.numel() == 0:
+        raise PromptError("the prompt is empty; give at least one token.")
+    d_vocab, n_ctx = int(model.cfg.d_vocab), context_length(model)
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= d_vocab:
+        raise PromptError(f"token ids must be in 0..{d_vocab - 1}, got {low if low < 0 else high}.")
+    if tokens.numel() > n_ctx:
+        raise PromptError(f"the prompt has {tokens.numel()} tokens, the model's context is {n_ctx}. Shorten it.")
+    return tokens.to(device=model_device(model))
+
+
+def text_to_ids(model: Model, text: str, rule: PromptRule = MODELS_OWN) -> list[int]:
+    """Token ids of a text, however many there are; special tokens it starts with are not put there again.
+
+    Raises PromptError for an empty text, and for a model without a tokenizer.
+    """
+    if not text:
+        raise PromptError("the prompt is empty; give at least one token.")
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise PromptError("the model has no tokenizer, so give the prompt as token ids.")
+    special = _special_ids(tokenizer)
+    ids = model.to_tokens(text, truncate=False)[0].tolist()
+    own = plain_ids(tokenizer, text)
+    if own and own[0] in special:
+        ids = _once(ids, own)
+    first = special_token(tokenizer)
+    if rule.prepend and first is not None and not (ids and ids[0] in special):
+        ids = [first, *ids]
+    return ids
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text alone, without any special token that it does not spell out itself."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def first_tokens(model: Model, rule: PromptRule = MODELS_OWN) -> list[int]:
+    """The special tokens that stand before every text that does not start with one itself."""
+    ids, own = text_to_ids(model, "a", rule), plain_ids(model.tokenizer, "a")
+    special = _special_ids(model.tokenizer) - set(own)
+    return [i for n, i in enumerate(ids) if all(j in special for j in ids[: n + 1])]
+
+
+def without_first(ids: list[int], first: Sequence[int]) -> list[int]:
+    """The ids of a text that may start with the special tokens ``first``, without those: they are put there anyway."""
+    return ids[len(first) :] if first and ids[: len(first)] == list(first) else ids
+
+
+def special_token(tokenizer: Any) -> int | None:
+    """The token that :class:`PromptRule` prepends: bos, else pad, else eos, else any special one the tokenizer has."""
+    bos = tokenizer.bos_token_id
+    # TransformerLens gives a tokenizer that has no bos its eos for one; what the tokenizer was made with says so.
+    if bos == tokenizer.eos_token_id and getattr(tokenizer, "init_kwargs", {}).get("bos_token") is None:
+        bos = None
+    named = (bos, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(i) for i in (*named, *tokenizer.all_special_ids) if i is not None), None)
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Ids of special tokens. One for unknown words alone is none: it stands for the text's own first word."""
+    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
+    return set(tokenizer.all_special_ids) - unknown
+
+
+def _once(ids: list[int], own: list[int]) -> list[int]:
+    """``ids`` of a text with its special tokens in front only once; ``own`` are the text's tokens alone.
+
+    What the rule added stands before ``own`` in ``ids``. Where ``own`` begins as that ends, the rule added
+    what was there already.
+    """
+    for start in range(len(ids) - len(own), -1, -1):
+        if ids[start : start + len(own)] == own:
+            added = ids[:start]
+            repeated = next((n for n in range(start, 0, -1) if own[:n] == added[start - n :]), 0)
+            return added[: start - repeated] + ids[start:]
+    return own  # put together with what was added, or robbed of its own special token, the text reads differently
+
+
+def _given_ids(prompt: Any) -> Int[Tensor, " pos"]:
+    """Token ids given as a tensor, an array, a column of a frame or a list."""
+    try:
+        given = prompt.to_numpy() if hasattr(prompt, "to_numpy") else prompt
+        tokens = given if isinstance(given, Tensor) else torch.tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PromptError(
+            f"the prompt must be an attribution graph, text or token ids, got {prompt!r}: {error}."
+        ) from error
+    if tokens.ndim == 2 and tokens.shape[0] == 1:
+        tokens = tokens[0]
+    if tokens.ndim != 1:
+        raise PromptError(
+            f"the prompt must be one sequence of shape (pos,), got {tuple(tokens.shape)}. "
+            "A graph explains one prompt: loop over the batch."
+        )
+    if tokens.numel() and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
+        raise PromptError(f"token ids must be whole numbers, got {tokens.dtype}.")
+    return tokens.detach().to(torch.long)
+
+
+def _is_graph(prompt: Any) -> bool:
+    return hasattr(prompt, "prompt_tokens")
+
+
+def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
+    """Position 0 if it holds the beginning-of-sequence token, else nothing."""
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    return (0,) if bos is not None and int(tokens[0]) == int(bos) else ()
+
+
+def left_out(model: Model, tokens: Int[Tensor, " pos"], rule: PromptRule = MODELS_OWN) -> tuple[int, ...]:
+    """The first positions of a prompt that ``rule`` leaves out: they have no features and no error nodes."""
+    ids = tokens.tolist()
+    usual = len(bos_positions(model, tokens)) if rule.skip_first is None else rule.skip_first
+    counts = [len(prefix) for prefix in rule.skip_prefixes if tuple(ids[: len(prefix)]) == prefix]
+    return tuple(range(min(max([usual, *counts]), len(ids))))
+
+
+def token_text(model: Model, token: int) -> str:
+    """The text of a vocabulary id, or ``#id`` without a tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    return f"#{token}" if tokenizer is None else tokenizer.decode([token])
+
+
+def prompt_text(
+    model: Model, tokens: Int[Tensor, " pos"], rule: PromptRule = MODELS_OWN, given: str | None = None
+) -> tuple[str, bool]:
+    """A text that tokenises to exactly these ids, and whether there is one.
+
+    ``given`` is taken if it does, then the ids' text without the special tokens that tokenising puts back,
+    then with them. Each is tokenised again, by the model's rule alone and with ``rule``. Where none gives
+    the ids, the text of all of them comes back, with False.
+    """
+    ids, tokenizer = tokens.tolist(), getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return "".join(token_text(model, i) for i in ids), False
+    special = _special_ids(tokenizer)
+    leading = next((n for n, i in enumerate(ids) if i not in special), len(ids))
+    texts = [] if given is None else [given]
+    texts += [_decoded(tokenizer, ids[start:]) for start in range(leading, -1, -1)]
+    for text in texts:
+        if text and all(text_to_ids(model, text, by) == ids for by in {MODELS_OWN, rule}):
+            return text, True
+    return texts[-1], False
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

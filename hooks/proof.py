@@ -1,0 +1,361 @@
+"""Prove on a model that what is held stays as it was, and find how it can be held where that takes more than a hook.
+
+With all patterns and denominators held, each block must be an affine function of the residual stream
+that enters it, and give the recorded stream from the recorded one. That is what an attribution graph
+rests on, and no sum over a graph shows it: sums hold within a wrong model as well. The proof runs each
+block on three streams at once, one as it is, one moved once, one moved twice: no weights, no layout.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from .collect import stopping_at
+from .errors import ArchitectureError, TLCircuitsError
+from .holding import (
+    Holds,
+    HookList,
+    can_replay_norm,
+    can_replay_pattern,
+    edits_expected,
+    hold_hooks,
+    pattern_point,
+    scale_point,
+)
+from .norms import norm_names, norm_weights
+from .parity import watching
+from .record import (
+    Listener,
+    denominators,
+    final_hook,
+    inner_points,
+    require_causal,
+    require_finite_tensor,
+    stream_points,
+)
+from .sites import Model, added_hooks, find, model_device, with_its_layer
+
+PROBED = 4  # tokens of the prompt that the proof runs on
+STREAMS = 3  # as it is, moved once, moved twice
+# TransformerLens' options that change what fires or what attention reads.
+OPTIONS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result", "ungroup_grouped_query_attention")
+# How far from affine, and from the recorded value, a held block may be: relative to how far the
+# probe moved it. Free patterns or denominators are off by tenths; the rest is rounding.
+_AFFINE_WITHIN = {torch.float32: 2e-3, torch.float64: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_FORKS = ("use_split_qkv_input", "use_attn_in")  # attention reads copies of the stream, normed one by one
+
+
+def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: Iterable[str]) -> Holds:
+    """Find a way to hold everything that was seen to work, on the first tokens of a prompt.
+
+    Args:
+        outputs: the hook at which each layer's MLP output is replaced.
+        inputs: the hooks that dictionaries read.
+
+    Raises ArchitectureError naming what cannot be held, or where the model is not what its hooks show.
+    """
+    forks = [option for option in _FORKS if getattr(model.cfg, option, False)]
+    if forks:
+        raise ArchitectureError(
+            f"the option {forks[0]} is on: attention then reads copies of the stream that its norm's hook does not reach, "
+            f"so denominators cannot be held. Switch it off with model.set_{forks[0]}(False)."
+        )
+    for layer in range(int(model.cfg.n_layers)):
+        if find(model, pattern_point(layer)) is None:
+            raise ArchitectureError(
+                f"layer {layer} shows no attention pattern (a state-space, convolution or linear-attention layer), so what it "
+                "moves between positions cannot be held and no exact graph exists."
+            )
+    tokens, inputs = tokens[:PROBED], tuple(dict.fromkeys(inputs))
+    usual = _through_own_points(model, tokens, outputs, inputs)
+    if usual is not None:
+        return usual
+    proof = _Proof(model, tokens, outputs, inputs)
+    norms = tuple(proof.scales)
+    holds = Holds(norms, frozenset(name for name in norms if find(model, scale_point(name)) is None))
+    for _ in range(3):
+        found = proof.wrong(holds)
+        if found is None:
+            return holds
+        holds = _another_way(model, holds, found)
+    raise ArchitectureError(_refusal(model, found))
+
+
+def probe_tokens(model: Model) -> Int[Tensor, " pos"]:
+    """A few token ids, where a question about a model comes without a prompt."""
+    return torch.arange(PROBED, device=model_device(model)) % int(model.cfg.d_vocab)
+
+
+def moves_pattern(model: Model, layer: int) -> bool:
+    """Whether adding to a layer's scores moves its pattern as a softmax would."""
+    tokens, query, added = probe_tokens(model), PROBED - 1, 1.0
+
+    def add(scores: Tensor, hook: HookPoint) -> Tensor:
+        edited = scores.clone()
+        edited[:, :, query, query - 1] += added
+        return edited
+
+    ratios = []
+    for hooks in ([], [(f"blocks.{layer}.attn.hook_attn_scores", add)]):
+        with torch.no_grad(), added_hooks(model, hooks), Listener(model, [pattern_point(layer)]) as listener:
+            with stopping_at(model, pattern_point(layer)):
+                model(tokens[None])
+        pattern = listener.seen[pattern_point(layer)][0].double()
+        ratios.append(pattern[:, query, query - 1].log() - pattern[:, query, query].log())
+    moved = ratios[1] - ratios[0]
+    return bool(((moved - added).abs() <= 0.05)[moved.isfinite()].all()) and bool(moved.isfinite().any())
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """What a held pass got wrong: norms by name; blocks, with what was seen there."""
+
+    norms: frozenset[str]
+    layers: tuple[int, ...]
+    what: str
+
+
+def _another_way(model: Model, holds: Holds, found: _Wrong) -> Holds:
+    norms = frozenset(n for n in found.norms if n not in holds.replayed_norms and can_replay_norm(model, n))
+    if norms:
+        return Holds(holds.norms, holds.replayed_norms | norms, holds.replayed_patterns)
+    layers = {layer for layer in found.layers if can_replay_pattern(model, layer)} - holds.replayed_patterns
+    if not layers:
+        raise ArchitectureError(_refusal(model, found))
+    return Holds(holds.norms, holds.replayed_norms, holds.replayed_patterns | layers)
+
+
+def _refusal(model: Model, found: _Wrong) -> str:
+    on = [option for option in OPTIONS if getattr(model.cfg, option, False)]
+    hint = f" The option {on[0]} is on; try without it: model.set_{on[0]}(False)." if on else ""
+    return (
+        f"{found.what}, with attention patterns and norm denominators held. This architecture has something between its "
+        f"residual streams that cannot be held (a gate, a second mixer, a norm without hooks), so no exact graph exists.{hint}"
+    )
+
+
+def _through_own_points(
+    model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: tuple[str, ...]
+) -> Holds | None:
+    """The usual case in one pass: every pattern and denominator held through its own point; None where that fails.
+
+    Everything is held at what the first of three streams has in this very pass, so no clean pass is needed.
+    """
+    norms = norm_names(model)
+    if any(find(model, scale_point(name)) is None for name in norms):
+        return None
+    places = _Places.of(model, outputs, inputs)
+    fired: dict[str, Tensor] = {}
+    held = [*(scale_point(name) for name in norms), *(pattern_point(layer) for layer in places.layers)]
+    step = _Step()
+    hooks: HookList = [(name, _hold_first(fired, name)) for name in held]
+    hooks += [(name, _force_from_first(step)) for name in (*places.streams, *outputs.values())]
+    seen = _moved_run(model, tokens, places, norms, hooks)
+    if seen is None:
+        return None
+    seen.tensors.update(fired)
+    for name, tensor in fired.items():
+        require_finite_tensor(name, tensor)
+    for layer in places.layers:
+        if pattern_point(layer) in fired:
+            require_causal(fired[pattern_point(layer)][0], layer)
+    ran = tuple(name for name in norms if scale_point(name) in fired)
+    scales = {name: fired[scale_point(name)] for name in ran}
+    if _judge(model, places, Holds(ran), seen, scales, clean=None) is not None:
+        return None
+    seen.calls.compare(rows=1)  # the others were held at what the first has
+    return Holds(ran)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The hooks that the proof moves or looks at."""
+
+    layers: range
+    streams: tuple[str, ...]
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    last: str
+
+    @classmethod
+    def of(cls, model: Model, outputs: Mapping[int, str], inputs: tuple[str, ...]) -> "_Places":
+        layers = range(int(model.cfg.n_layers))
+        streams = tuple(f"blocks.{layer}.hook_resid_pre" for layer in layers)
+        return cls(layers, streams, tuple(outputs.values()), inputs, final_hook(model))
+
+    def after(self, layer: int) -> str:
+        """The hook that shows the stream behind a layer, or what the unembedding reads behind the last."""
+        return self.streams[layer + 1] if layer + 1 in self.layers else self.last
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a run on three streams showed, by hook; streams as they arrived, before they were replaced."""
+
+    tensors: dict[str, Tensor]
+    norm_ends: dict[str, Tensor]
+    calls: Any
+
+
+def _moved_run(
+    model: Model,
+    tokens: Int[Tensor, " pos"],
+    places: _Places,
+    norms: Iterable[str],
+    hooks: HookList,
+) -> _Seen | None:
+    """Run the model on three streams at once; None where TransformerLens' code for edited values fails."""
+    ends = [f"{name}.{end}" for name in norms if can_replay_norm(model, name) for end in ("hook_in", "hook_out")]
+    arriving: dict[str, Tensor] = {}
+    arrivals: HookList = [(name, _arrival(arriving, name)) for name in places.streams[1:]]
+    wanted = dict.fromkeys([*places.inputs, places.last])
+    # Norms are listened to first: what is written over their outputs is not theirs.
+    with torch.no_grad(), edits_expected(), watching(model, attention_only=True) as calls:
+        with Listener(model, (), None, ends) as at_norms, added_hooks(model, [*arrivals, *hooks]):
+            with Listener(model, wanted) as listener:
+                try:
+                    with stopping_at(model, places.last):
+                        model(tokens.expand(STREAMS, -1))
+                except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+                    if isinstance(error, TLCircuitsError):
+                        raise
+                    return None
+    listener.check()
+    return _Seen(arriving | listener.seen, at_norms.seen, calls)
+
+
+def _judge(
+    model: Model,
+    places: _Places,
+    holds: Holds,
+    seen: _Seen,
+    scales: Mapping[str, Tensor],
+    clean: Mapping[str, Tensor] | None,
+) -> _Wrong | None:
+    """What is not affine, or not as in the clean run where there is one; None where all is well."""
+    dtype = seen.tensors[places.last].dtype
+    norms = frozenset(
+        name
+        for name in holds.norms
+        if name not in holds.replayed_norms and not _norm_holds(model, name, seen.norm_ends, scales[name], dtype)
+    )
+    if norms:
+        first = next(name for name in holds.norms if name in norms)
+        return _Wrong(norms, (), f"{first} does not keep its denominator")
+
+    def affine(name: str) -> bool:
+        rows = seen.tensors[name]
+        return _affine(rows, rows[:1] if clean is None else clean[name], dtype)
+
+    layers = tuple(layer for layer in places.layers if not affine(places.after(layer)))
+    if layers:
+        return _Wrong(frozenset(), layers, f"layer {layers[0]} is not linear in the stream that enters it")
+    for name in places.inputs:
+        if not affine(name):
+            return _Wrong(frozenset(), (), f"{name} is not linear in the residual stream")
+    return None
+
+
+def _affine(rows: Tensor, clean: Tensor, dtype: torch.dtype) -> bool:
+    here, once, twice = rows.float()
+    clean = clean[0].float().to(here.device)
+    size = (once - here).abs().amax(-1).clamp_min(1e-30)
+    noise = 1e-5 * float(clean.abs().max())
+    off = torch.maximum((twice - 2 * once + here).abs().amax(-1), (here - clean).abs().amax(-1))
+    moved = bool((once != here).any())  # a forced stream that moves nothing was not forced
+    return moved and bool((off <= _AFFINE_WITHIN[dtype] * size + noise).all())
+
+
+def _norm_holds(model: Model, name: str, ends: Mapping[str, Tensor], scale: Tensor, dtype: torch.dtype) -> bool:
+    points = [f"{name}.{end}" for end in ("hook_in", "hook_out")]
+    if any(point not in ends for point in points):
+        return True  # a HookedTransformer's norm: judged by what its block does
+    x, y = (ends[point].float() for point in points)
+    expected = norm_weights(model, name, x.shape[-1]).output(x, scale.to(x.device))
+    size = expected.abs().amax(-1).clamp_min(1e-30)
+    return bool(((expected - y).abs().amax(-1) / size).max() <= _AFFINE_WITHIN[dtype])
+
+
+class _Step:
+    """Random vectors of a tensor's own size at each position, the same in every run."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def streams(self, x: Float[Tensor, "1 pos d"]) -> Float[Tensor, "3 pos d"]:
+        """``x``, and ``x`` moved by one and by two times such a vector."""
+        size = x.float().square().mean(-1, keepdim=True).sqrt()
+        step = torch.randn(x.shape, generator=self._generator).to(x.device) * size
+        return torch.cat([x.float() + k * step for k in range(STREAMS)]).to(x.dtype)
+
+
+class _Proof:
+    """One clean pass, and held passes on three streams against it, for models that need more than their own points."""
+
+    def __init__(self, model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: tuple[str, ...]):
+        self._model, self._tokens = model, tokens
+        self._places = places = _Places.of(model, outputs, inputs)
+        norms = norm_names(model)
+        names = [*places.streams, *places.outputs, *inputs, *stream_points(model, norms), places.last]
+        names += [pattern_point(layer) for layer in places.layers]
+        with torch.no_grad(), watching(model) as calls:
+            with Listener(model, dict.fromkeys(names), None, inner_points(model, norms)) as listener:
+                with stopping_at(model, places.last):
+                    model(tokens[None])
+        listener.check()
+        for name, tensor in listener.seen.items():  # in the order in which they fired
+            require_finite_tensor(name, tensor)
+        calls.compare()
+        self._clean = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
+        self.scales = denominators(model, norms, self._clean)
+        self._values = {scale_point(name): scale for name, scale in self.scales.items()}
+        for layer in places.layers:
+            pattern = self._clean[pattern_point(layer)]
+            require_causal(pattern[0], layer)
+            self._values[pattern_point(layer)] = pattern
+        step = _Step()
+        self._moved = {name: step.streams(self._clean[name]) for name in (*places.streams, *places.outputs)}
+
+    def wrong(self, holds: Holds) -> _Wrong | None:
+        """What is not affine or not as recorded when held in these ways; None where all is."""
+        forced: HookList = [(name, _force(value)) for name, value in self._moved.items()]
+        hooks = [*hold_hooks(self._model, holds, self._values), *forced]
+        seen = _moved_run(self._model, self._tokens, self._places, holds.norms, hooks)
+        if seen is None:  # as for OLMo's norms, which have no gain
+            return _Wrong(frozenset(holds.norms), self._places.layers[:], "the model fails when its denominators are edited")
+        return _judge(self._model, self._places, holds, seen, self.scales, self._clean)
+
+
+def _hold_first(fired: dict[str, Tensor], name: str) -> Callable[[Tensor, HookPoint], Tensor]:
+    def hold(tensor: Tensor, hook: HookPoint) -> Tensor:
+        rows = tensor.reshape(STREAMS, -1, *tensor.shape[1:])  # OPT lays the rows of a batch flat
+        fired[name] = rows[0] if rows.shape[1] == 1 else rows[:1].flatten(0, 1)[None]
+        return rows[:1].expand_as(rows).reshape(tensor.shape).contiguous()
+
+    return hold
+
+
+def _force_from_first(step: _Step) -> Callable[[Tensor, HookPoint], Tensor]:
+    def force(tensor: Tensor, hook: HookPoint) -> Tensor:
+        return step.streams(tensor[:1])
+
+    return force
+
+
+def _force(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
+    def force(tensor: Tensor, hook: HookPoint) -> Tensor:
+        return value.to(tensor.device)
+
+    return force
+
+
+def _arrival(arriving: dict[str, Tensor], name: str) -> Callable[[Tensor, HookPoint], None]:
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        arriving[name] = tensor.detach()
+
+    return keep
