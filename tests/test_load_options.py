@@ -59,6 +59,16 @@ def test_names_hooks_and_dtypes_asked_for_are_taken(source):
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_a_prompt_rule_is_taken_and_kept_through_other_options(source):
+    rule = tlc.PromptRule(prepend=True, skip_first=1)
+    made = tlc.load_transcoders(SOURCES[source](), prompt_rule=rule, name="mine", dtype=torch.bfloat16)
+    assert made.prompt_rule == rule and made.name == "mine"
+    again = tlc.load_transcoders(made, dtype=torch.float32, name="again")
+    assert again.prompt_rule == rule and again.name == "again" and made.name == "mine"
+    assert tlc.load_transcoders(made, prompt_rule=tlc.PromptRule()).prompt_rule == tlc.PromptRule() and made.prompt_rule == rule
+
+
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("residency", ["cpu", "device"])
 def test_a_residency_in_memory_is_taken_and_changes_nothing_else(source, residency):
     plain, made = (tlc.load_transcoders(SOURCES[source](), **options) for options in ({}, {"residency": residency}))
