@@ -25,6 +25,7 @@ from .edits import (
 from .freeze import differentiable_run
 from .frozen_attention import FrozenAttention, frozen_attention
 from .holding import Holds, HookList, hold_hooks
+from .identity import Sample, first_difference, rounded, spread
 from .intervene import FREEZE_MODES, CleanRun, clean_run, edit_hooks, require_freeze, run_edited
 from .maps import (
     FrozenNorm,
@@ -40,6 +41,7 @@ from .maps import (
     written_share,
 )
 from .norms import NormWeights, norm_names, norm_weights, was_folded
+from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import Pattern, Scores
 from .prompt import (
     MODELS_OWN,
@@ -104,6 +106,7 @@ __all__ = [
     "ReadPrompt",
     "Recording",
     "Replacement",
+    "Sample",
     "Scale",
     "ScoreEdit",
     "Scores",
@@ -122,6 +125,7 @@ __all__ = [
     "final_hook",
     "final_stream",
     "embed_weights",
+    "first_difference",
     "first_tokens",
     "frozen_attention",
     "frozen_norm",
@@ -129,6 +133,7 @@ __all__ = [
     "held_head_norms",
     "hold_hooks",
     "is_parallel",
+    "is_whole",
     "layer_device",
     "left_out",
     "lifted",
@@ -146,18 +151,24 @@ __all__ = [
     "read_map",
     "read_prompt",
     "read_stage",
+    "real",
     "record",
     "record_below",
     "require_freeze",
     "resid_mid",
     "resolve",
+    "rounded",
     "run_edited",
+    "shown",
     "special_token",
+    "spread",
     "text_to_ids",
     "to_tokens",
     "token_text",
     "unembed_weights",
     "was_folded",
+    "whole",
+    "wholes",
     "with_its_layer",
     "without_first",
     "write_norm",

@@ -20,6 +20,8 @@ from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError, DictionaryError, HookFiringError
 from .holding import Holds
+from .identity import Sample, model_sample
+from .numbers import whole
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
 from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights
@@ -109,8 +111,15 @@ class Replacement:
         unembed = unembed_weights(self.model)
         return unembed.W_U.mean(1, dtype=torch.float32) * unembed.scale, unembed.b_U.float().mean() * unembed.scale
 
+    @cached_property
+    def sample(self) -> Sample:
+        """A few numbers out of the weights of model and dictionary, by which both are known again; read once."""
+        own = getattr(self.dictionary, "sample", None)
+        return model_sample(self.model) + (() if own is None else own())
+
     def site(self, layer: int) -> str:
         """The name ``S`` of a layer's output site; ``S.hook_sae_acts_post`` and others hang on it."""
+        layer = whole(layer, "a layer", DictionaryError)
         if layer not in self._layers:
             raise DictionaryError(
                 f"layer {layer} has no dictionary; the attached ones are {sorted(self._layers)}."

@@ -1,7 +1,6 @@
 """What to change in a run: features, error terms and tokens, at positions of the prompt."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,104 +8,152 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import EditError
+from .errors import ArgumentError, EditError
+from .numbers import real, shown, whole, wholes
 from .prompt import to_tokens
 from .record import Listener
 from .sites import Model, layer_device, with_its_layer
 
-Where = int | Sequence[int] | slice | None
+Whole = Any
+"""A whole number of any library, see :func:`whole`."""
+
+Several = Any
+"""A whole number, or several: a list, an array, a column of a frame, a tensor."""
+
+Where = Any
 """One position, several, a slice, or None for all. Negative ones count from the prompt's end."""
 
+Real = Any
+"""A finite number of any library, see :func:`real`."""
+
 
 @dataclass(frozen=True)
-class Ablate:
+class _Edit:
+    """What all edits share. Numbers may come from NumPy, frames or tensors and are Python's afterwards; what is no
+    such number stays as it was given, for the run to refuse by name.
+
+    ``of``: which graph the edit was made from, if from one, so that the run can tell whether it belongs to the
+    attached dictionary.
+    """
+
+    of: Any = field(default=None, kw_only=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if name in _TIDIED:
+                object.__setattr__(self, name, _tidied(_TIDIED[name], getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Ablate(_Edit):
     """Set features to zero."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
+    feature: Several
 
 
 @dataclass(frozen=True)
-class Set:
+class Set(_Edit):
     """Set features to a value."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
-    value: float
+    feature: Several
+    value: Real
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(_Edit):
     """Multiply features' activations."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
-    factor: float
+    feature: Several
+    factor: Real
 
 
 @dataclass(frozen=True)
-class Add:
+class Add(_Edit):
     """Add to features' activations."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
-    value: float
+    feature: Several
+    value: Real
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(_Edit):
     """Give features the activations they have at the same positions of another prompt."""
 
-    layer: int
+    layer: Whole
     position: Where
-    feature: int | Sequence[int]
+    feature: Several
     source: Any
 
 
 @dataclass(frozen=True)
-class ErrorEdit:
+class ErrorEdit(_Edit):
     """Multiply the error term of a layer; 0 removes it. A layer without a dictionary is all error."""
 
-    layer: int
+    layer: Whole
     position: Where
-    factor: float = 0.0
+    factor: Real = 0.0
 
 
 @dataclass(frozen=True)
-class TokenEdit:
+class TokenEdit(_Edit):
     """Multiply what tokens put on the residual stream; 0 removes them."""
 
     position: Where
-    factor: float = 0.0
+    factor: Real = 0.0
 
 
 @dataclass(frozen=True)
-class PatternEdit:
+class PatternEdit(_Edit):
     """Set how much a head attends from ``query`` to ``key`` (after softmax; the rest of the row stays)."""
 
-    layer: int
-    head: int
-    query: int
-    key: int
-    value: float
+    layer: Whole
+    head: Whole
+    query: Whole
+    key: Whole
+    value: Real
 
 
 @dataclass(frozen=True)
-class ScoreEdit:
+class ScoreEdit(_Edit):
     """Add to a head's score from ``query`` to ``key`` (before softmax, after any soft cap).
 
     Where patterns are held, the held row changes as its softmax would.
     """
 
-    layer: int
-    head: int
-    query: int
-    key: int
-    value: float
+    layer: Whole
+    head: Whole
+    query: Whole
+    key: Whole
+    value: Real
+
+
+def _one_or_several(value: Any) -> Any:
+    """A number, or several as a tuple; slices of numbers, and None, stay what they are."""
+    if value is None:
+        return None
+    if isinstance(value, slice):
+        return slice(*(None if end is None else whole(end) for end in (value.start, value.stop, value.step)))
+    several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+    return wholes(value) if several else whole(value)
+
+
+_TIDIED = dict.fromkeys(("layer", "head", "query", "key"), whole)
+_TIDIED |= dict.fromkeys(("value", "factor"), real) | dict.fromkeys(("position", "feature"), _one_or_several)
+
+
+def _tidied(tidy: Any, value: Any) -> Any:
+    try:
+        return tidy(value)
+    except ArgumentError:
+        return value
 
 
 HeadEdit = PatternEdit | ScoreEdit
@@ -187,6 +234,10 @@ def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
     """
     if where is None:
         return list(range(n_total))
+    try:
+        where = _one_or_several(where)
+    except ArgumentError as error:
+        raise EditError(f"a position is a whole number, several, a slice or None, got {shown(where)}.") from error
     if isinstance(where, slice):
         if where.step not in (None, 1):
             raise EditError(f"a slice of positions must have step 1, got {where}.")
@@ -201,7 +252,7 @@ def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
         return found
     each = [where] if isinstance(where, int) else list(where)
     for position in each:
-        if not isinstance(position, int) or isinstance(position, bool) or not -n_prompt <= position < n_total:
+        if not -n_prompt <= position < n_total:
             raise EditError(f"position {position!r} is outside the {n_total} there are (-{n_prompt}..{n_total - 1}).")
     return [p + n_prompt if p < 0 else p for p in each]
 
@@ -258,8 +309,8 @@ def _head_ops(
             _require_number(edit, "value")
             for name, count in (("layer", int(model.cfg.n_layers)), ("head", int(model.cfg.n_heads))):
                 given = getattr(edit, name)
-                if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < count:
-                    raise EditError(f"{edit}: {name} {given!r} is not in 0..{count - 1}.")
+                if type(given) is not int or not 0 <= given < count:
+                    raise EditError(f"{edit}: {name} {shown(given)} is not in 0..{count - 1}.")
             (query,), (key,) = (positions_of(_one(edit, place), n_prompt, n_total) for place in ("query", "key"))
             if key > query:
                 raise EditError(f"{edit}: key {key} lies behind query {query}; attention only looks back.")
@@ -275,15 +326,13 @@ def _head_ops(
 
 def _one(edit: Any, place: str) -> int:
     position = getattr(edit, place)
-    if not isinstance(position, int) or isinstance(position, bool):
-        raise EditError(f"{edit}: {place} must be one position, got {position!r}.")
+    if type(position) is not int:
+        raise EditError(f"{edit}: {place} must be one position, got {shown(position)}.")
     return position
 
 
 def _require_number(edit: Any, name: str) -> None:
-    number = getattr(edit, name, 0.0)
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
-        raise EditError(f"{edit}: {name} must be a finite number, got {number!r}.")
+    real(getattr(edit, name, 0.0), f"{edit}: {name}", EditError)
 
 
 def _name(place: tuple[str, int, int, int]) -> str:
@@ -307,8 +356,8 @@ def _resolve(
     if isinstance(edit, TokenEdit):
         return "token", -1, [(p, -1, float(edit.factor), 0.0) for p in places]
     n_layers = int(model.cfg.n_layers)
-    if not isinstance(edit.layer, int) or not 0 <= edit.layer < n_layers:
-        raise EditError(f"{edit}: layer {edit.layer!r} is not in 0..{n_layers - 1}.")
+    if type(edit.layer) is not int or not 0 <= edit.layer < n_layers:
+        raise EditError(f"{edit}: layer {shown(edit.layer)} is not in 0..{n_layers - 1}.")
     if isinstance(edit, ErrorEdit):
         return "error", edit.layer, [(p, -1, float(edit.factor), 0.0) for p in places]
     if edit.layer not in dictionary.layers:
@@ -316,10 +365,14 @@ def _resolve(
             f"{edit}: layer {edit.layer} has no dictionary; the attached ones are "
             f"{', '.join(map(str, dictionary.layers))}."
         )
-    features = [edit.feature] if isinstance(edit.feature, int) else list(edit.feature)
+    try:
+        found = _one_or_several(edit.feature)
+        features = [found] if isinstance(found, int) else list(found)
+    except (ArgumentError, TypeError) as error:  # TypeError: None and slices, which name no feature
+        raise EditError(f"{edit}: a feature is a whole number, or several.") from error
     width = dictionary.width(edit.layer)
     for feature in features:
-        if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < width:
+        if not 0 <= feature < width:
             raise EditError(f"{edit}: feature {feature!r} is not in 0..{width - 1} of layer {edit.layer}.")
     if isinstance(edit, Patch):
         return "feature", edit.layer, _patched(model, dictionary, edit, places, features)

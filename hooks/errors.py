@@ -9,6 +9,10 @@ class TLCircuitsError(Exception):
     """Base class of every error this package raises on purpose."""
 
 
+class ArgumentError(TLCircuitsError, TypeError):
+    """An argument of another type than the function takes; the message says which is meant, and how to get it."""
+
+
 class UnknownHookError(TLCircuitsError, KeyError):
     """A hook name that the model does not have."""
 

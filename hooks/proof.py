@@ -158,7 +158,7 @@ def _through_own_points(
     seen = _moved_run(model, tokens, places, norms, hooks)
     if seen is None:
         return None
-    seen.tensors.update({name: tensor for name, tensor in fired.items()})
+    seen.tensors.update(fired)
     for name, tensor in fired.items():
         require_finite_tensor(name, tensor)
     for layer in places.layers:

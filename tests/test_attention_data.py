@@ -122,10 +122,27 @@ def test_heads_explains_one_edge(traced):
 def test_rows_of_the_table_sum_to_the_edge_however_many_are_left_out(told):
     _, graph, stories = told
     for story in stories:
-        facts = story_data(graph, story, top=100)
+        for top in (2, 4, 10, 100):
+            facts = json.loads(json.dumps(story_data(graph, story, top=top)))
+            earlier = {key: value for key, value in facts.items() if key != "other_heads"}  # as versions before wrote it
+            for told_of in (facts, earlier):
+                rows = loading_rows(told_of)
+                left_out = len(facts["heads"]) > 5 or (top < 5 and facts["other_heads"] != 0)
+                assert rows[-1][0] == "other chains" and (not left_out or "other heads" in dict(rows))
+                assert facts["residual"] + sum(value for _, value in rows) == pytest.approx(facts["weight"], rel=1e-4)
+
+
+def test_rows_of_a_model_with_more_heads_than_are_listed_sum_to_the_edge():
+    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+        graph = tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
+        stories = edge_stories(replacement, graph, strongest_edges(graph, 5), heads=0)
+    for story in stories:
+        facts = story_data(graph, story)
+        assert sum(loading != 0 for loading in story.paths.heads.values()) > len(facts["heads"]) == 10
         rows = loading_rows(facts)
-        assert rows[-1][0] == "other chains" and (len(facts["heads"]) <= 5 or "other heads" in dict(rows))
-        assert facts["residual"] + sum(value for _, value in rows) == pytest.approx(facts["weight"], rel=1e-4)
+        assert facts["residual"] + sum(value for _, value in rows) == pytest.approx(facts["weight"], rel=1e-6)
+        named = facts["residual"] + facts["rest"] + sum(h["loading"] for h in facts["heads"]) + sum(v for _, v in facts["chains"])
+        assert named + facts["other_heads"] == pytest.approx(facts["weight"], rel=1e-6) != pytest.approx(named, rel=1e-6)
 
 
 def test_heads_takes_model_and_transcoders_that_the_graph_names(tmp_path):

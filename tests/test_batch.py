@@ -180,3 +180,20 @@ def test_ray_says_what_is_wrong(cluster, tmp_path):
 
     with pytest.raises(RuntimeError, match="could not open the model"):
         tlc.trace_many(broken, PROMPTS, tmp_path, name="tiny", workers=1, progress=False)
+
+
+def test_targets_in_a_file_are_written_as_on_the_command_line_and_numbers_may_be_numpys(replacement, tmp_path):
+    import numpy as np
+
+    jobs = [
+        {"id": "difference", "prompt": "w1 w2", "targets": "w5 - w9"},
+        {"id": "unknown", "prompt": "w1 w2", "targets": ["Parisian"]},
+        {"id": "numpy", "prompt": np.array([1, 5, 6]), "targets": np.array([20]), "position": np.int64(1)},
+        {"id": "plain", "prompt": [1, 5, 6], "targets": [20], "position": 1},
+        {"id": "boolean", "prompt": "w1 w2", "targets": [True]},
+    ]
+    summary = tlc.trace_many(replacement, jobs, tmp_path, max_nodes=20, progress=False).set_index("id")
+    assert summary.status.to_dict() == {"difference": "done", "unknown": "failed", "numpy": "done", "plain": "done", "prompt 5": "failed"}
+    assert tlc.load_graph(tmp_path / summary.file["difference"]).info.target_names == ("w5 − w9",)
+    assert "unknown token '<unk>'" in summary.error["unknown"] and "tokens or token ids" in summary.error["prompt 5"]
+    assert summary.key["numpy"] == summary.key["plain"]

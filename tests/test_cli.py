@@ -53,6 +53,14 @@ def test_some_layers_of_a_set_can_be_asked_for_and_neurons_are_taken_whole(tmp_p
     assert refused.returncode == 1 and "neurons" in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
 
 
+def test_a_difference_of_two_tokens_can_be_asked_for_and_unknown_words_are_refused(tmp_path):
+    done = run("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 10, "--out", "difference", "--target", "w5 - w9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tlc.load_graph(tmp_path / "difference.graph.safetensors").info.target_names == ("w5 − w9",)
+    done = run("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--out", "unknown", "--target", "w5 - Parisian", cwd=tmp_path)
+    assert done.returncode == 1 and "'Parisian' is not in the model's vocabulary" in done.stderr
+
+
 def test_an_existing_output_is_refused_before_the_work_and_force_overwrites(traced):
     folder, _ = traced
     started = time.time()

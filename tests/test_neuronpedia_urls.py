@@ -97,3 +97,53 @@ def test_a_url_too_long_for_servers_is_refused(traced):
 def test_other_addresses_and_damaged_ones_say_what_is_wrong(url, words):
     with pytest.raises(NeuronpediaError, match=words):
         tlc.from_neuronpedia_url(url)
+
+
+def address(model, *pins, groups=()):
+    rows = "%2C".join(f"%5B%22{label}%22%2C{'%2C'.join(f'%22{i}%22' for i in ids)}%5D" for label, ids in groups)
+    return f"https://www.neuronpedia.org/{model}/graph?slug=s&pinnedIds={'%2C'.join(pins)}" + (f"&supernodes=%5B{rows}%5D" if rows else "")
+
+
+NODES = ("37_1234_9", "35_888_9", "E_26865_4", "3_-1_2", "4_error_mlp_2")
+EDITS = [tlc.Ablate(35, 9, 888), tlc.TokenEdit(4, 0.0), tlc.ErrorEdit(3, 2, 0.0), tlc.ErrorEdit(4, 2, 0.0)]
+
+
+@pytest.mark.parametrize("model", ["qwen3-8b", "qwen3-4b"])
+def test_outputs_tokens_and_errors_of_known_models_are_recognised(model):
+    found = tlc.from_neuronpedia_url(address(model, *NODES))
+    assert [p.kind for p in found.pins] == ["logit", "feature", "embedding", "error", "error"]
+    assert found.edits() == EDITS
+
+
+def test_outputs_of_models_we_have_not_heard_of_are_recognised_once_the_layers_are_known(traced):
+    found = tlc.from_neuronpedia_url(address("grown-lately", *NODES, groups=[("mid", ["12_5_3"]), ("last", ["37_8_9", "12_6_3"])]))
+    assert found.edits("mid") == [tlc.Ablate(12, 3, 5)]  # below the last layer of the address there are no outputs
+    with pytest.raises(NeuronpediaError, match="37_8_9 may be a feature or an output.*'grown-lately'.*n_layers="):
+        found.edits("last")
+    assert found.edits("last", n_layers=36) == [tlc.Ablate(12, 3, 6)]
+    assert found.edits("last", n_layers=38) == [tlc.Ablate(37, 9, 8), tlc.Ablate(12, 3, 6)]
+    assert tlc.from_neuronpedia_url(address("grown-lately", *NODES), n_layers=36).edits() == EDITS
+    graph, replacement = traced
+    url = graph.pin("logit:0", "token@2", "L1/error@2").neuronpedia_url("tiny-model", "s")
+    with pytest.raises(NeuronpediaError, match="may be a feature or an output"):
+        tlc.from_neuronpedia_url(url).edits()
+    edits = tlc.from_neuronpedia_url(url).edits(replacement=replacement)
+    assert edits == [tlc.TokenEdit(2, 0.0), tlc.ErrorEdit(1, 2, 0.0)]
+    assert tlc.intervene(replacement, prompt(), edits).kl() > 0
+
+
+def test_places_beyond_the_model_are_refused_not_taken_for_outputs():
+    with pytest.raises(NeuronpediaError, match="40_1_9 is at layer 40; the model has 36 layers"):
+        tlc.from_neuronpedia_url(address("qwen3-8b", "40_1_9"))
+    found = tlc.from_neuronpedia_url(address("grown-lately", "30_1_9", "20_-1_2"))
+    with pytest.raises(NeuronpediaError, match="30_1_9 is at layer 30; the model has 12 layers"):
+        found.edits(n_layers=12)
+    with pytest.raises(NeuronpediaError, match="at least 1"):
+        tlc.from_neuronpedia_url(AUSTIN, n_layers=0)
+
+
+def test_an_id_that_circuit_tracer_gives_to_two_nodes_is_not_guessed():
+    found = tlc.from_neuronpedia_url(address("qwen3-8b", "0_5_3", groups=[("sure", ["0_36_3", "1_5_3"])]))
+    with pytest.raises(NeuronpediaError, match=r"feature 5 of layer 0 and of the error of layer 5.*tlc\.Ablate\(0, 3, 5\) or tlc\.ErrorEdit\(5, 3\)"):
+        found.edits()
+    assert found.edits("sure") == [tlc.Ablate(0, 3, 36), tlc.Ablate(1, 3, 5)]

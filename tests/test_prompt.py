@@ -17,7 +17,7 @@ import tl_circuits as tlc
 from tests.conftest import need
 from tests.tiny import CONFIGS, checkpoint, tiny_bridge, tiny_folder, tokenizer, transcoders
 from tl_circuits.dictionaries.prompt_rules import GEMMA_3_CHAT, SPECIAL_FIRST
-from tl_circuits.errors import PromptError, TargetError
+from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.hooks import MODELS_OWN, first_tokens, left_out, prompt_text, text_to_ids, to_tokens
 
 CAPITAL = "the capital of Texas is"
@@ -273,7 +273,7 @@ def test_prepending_and_positions_can_be_chosen(no_bos, tmp_path):
         assert bare.info.token_ids == (4, 5, 6) and bare.info.skip_positions == ()
         numbers = tlc.attribute(replacement, "w1 w2 w3", skip_positions=[np.int64(0), torch.tensor(-1)], max_nodes=50, progress=False)
         assert numbers.info.skip_positions == (0, 3)
-        with pytest.raises(TargetError, match="whole number"):
+        with pytest.raises(ArgumentError, match="whole number"):
             tlc.attribute(replacement, "w1 w2 w3", skip_positions=[0.5], progress=False)
         with pytest.raises(PromptError, match="prepend_special"):
             tlc.attribute(replacement, [4, 5], prepend_special=True, progress=False)

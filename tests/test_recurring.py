@@ -301,3 +301,40 @@ def test_the_command_writes_graph_and_page(traced, tmp_path, monkeypatch):
     for arguments, words in ((["nothing", "--out", "other"], "no graph file"), ([*files, "--out", "all"], "exists already")):
         refused = CliRunner().invoke(app, ["aggregate", *arguments])
         assert refused.exit_code == 1 and words in refused.stderr
+
+
+def test_attention_features_keep_their_numbers_and_every_kind_of_node_is_counted():
+    """Kinds from 4 on, which other programs' files hold, once overflowed 64 bits and were lost."""
+    kinds = [0, 4, 4, 5, 6, 2, 3]
+    n = len(kinds)
+    numbers = torch.tensor([5, 7, 2**31 + 5, -1, 3, 10, 50])
+    zeros = torch.zeros(n)
+    nodes = Nodes(
+        kind=torch.tensor(kinds), layer=torch.tensor([0, 300, 300, 1, 1, -1, 301]), position=torch.zeros(n, dtype=torch.long), feature=numbers,
+        activation=torch.arange(1.0, n + 1), value=torch.tensor([*[float("nan")] * (n - 1), 6.0]), bias=zeros, residue=zeros,
+        residue_mass=zeros, weight=torch.tensor([*[0.0] * (n - 1), 1.0]),
+    )  # fmt: skip
+    order = sorted(range(n), key=lambda i: kinds[i])
+    nodes = nodes[torch.tensor(order)]
+    last = n - 1
+    logit = order.index(last)
+    sources = [i for i in range(n) if i != logit]
+    edges = Edges(torch.tensor(sources), torch.full((last,), logit), torch.ones(last))
+    info = replace(INFO, prompt="a", tokens=("a",), token_ids=(10,), target_names=("x",), target_probabilities=(1.0,), n_layers=301)
+    graphs = [AttributionGraph(info, nodes, edges), AttributionGraph(replace(info, prompt="b"), nodes, edges)]
+    found = tlc.aggregate(graphs)
+    assert set(found.features.id) == {"L0/F5@-1", "L300/attention-F7@-1", f"L300/attention-F{2**31 + 5}@-1"}
+    assert found.features.set_index("id").activation["L300/attention-F7@-1"] == 2.0 and (found.features.share == 1.0).all()
+    assert len(found.edges) == last and (found.edges.weight == 1.0).all()
+    graph = found.graph(1.0)
+    assert sorted(graph._nodes.kind.tolist()) == sorted(kinds) and graph.completeness_error() == 0.0
+    assert graph._nodes.feature[graph.is_kind("attention feature")].tolist() == [7, 2**31 + 5]
+    assert len(tlc.contrast(found, found)) == 3
+
+
+@pytest.mark.parametrize(("column", "value", "words"), [("layer", 2000, "a layer"), ("feature", 2**33, "a feature")])
+def test_numbers_beyond_what_a_key_holds_are_refused_not_mixed_up(two, column, value, words):
+    graph = two[0]
+    nodes = replace(graph._nodes, **{column: torch.where(graph._nodes.kind == 0, value, getattr(graph._nodes, column))})
+    with pytest.raises(ValueError, match=words):
+        tlc.aggregate([replace(graph, _nodes=nodes)])

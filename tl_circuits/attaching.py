@@ -4,12 +4,14 @@ import re
 from contextlib import ExitStack
 from typing import Any
 
+from tl_circuits.checked import checked, require_model
 from tl_circuits.dictionaries import Dictionary, load_transcoders
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import Replacement, carried_saes, layer_device, lifted
 from tl_circuits.hooks import attach as attach_dictionary
 
 
+@checked
 def attach(model: Any, transcoders: Any = None) -> Replacement:
     """Register a dictionary's layers as HookPoints on ``model``; detach, or leave the ``with``, to undo.
 
@@ -22,13 +24,14 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
             ``add_sae`` put on the model, and gives them back on detaching.
 
     Raises AttachError if something is attached already, DictionaryError if widths, layers or
-    hook names do not fit, UnknownHookError for hooks the model does not have.
+    hook names do not fit, UnknownHookError for hooks the model does not have, ArgumentError for what is no model.
     """
+    require_model("attach", model)
     if transcoders is not None:
         dictionary = transcoders if isinstance(transcoders, Dictionary) else load_transcoders(transcoders)
         return attach_dictionary(model, _with_its_layers(model, dictionary))
     carried = _carried(model)
-    dictionary = load_transcoders(carried, layers=carried, name="taken over from SAELens")
+    dictionary = load_transcoders(carried, layers=list(carried), name="taken over from SAELens")
     dictionary = _with_its_layers(model, dictionary)
     with ExitStack() as undo:
         undo.enter_context(lifted(model))

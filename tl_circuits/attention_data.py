@@ -12,10 +12,11 @@ from tqdm.auto import tqdm
 from tl_circuits.attribution.head_paths import Head, Paths
 from tl_circuits.attribution.loadings import edge_paths, path_name
 from tl_circuits.attribution.qk import QKAttribution, score_attribution
-from tl_circuits.attribution.retrace import Retraced, node_indices, retrace
+from tl_circuits.attribution.retrace import Retraced, retrace
 from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.hooks import Replacement, left_out
 
@@ -44,10 +45,10 @@ class EdgeStory:
 def explain_heads(
     replacement: Replacement,
     graph: AttributionGraph,
-    edges: int | Sequence[tuple[str | int, str | int]] = 12,
+    edges: int | Sequence[Sequence[str | int]] = 12,
     *,
     heads: int = 1,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
     progress: bool = False,
 ) -> AttributionGraph:
     """``graph`` with ``head_stories``: which heads carried some edges and why they looked, for the page and the export.
@@ -66,11 +67,11 @@ def explain_heads(
 def edge_stories(
     replacement: Replacement,
     graph: AttributionGraph,
-    edges: Sequence[tuple[str | int, str | int]],
+    edges: Sequence[Sequence[str | int]],
     heads: int = 3,
     top: int = 10,
     *,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
     progress: bool = False,
 ) -> list[EdgeStory]:
     """From edges to the heads that carried them to what made these heads look.
@@ -84,6 +85,9 @@ def edge_stories(
 
     Raises TargetError and ArchitectureError as :func:`tl_circuits.head_loadings` does.
     """
+    for edge in edges:
+        if isinstance(edge, str) or len(edge) != 2:
+            raise TargetError(f"an edge is a pair (source, target) of node ids or indices, got {edge!r}.")
     indices = [_edge_index(graph, *edge) for edge in edges]
     local = retrace(replacement, graph)
     found = edge_paths(local, graph, indices, top, targets, progress)
@@ -147,8 +151,11 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
 
     ``heads``: ``layer head loading``, and where explained ``query key score attention pairs by_query by_key`` and
     ``baseline`` (the same of the difference to another ``key``, or None); ``pairs`` are ``[query source, key source, weight]`` by id, with ``labels`` for every id that is a node of the graph.
+    ``residual``, the loadings of ``heads``, ``other_heads`` (all beyond ``top``), ``chains`` and ``rest`` (all other chains) add up
+    to ``weight``.
     """
-    ordered = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))[:top]
+    everything = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))
+    ordered, left_out = everything[:top], everything[top:]
     explained = zip(story.heads, story.scores, story.attention, story.instead, strict=True)
     scores = {head: rest for head, *rest in explained}
     named: set[str] = set()
@@ -172,8 +179,9 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
         "weight": story.weight,
         "residual": story.paths.residual,
         "heads": heads,
+        "other_heads": sum(loading for _, loading in left_out),
         "chains": [[path_name(chain), value] for chain, value in story.paths.chains[:top]],
-        "rest": story.paths.rest,
+        "rest": story.paths.rest + sum(value for _, value in story.paths.chains[top:]),
         "labels": labels,
     }
 

@@ -1,15 +1,218 @@
-"""Types and shapes of public functions, checked for callers."""
+"""Types and shapes of public functions, checked for callers, and told in one sentence where they do not fit.
 
+``@checked`` takes numbers as people have them (NumPy's, entries of frames, tensors of a single number, arrays
+where a list is meant), makes them Python's, and then checks arguments and result against the annotations.
+"""
+
+import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from beartype import BeartypeConf, beartype
-from jaxtyping import jaxtyped
+from beartype.door import is_bearable
+from beartype.roar import BeartypeCallHintParamViolation, BeartypeException
+from jaxtyping import TypeCheckError, jaxtyped
+from torch import Tensor
+
+from tl_circuits.errors import ArgumentError
+from tl_circuits.hooks import shown
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_TYPES = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
+_CONF = BeartypeConf(is_pep484_tower=True)  # an int will do for a float, as everywhere in Python
+_TYPES = beartype(conf=_CONF)
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "text",
+    "Path": "a path",
+    "NoneType": "None",
+    "Replacement": "a Replacement (tlc.attach(model, dictionary) makes one)",
+    "AttributionGraph": "an AttributionGraph (tlc.attribute or tlc.load_graph makes one)",
+    "RecurringCircuit": "a RecurringCircuit (tlc.aggregate makes one)",
+    "QKAttribution": "a QKAttribution (tlc.qk_attribution makes one)",
+    "Dictionary": "a dictionary (tlc.load_transcoders or tlc.mlp_neurons makes one)",
+    "DataFrame": "a pandas DataFrame",
+    "Callable": "a function",
+    "Sequence": "a list",
+    "Iterable": "a list",
+    "Mapping": "a dict",
+    "dtype": "a torch.dtype",
+}
+
+
+def require_model(function: str, model: Any) -> None:
+    """Raise ArgumentError unless ``model`` has what every TransformerLens model has."""
+    if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
+        raise ArgumentError(
+            f"{function}(model=...) must be a TransformerLens model (tlc.load_model opens one; so does "
+            f"TransformerBridge.boot_transformers), got {_text(model)}."
+        )
 
 
 def checked(function: _F) -> _F:
-    """Check arguments and result of every call against the annotations, jaxtyping's shapes included."""
-    return jaxtyped(function, typechecker=_TYPES)
+    """Check arguments and result of every call against the annotations, jaxtyping's shapes included.
+
+    Arguments of another type raise ArgumentError, which names the argument, what it must be and what it was.
+    """
+    typed = jaxtyped(function, typechecker=_TYPES)
+    signature = inspect.signature(function)
+    hints: dict[str, Any] = {}
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentError(f"{function.__name__}: {error}.") from None
+        if not hints:  # at the first call, when every name in the annotations can be looked up
+            hints.update(_hints(function, signature))
+        for name, value in bound.arguments.items():
+            if name in hints:
+                bound.arguments[name] = _plain(value, hints[name])
+        message = _unseen(function.__name__, bound.arguments, hints)
+        if message is not None:
+            raise ArgumentError(message)
+        try:
+            return typed(*bound.args, **bound.kwargs)
+        except (TypeCheckError, BeartypeCallHintParamViolation) as error:
+            message = _misfit(function.__name__, bound.arguments, hints, str(error))
+            if message is None:  # a mistake of ours further in
+                raise
+        raise ArgumentError(message)
+
+    return call  # type: ignore[return-value]
+
+
+def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """What each argument must be; ``*ids`` is a tuple of them, ``**options`` is anybody's."""
+    try:
+        found = get_type_hints(function)
+    except NameError:  # a name that is only imported for type checkers
+        found = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    found = {name: hint for name, hint in found.items() if kinds.get(name, inspect.Parameter.VAR_KEYWORD) is not inspect.Parameter.VAR_KEYWORD}
+    return {name: tuple[hint, ...] if kinds[name] is inspect.Parameter.VAR_POSITIONAL else hint for name, hint in found.items()}
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """``value`` with NumPy's numbers, arrays and tensors of numbers as Python's, where ``hint`` asks for Python's."""
+    if type(value) in (int, float, str, bool) or value is None:
+        return value
+    module = type(value).__module__.split(".")[0]
+    if module not in ("numpy", "pandas", "torch") and not isinstance(value, (list, tuple, set, frozenset, Tensor)):
+        return value
+    if hint is Any or _asks_for_arrays(hint):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        made = [_plain(item, None) for item in value]
+        same = all(a is b for a, b in zip(made, value, strict=True))
+        return value if same or type(value) not in (list, tuple, set, frozenset) else type(value)(made)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        number = value.item()
+        # A row of a frame with numbers of both kinds makes 3.0 of a 3.
+        wanted = _parts(hint)
+        return int(number) if int in wanted and float not in wanted and isinstance(number, float) and number.is_integer() else number
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist") and _asks_for_several(hint):
+        return value.tolist()
+    return value
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _asks_for_arrays(hint: Any) -> bool:
+    """Whether a tensor or frame is what is asked for, or anything at all."""
+    for part in _parts(hint):
+        if part is Any or (isinstance(part, type) and (issubclass(part, Tensor) or part.__name__ == "DataFrame")):
+            return True
+        if hasattr(part, "array_type"):  # one of jaxtyping's
+            return True
+    return False
+
+
+def _asks_for_several(hint: Any) -> bool:
+    return any(getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list", "tuple") for part in _parts(hint))
+
+
+def _unseen(function: str, arguments: dict[str, Any], hints: dict[str, Any]) -> str | None:
+    """What beartype lets pass: True where a number is meant, and wrong entries of a list, of which it looks at one."""
+    for name, value in arguments.items():
+        wrong = isinstance(value, bool) and name in hints and _is_number(hints[name])
+        wrong = wrong or (isinstance(value, (list, tuple)) and name in hints and _bad_entry(value, hints[name]) is not None)
+        if wrong:
+            return f"{function}({name}=...) must be {_expected(hints[name])}, got {_got(value, hints[name])}."
+    return None
+
+
+def _is_number(hint: Any) -> bool:
+    parts = _parts(hint)
+    return (int in parts or float in parts) and not any(part in (bool, Any, object) for part in parts)
+
+
+def _bad_entry(values: Any, hint: Any) -> int | None:
+    """Where a list has the first entry of a type that ``hint`` does not allow."""
+    parts = _parts(hint)
+    if Any in parts or any(isinstance(part, type) and get_origin(part) is None and isinstance(values, part) for part in parts):
+        return None
+    for part in parts:
+        inner = get_args(part)
+        listed = get_origin(part) is tuple and inner[1:] == (Ellipsis,)
+        listed = listed or getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list")
+        if listed and inner and inner[0] is not Any:
+            bad = (i for i, item in enumerate(values) if (isinstance(item, bool) and _is_number(inner[0])) or not _fits(item, inner[0]))
+            return next(bad, None)
+    return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        return is_bearable(value, hint, conf=_CONF)
+    except BeartypeException:  # an annotation that makes sense in its function only
+        return True
+
+
+def _misfit(function: str, arguments: dict[str, Any], hints: dict[str, Any], said: str) -> str | None:
+    """One sentence about the first argument that is not what its annotation says; None if all are."""
+    for name, value in arguments.items():
+        if name not in hints:
+            continue
+        if not _fits(value, hints[name]):
+            return f"{function}({name}=...) must be {_expected(hints[name])}, got {_got(value, hints[name])}."
+    if said.startswith("Type-check error whilst checking the parameters") and f".{function}" in said.split("\n")[0]:
+        shapes = [f"{name}: {shown(value)}" for name, value in arguments.items() if hasattr(value, "shape")]
+        return f"{function}: the shapes of its arguments do not fit together ({', '.join(shapes)})."
+    return None
+
+
+def _got(value: Any, hint: Any) -> str:
+    """What came instead; of a list the first entry that does not fit, if it is the entries that do not."""
+    at = _bad_entry(value, hint) if isinstance(value, (list, tuple)) else None
+    return _text(value) if at is None else f"{_text(value[at])} in the {type(value).__name__}"
+
+
+def _text(value: Any) -> str:
+    return shown(value) if isinstance(value, (str, int, float, complex, type(None))) else type(value).__name__
+
+
+def _expected(hint: Any) -> str:
+    """An annotation in words."""
+    parts = _parts(hint)
+    words = list(dict.fromkeys(_one(part) for part in parts if part is not type(None)))
+    words += ["None"] if type(None) in parts else []
+    return " or ".join(words)
+
+
+def _one(part: Any) -> str:
+    origin = get_origin(part)
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(part)))
+    name = getattr(origin or part, "__name__", str(part))
+    word = _WORDS.get(name, f"a {name}" if origin is None else name)
+    inner = [p for p in get_args(part) if p is not Ellipsis]
+    if name in ("Sequence", "Iterable", "list", "tuple") and inner and inner[0] is not Any:
+        return f"a list, each entry {_expected(inner[0])}"
+    return word

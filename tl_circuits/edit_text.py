@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import EditError
 from tl_circuits.hooks import Ablate, Add, Edit, ErrorEdit, PatternEdit, Scale, ScoreEdit, Set, TokenEdit
 
@@ -27,6 +28,7 @@ _EDIT = re.compile(
 )
 
 
+@checked
 def parse_edit(text: str) -> Edit:
     """The edit that ``text`` writes; raises EditError showing the grammar when it cannot be read."""
     head = _HEAD.match(text)

@@ -2,6 +2,7 @@
 
 from tl_circuits.hooks.errors import (
     ArchitectureError,
+    ArgumentError,
     AttachError,
     DictionaryError,
     DivergenceError,
@@ -15,7 +16,9 @@ from tl_circuits.hooks.errors import (
 
 __all__ = [
     "ArchitectureError",
+    "ArgumentError",
     "AttachError",
+    "BelongingError",
     "CourseError",
     "DictionaryError",
     "DivergenceError",
@@ -41,6 +44,10 @@ class ModelError(TLCircuitsError, ValueError):
 
 class TargetError(TLCircuitsError, ValueError):
     """An attribution target that does not exist on this model or prompt."""
+
+
+class BelongingError(TargetError):
+    """A graph of another model or dictionary than the attached ones."""
 
 
 class GraphFileError(TLCircuitsError, ValueError):

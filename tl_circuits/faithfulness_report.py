@@ -13,16 +13,26 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.qk import QKAttribution
+from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
-from tl_circuits.errors import EditError
+from tl_circuits.errors import ArgumentError, EditError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, clean_run, read_prompt, unembed_weights
+from tl_circuits.graph.lookup import node_indices
+from tl_circuits.hooks import (
+    FREEZE_MODES,
+    CleanRun,
+    Replacement,
+    clean_run,
+    read_prompt,
+    require_freeze,
+    unembed_weights,
+)
 from tl_circuits.interventions import DIVERGED, edited_batches, edits_of, growth
 from tl_circuits.picture import Picture
 from tl_circuits.score_checks import score_effects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FaithfulnessReport:
     """Predicted and measured changes of graph nodes when sources are removed.
 
@@ -89,7 +99,7 @@ def faithfulness(
     n: int = 100,
     seed: int = 0,
     *,
-    groups: Mapping[str, Sequence[Any]] | None = None,
+    groups: Mapping[str, Any] | None = None,
     scores: Sequence[QKAttribution] = (),
     freezes: Sequence[str] = FREEZE_MODES,
     progress: bool = False,
@@ -102,13 +112,29 @@ def faithfulness(
         scores: QK attributions; the largest sources of each are removed one by one and together, all
             else and all norms held, and the score's change is compared (freeze ``"score"``).
         freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
+
+    Raises BelongingError for a graph of another model or dictionary than the attached ones, EditError for
+    groups with nodes the graph does not have or that cannot be removed.
     """
+    replacement.require_attached()
+    require_belonging(replacement, graph)
+    if n < 0:
+        raise ArgumentError(f"faithfulness(n=...) must be 0 or more, got {n}.")
+    for freeze in freezes:
+        require_freeze(freeze)
+    for qk in scores:
+        if qk.tokens != graph.info.tokens:
+            raise EditError(f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph.")
     prompt = read_prompt(replacement.model, replacement.dictionary, graph)
     tokens = prompt.tokens
     names, members = _sample(graph, n, seed, prompt.skipped)
     for name, nodes in (groups or {}).items():
         names.append(name)
-        members.append([graph.node_ids.index(i) if isinstance(i, str) else int(i) for i in nodes])
+        try:
+            members.append(node_indices(graph, nodes, EditError))
+            edits_of(graph, members[-1])
+        except EditError as error:
+            raise EditError(f"group {name!r}: {error}") from error
     if not members:
         raise EditError("nothing to remove: the graph has no sources and no groups were given.")
     rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]

@@ -20,6 +20,7 @@ from tl_circuits.hooks import (
     to_tokens,
     token_text,
 )
+from tl_circuits.interventions import require_run_belongs
 
 
 @checked
@@ -48,6 +49,7 @@ def generate(
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}.")
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    require_run_belongs(replacement, prompt, [edits])
     tokens = to_tokens(model, prompt, dictionary.prompt_rule)
     n = tokens.numel()
     total = n + max_new_tokens

@@ -13,9 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.targets import token_id
+from tl_circuits.belonging import require_belonging, require_edits_belong
 from tl_circuits.checked import checked
 from tl_circuits.errors import DivergenceError, EditError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
+from tl_circuits.graph.nodes import KINDS
 from tl_circuits.hooks import (
     Ablate,
     CleanRun,
@@ -33,6 +36,7 @@ from tl_circuits.hooks import (
     run_edited,
     token_text,
     unembed_weights,
+    wholes,
 )
 from tl_circuits.picture import Picture
 
@@ -41,7 +45,7 @@ TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
 DIVERGED = 1000.0  # a norm keeps its output's size: so much growth is an artefact of a denominator held too small
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InterventionResult:
     """One edited run beside the untouched one.
 
@@ -109,6 +113,7 @@ class InterventionResult:
         before, after = self._logits(pair).log_softmax(-1)
         return before, after
 
+    @checked
     def top(self, k: int = 5) -> pd.DataFrame:
         """The ``k`` likeliest next tokens of either run, with probabilities before and after."""
         before, after = (log.exp() for log in self._last)
@@ -128,12 +133,14 @@ class InterventionResult:
         before, after = self._last
         return float((before.exp() * (before - after)).sum())
 
+    @checked
     def logit_difference(self, a: str | int, b: str | int) -> tuple[float, float]:
         """The logit of ``a`` minus that of ``b`` after the last token, before and after the edit."""
         ia, ib = token_id(self.model, a), token_id(self.model, b)
         before, after = self._last
         return float(before[ia] - before[ib]), float(after[ia] - after[ib])
 
+    @checked
     def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
         """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
         from tl_circuits.view.figure import plot_intervention
@@ -233,11 +240,17 @@ def _run(
 ) -> list[InterventionResult]:
     replacement.require_attached()
     require_freeze(freeze)
+    require_run_belongs(replacement, prompt, edit_sets)
     model, dictionary = replacement.model, replacement.dictionary
     read = read_prompt(model, dictionary, prompt)
     tokens = read.tokens
     constrained = _constrained(model, constrained_layers)
-    compared = [layer for layer in dictionary.layers if layers is None or layer in set(layers)]
+    compared = list(dictionary.layers)
+    if layers is not None:
+        asked = wholes(layers, "layers", EditError)
+        for layer in asked:
+            replacement.site(layer)  # refuses layers without a dictionary
+        compared = [layer for layer in compared if layer in asked]
     clean = clean_run(replacement, tokens, read.skipped)
     results = []
     batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
@@ -251,6 +264,13 @@ def _run(
                 )
             bar.update(len(part))
     return results
+
+
+def require_run_belongs(replacement: Replacement, prompt: Any, edit_sets: Iterable[Iterable[Any]]) -> None:
+    """Raise BelongingError for edits made from another dictionary's graph, and for such a graph in the prompt's place."""
+    if isinstance(prompt, AttributionGraph):
+        require_belonging(replacement, prompt)
+    require_edits_belong(replacement, (edit for edits in edit_sets for edit in edits))
 
 
 def edited_batches(
@@ -277,10 +297,11 @@ def edited_batches(
 
 def _constrained(model: Any, layers: Sequence[int] | range) -> tuple[int, ...]:
     n_layers = int(model.cfg.n_layers)
-    for layer in layers:
+    asked = wholes(layers, "constrained_layers", EditError)
+    for layer in asked:
         if not 0 <= layer < n_layers:
             raise EditError(f"constrained layer {layer} is not in 0..{n_layers - 1}.")
-    return tuple(layers)
+    return asked
 
 
 def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.DataFrame:
@@ -315,6 +336,7 @@ def intervention_hooks(
     """
     replacement.require_attached()
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    require_run_belongs(replacement, prompt, [edits])
     read = read_prompt(replacement.model, replacement.dictionary, prompt)
     tokens = read.tokens
     clean = None
@@ -325,29 +347,36 @@ def intervention_hooks(
     return edit_hooks(replacement, plan, clean, freeze)
 
 
-def edits_of(graph: AttributionGraph, nodes: Iterable[str | int], factor: float = 0.0) -> list[Edit]:
+@checked
+def edits_of(
+    graph: AttributionGraph, nodes: Any, factor: float = 0.0, *, replacement: Replacement | None = None
+) -> list[Any]:
     """Edits that multiply the nodes given (ids or indices; a supernode, say) by ``factor``.
 
-    Raises EditError for unknown ids and for logits, which have nothing to edit, PromptError for a graph
-    of many prompts, whose positions are no prompt's.
+    The edits remember their graph: :func:`intervene` refuses them where another model or dictionary is attached.
+    ``replacement``: refuse them now. Raises EditError for unknown ids and for nodes that nothing can edit (outputs; attention
+    features and biases of other programs' graphs), PromptError for a graph of many prompts, whose positions are no
+    prompt's, BelongingError for a graph that is not of ``replacement``.
     """
     graph.prompt_tokens()
-    index = {name: i for i, name in enumerate(graph.node_ids)}
+    if replacement is not None:
+        require_belonging(replacement, graph)
+    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) and not len(nodes):
+        return []
     edits: list[Edit] = []
-    for node in nodes:
-        i = index.get(node, -1) if isinstance(node, str) else int(node)
-        if not 0 <= i < len(graph):
-            raise EditError(f"the graph has no node {node!r}; ids look like {graph.node_ids[0]!r}.")
-        kind = int(graph._nodes.kind[i])
-        layer, position, feature = (
-            int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature")
-        )
-        if kind == 3:
+    for i in node_indices(graph, nodes, EditError):
+        kind = KINDS[int(graph._nodes.kind[i])]
+        layer, position, feature = (int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature"))
+        if kind == "logit":
             raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
-        if kind == 2:
-            edits.append(TokenEdit(position, factor))
-        elif kind == 1:
-            edits.append(ErrorEdit(layer, position, factor))
+        if kind == "embedding":
+            edits.append(TokenEdit(position, factor, of=graph.info))
+        elif kind == "error":
+            edits.append(ErrorEdit(layer, position, factor, of=graph.info))
+        elif kind == "feature" and factor == 0:
+            edits.append(Ablate(layer, position, feature, of=graph.info))
+        elif kind == "feature":
+            edits.append(Scale(layer, position, feature, factor, of=graph.info))
         else:
-            edits.append(Ablate(layer, position, feature) if factor == 0 else Scale(layer, position, feature, factor))
+            raise EditError(f"{graph.node_ids[i]!r} is {kind!r}, which nothing here can edit; edit features, errors or tokens.")
     return edits

@@ -100,8 +100,13 @@ def load_model(
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    from tl_circuits.errors import ModelError
+    from tl_circuits.errors import ArgumentError, ModelError
 
+    if not isinstance(name, (str, Path)):
+        raise ArgumentError(f"load_model(name=...) must be a model's name or a folder, got {type(name).__name__}.")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ArgumentError(f"load_model(dtype=...) must be a torch.dtype, such as torch.bfloat16, got {dtype!r}.")
+    name = str(name)
     dtype = torch.float32 if dtype is None else dtype
     if name == BUILTIN:
         source = str(BUILTIN_FOLDER)

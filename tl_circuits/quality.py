@@ -50,9 +50,14 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
     ``l0`` (active features a token), ``explained_variance`` of the MLP's output
     (``1 - Σ|y - ŷ|² / Σ|y - mean y|²``), ``loss`` (nats a token) with that layer's MLP replaced, and
     ``loss_change`` against the untouched model. The positions that the dictionary's ``prompt_rule`` leaves
-    out (a beginning-of-sequence token, say) are not counted and keep their MLP. Raises PromptError for prompts with fewer than two tokens.
+    out (a beginning-of-sequence token, say) are not counted and keep their MLP. Raises PromptError for prompts
+    with fewer than two tokens, and if there are none.
     """
     replacement.require_attached()
+    if len(prompts) == 0:
+        raise PromptError("there are no prompts to measure the dictionary on; give at least one.")
+    if isinstance(prompts, str):
+        raise PromptError("dictionary_quality takes a list of prompts, got one text; write [prompt].")
     model, dictionary = replacement.model, replacement.dictionary
     layers = list(dictionary.layers)
     sums = {layer: _Sums() for layer in layers}

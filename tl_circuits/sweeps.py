@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
-from tl_circuits.errors import PromptError
+from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement, Set, added_hooks, clean_run, read_prompt
+from tl_circuits.hooks import Replacement, Set, added_hooks, clean_run, read_prompt, real
 from tl_circuits.interventions import intervene_many
 
 Metric = Callable[[Float[Tensor, " d_vocab"]], Any]
@@ -33,8 +34,15 @@ def feature_patching(
     For every layer, position and feature whose activations differ, ``metric`` of the logits after
     the last token. The ``limit`` largest differences are run. Returns a frame: layer, position,
     feature, clean, corrupted (activations), metric, change (against the corrupted run), largest
-    change first. Raises PromptError when the prompts differ in length.
+    change first. Raises PromptError when the prompts differ in length, DictionaryError for layers without a
+    dictionary, ArgumentError for a metric that does not make one number of logits ``[d_vocab]``.
     """
+    replacement.require_attached()
+    if limit < 0:
+        raise ArgumentError(f"feature_patching(limit=...) must be 0 or more, got {limit}.")
+    asked = list(replacement.dictionary.layers if layers is None else layers)
+    for layer in asked:
+        replacement.site(layer)  # refuses layers without a dictionary
     model, dictionary = replacement.model, replacement.dictionary
     pair = [read_prompt(model, dictionary, p).tokens for p in (clean, corrupted)]
     if pair[0].numel() != pair[1].numel():
@@ -43,7 +51,7 @@ def feature_patching(
         )
     runs = [clean_run(replacement, tokens) for tokens in pair]
     rows = []
-    for layer in dictionary.layers if layers is None else layers:
+    for layer in asked:
         name = dictionary.input_hook(layer)
         acts = []
         for run in runs:
@@ -57,7 +65,7 @@ def feature_patching(
     frame = frame.loc[size.sort_values(ascending=False, kind="stable").index[:limit]].reset_index(drop=True)
     sets = [[Set(r.layer, r.position, r.feature, value=r.clean)] for r in frame.itertuples()]
     results = intervene_many(replacement, corrupted, [[], *sets], freeze=freeze)
-    scores = [float(metric(result.last_logits)) for result in results]
+    scores = [_number(metric, result.last_logits) for result in results]
     frame["metric"] = scores[1:]
     frame["change"] = frame["metric"] - scores[0]
     order = frame["change"].abs().sort_values(ascending=False, kind="stable").index
@@ -81,8 +89,12 @@ def circuit_curve(
     positions that the graph leaves out) go to zero or to their mean over the prompt; errors stay as the
     run makes them. ``metric`` takes the logits after the last token. Returns a frame: threshold,
     features, kept (share of the untouched metric), random_mean and random_std of as many features
-    drawn from the graph's active ones.
+    drawn from the graph's active ones. Raises BelongingError for a graph of another model or dictionary than the
+    attached ones, ArgumentError for a metric that does not make one number of logits ``[d_vocab]``, or makes 0 of the
+    untouched ones.
     """
+    replacement.require_attached()
+    require_belonging(replacement, graph)
     model, dictionary = replacement.model, replacement.dictionary
     prompt = read_prompt(model, dictionary, graph)
     tokens = prompt.tokens
@@ -92,7 +104,9 @@ def circuit_curve(
         x = run.seen[dictionary.input_hook(layer)][0]
         acts[layer] = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
     with torch.no_grad():
-        whole = float(metric(model(tokens[None])[0, -1].float()))
+        whole = _number(metric, model(tokens[None])[0, -1].float())
+    if whole == 0:
+        raise ArgumentError("the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not.")
     skipped = list(prompt.skipped)
     active = torch.cat([_places(layer, acts[layer], skipped) for layer in dictionary.layers])
     generator = torch.Generator().manual_seed(seed)
@@ -136,7 +150,21 @@ def _kept(
         rest = clean.mean(0, keepdim=True).expand_as(clean) if others == "mean" else torch.zeros_like(clean)
         hooks.append((f"{replacement.site(layer)}.hook_sae_acts_post", _masked(mask, rest)))
     with torch.no_grad(), added_hooks(replacement.model, hooks):
-        return float(metric(replacement.model(tokens[None])[0, -1].float()))
+        return _number(metric, replacement.model(tokens[None])[0, -1].float())
+
+
+def _number(metric: Metric, logits: Float[Tensor, " d_vocab"]) -> float:
+    """What ``metric`` makes of the logits after the last token; raises ArgumentError unless it is one number."""
+    asked = f"metric is given the logits after the last token, one number for each of the {len(logits)} tokens: logits[token]"
+    try:
+        made = metric(logits)
+    except (IndexError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise ArgumentError(f"{asked}, not logits[0, -1, token]; it failed on them ({type(error).__name__}: {error}).") from error
+    try:
+        made = made.reshape(()) if isinstance(made, Tensor) and made.numel() == 1 else made
+        return real(made, "what it returns")
+    except ArgumentError as error:
+        raise ArgumentError(f"{asked}; {error}") from error
 
 
 def _masked(mask: Bool[Tensor, "pos feature"], rest: Float[Tensor, "pos feature"]) -> Callable[..., Tensor]:

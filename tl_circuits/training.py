@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import ModelError, OutputError, PromptError
 from tl_circuits.hooks import plain_ids, special_token, without_first
 from tl_circuits.models import PACKAGED, open_packaged
@@ -20,6 +21,7 @@ HISTORY = "history.json"
 _MLPS = ["layers.*.mlp", "h.*.mlp"]
 
 
+@checked
 def train_transcoders(
     model: str,
     texts: Sequence[str | Path],

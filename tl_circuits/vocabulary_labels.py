@@ -8,7 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.belonging import require_belonging
+from tl_circuits.checked import checked
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
 from tl_circuits.hooks import (
     Replacement,
@@ -24,18 +27,21 @@ TOKENS_KEPT = 5
 FEATURES_AT_ONCE = 64
 
 
+@checked
 def label_features(
-    replacement: Replacement, graph: AttributionGraph, nodes: Sequence[int] | None = None, progress: bool = False
+    replacement: Replacement, graph: AttributionGraph, nodes: Sequence[str | int] | None = None, progress: bool = False
 ) -> AttributionGraph:
-    """``graph`` with a vocabulary label on its features (or on those of the node indices given).
+    """``graph`` with a vocabulary label on its features (or on those of the nodes given, by id or index).
 
     A feature promotes the tokens with the largest ``activation · decoder · W_U`` and suppresses
     those with the smallest, logits taken minus their mean; it reads the tokens whose embedding
     has the largest product with its encoder. The short label shows whichever of promoting and
-    reading stands out more, in standard deviations over the vocabulary.
+    reading stands out more, in standard deviations over the vocabulary. Raises BelongingError for a graph of
+    another model or dictionary than the attached ones, TargetError for a node it does not have.
     """
+    require_belonging(replacement, graph)
     features = graph.is_kind("feature")
-    wanted = features.nonzero()[:, 0].tolist() if nodes is None else [i for i in nodes if features[i]]
+    wanted = features.nonzero()[:, 0].tolist() if nodes is None else [i for i in (node_index(graph, node) for node in nodes) if features[i]]
     labels = dict(graph.labels)
     layers = graph._nodes.layer
     by_layer: dict[int, list[int]] = {}

@@ -21,6 +21,7 @@ from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitTargets,
     Targets,
+    as_targets,
     resolve_logits,
     resolve_position,
     top_logits,
@@ -54,7 +55,7 @@ def attribute(
     max_nodes: int = 4000,
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
-    skip_positions: Iterable[Any] | None = None,
+    skip_positions: Iterable[int] | None = None,
     prepend_special: bool | None = None,
     row_mass: float | None = None,
     progress: bool = True,
@@ -124,7 +125,7 @@ def attribute(
                 batch_size,
                 lambda n: bar.update(n) and None,
             )
-        info = _info(model, prompt, rule, roots, sources, recording, chosen, max_nodes)
+        info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
         graph = assemble(expansion, roots, info, tokens, position)
         require_sums(graph, recording.dtype)
         return graph
@@ -170,9 +171,7 @@ def _roots(
     position: int,
     final: Float[Tensor, " d_model"],
 ) -> Roots:
-    asked = [targets] if isinstance(targets, (str, int)) or not isinstance(targets, Iterable) else list(targets)
-    if targets is not None and not asked:
-        raise TargetError("targets is an empty list; give at least one target, or None for the likeliest tokens.")
+    asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
         if len(asked) > 1:
             raise TargetError("a FeatureTarget is traced alone; give it without other targets.")
@@ -223,7 +222,7 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
 
 
 def _info(
-    model: Any,
+    replacement: Replacement,
     prompt: Any,
     rule: PromptRule,
     roots: Roots,
@@ -232,7 +231,7 @@ def _info(
     engine: Engine,
     max_nodes: int,
 ) -> GraphInfo:
-    tokens = recording.tokens
+    model, tokens = replacement.model, recording.tokens
     ids = tokens.tolist()
     logit: LogitTargets | None = roots.logits
     graph = prompt.info if isinstance(prompt, AttributionGraph) else None
@@ -253,6 +252,7 @@ def _info(
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),
+        sample=replacement.sample,
         prompt_exact=exact,
         skip_positions=sources.skipped,
         prepended=token_text(model, ids[0]) if added else "" if graph is None else graph.prepended,

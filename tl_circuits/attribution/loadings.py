@@ -10,12 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
-from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, node_indices, retrace
+from tl_circuits.attribution.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attribution.sources import Sources
-from tl_circuits.attribution.targets import Targets, resolve_logits
+from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
 from tl_circuits.checked import checked
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
 from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
 
 # An edge computed again may be off by this much of its target's largest edge, by the model's dtype.
@@ -34,7 +35,7 @@ def head_loadings(
     target: Node | Sequence[Node],
     *,
     chains: int = 10,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
 ) -> pd.DataFrame:
     """How much of the direct effect from ``source`` to ``target`` went through each attention head.
 
@@ -75,7 +76,7 @@ def top_head_loadings(
     edges: int = 100,
     *,
     chains: int = 3,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """:func:`head_loadings` of the ``edges`` strongest edges, one frame with ``source`` and ``target`` in front.
@@ -100,7 +101,7 @@ def edge_paths(
     graph: AttributionGraph,
     edges: Sequence[int],
     chains: int,
-    targets: Sequence[Any] | None = None,
+    targets: Any = None,
     progress: bool = False,
 ) -> list[Paths]:
     """The ways of some edges of a graph (indices) through heads, on a prompt already retraced."""
@@ -159,8 +160,9 @@ def _on_stream(sources: Sources, layer: int, row: Float[Tensor, " d_out"], posit
 class _Reads:
     """What target nodes read, as the engine's targets and as vectors on the stream."""
 
-    def __init__(self, local: Retraced, graph: AttributionGraph, targets: Sequence[Any] | None):
-        self._local, self._graph, self._given = local, graph, targets
+    def __init__(self, local: Retraced, graph: AttributionGraph, targets: Any):
+        self._local, self._graph = local, graph
+        self._given = None if targets is None else as_targets(targets)
 
     def targets(self, node: int) -> Targets:
         """A node as the engine's target."""

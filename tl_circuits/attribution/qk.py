@@ -59,6 +59,7 @@ class QKAttribution:
     tokens: tuple[str, ...] = field(repr=False)
     _sides: "Sides" = field(repr=False, compare=False)
 
+    @checked
     def removal(self, sources: Sequence[str]) -> float:
         """How the score changes when these sources (node ids) are removed from both sides, all else frozen.
 

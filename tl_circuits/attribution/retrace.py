@@ -1,7 +1,6 @@
 """The local replacement model of a graph's prompt once more, to ask what the graph does not store."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS
@@ -60,16 +60,12 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
     """Record the graph's prompt again and build the frozen maps; with ``below``, only what decides that layer's scores.
 
     The positions that the graph leaves out are left out again.
-    Raises TargetError when the graph is of another model or dictionary, ArchitectureError where
+    Raises BelongingError when the graph is of another model or dictionary, ArchitectureError where
     only the autograd engine can trace: it has no map of single heads.
     """
     replacement.require_attached()
+    require_belonging(replacement, graph)
     model, dictionary = replacement.model, replacement.dictionary
-    if graph.info.n_layers != int(model.cfg.n_layers) or graph.info.dictionary != dictionary.name:
-        raise TargetError(
-            f"the graph is of a model with {graph.info.n_layers} layers and the dictionary "
-            f"{graph.info.dictionary!r}; attached is {dictionary.name!r} on {model.cfg.n_layers} layers."
-        )
     prompt = read_prompt(model, dictionary, graph)
     tokens = prompt.tokens
     layers = [layer for layer in dictionary.layers if below is None or layer < below]
@@ -153,20 +149,3 @@ def columns_of(sources: Sources, below: int | None = None) -> Columns:
             columns.kind[errors], columns.layer[errors] = 1, layer
             columns.position[errors] = torch.arange(n_pos)
     return columns
-
-
-def node_index(graph: AttributionGraph, node: str | int) -> int:
-    """The index of a node given by id or index; raises TargetError if the graph has none such."""
-    if isinstance(node, int) and not isinstance(node, bool) and 0 <= node < len(graph):
-        return node
-    if isinstance(node, str) and node in graph.node_ids:
-        return graph.node_ids.index(node)
-    raise TargetError(f"the graph has no node {node!r}; ids look like {graph.node_ids[0]!r}.")
-
-
-def node_indices(graph: AttributionGraph, nodes: str | int | Sequence[str | int]) -> list[int]:
-    """The indices of one node or of a supernode's."""
-    several = [nodes] if isinstance(nodes, (str, int)) else list(nodes)
-    if not several:
-        raise TargetError("an empty list of nodes was given; name at least one.")
-    return [node_index(graph, node) for node in several]

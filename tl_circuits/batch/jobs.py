@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_circuits.errors import PromptError
+from tl_circuits.errors import ArgumentError, PromptError
+from tl_circuits.hooks import is_whole, whole, wholes
 
 _FIELDS = ("id", "prompt", "targets", "position")
 
@@ -69,11 +69,9 @@ def read_jobs(prompts: str | Path | Iterable[Any]) -> list[Job | BadLine]:
 
 def _ids(prompt: Any) -> tuple[int, ...]:
     try:
-        if any(isinstance(i, bool) for i in prompt):
-            raise TypeError("true and false are no token ids")
-        return tuple(operator.index(i) for i in prompt)
-    except TypeError as error:
-        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r} ({error})") from error
+        return wholes(prompt, "token ids")
+    except ArgumentError as error:
+        raise ValueError(f"'prompt' must be text or token ids, got {prompt!r} (no token ids: {error})") from error
 
 
 def _parsed(line: str) -> Any:
@@ -98,10 +96,18 @@ def _job(where: str, item: Any) -> Job:
     if not prompt:
         raise ValueError("'prompt' must be text or token ids, and is empty")
     targets, position = fields.get("targets"), fields.get("position", -1)
-    if isinstance(targets, (str, int)):
-        targets = [targets]
-    if targets is not None and not all(isinstance(t, (str, int)) for t in targets):
-        raise ValueError(f"'targets' must be tokens or token ids, got {targets!r}")
-    if type(position) is not int:
+    if targets is not None:
+        given = [targets] if isinstance(targets, str) or is_whole(targets) else _each(targets)
+        if given is None or not all(isinstance(t, str) or is_whole(t) for t in given):
+            raise ValueError(f"'targets' must be tokens or token ids, got {targets!r}")
+        targets = tuple(t if isinstance(t, str) else whole(t) for t in given)
+    if not is_whole(position):
         raise ValueError(f"'position' must be a whole number, got {position!r}")
-    return Job(str(fields.get("id", where)), prompt, None if targets is None else tuple(targets), position)
+    return Job(str(fields.get("id", where)), prompt, targets, whole(position))
+
+
+def _each(values: Any) -> list[Any] | None:
+    """The entries of a list, an array, a column or a tensor; None for anything else."""
+    if not isinstance(values, (list, tuple)) and not (hasattr(values, "tolist") and getattr(values, "ndim", 0) == 1):
+        return None
+    return list(values)

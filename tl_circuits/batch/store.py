@@ -40,6 +40,15 @@ class Store:
             return None
         return record if record.get("status") == "done" and self._fs.exists(self._at(record["file"])) else None
 
+    def graph(self, record: dict[str, Any]) -> "AttributionGraph":
+        """The graph of a finished prompt's record; raises GraphFileError if it is damaged."""
+        from tl_circuits.graph.storage import load_graph
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "graph.safetensors"
+            path.write_bytes(self._fs.cat_file(self._at(record["file"])))
+            return load_graph(path)
+
     def write(self, key: str, record: dict[str, Any], graph: "AttributionGraph | None") -> None:
         """The graph first, then the record, which says that it is finished; raises OSError after three tries."""
         if graph is not None:

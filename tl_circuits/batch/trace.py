@@ -10,9 +10,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution import attribute
+from tl_circuits.attribution.targets import parse_target
 from tl_circuits.batch.jobs import BadLine, Job, read_jobs
 from tl_circuits.batch.store import Store
+from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
+from tl_circuits.errors import ArgumentError, BelongingError
 from tl_circuits.hooks import Replacement
 
 Record = dict[str, Any]
@@ -39,7 +42,7 @@ def trace_many(
         replacement: what :func:`tl_circuits.attach` returned, or a function that opens one; Ray's
             workers each call the function once.
         prompts: a ``.jsonl`` file with one object a line, or strings, token ids or mappings: ``prompt``
-            and perhaps ``id``, ``targets``, ``position``.
+            and perhaps ``id``, ``targets`` (tokens, their ids, or ``"A - B"`` for a difference), ``position``.
         out: a folder, or any address fsspec can write to.
         workers: Ray workers, each with model and dictionary of its own; None traces in this process, or
             with ``ray_address`` on as many workers as the cluster has devices.
@@ -52,8 +55,10 @@ def trace_many(
     Returns a frame with one row a prompt, in order: ``id key prompt status error seconds nodes edges
     replacement_score completeness_score coverage file``; also written as ``summary.parquet``.
     Raises PromptError, OutputError, ImportError without Ray, ConnectionError when no cluster answers,
-    and ValueError for settings that do not fit.
+    BelongingError where ``out`` holds results of the same name made with other weights, and ValueError for settings that do not fit.
     """
+    if hasattr(replacement, "hook_dict"):
+        raise ArgumentError("trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare model.")
     on_ray = workers is not None or ray_address is not None
     opened = isinstance(replacement, Replacement)
     if on_ray and opened:
@@ -74,6 +79,8 @@ def trace_many(
             records[job.id] = done | {"id": job.id}
         else:
             waiting.append(job)
+    if opened:
+        _require_own(replacement, store, records.values(), label)
     if not waiting:
         finished: Iterator[Record] = iter(())
     elif on_ray:
@@ -97,6 +104,17 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
+def _require_own(replacement: Replacement, store: Store, records: Iterable[Record], label: str) -> None:
+    """Raise BelongingError where what is finished under the same name was made with other weights; one graph tells."""
+    done = next((record for record in records if record.get("status") == "done"), None)
+    if done is None:
+        return
+    try:
+        require_belonging(replacement, store.graph(done).info)
+    except BelongingError as error:
+        raise BelongingError(f"{store.out} holds results called {label!r} of other weights: give another folder, or name=... ({error})") from error
+
+
 def _trace_here(
     replacement: Replacement | Callable[[], Replacement], jobs: list[Job], store: Store, options: dict[str, Any]
 ) -> Iterator[Record]:
@@ -112,7 +130,7 @@ def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[st
     record: Record = {"id": job.id, "key": key, "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt)}
     try:
         prompt = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
-        targets = None if job.targets is None else list(job.targets)
+        targets = None if job.targets is None else [parse_target(t) if isinstance(t, str) else t for t in job.targets]
         graph = attribute(
             replacement, prompt, targets, position=job.position, max_nodes=options["max_nodes"], progress=False
         )

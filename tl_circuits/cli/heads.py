@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.loading import Features, features_named, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -42,8 +42,8 @@ def heads(
         from tl_circuits.attention_data import edge_stories, story_data
 
         loaded = tlc.load_graph(graph)
-        named = "neurons" if loaded.info.dictionary == "mlp neurons" else loaded.info.dictionary
-        with open_replacement(model or loaded.info.model, Features(transcoders or named), device, dtype) as replacement:
+        features = Features(transcoders or features_named([loaded]))
+        with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
             (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=Console(stderr=True).is_terminal)
         facts = story_data(loaded, story)
         if as_json:
@@ -71,9 +71,12 @@ def loading_rows(facts: dict[str, Any]) -> list[tuple[str, float]]:
     """The largest heads and chains by name, and what all others carried; with the residual stream they sum to the edge."""
     heads = [(f"layer {head['layer']} head {head['head']}", head["loading"]) for head in facts["heads"]]
     chains = [tuple(chain) for chain in facts["chains"]]
-    others = sum(value for _, value in heads[PAIRS_TOLD:])
     rest = facts["rest"] + sum(value for _, value in chains[PAIRS_TOLD:])
-    shown = [*heads[:PAIRS_TOLD], ("other heads", others)] if len(heads) > PAIRS_TOLD else heads
+    listed = facts["residual"] + facts["rest"] + sum(value for _, value in [*heads, *chains])
+    beyond = facts.get("other_heads", facts["weight"] - listed)  # stories of earlier versions do not say it
+    shown = heads[:PAIRS_TOLD]
+    if len(heads) > PAIRS_TOLD or beyond:
+        shown = [*shown, ("other heads", beyond + sum(value for _, value in heads[PAIRS_TOLD:]))]
     return [*shown, *chains[:PAIRS_TOLD], ("other chains", rest)]
 
 

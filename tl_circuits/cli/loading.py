@@ -1,5 +1,6 @@
 """Open a model and a dictionary by the names given on the command line."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
+    from tl_circuits.graph.graph import AttributionGraph
     from tl_circuits.hooks import Replacement
 
 Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="`neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits models`, a SAELens release, a hub repository or a folder.")]
@@ -28,6 +30,18 @@ class Features:
     def __str__(self) -> str:
         parts = (self.transcoders, self.width, self.l0, self.layers and f"layers {self.layers}")
         return " ".join(part for part in parts if part)
+
+
+def features_named(graphs: "Sequence[AttributionGraph]") -> str:
+    """What to open for ``graphs``: the dictionary that all of them name, or neurons where there are none.
+
+    Raises ValueError where they name several.
+    """
+    named = dict.fromkeys(graph.info.dictionary for graph in graphs)
+    if len(named) > 1:
+        raise ValueError(f"the graphs are of several dictionaries ({', '.join(map(repr, named))}): say which to load with --transcoders.")
+    name = next(iter(named), "mlp neurons")
+    return "neurons" if name == "mlp neurons" else name
 
 
 def open_replacement(model_name: str, features: Features, device: str | None, dtype: str) -> "Replacement":

@@ -31,7 +31,7 @@ def trace(
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference. Default: the likeliest tokens.")] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference; B gets a space in front if A has one. Default: the likeliest tokens.")] = None,
     position: Annotated[int, typer.Option(help="Where the answer is read; -1 is the last token.")] = -1,
     prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Put a special token (bos, else pad, else eos) before the text. Default: what the transcoders want.")] = None,
     skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position without features and errors (repeatable), such as 0. Default: what the transcoders want.")] = None,
@@ -119,15 +119,9 @@ def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
 
 
 def _targets(given: list[str] | None) -> list[Any] | None:
-    from tl_circuits.attribution import LogitDifference
+    from tl_circuits.attribution.targets import parse_target
 
-    if not given:
-        return None
-    targets: list[Any] = []
-    for text in given:
-        parts = text.split(" - ")
-        targets.append(LogitDifference(*parts) if len(parts) == 2 else text)
-    return targets
+    return [parse_target(text) for text in given] if given else None
 
 
 def _slug(prompt: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.errors import DictionaryError, NotFiniteError
-from tl_circuits.hooks import MODELS_OWN, PromptRule
+from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,10 @@ class Dictionary(ABC):
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
         """The linear skip from a layer's input to its output, if it has one."""
         return None
+
+    def sample(self) -> Sample:
+        """A few numbers out of the weights, by which the dictionary is known again; none where the model's own are used."""
+        return ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, layers {ranges(self.layers)})"

@@ -56,6 +56,12 @@ class CrossLayerTranscoders(TranscoderSet):
             if self[layer].forget_pages is None:
                 require_finite(layer, "W_dec", decoder)
 
+    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
+        return self._decoders[layer]
+
+    def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
+        return self._decoders[layer][:, 0]
+
     def to(self, device: torch.device) -> "CrossLayerTranscoders":
         """The same dictionary on another device."""
         moved = super().to(device)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from tl_circuits.checked import checked
 from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import Hints, LayerWeights
+from tl_circuits.dictionaries.given import Options, from_layers, refuse_publishing_options, with_options
 from tl_circuits.dictionaries.hub import HubRepository
 from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.published import Candidate, Published, find_published
@@ -18,14 +20,14 @@ from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.dictionaries.releases import find_release, release_names
 from tl_circuits.dictionaries.repository import LocalFolder, Repository
 from tl_circuits.dictionaries.residency import Residency, choose_residency, place
-from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
-from tl_circuits.dictionaries.selection import select, wanted_layers
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.dictionaries.selection import select
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import PromptRule
+from tl_circuits.hooks import PromptRule, wholes
 from tl_circuits.models import BUILTIN
 
 
+@checked
 def load_transcoders(
     source: Any,
     *,
@@ -48,7 +50,8 @@ def load_transcoders(
         source: ``"tiny-facts"`` (built in), a short name (``"gemma"``; ``tl-circuits models`` lists them), a SAELens release, a
             hub repository ``org/repo[/folder][@revision]``, a folder in any layout of
             docs/transcoders.md, ``{layer: SAELens transcoder}``, ``{layer: Transcoder}``, or a list
-            of either, index = layer.
+            of either, index = layer; or a dictionary, which comes back with the options put on it (the same
+            object where none is given).
         width: which set, where several are published: ``"16k"`` or 16384. Left open, a choice is an error
             that lists it.
         l0: which set, as ``width``: ``"small"``, or a number, which takes each layer's nearest.
@@ -70,23 +73,28 @@ def load_transcoders(
         progress: show a progress bar on stderr.
 
     Raises DictionaryError for what is not there, not a transcoder, damaged or contradicts itself,
-    naming file and field; DownloadError where files cannot be had. Pickles are never loaded.
+    naming file and field, and for an option that cannot be honoured; DownloadError where files cannot be had. Pickles are never loaded.
     """
+    for option, hook in (("input_hook", input_hook), ("output_hook", output_hook)):
+        if hook is not None and (not hook or hook.startswith("blocks.")):
+            raise DictionaryError(f"{option}={hook!r} must be a hook's name within a block, such as 'mlp.hook_in'.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise DictionaryError(f"dtype={dtype} is not one of floating-point numbers, such as torch.bfloat16.")
+    layers = None if layers is None else wholes(layers, "layers", DictionaryError)
+    options = Options(layers, input_hook, output_hook, device, dtype, residency, name, prompt_rule)
+    given = None
     if isinstance(source, Dictionary):
-        return source if prompt_rule is None else source.with_prompt_rule(prompt_rule)
-    if isinstance(source, str) and source == BUILTIN:
+        given = source
+    elif isinstance(source, str) and source == BUILTIN:
         from tl_circuits.builtin.files import open_transcoders
 
-        opened = open_transcoders()
-        made = TranscoderSet({layer: opened[layer] for layer in wanted_layers(BUILTIN, opened.layers, layers)}, BUILTIN)
-        return made.with_prompt_rule(prompt_rule or made.prompt_rule)
-    if isinstance(source, (list, tuple)):
-        source = dict(enumerate(source))
-    if isinstance(source, Mapping):
-        given = {_layer_number(key): _one(key, value) for key, value in source.items()}
-        wanted = wanted_layers(name or "the set", sorted(given), layers)
-        made = TranscoderSet({layer: given[layer] for layer in wanted}, name or "transcoders")
-        return made.with_prompt_rule(prompt_rule or made.prompt_rule)
+        given = open_transcoders()
+    elif isinstance(source, (list, tuple, Mapping)):
+        refuse_publishing_options("what was given", width=width, l0=l0, cache_dir=cache_dir)
+        return from_layers(source if isinstance(source, Mapping) else dict(enumerate(source)), options)
+    if given is not None:
+        refuse_publishing_options(repr(given.name), width=width, l0=l0, cache_dir=cache_dir)
+        return with_options(given, options)
     if not isinstance(source, (str, Path)):
         raise DictionaryError(
             f"cannot load transcoders from {source!r}: give a name, a folder, {{layer: SAELens transcoder}} or "
@@ -177,19 +185,3 @@ def _assemble(name: str, loaded: dict[int, LayerWeights], made_for: str | None) 
         return TranscoderSet(encoders, name, made_for)
     decoders = {layer: weights.decoder for layer, weights in loaded.items() if weights.decoder is not None}
     return CrossLayerTranscoders(encoders, decoders, name, made_for)
-
-
-def _layer_number(key: Any) -> int:
-    if not isinstance(key, int) or isinstance(key, bool) or key < 0:
-        raise DictionaryError(f"a transcoder's key is its layer, a whole number from 0, got {key!r}.")
-    return key
-
-
-def _one(layer: int, value: Any) -> Transcoder:
-    if isinstance(value, Transcoder):
-        return value
-    if is_saelens(value):
-        return transcoder_from_saelens(layer, value)
-    raise DictionaryError(
-        f"layer {layer}: expected a SAELens transcoder or tlc.Transcoder, got {type(value).__name__}."
-    )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.checked import checked, require_model
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.dictionaries.transcoders import take_rows
 from tl_circuits.errors import ArchitectureError
@@ -124,10 +125,12 @@ def _columns(matrix: Float[Tensor, "d d_mlp"], features: Int[Tensor, " n"]) -> F
     return matrix[:, features.to(matrix.device)].T.float().to(features.device)
 
 
+@checked
 def mlp_neurons(model: Any) -> Neurons:
     """The neurons of every MLP of ``model`` as a dictionary that needs no training.
 
-    Raises ArchitectureError for mixtures of experts and unknown activation functions.
+    Raises ArchitectureError for mixtures of experts and unknown activation functions, ArgumentError for what is no model.
     """
+    require_model("mlp_neurons", model)
     layers = range(int(model.cfg.n_layers))
     return Neurons({layer: mlp_weights(model, layer) for layer in layers}, {layer: mlp_site(model, layer) for layer in layers})

@@ -20,9 +20,12 @@ def is_saelens(value: Any) -> bool:
     return any(c.__module__.split(".")[0] == "sae_lens" for c in type(value).__mro__)
 
 
-def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
+def transcoder_from_saelens(
+    layer: int, sae: Any, input_hook: str | None = None, output_hook: str | None = None
+) -> Transcoder:
     """A SAELens ``Transcoder``, ``SkipTranscoder`` or their JumpReLU kin, as tensors of ours.
 
+    ``input_hook`` and ``output_hook`` stand for what its metadata says.
     Raises DictionaryError for other architectures, activation functions or run-time
     normalisations, saying which.
     """
@@ -54,8 +57,9 @@ def transcoder_from_saelens(layer: int, sae: Any) -> Transcoder:
         threshold=_tensor(sae.threshold) if activation == "jumprelu" else None,
         activation=activation,
         k=k,
-        input_hook=_input_hook(layer, cfg.metadata),
-        output_hook=relative_hook(layer, "hook_name_out", cfg.metadata.hook_name_out or cfg.metadata.hook_name),
+        input_hook=input_hook or _input_hook(layer, cfg.metadata),
+        output_hook=output_hook
+        or relative_hook(layer, "hook_name_out", cfg.metadata.hook_name_out or cfg.metadata.hook_name),
     )
 
 

@@ -17,14 +17,26 @@ from tl_circuits.dictionaries.base import (
     require_shape,
 )
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import mlp_norms, read_stage, resolve, was_folded, write_stage
+from tl_circuits.hooks import (
+    Sample,
+    is_whole,
+    mlp_norms,
+    read_stage,
+    resolve,
+    rounded,
+    shown,
+    spread,
+    was_folded,
+    whole,
+    write_stage,
+)
 
 POSITIONS_AT_ONCE = 256  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
 ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
 FLOATS_AT_ONCE = 2**24  # of an encoder or decoder on the way to the device, 64 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transcoder:
     """One layer: ``y = act(x W_encᵀ + b_enc) W_dec + b_dec (+ x W_skipᵀ)`` (Dunefsky et al. 2024).
 
@@ -47,6 +59,10 @@ class Transcoder:
     input_hook: str = "mlp.hook_in"
     output_hook: str = "hook_mlp_out"
     forget_pages: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        if is_whole(self.k):
+            object.__setattr__(self, "k", whole(self.k))
 
     def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
         """Activations from pre-activations."""
@@ -96,9 +112,11 @@ class TranscoderSet(Dictionary):
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
     ):
+        if not isinstance(transcoders, Mapping) or not all(isinstance(t, Transcoder) for t in transcoders.values()):
+            raise DictionaryError(f"a {type(self).__name__} is made of {{layer: tlc.Transcoder}}, got {shown(transcoders)}.")
         self.name = name
         self.made_for = made_for
-        self._at = {layer: transcoders[layer] for layer in sorted(transcoders)}
+        self._at = {whole(layer, "a layer", DictionaryError): transcoders[layer] for layer in sorted(transcoders)}
         if not self._at:
             raise DictionaryError("the dictionary has no layers.")
         for layer, transcoder in self._at.items():
@@ -122,6 +140,22 @@ class TranscoderSet(Dictionary):
         made = copy(self)
         made._at = moved
         return made
+
+    def sample(self) -> Sample:
+        found = []
+        for layer, t in self._at.items():
+            what = f"layer {layer} of the dictionary"
+            found.append((f"{what} ({t.input_hook} to {t.output_hook})", some_entries(t.W_enc)))
+            found.append((f"{what} (its decoder)", some_entries(self._own_decoder(layer))))
+            found += [(f"{what} (its {n})", getattr(t, n).detach().norm(dtype=torch.float32)) for n in ("b_enc", "b_dec")]
+        return rounded(found)
+
+    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
+        """What a layer's features write to it and the layers after; None where they write to their own only."""
+        return None
+
+    def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
+        return self._at[layer].W_dec
 
     def __getitem__(self, layer: int) -> Transcoder:
         return self._at[layer]
@@ -256,6 +290,12 @@ class TranscoderSet(Dictionary):
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
 
 
+def some_entries(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, "3 2"]:
+    """A few numbers of a wide matrix that may lie on disk, of which no more is read."""
+    rows, columns = (spread(size, count).to(matrix.device) for size, count in zip(matrix.shape, (3, 2), strict=True))
+    return matrix.detach()[rows[:, None], columns].float()
+
+
 def to_layer(matrix: Tensor, device: torch.device) -> Tensor:
     """A wide matrix on its layer's device, unless it lies in the machine's memory or on disk."""
     return matrix if matrix.device.type == "cpu" else matrix.to(device)
@@ -275,6 +315,10 @@ def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
 
 
 def _check_tensors(layer: int, t: Transcoder) -> None:
+    for name in _TENSORS:
+        tensor = getattr(t, name)
+        if not isinstance(tensor, Tensor) and not (tensor is None and name in ("W_skip", "threshold")):
+            raise DictionaryError(f"layer {layer}: {name} must be a tensor, got {shown(tensor)}.")
     if t.W_enc.ndim != 2 or t.W_dec.ndim != 2:
         raise DictionaryError(
             f"layer {layer}: W_enc and W_dec must be matrices [feature, d], got {tuple(t.W_enc.shape)} "

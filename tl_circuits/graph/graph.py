@@ -1,7 +1,7 @@
 """The attribution graph: nodes, direct effects between them, and what can be asked of it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import PromptError
 from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Groups, Notes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
+from tl_circuits.hooks import whole
 from tl_circuits.picture import Picture
 
 if TYPE_CHECKING:
     from tl_circuits.graph.supernodes import Supernodes
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class AttributionGraph:
     """Direct effects in the local replacement model of one prompt.
 
@@ -42,6 +45,18 @@ class AttributionGraph:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all content is the same: what was traced, labels, notes, stories of heads."""
+        if not isinstance(other, AttributionGraph):
+            return NotImplemented
+        tables = ((self._nodes, other._nodes), (self._edges, other._edges))
+        return all(
+            _equal(getattr(a, column.name), getattr(b, column.name)) for a, b in tables for column in fields(a)
+        ) and all(getattr(self, name) == getattr(other, name) for name in ("info", "labels", "notes", "source_file", "head_stories"))
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def prompt_tokens(self) -> list[int]:
         """The token ids to run the model on; raises PromptError for a graph of many prompts, which has none."""
@@ -94,8 +109,14 @@ class AttributionGraph:
                 names.append(f"L{layer}/{others[kind]}{feature if kind in (4, 6) else ''}@{position}")
         return tuple(names)
 
+    @cached_property
+    def node_numbers(self) -> dict[str, int]:
+        """Each id's place in adjacency order."""
+        return {name: i for i, name in enumerate(self.node_ids)}
+
     def label(self, index: int) -> str:
         """One line of text for a node; a person's name for it comes first."""
+        index = whole(index, "label(index=...)")
         if self.notes.names and self.node_ids[index] in self.notes.names:
             return self.notes.names[self.node_ids[index]]
         kind = KINDS[int(self._nodes.kind[index])]
@@ -175,6 +196,7 @@ class AttributionGraph:
         is_error = self.is_kind("error") | self.is_kind("attention error")
         return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
+    @checked
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
         """The smaller graph that carries most of the influence (see :mod:`tl_circuits.graph.prune`).
 
@@ -226,6 +248,7 @@ class AttributionGraph:
         """A hash of what was traced, by which notes know their graph."""
         return fingerprint(self)
 
+    @checked
     def with_notes(self, notes: Notes) -> "AttributionGraph":
         """The same graph with these notes; raises ValueError for ids it does not have."""
         unknown = {*notes.pins, *notes.names, *(i for _, ids in notes.groups for i in ids)} - set(self.node_ids)
@@ -233,20 +256,24 @@ class AttributionGraph:
             raise ValueError(f"the graph has no node {sorted(unknown)[0]!r}; ids look like {self.node_ids[0]!r}.")
         return replace(self, notes=notes)
 
+    @checked
     def group(self, label: str, ids: Iterable[str]) -> "AttributionGraph":
         """With these nodes as one supernode. They leave other groups; raises ValueError for a label in use."""
         return self.with_notes(self.notes.group(label, ids))
 
+    @checked
     def ungroup(self, label: str) -> "AttributionGraph":
         """Without the group ``label``; raises KeyError if there is none."""
         return self.with_notes(self.notes.ungroup(label))
 
+    @checked
     def rename(self, old: str, new: str) -> "AttributionGraph":
         """The group, or the node with the id, ``old`` called ``new``; raises KeyError if there is neither."""
         if old in self.node_ids:
             return self.with_notes(replace(self.notes, names=self.notes.names | {old: new}))
         return self.with_notes(self.notes.rename(old, new))
 
+    @checked
     def pin(self, *ids: str) -> "AttributionGraph":
         """With these nodes pinned."""
         return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
@@ -264,16 +291,19 @@ class AttributionGraph:
         """With these groups instead of the ones it has."""
         return self.with_notes(replace(self.notes, groups=groups))
 
+    @checked
     def unpin(self, *ids: str) -> "AttributionGraph":
         """Without these pins."""
         return self.with_notes(replace(self.notes, pins=tuple(i for i in self.pins if i not in ids)))
 
+    @checked
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one safetensors file, atomically; raises OutputError if it exists or cannot be written."""
         from tl_circuits.graph.storage import save_graph
 
         return save_graph(self, Path(path), overwrite)
 
+    @checked
     def to_html(
         self, path: str | Path, overwrite: bool = False, ablations: list[dict[str, Any]] | None = None
     ) -> Path:
@@ -285,6 +315,7 @@ class AttributionGraph:
 
         return write_page(self, Path(path), overwrite, ablations)
 
+    @checked
     def plot(self, path: str | Path | None = None, max_boxes: int = 12, overwrite: bool = False) -> Path | Picture:
         """Draw the story as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``); no browser needed.
 
@@ -295,6 +326,7 @@ class AttributionGraph:
 
         return plot_story(self, None if path is None else Path(path), max_boxes, overwrite)
 
+    @checked
     def to_neuronpedia(
         self,
         path: str | Path,
@@ -332,6 +364,7 @@ class AttributionGraph:
 
         return upload_graph(self, slug, **options)
 
+    @checked
     def neuronpedia_url(self, model: str, slug: str, embed: bool = False) -> str:
         """The address at which Neuronpedia shows this graph, uploaded as ``slug``, with its groups, pins and names."""
         from tl_circuits.neuronpedia.urls import neuronpedia_url
@@ -344,18 +377,21 @@ class AttributionGraph:
 
         return to_networkx(self)
 
+    @checked
     def to_parquet(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
         """Write ``nodes.parquet`` and ``edges.parquet`` into a folder (extra ``parquet``); returns both paths."""
         from tl_circuits.graph.tables import to_parquet
 
         return to_parquet(self, Path(folder), overwrite)
 
+    @checked
     def to_graphml(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write GraphML, with the frames' columns as attributes (extra ``networkx``)."""
         from tl_circuits.graph.tables import to_graphml
 
         return to_graphml(self, Path(path), overwrite)
 
+    @checked
     def to_dot(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write DOT, for Graphviz."""
         from tl_circuits.graph.tables import to_dot
@@ -368,3 +404,6 @@ class AttributionGraph:
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two columns are the same, NaN being NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

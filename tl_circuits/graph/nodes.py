@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.hooks import Sample
+
 KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
 """What a node can be. The last three only occur in graphs read from other programs' files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nodes:
     """The nodes in adjacency order: features, errors (layer-major), embeddings, logits.
 
@@ -89,6 +91,7 @@ class GraphInfo:
     n_active: int
     version: str
     recurring: bool = False  # of what recurs over many prompts, so of no single one
+    sample: Sample = ()  # numbers out of the weights of model and dictionary, by which both are known again
     prompt_exact: bool = False
     skip_positions: tuple[int, ...] | None = None
     prepended: str = ""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tl_circuits.graph.graph import AttributionGraph
 
 NOTES_VERSION = 1
+LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended")  # of GraphInfo, added after graphs had been saved with notes
 Groups = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -78,8 +79,8 @@ class Notes:
 def fingerprint(graph: "AttributionGraph") -> str:
     """A hash of what was traced (prompt, model, nodes, edges), not of labels and notes."""
     info = asdict(graph.info)
-    for later in ("recurring", "prompt_exact", "skip_positions", "prepended"):
-        del info[later]  # the prompt and the nodes say it too, and files from before these fields keep their hash
+    for later in LATER_FIELDS:  # files from before these fields keep their hash
+        info.pop(later, None)
     made = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
     for table in (graph._nodes, graph._edges):
         for column in fields(table):

@@ -19,20 +19,24 @@ from jaxtyping import Int64
 
 from tl_circuits.checked import checked
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
+from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.graph.slots import Align, Slots, find_slots
 from tl_circuits.graph.storage import load_graph
 from tl_circuits.graph.tally import Tally
+from tl_circuits.hooks import first_difference
 
-FEATURE, ERROR, EMBEDDING, LOGIT = range(4)  # the kinds that tracing makes
+FEATURE, ERROR, EMBEDDING, LOGIT, ATTENTION_FEATURE, ATTENTION_ERROR, BIAS = range(len(KINDS))
+NUMBERED = (FEATURE, ATTENTION_FEATURE)  # nodes of one place that their number tells apart
 SEEN_NAMED = 4
+# How many bits of a key say what, from the highest. The sign bit stays free, so that keys sort as their nodes do.
+_KIND, _LAYER, _SLOT, _NUMBER = 3, 10, 18, 32
 # What is added up for each node; `inflow` and `mass` are the sums of all incoming edges and of their
 # absolute weights, whether or not those edges recur.
 _SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight", "inflow"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RecurringCircuit:
     """Nodes and edges of the graphs of ``len(prompts)`` prompts, by kind, layer, slot and feature.
 
@@ -86,13 +90,15 @@ class RecurringCircuit:
         columns = (self._nodes[name] for name in ("kind", "layer", "slot", "feature"))
         ids = []
         for kind, layer, slot, feature in zip(*columns, strict=True):
-            name = {FEATURE: f"L{layer}/F{feature}", ERROR: f"L{layer}/error", EMBEDDING: "token"}.get(kind)
+            names = {FEATURE: f"L{layer}/F{feature}", ERROR: f"L{layer}/error", EMBEDDING: "token"}
+            names |= {ATTENTION_FEATURE: f"L{layer}/attention-F{feature}", ATTENTION_ERROR: f"L{layer}/attention-error", BIAS: f"L{layer}/bias{feature}"}
+            name = names.get(kind)
             ids.append(f"logit:{feature}" if name is None else f"{name}@{self.slots[slot]}")
         return np.array(ids, dtype=object)
 
     @cached_property
     def _all_features(self) -> pd.DataFrame:
-        here = (self._nodes.kind == FEATURE).to_numpy()
+        here = self._nodes.kind.isin(NUMBERED).to_numpy()
         nodes = self._nodes[here]
         short = [self.labels[i].short if i in self.labels else "" for i in nodes.index]
         return pd.DataFrame(
@@ -143,7 +149,7 @@ class RecurringCircuit:
             kind=column["kind"],
             layer=column["layer"],
             position=torch.from_numpy(np.searchsorted(used, table.slot)),
-            feature=torch.where(column["kind"] == FEATURE, torch.tensor(table.feature.to_numpy()), column["token"]),
+            feature=torch.where(torch.isin(column["kind"], torch.tensor((*NUMBERED, BIAS))), torch.tensor(table.feature.to_numpy()), column["token"]),
             activation=column["activation"].float(),
             value=column["value"].float(),
             bias=(column["bias"] + lost).float(),
@@ -227,7 +233,7 @@ def aggregate(
         exact=all(i.exact for i in infos),
         engine="mean of graphs",
         max_nodes=max(i.max_nodes for i in infos),
-        n_active=int((nodes.kind == FEATURE).sum()),
+        n_active=int(nodes.kind.isin(NUMBERED).sum()),
         version=version("tl_circuits"),
     )
     kept = {i: labels[key] for i, key in enumerate(nodes.key) if key in labels}
@@ -275,6 +281,13 @@ def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
                     f"{name} has {what} {getattr(info, what)!r}, but {called[0]} has {getattr(infos[0], what)!r}: "
                     "only graphs of one model and one dictionary can be put together."
                 )
+    for info, name in zip(infos, called, strict=True):
+        found = first_difference(infos[0].sample, info.sample)
+        if found is not None:
+            raise ValueError(
+                f"{name} and {called[0]} are of other weights under the same names ({found}): only graphs of one model and one "
+                "dictionary can be put together."
+            )
 
 
 def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " node"]:
@@ -286,9 +299,22 @@ def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " n
     kind, layer, feature = (t.numpy().astype(np.int64) for t in (nodes.kind, nodes.layer, nodes.feature))
     logit = kind == LOGIT
     slot = np.where(logit, 0, slot_of[nodes.position.numpy()])
-    number = np.where(logit, logit.cumsum() - 1, np.where(kind == FEATURE, feature, 0))
-    key = (kind << 61) | ((layer + 1) << 51) | (slot << 31) | number
+    number = np.where(logit, logit.cumsum() - 1, np.where(np.isin(kind, NUMBERED), feature, 0))
+    parts = ((kind, _KIND, "kind"), (layer + 1, _LAYER, "layer"), (slot.clip(min=0), _SLOT, "slot"), (number, _NUMBER, "feature"))
+    key = np.zeros_like(kind)
+    for part, bits, what in parts:
+        if len(part) and not 0 <= int(part.min()) <= int(part.max()) < 2**bits:
+            raise ValueError(f"the graph of {graph.info.prompt!r} has a {what} that is negative or beyond {2**bits - 1}, more than aggregate counts.")
+        key = (key << bits) | part
     return np.where(slot < 0, -1, key)
+
+
+def _unpacked(keys: Int64[np.ndarray, " key"]) -> dict[str, Int64[np.ndarray, " key"]]:
+    """What :func:`_keys` put into one number: kind, layer, slot and feature."""
+    found = {}
+    for what, bits in (("feature", _NUMBER), ("slot", _SLOT), ("layer", _LAYER), ("kind", _KIND)):
+        found[what], keys = keys & (2**bits - 1), keys >> bits
+    return found | {"layer": found["layer"] - 1}
 
 
 def _add_up_nodes(
@@ -316,15 +342,14 @@ def _add_up_nodes(
             vocabulary[int(keys[index])].add(int(nodes.feature[index]))
         read_at = max([read_at, *slot_of[nodes.position[graph.is_kind("logit")].numpy()].tolist()])
     keys, count, sums = tally.totals()
-    slot = (keys >> 31) & (2**20 - 1)
-    kind = keys >> 61
+    known = _unpacked(keys)
     # Logits are drawn at the last slot they are read at.
     table = {
         "key": keys,
-        "kind": kind,
-        "layer": ((keys >> 51) & (2**10 - 1)) - 1,
-        "slot": np.where(kind == LOGIT, read_at if read_at >= 0 else len(slots.names) - 1, slot),
-        "feature": keys & (2**31 - 1),
+        "kind": known["kind"],
+        "layer": known["layer"],
+        "slot": np.where(known["kind"] == LOGIT, read_at if read_at >= 0 else len(slots.names) - 1, known["slot"]),
+        "feature": known["feature"],
         "token": [min(ids) if len(ids := vocabulary.get(key, {-1})) == 1 else -1 for key in keys.tolist()],
         "count": count,
     }

@@ -19,7 +19,7 @@ class Scores:
     completeness: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edges:
     """Direct effects as a list: ``weight[i]`` is the effect of ``source[i]`` on ``target[i]``.
 

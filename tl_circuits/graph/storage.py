@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import GraphFileError, OutputError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
 from tl_circuits.graph.scores import Edges
+from tl_circuits.hooks import Sample
 
 FORMAT = "tl_circuits.graph"
 FORMAT_VERSION = 1
@@ -78,6 +80,7 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     return path
 
 
+@checked
 def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     """Read a graph that :meth:`AttributionGraph.save` wrote.
 
@@ -124,9 +127,15 @@ def with_notes_beside(graph: AttributionGraph, path: Path) -> AttributionGraph:
     return graph.with_notes(notes) if made_for == graph.fingerprint else graph
 
 
+def read_sample(stored: Any) -> Sample:
+    """A graph's sample of weights as JSON holds it; raises ValueError or TypeError for anything else."""
+    return tuple((str(name), tuple(map(float, values))) for name, values in stored)
+
+
 def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
     info = content["info"]
     info |= {name: tuple(info[name]) for name in _TUPLES}
+    info["sample"] = read_sample(info.get("sample", ()))
     if info.get("skip_positions") is not None:
         info["skip_positions"] = tuple(info["skip_positions"])
     nodes = Nodes(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(Nodes)})

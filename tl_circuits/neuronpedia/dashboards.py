@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.belonging import origin_of
+from tl_circuits.checked import checked
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.errors import OutputError, PromptError
-from tl_circuits.graph.storage import atomic_file
+from tl_circuits.graph.storage import atomic_file, read_sample
 from tl_circuits.hooks import (
     Replacement,
     collect_sites,
+    first_difference,
     first_tokens,
     model_device,
     plain_ids,
@@ -31,7 +34,7 @@ from tl_circuits.hooks import (
     without_first,
 )
 from tl_circuits.models import sha256
-from tl_circuits.neuronpedia.feature_files import FeatureFiles, write_index, write_layer
+from tl_circuits.neuronpedia.feature_files import FeatureFiles, write_index, write_layer, write_origin
 from tl_circuits.neuronpedia.running_top import RunningTop
 
 _PIECE = 1 << 18  # characters read from a text at once
@@ -40,6 +43,7 @@ _FEATURES_AT_ONCE = 128
 _LOGITS = 10
 
 
+@checked
 def make_dashboards(
     replacement: Replacement,
     texts: Sequence[str | Path],
@@ -86,6 +90,7 @@ def make_dashboards(
     if run.done == 0:
         raise PromptError("the texts hold no tokens.")
     entries = {layer: write_layer(out, layer, run.records(layer)) for layer in chosen}
+    write_origin(out, origin_of(replacement))
     write_index(out, entries)
     run.close()
     return FeatureFiles(Path(folder))
@@ -121,11 +126,13 @@ class _Run:
         settings |= {"model": str(self.replacement.model.cfg.model_name), "dictionary": dictionary.name}
         settings |= {"texts": [[p.name, sha256(p)] for p in self.texts]}
         mark = self.folder / "settings.json"
-        if mark.is_file() and json.loads(mark.read_text()) != settings:
+        begun = json.loads(mark.read_text()) if mark.is_file() else settings
+        other = first_difference(read_sample(begun.pop("sample", ())), self.replacement.sample)
+        if begun != settings or other is not None:
             raise OutputError(f"{self.folder} holds the beginning of another run. Take another folder, or remove it.")
         self.folder.mkdir(exist_ok=True)
         with atomic_file(mark, overwrite=True) as file:
-            file.write(json.dumps(settings).encode())
+            file.write(json.dumps(settings | {"sample": self.replacement.sample}).encode())
         state = self.folder / "state.safetensors"
         if state.is_file():
             try:

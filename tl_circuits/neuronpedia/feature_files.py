@@ -15,12 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tl_circuits.belonging import Origin, require_made_of
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, Label
-from tl_circuits.graph.storage import atomic_file
+from tl_circuits.graph.storage import atomic_file, read_sample
 from tl_circuits.neuronpedia.ids import cantor_pair
 
+ORIGIN = "features.origin.json"  # beside the folder of the records, whose files other programs read
 TOKENS_KEPT, EXAMPLES_KEPT, WINDOW = 5, 3, 24
 
 
@@ -31,6 +33,23 @@ class FeatureFiles:
         self.folder = folder / "features" if (folder / "features" / "index.json.gz").is_file() else folder
         if not (self.folder / "index.json.gz").is_file():
             raise GraphFileError(f"{folder} holds no feature files: there is no index.json.gz (tl-circuits dashboards makes them).")
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """The model and dictionary that the records are about; None where nothing says so."""
+        path = self.folder.parent / ORIGIN
+        if not path.is_file():
+            return None
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return Origin(str(said["model"]), str(said["dictionary"]), int(said["n_layers"]), read_sample(said["sample"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GraphFileError(f"{path} is damaged ({error}).") from error
+
+    def require_of(self, graph: AttributionGraph) -> None:
+        """Raise BelongingError where the records are known to be of another model or dictionary than the graph."""
+        if self.origin is not None:
+            require_made_of(self.origin, graph.info, f"the feature files in {self.folder.parent.name}")
 
     @cached_property
     def _index(self) -> dict[str, Any]:
@@ -75,6 +94,7 @@ class FeatureFiles:
 
     def write_loose(self, graph: AttributionGraph, folder: Path) -> int:
         """Write ``<code>.json`` for the graph's features, as circuit-tracer's page reads them; returns how many."""
+        self.require_of(graph)
         n, written = graph._nodes, set()
         folder.mkdir(parents=True, exist_ok=True)
         for i in graph.is_kind("feature").nonzero()[:, 0].tolist():
@@ -105,6 +125,12 @@ def write_layer(folder: Path, layer: int, records: Iterable[dict[str, Any] | Non
                 file.write(struct.pack("<I", len(data)) + data)
             offsets.append(file.tell())
     return {"filename": name, "offsets": offsets}
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    """Write beside the records' ``folder`` which model and dictionary they are about."""
+    with atomic_file(folder.parent / ORIGIN, overwrite=True) as file:
+        file.write(json.dumps(origin._asdict(), ensure_ascii=False).encode())
 
 
 def write_index(folder: Path, entries: dict[int, dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import NeuronpediaError
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.neuronpedia.cache import FeatureCache
@@ -104,6 +105,7 @@ def label_of(feature: dict[str, Any]) -> Label | None:
     return Label(short, promotes, suppresses, (), "neuronpedia", examples)
 
 
+@checked
 def search_features(
     text: str,
     model: str,

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import NeuronpediaError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
@@ -16,6 +17,7 @@ from tl_circuits.neuronpedia.registry import SourceSet, known_source_set, model_
 logger = logging.getLogger(__name__)
 
 
+@checked
 def labels(
     graph: AttributionGraph,
     source: str | Path = "neuronpedia",
@@ -42,7 +44,8 @@ def labels(
         deadline: seconds that one question with its retries may take; then the rest goes without.
 
     A server that fails costs labels, never the call: the log says so. Raises NeuronpediaError where
-    the source set is not known, or none of the features is found and there is no ``replacement``.
+    the source set is not known, or none of the features is found and there is no ``replacement``; BelongingError for
+    feature files, or a ``replacement``, of another model or dictionary.
     """
     if source == "vocabulary":
         if replacement is None:
@@ -106,6 +109,7 @@ def _from_neuronpedia(
 
 
 def _from_files(graph: AttributionGraph, files: FeatureFiles) -> AttributionGraph:
+    files.require_of(graph)
     n, made = graph._nodes, dict(graph.labels)
     for i in graph.is_kind("feature").nonzero()[:, 0].tolist():
         label = files.label(int(n.layer[i]), int(n.feature[i]))

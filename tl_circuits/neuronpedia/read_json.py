@@ -10,6 +10,7 @@ import torch
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
+from tl_circuits.graph.storage import read_sample
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, cantor_unpair, feature_of_code, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
@@ -168,10 +169,11 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
 
 
 def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
-    """Facts about the prompt that our own export adds; an older one lacks some."""
+    """Facts that only our own export has; an older one lacks some."""
     skipped = info.get("skip_positions")
     return {
         "recurring": bool(info.get("recurring", False)),
+        "sample": read_sample(info.get("sample", ())),
         "prompt_exact": bool(info.get("prompt_exact", False)),
         "skip_positions": None if skipped is None else tuple(int(p) for p in skipped),
         "prepended": str(info.get("prepended", "")),

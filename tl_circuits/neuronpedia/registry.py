@@ -15,14 +15,33 @@ _ALSO = {
 
 LAYERS_OF_MODEL = {
     "gemma-2-2b": 26,
+    "gemma-2-2b-it": 26,
+    "gemma-2-9b": 42,
+    "gemma-2-9b-it": 42,
+    "gemma-2-27b": 46,
+    "gemma-3-270m": 18,
+    "gemma-3-270m-it": 18,
+    "gemma-3-1b": 26,
+    "gemma-3-1b-it": 26,
+    "gemma-3-4b": 34,
     "gemma-3-4b-it": 34,
+    "gemma-3-12b": 48,
+    "gemma-3-12b-it": 48,
+    "gemma-3-27b": 62,
     "gemma-3-27b-it": 62,
+    "gpt2-small": 12,
     "llama3.1-8b": 32,
+    "llama3.1-8b-it": 32,
+    "llama3.2-1b": 16,
+    "llama-3.2-1b": 16,
+    "qwen3-0.6b": 28,
     "qwen3-1.7b": 28,
     "qwen3-4b": 36,
+    "qwen3-8b": 36,
+    "qwen3-14b": 40,
     "jackl-circuits-runs-1-4-sofa-v3_0": 18,
 }
-"""How many layers the models have whose graphs Neuronpedia shows: a URL alone does not say."""
+"""How many layers models have that Neuronpedia shows: an address alone does not say, and it grows more models than this."""
 
 
 @dataclass(frozen=True)

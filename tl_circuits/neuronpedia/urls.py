@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from tl_circuits.checked import checked
 from tl_circuits.errors import ExportError, NeuronpediaError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Ablate, Edit, ErrorEdit, Scale, TokenEdit
+from tl_circuits.hooks import Ablate, Edit, ErrorEdit, Replacement, Scale, TokenEdit
 from tl_circuits.neuronpedia.ids import Place, feature_of_code, parse_node_id
 from tl_circuits.neuronpedia.registry import LAYERS_OF_MODEL
 
@@ -23,7 +24,8 @@ class Subgraph:
 
     ``groups``: places by label; ``pins``: all pinned places that are in no group; ``names``: a
     person's names for features, by place. ``subgraph``: the id of a saved subgraph, which on the
-    site replaces all of these.
+    site replaces all of these. ``n_layers``: the model's, by which outputs are told from features; None where it
+    is not known: then places at ``highest``, the last layer of the address, may be either.
     """
 
     model: str
@@ -35,18 +37,68 @@ class Subgraph:
     density_threshold: float | None = None
     source_set: str | None = None
     subgraph: str | None = None
+    n_layers: int | None = None
 
-    def edits(self, label: str | None = None, factor: float = 0.0) -> list[Edit]:
+    @property
+    def highest(self) -> int:
+        """The last layer of the address."""
+        return max((p.layer for p in (*self.pins, *self.names, *(q for group in self.groups.values() for q in group))), default=-1)
+
+    @checked
+    def edits(
+        self,
+        label: str | None = None,
+        factor: float = 0.0,
+        *,
+        n_layers: int | None = None,
+        replacement: Replacement | None = None,
+    ) -> list[Any]:
         """Edits for :func:`tl_circuits.intervene`: multiply a group's nodes (or all pinned ones) by ``factor``.
 
-        Outputs are left out, having nothing to edit. Raises KeyError naming the groups there are.
+        Outputs are left out, having nothing to edit. ``n_layers``, or the ``replacement`` to edit: tells outputs from
+        features where the address was read without. Raises KeyError naming the groups there are, NeuronpediaError for
+        places that the model does not have, or whose ids say two things.
         """
         if label is not None and label not in self.groups:
             raise KeyError(f"there is no group {label!r}; there are {list(self.groups)}.")
         everything = [*(p for group in self.groups.values() for p in group), *self.pins]
         places = everything if label is None else self.groups[label]
-        edits = (_edit(place, factor) for place in dict.fromkeys(places))
+        if replacement is not None:
+            n_layers = int(replacement.model.cfg.n_layers)
+        known = self.n_layers if n_layers is None else n_layers
+        edits = (_edit(self._sure(place, known), factor) for place in dict.fromkeys(places))
         return [edit for edit in edits if edit is not None]
+
+    def _sure(self, place: Place, n_layers: int | None) -> Place:
+        """``place`` with its kind decided; raises NeuronpediaError where its id could mean two things."""
+        if place.kind != "feature":
+            if place.kind == "error" and n_layers is not None and place.layer >= n_layers:
+                raise NeuronpediaError(f"the address names an error of layer {place.layer}; the model has the layers 0..{n_layers - 1}.")
+            return place
+        said = f"{place.layer}_{place.feature}_{place.position}"
+        if n_layers is None:
+            if place.layer == self.highest:
+                raise NeuronpediaError(
+                    f"{said} may be a feature or an output: how many layers {self.model!r} has is not known. Give n_layers=... "
+                    "or replacement=..."
+                )
+            n_layers = self.highest
+        if place.layer >= n_layers:
+            return _beyond(said, place, n_layers)
+        if place.layer == 0 and place.feature < n_layers:
+            raise NeuronpediaError(
+                f"{said} is circuit-tracer's id of feature {place.feature} of layer 0 and of the error of layer {place.feature}. "
+                f"Write the one that is meant: tlc.Ablate(0, {place.position}, {place.feature}) or "
+                f"tlc.ErrorEdit({place.feature}, {place.position})."
+            )
+        return place
+
+
+def _beyond(said: str, place: Place, n_layers: int) -> Place:
+    """An output, which stands behind the last layer; raises NeuronpediaError for layers further out."""
+    if place.layer > n_layers + 1:
+        raise NeuronpediaError(f"{said} is at layer {place.layer}; the model has {n_layers} layers, with outputs at {n_layers + 1}.")
+    return Place("logit", n_layers, place.feature, place.position)
 
 
 def _edit(place: Place, factor: float) -> Edit | None:
@@ -60,13 +112,16 @@ def _edit(place: Place, factor: float) -> Edit | None:
     return Ablate(*at) if factor == 0 else Scale(*at, factor=factor)
 
 
+@checked
 def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
     """The subgraph in a graph's URL: model, slug, and features by group, ready for ``intervene``.
 
-    ``n_layers``: the model's, which tells outputs from features; known for the models whose graphs
-    Neuronpedia shows. Raises NeuronpediaError for other sites, other pages, and addresses cut off or
-    encoded twice, saying which part.
+    ``n_layers``: the model's, which tells outputs from features; known for many models that
+    Neuronpedia shows, and else asked for by :meth:`Subgraph.edits`. Raises NeuronpediaError for other sites, other
+    pages, addresses cut off or encoded twice, saying which part, and places beyond the model's layers.
     """
+    if n_layers is not None and n_layers < 1:
+        raise NeuronpediaError(f"n_layers must be at least 1, got {n_layers}.")
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or parts.hostname not in _HOSTS:
         raise NeuronpediaError(f"{_short(url)} is no address of {SITE}.")
@@ -100,6 +155,7 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
         _number(query, "densityThreshold"),
         query.get("sourceSet") or None,
         query.get("subgraph") or None,
+        n_layers,
     )
 
 
@@ -153,6 +209,8 @@ def _place(text: str, n_layers: int | None, key: str) -> Place:
     place = parse_node_id(text, n_layers)
     if place is None:
         raise NeuronpediaError(f"the address's {key} holds {_short(text)}, which is no node id such as 14_2268_9 or E_26865_9.")
+    if n_layers is not None and place.kind == "logit":
+        _beyond(text, Place("logit", int(text.split("_")[0]), place.feature, place.position), n_layers)
     return place
 
 

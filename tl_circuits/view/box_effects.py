@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from tl_circuits.belonging import require_belonging
 from tl_circuits.checked import checked
 from tl_circuits.faithfulness_report import predicted_effects
 from tl_circuits.graph.graph import AttributionGraph
@@ -19,8 +20,10 @@ TOP = 5
 def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
     """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds.
 
-    ``progress``: show a progress bar on stderr. Raises PromptError for a graph of many prompts.
+    ``progress``: show a progress bar on stderr. Raises PromptError for a graph of many prompts, BelongingError for
+    one of another model or dictionary than the attached ones.
     """
+    require_belonging(replacement, graph)
     shown = page_graph(graph)
     boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}
     return measure_boxes(replacement, graph, sorted(boxes), 0.0, progress)
@@ -36,6 +39,7 @@ def measure_boxes(
     """
     if not boxes:
         return []
+    require_belonging(replacement, graph)
     edits = [edits_of(graph, ids, factor) for ids in boxes]
     results = intervene_many(replacement, graph, edits, freeze="attention", progress=progress)
     diverged = [i for i, result in enumerate(results) if result.diverged]

@@ -64,6 +64,10 @@ class GraphFolder:
         _, graph, data = self._loaded[entry.id]
         return graph, data
 
+    def graphs(self) -> list[AttributionGraph]:
+        """All readable graphs, by name."""
+        return [self._open(entry)[0] for entry in self.entries() if not entry.problem]
+
     def find(self, graph_id: str) -> Entry:
         """The readable file with this id; raises KeyError."""
         for entry in self.entries():

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tl_circuits.attention_data import edge_stories, story_data
+from tl_circuits.belonging import require_belonging
+from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
 from tl_circuits.view.box_effects import measure_boxes
+from tl_circuits.view.folder import GraphFolder
 from tl_circuits.vocabulary_labels import label_features
 
 LONGEST_PROMPT = 2000  # characters
@@ -21,6 +24,19 @@ def unlabelled(graph: AttributionGraph) -> list[int]:
     """The features that have no label, most influential first."""
     features = [i for i in graph.is_kind("feature").nonzero()[:, 0].tolist() if i not in graph.labels]
     return sorted(features, key=lambda i: -float(graph.influence[i]))
+
+
+def foreign(replacement: Replacement, folder: GraphFolder) -> list[str]:
+    """A sentence for each graph of another model or dictionary: it can be looked at, and what asks the model is refused."""
+    told = []
+    for entry in folder.entries():
+        if entry.problem:
+            continue
+        try:
+            require_belonging(replacement, folder.graph(entry.id))
+        except BelongingError as error:
+            told.append(f"{entry.path.name} can be looked at, not steered or labelled: {error}")
+    return told
 
 
 class LiveModel:

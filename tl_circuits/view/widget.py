@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from tl_circuits.errors import ArgumentError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Notes
+from tl_circuits.hooks import shown
 from tl_circuits.view.bundle import page_file, script
 from tl_circuits.view.page_data import packed_json, page_data
 
@@ -32,6 +34,8 @@ class Widget(anywidget.AnyWidget):
     text = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> None:
+        if not isinstance(graph, AttributionGraph):
+            raise ArgumentError(f"Widget(graph=...) must be an AttributionGraph (tlc.attribute or tlc.load_graph makes one), got {shown(graph)}.")
         self._graph = graph
         super().__init__(
             _data=packed_json(page_data(graph, ablations)),

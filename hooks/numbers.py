@@ -1,0 +1,83 @@
+"""Numbers as people have them: Python's, NumPy's, entries of frames, tensors that hold a single one."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .errors import ArgumentError, TLCircuitsError
+
+
+def whole(value: Any, what: str = "a whole number", error: type[TLCircuitsError] = ArgumentError) -> int:
+    """``value`` as an int: whatever Python takes as an index, and a single number that happens to be whole.
+
+    So NumPy's integers, tensors without a dimension and the ``3.0`` that a row of a frame makes of a 3 will do.
+    Raises ``error``, calling the value ``what``, for anything else, booleans and 1.5 among it.
+
+    >>> whole(numpy.int64(3)), whole(torch.tensor(3)), whole(3.0)
+    (3, 3, 3)
+    """
+    if not _is_boolean(value) and getattr(value, "ndim", 0) == 0:
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+        try:
+            number = float(value.item() if hasattr(value, "item") else value) if _is_real(value) else math.nan
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if number.is_integer():
+            return int(number)
+    raise error(f"{what} must be a whole number, got {shown(value)}.")
+
+
+def wholes(values: Any, what: str = "whole numbers", error: type[TLCircuitsError] = ArgumentError) -> tuple[int, ...]:
+    """A list, range, array, column of a frame or one-dimensional tensor as ints; raises ``error`` as :func:`whole` does."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise error(f"{what} must be whole numbers, got {shown(values)}.")
+    each = values.tolist() if hasattr(values, "tolist") else values
+    return tuple(whole(value, f"each of {what}", error) for value in each)
+
+
+def real(value: Any, what: str = "a number", error: type[TLCircuitsError] = ArgumentError) -> float:
+    """``value`` as a float; raises ``error``, calling it ``what``, for booleans and what is no single finite number."""
+    if not _is_boolean(value) and getattr(value, "ndim", 0) == 0 and _is_real(value):
+        try:
+            number = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise error(f"{what} must be a finite number, got {shown(value)}.")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether :func:`whole` takes ``value``."""
+    try:
+        whole(value)
+    except ArgumentError:
+        return False
+    return True
+
+
+def shown(value: Any) -> str:
+    """A value for a message: numbers and short texts as they are, anything else by its type and shape."""
+    if isinstance(value, (str, int, float, complex, slice, type(None))):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return f"{value.item()!r} ({type(value).__name__})"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_complex()
+    return hasattr(value, "__float__") and not isinstance(value, (str, bytes, complex))

@@ -1,0 +1,126 @@
+"""Dictionaries that are in memory already, with the options of :func:`load_transcoders` put on them, or refused."""
+
+from collections.abc import Iterable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tl_circuits.dictionaries.base import Dictionary
+from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
+from tl_circuits.dictionaries.formats import LayerWeights
+from tl_circuits.dictionaries.residency import choose_residency, place
+from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
+from tl_circuits.dictionaries.selection import wanted_layers
+from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.errors import DictionaryError
+from tl_circuits.hooks import PromptRule, whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller asks of a dictionary, None where nothing is asked."""
+
+    layers: Iterable[int] | None = None
+    input_hook: str | None = None
+    output_hook: str | None = None
+    device: str | torch.device | None = None
+    dtype: torch.dtype | None = None
+    residency: str = "auto"
+    name: str | None = None
+    prompt_rule: PromptRule | None = None
+
+    @property
+    def about_weights(self) -> tuple[str, ...]:
+        """The options asked for that a dictionary must be made of :class:`Transcoder` to honour."""
+        asked = {n: getattr(self, n) is not None for n in ("input_hook", "output_hook", "device", "dtype")}
+        asked["residency"] = self.residency != "auto"
+        return tuple(name for name, wanted in asked.items() if wanted)
+
+
+def refuse_publishing_options(what: str, **options: Any) -> None:
+    """Raise DictionaryError for options that choose among published files, of which ``what`` is none."""
+    asked = next((name for name, value in options.items() if value is not None), None)
+    if asked is not None:
+        raise DictionaryError(f"{asked}={options[asked]!r} is about published files, and {what} is in memory already: leave {asked}= out.")
+
+
+def from_layers(source: Mapping[Any, Any], options: Options) -> TranscoderSet:
+    """Layers given as SAELens objects or as tensors."""
+    given = {_layer_number(key): value for key, value in source.items()}
+    chosen = {layer: given[layer] for layer in wanted_layers(options.name or "the set", sorted(given), options.layers)}
+    layers = {layer: _one(layer, value, options) for layer, value in chosen.items()}
+    return with_options(TranscoderSet(layers, options.name or "transcoders"), replace(options, layers=None, name=None))
+
+
+def with_options(dictionary: Dictionary, options: Options) -> Dictionary:
+    """``dictionary`` with what is asked of it; itself where nothing is.
+
+    Raises DictionaryError, naming the option, for what cannot be done to it.
+    """
+    layers = None if options.layers is None else wanted_layers(dictionary.name, list(dictionary.layers), options.layers)
+    whole_set = layers is None or list(layers) == list(dictionary.layers)
+    if type(dictionary) in (TranscoderSet, CrossLayerTranscoders):
+        if not whole_set and isinstance(dictionary, CrossLayerTranscoders):
+            raise DictionaryError(f"{dictionary.name} is a cross-layer transcoder, which is taken whole: leave layers= out.")
+        if not whole_set or options.about_weights:
+            dictionary = _remade(dictionary, list(dictionary.layers if layers is None else layers), options)
+    elif not whole_set or options.about_weights:
+        asked = "layers" if not whole_set else options.about_weights[0]
+        raise DictionaryError(
+            f"{asked}= cannot be honoured for {dictionary!r}, which is not made of transcoders' tensors: leave it out."
+        )
+    if options.name is not None and options.name != dictionary.name:
+        dictionary = copy(dictionary)
+        dictionary.name = options.name
+    return dictionary if options.prompt_rule is None else dictionary.with_prompt_rule(options.prompt_rule)
+
+
+def _remade(dictionary: TranscoderSet, layers: list[int], options: Options) -> TranscoderSet:
+    made: dict[int, Transcoder] = {}
+    decoders = {}
+    for layer in layers:
+        hooks = {n: getattr(options, n) or getattr(dictionary[layer], n) for n in ("input_hook", "output_hook")}
+        read = LayerWeights(replace(dictionary[layer], **hooks), dictionary.decoder(layer))
+        made[layer], decoder = _put(dictionary.name, read, options)
+        if decoder is not None:
+            decoders[layer] = decoder
+    remade = TranscoderSet(made, dictionary.name, dictionary.made_for)
+    if decoders:
+        remade = CrossLayerTranscoders(made, decoders, dictionary.name, dictionary.made_for)
+    remade.prompt_rule = dictionary.prompt_rule
+    return remade
+
+
+def _put(name: str, weights: LayerWeights, options: Options) -> LayerWeights:
+    """Weights where ``residency`` and ``device`` want them, in ``dtype``; as they are where none is asked for."""
+    if options.device is None and options.dtype is None and options.residency == "auto":
+        return weights
+    t = weights.transcoder
+    if options.residency == "disk":
+        raise DictionaryError(f'residency="disk" needs a file to read from, and {name} is in memory: save it, or leave residency= out.')
+    device = t.b_enc.device if options.device is None else torch.device(options.device)
+    if options.device is None and options.residency == "device" and torch.cuda.is_available():
+        device = torch.device("cuda")
+    stay = options.residency
+    if stay == "auto":  # where it lies, unless another device is asked for
+        stay = "cpu" if options.device is None and t.W_enc.device.type == "cpu" else "device"
+    return place(weights, (), choose_residency(stay, device, 0), device, options.dtype)
+
+
+def _layer_number(key: Any) -> int:
+    number = whole(key, "a transcoder's key, its layer,", DictionaryError)
+    if number < 0:
+        raise DictionaryError(f"a transcoder's key is its layer, a whole number from 0, got {key!r}.")
+    return number
+
+
+def _one(layer: int, value: Any, options: Options) -> Transcoder:
+    if isinstance(value, Transcoder):
+        return value
+    if is_saelens(value):
+        return transcoder_from_saelens(layer, value, options.input_hook, options.output_hook)
+    raise DictionaryError(
+        f"layer {layer}: expected a SAELens transcoder or tlc.Transcoder, got {type(value).__name__}."
+    )
