@@ -37,7 +37,7 @@ def compare(folder: str) -> Compared:
         model = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32).eval()
         with torch.no_grad():
             model(TOKENS[None])
-    except Exception as error:  # whatever TransformerLens or transformers raise before anything of ours runs
+    except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:  # not ours: nothing of ours ran
         return Compared(unopened=f"{type(error).__name__}: {error}".splitlines()[0])
     reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     effects, refused, held = {}, {}, None
