@@ -141,6 +141,7 @@ def parts(arguments: argparse.Namespace, folder: Path, rate: float) -> dict[str,
     return {
         "edges": ("Edges against circuit-tracer's", lambda: agreement(folder, peer)),
         "interventions": ("Interventions", lambda: intervention_lines(folder, peer, repeats)),
+        "proof": ("Proving what is held", lambda: printed("proof")),
         "speed": ("Time and memory of a trace", lambda: speed_table(folder, peer, cases, repeats)),
         "many": ("Many prompts", many_lines),
         "memory": ("Opened sets", lambda: memory_lines(folder, arguments.clt)),

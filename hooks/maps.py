@@ -197,10 +197,11 @@ def written_share(model: Model, recording: Recording, layer: int, hook: str) -> 
     site = recording.sites[hook].float()
     site = site if norm is None else norm.forward(site)
     added = recording.mlp_out[layer].float().to(site.device)
-    share = float((added * site).sum() / (site * site).sum().clamp_min(1e-30))
+    size = float((site * site).sum())
+    share = float((added * site).sum()) / size if size else 1.0  # an MLP that writes nothing
     share = 1.0 if abs(share - 1.0) < SITE_WITHIN[recording.dtype] else share
-    size = added.abs().amax(-1).clamp_min(1e-6 * float(added.abs().max()) + 1e-30)
-    gap = float(((added - share * site).abs().amax(-1) / size).max())
+    largest = added.abs().amax(-1).clamp_min(1e-6 * float(added.abs().max()) + 1e-30)
+    gap = float(((added - share * site).abs().amax(-1) / largest).max())
     if not gap <= SITE_WITHIN[recording.dtype]:
         raise ArchitectureError(
             f"{hook} is not this model's MLP output (off by {gap:.0%} of hook_mlp_out, the tensor that is added to the residual "

@@ -178,8 +178,8 @@ def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
     if find(model, f"{prefix}.hook_in") is not None:
         inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
         if getattr(mlp, "name", prefix) is None and None not in inner:  # a place in the names, no module that runs
-            for point, fired in zip(inner, (mlp.hook_in, mlp.hook_out), strict=True):
-                stack.callback(put_lasting_hook(point, lambda tensor, hook, fired=fired: fired(tensor)))
+            for point, outer in zip(inner, (mlp.hook_in, mlp.hook_out), strict=True):
+                stack.callback(_fired_along(outer, point))
         return stack
     with stack:
         for attribute in ("hook_in", "hook_out"):
@@ -190,6 +190,25 @@ def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
         stack.callback(after.remove)
         return stack.pop_all()
     raise AssertionError("unreachable")
+
+
+def _fired_along(outer: HookPoint, inner: HookPoint) -> Callable[[], None]:
+    """Fire ``outer`` whenever ``inner`` fires, unless the model has just fired it itself (transformer_lens 4); returns the undo."""
+    fired: list[bool] = []
+    handle = outer.register_forward_hook(lambda module, args, output: fired.append(True))
+
+    def fire(tensor: Tensor, hook: HookPoint) -> Tensor | None:
+        result = None if fired else outer(tensor)
+        fired.clear()
+        return result
+
+    taken_off = put_lasting_hook(inner, fire)
+
+    def undo() -> None:
+        handle.remove()
+        taken_off()
+
+    return undo
 
 
 def is_parallel(model: Model) -> bool:

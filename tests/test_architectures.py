@@ -187,6 +187,16 @@ def test_hooked_transformers_that_cannot_be_explained_say_why(changes, reason):
                 tlc.attribute(replacement, TOKENS, engine=engine, progress=False)
 
 
+def test_targets_without_any_probability_are_explained_all_the_same():
+    model = hooked(normalization_type=None)
+    with torch.no_grad():
+        model.W_U *= 1e4
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, targets=TARGETS, max_nodes=5, progress=False)
+    assert set(graph.info.target_probabilities) == {0.0}
+    assert int(graph.is_kind("feature").sum()) == 5
+
+
 def test_a_huge_first_position_hides_no_error_at_another():
     model = hooked(positional_embedding_type="rotary", rotary_dim=8)
     with torch.no_grad():

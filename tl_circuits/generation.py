@@ -80,7 +80,13 @@ def generate(
     if tokenizer is None:
         return "".join(token_text(model, i) for i in tokens.tolist())
     before = prompt if isinstance(prompt, str) else tokenizer.decode(tokens[:n].tolist(), skip_special_tokens=True)
-    return before + tokenizer.decode(written)
+    return before + _continuation(tokenizer, tokens[:n].tolist(), written)
+
+
+def _continuation(tokenizer: Any, before: list[int], written: list[int]) -> str:
+    """The text of ``written`` as it stands behind ``before``: by itself, many tokenizers leave out its first space."""
+    head, whole = tokenizer.decode(before), tokenizer.decode(before + written)
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(written)
 
 
 def _pick(logits: Float[Tensor, " d_vocab"], temperature: float, generator: torch.Generator) -> int:

@@ -2,7 +2,7 @@
 
     python -m docs.make.architectures [NAME ...]
 
-With another TransformerLens installed it writes docs/architectures-VERSION.md instead. Takes a few minutes on
+With TransformerLens 4 installed it writes docs/architectures-VERSION.md instead. Takes a few minutes on
 two cores. Exits with 1 if any result is wrong; an exception that is not ours ends it.
 """
 
@@ -19,10 +19,10 @@ from tests.against_plain import ENGINES, WITHIN, Compared, compare  # noqa: E402
 
 LENS = version("transformer_lens")
 PAGE = Path(__file__).parents[1] / ("architectures.md" if LENS.startswith("3.") else f"architectures-{LENS}.md")
-HEAD = """# Architectures
+HEAD = """# Architectures with TransformerLens {lens}
 
 Which architectures are explained rightly, measured. Each line is a small random checkpoint, written by Hugging Face's own classes
-and opened by TransformerLens {lens} (transformers {transformers}). The reference is the plain Hugging Face model with attention
+and opened by TransformerLens (transformers {transformers}). The reference is the plain Hugging Face model with attention
 patterns and norm denominators held, differentiated by PyTorch; it shares no code with this package. *Effects*: direct effects of every
 token and every MLP on three logits, largest difference over the largest effect, for the closed form (`linear`) and the reference engine
 (`autograd`). *Held*: all logits after a token counts half, patterns and denominators held, against the same run replayed on the

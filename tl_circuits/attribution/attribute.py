@@ -189,7 +189,9 @@ def _roots(
         vector=resolved.vector,
         bias=resolved.bias,
     )
-    return Roots(vectors.to(sources.home), resolved.weights.to(sources.home), None, resolved)
+    # Tokens that a model gives no probability at all still have causes: then all targets count alike.
+    weights = resolved.weights if bool(resolved.weights.any()) else torch.ones_like(resolved.weights)
+    return Roots(vectors.to(sources.home), weights.to(sources.home), None, resolved)
 
 
 def _feature_column(sources: Sources, target: FeatureTarget) -> int:
