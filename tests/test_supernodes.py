@@ -104,7 +104,7 @@ def test_cross_layer_features_and_odd_targets_get_a_story():
     with tlc.attach(model, transcoders(model)) as replacement:
         one = tlc.attribute(replacement, prompt(), [tlc.LogitDifference("w5", "w6")], max_nodes=3, progress=False)
     told = tell(one)
-    assert told.headline == "Why “w5 - w6”?" or told.headline.startswith("Why “w5")
+    assert told.headline == "Why “w5 − w6”?"
 
 
 def test_the_meter_is_the_whole_when_everything_is_drawn():
