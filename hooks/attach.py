@@ -24,7 +24,7 @@ from .identity import Sample, model_sample
 from .numbers import whole
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
-from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights
+from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights, weights_state
 
 POINTS = (
     "hook_sae_input",
@@ -83,8 +83,8 @@ class Replacement:
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
     def remembered(self, what: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """What ``find`` found out about the model, asked once while attached and while TransformerLens' options stay."""
-        key = (*what, *(bool(getattr(self.model.cfg, option, False)) for option in OPTIONS))
+        """What ``find`` found out about the model, asked once while attached, its options and its weights stay."""
+        key = (*what, *(bool(getattr(self.model.cfg, option, False)) for option in OPTIONS), weights_state(self.model))
         if key not in self._remembered:
             self._remembered[key] = find()
         return self._remembered[key]
@@ -98,18 +98,27 @@ class Replacement:
         outputs = {layer: output_site(self, layer) for layer in layers}
         inputs = [self.dictionary.input_hook(layer) for layer in self.dictionary.layers]
         any_tokens = probe_tokens(self.model) if tokens is None else tokens
-        return self.remembered(("holds",), lambda: prove(self.model, any_tokens, outputs, inputs))
+
+        def find() -> Holds:
+            self.dictionary.check(self.model)  # weights may have been folded since it was attached
+            return prove(self.model, any_tokens, outputs, inputs)
+
+        return self.remembered(("holds",), find)
 
     @property
     def attached(self) -> bool:
         """False once :meth:`detach` has run."""
         return self._undo is not None
 
-    @cached_property
+    @property
     def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
         """The mean logit over the vocabulary as a vector and a bias, float32; read once, ``W_U`` is a large matrix."""
-        unembed = unembed_weights(self.model)
-        return unembed.W_U.mean(1, dtype=torch.float32) * unembed.scale, unembed.b_U.float().mean() * unembed.scale
+
+        def find() -> tuple[Tensor, Tensor]:
+            unembed = unembed_weights(self.model)
+            return unembed.W_U.mean(1, dtype=torch.float32) * unembed.scale, unembed.b_U.float().mean() * unembed.scale
+
+        return self.remembered(("mean unembedding",), find)
 
     @cached_property
     def sample(self) -> Sample:

@@ -123,6 +123,8 @@ def read_stage(model: Model, layer: int, hook: str) -> str:
         del stages["hook_resid_mid"]
         if str(mlp_norms(model, layer)[0]).endswith("ln1"):
             stages |= {"ln1.hook_normalized": "normalized", "ln1.hook_out": "normed"}
+    if mlp_norms(model, layer)[0] != f"blocks.{layer}.ln2":  # none, or one behind the MLP (OLMo 2)
+        stages = {name: stage for name, stage in stages.items() if not name.startswith("ln2.")}
     short = _short(layer, hook)
     if short not in stages:
         raise UnknownHookError(

@@ -103,7 +103,10 @@ def was_folded(model: Model, name: str) -> bool:
     weights = norm_weights(model, name)
     if weights is None or not bool((weights.weight == 1).all()):
         return False
-    return bool(getattr(model, "compatibility_mode", False)) or str(model.cfg.normalization_type).endswith("Pre")
+    layer = layer_of(name)
+    mlp = None if layer is None else getattr(model.blocks[layer], "mlp", None)
+    processed = getattr(model, "compatibility_mode", False) or getattr(mlp, "_use_processed_weights", False)
+    return bool(processed) or str(model.cfg.normalization_type).endswith("Pre")
 
 
 def _stored(model: Model, name: str, module: Any) -> NormWeights:

@@ -71,7 +71,9 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
                 f"layer {layer} shows no attention pattern (a state-space, convolution or linear-attention layer), so what it "
                 "moves between positions cannot be held and no exact graph exists."
             )
-    tokens, inputs = tokens[:PROBED], tuple(dict.fromkeys(inputs))
+    # One token attends to itself whatever is held, so nothing could be seen to fail on it.
+    tokens = tokens[:PROBED] if tokens.numel() >= PROBED else probe_tokens(model)
+    inputs = tuple(dict.fromkeys(inputs))
     usual = _through_own_points(model, tokens, outputs, inputs)
     if usual is not None:
         return usual
@@ -226,7 +228,8 @@ def _moved_run(
                         raise
                     return None
     listener.check()
-    return _Seen(arriving | listener.seen, at_norms.seen, calls)
+    # A stream that a dictionary reads as well counts as it arrived, not as what was put in its place.
+    return _Seen(listener.seen | arriving, at_norms.seen, calls)
 
 
 def _judge(
@@ -250,7 +253,7 @@ def _judge(
 
     def affine(name: str) -> bool:
         rows = seen.tensors[name]
-        return _affine(rows, rows[:1] if clean is None else clean[name], dtype)
+        return _affine(rows, rows[: len(rows) // STREAMS] if clean is None else clean[name], dtype)
 
     layers = tuple(layer for layer in places.layers if not affine(places.after(layer)))
     if layers:
@@ -262,8 +265,8 @@ def _judge(
 
 
 def _affine(rows: Tensor, clean: Tensor, dtype: torch.dtype) -> bool:
-    here, once, twice = rows.float()
-    clean = clean[0].float().to(here.device)
+    here, once, twice = rows.float().reshape(STREAMS, -1, rows.shape[-1])
+    clean = clean.float().reshape(-1, clean.shape[-1]).to(here.device)
     size = (once - here).abs().amax(-1).clamp_min(1e-30)
     noise = 1e-5 * float(clean.abs().max())
     off = torch.maximum((twice - 2 * once + here).abs().amax(-1), (here - clean).abs().amax(-1))

@@ -80,8 +80,10 @@ def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: s
 
     def undo() -> None:
         for table in tables:
-            if table.get(name) is point:
-                del table[name]
+            # enable_compatibility_mode writes a bridge's table anew, under names of its own
+            names = [name] if table.get(name) is point else [key for key, value in table.items() if value is point]
+            for own in names:
+                del table[own]
         if owner._modules.get(attribute) is point:
             del owner._modules[attribute]
 
@@ -433,6 +435,12 @@ def blocks_of(model: Model) -> Any:
             "the model has no single row of transformer blocks (model.blocks), as an encoder-decoder has not, so it cannot be explained."
         )
     return blocks
+
+
+def weights_state(model: Model) -> int:
+    """A number that changes when weights are replaced or written to, as TransformerLens' processing does."""
+    state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    return hash((tuple(state), bool(getattr(model, "compatibility_mode", False))))
 
 
 def model_device(model: Model) -> torch.device:

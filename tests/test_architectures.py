@@ -10,7 +10,7 @@ import tl_circuits as tlc
 from tests import plain, zoo
 from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, relative
 from tests.tiny import transcoders
-from tl_circuits.errors import ArchitectureError, DictionaryError, EditError
+from tl_circuits.errors import ArchitectureError, DictionaryError, EditError, TLCircuitsError, UnknownHookError
 
 # One of each kind: patterns that ignore hooks; gains of another form, or none; norms inside attention; norms
 # behind the blocks; no denominators to see; scaled residuals and logits; one norm for attention and MLP;
@@ -78,6 +78,47 @@ def test_edits_of_patterns_that_a_model_ignores_are_refused_where_nothing_is_hel
             assert tlc.intervene(replacement, TOKENS, edit, freeze="attention").kl() > 1e-6
 
 
+@pytest.mark.parametrize("name", ["gptj", "gptneo"])
+def test_a_first_prompt_of_one_token_proves_nothing_about_the_next(name):
+    model = bridge(name)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        tlc.attribute(replacement, TOKENS[:1], targets=[5], skip_positions=[], progress=False)
+        assert tlc.intervene(replacement, TOKENS, tlc.PatternEdit(1, 2, 5, 4, 0.9)).kl() > 1e-6
+
+
+def test_a_dictionary_on_the_stream_itself_is_proved_like_any_other():
+    model = bridge("gptj")
+    with tlc.attach(model, transcoders(model, input_hook="hook_resid_pre")) as replacement:
+        graphs = [tlc.attribute(replacement, TOKENS, targets=[5], engine=e, progress=False) for e in ("linear", "autograd")]
+        assert tlc.intervene(replacement, TOKENS, tlc.PatternEdit(1, 2, 5, 4, 0.9)).kl() > 1e-6
+    assert relative(graphs[1].adjacency(), graphs[0].adjacency()) < WITHIN
+
+
+def test_weights_processed_after_a_first_trace_are_read_anew():
+    model, seen = bridge("llama"), []
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        tlc.attribute(replacement, TOKENS, targets=[5], max_nodes=5, progress=False)
+        before = replacement.mean_unembedding[0]
+        model.process_weights(fold_ln=False)
+        seen.append(replacement.mean_unembedding[0])
+    assert not torch.equal(before, seen[0])
+    assert torch.allclose(seen[0], model.W_U.float().mean(1), atol=1e-6)  # the same sum
+
+
+def test_sets_that_read_behind_the_mlp_they_replace_are_refused():
+    model = bridge("olmo2")
+    for hook in ("ln2.hook_out", "ln2.hook_normalized"):
+        with pytest.raises(UnknownHookError, match="a transcoder can read"):
+            tlc.attach(model, transcoders(model, input_hook=hook))
+
+
+def test_a_set_that_reads_a_norm_laid_flat_is_refused_in_our_words():
+    model = bridge("opt")
+    with tlc.attach(model, transcoders(model, input_hook="ln2.hook_normalized")) as replacement:
+        with pytest.raises(TLCircuitsError):
+            tlc.attribute(replacement, TOKENS, progress=False)
+
+
 @pytest.mark.parametrize("option", ["use_split_qkv_input", "use_attn_in"])
 def test_options_that_fork_the_stream_are_refused_and_right_again_without(option):
     model = tlc.load_model("tiny-facts")
@@ -112,10 +153,15 @@ def test_neurons_are_the_modules_own_whatever_the_config_calls_them(name):
     assert relative(row[graph.is_kind("embedding")], tokens[0]) < WITHIN
 
 
-def test_a_folded_bridge_is_refused_for_sets_that_want_the_gain_and_takes_neurons():
+@pytest.mark.parametrize("fold", ["enable_compatibility_mode", "process_weights"])
+def test_a_folded_bridge_is_refused_for_sets_that_want_the_gain_and_takes_neurons(fold):
     model = tlc.load_model("tiny-facts")
     prompt = "the capital of the state containing Dallas is"
-    model.enable_compatibility_mode()
+    with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
+        tlc.attribute(replacement, prompt, max_nodes=5, progress=False)
+        getattr(model, fold)()
+        with pytest.raises(DictionaryError, match="folded into its weights"):
+            tlc.attribute(replacement, prompt, max_nodes=5, progress=False)
     with pytest.raises(DictionaryError, match="norm's gain applied.*folded into its weights"):
         tlc.attach(model, tlc.load_transcoders("tiny-facts"))
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
@@ -190,7 +236,7 @@ def test_hooked_transformers_that_cannot_be_explained_say_why(changes, reason):
 def test_targets_without_any_probability_are_explained_all_the_same():
     model = hooked(normalization_type=None)
     with torch.no_grad():
-        model.W_U *= 1e4
+        model.unembed.W_U.mul_(1e4)
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, TOKENS, targets=TARGETS, max_nodes=5, progress=False)
     assert set(graph.info.target_probabilities) == {0.0}
@@ -200,7 +246,7 @@ def test_targets_without_any_probability_are_explained_all_the_same():
 def test_a_huge_first_position_hides_no_error_at_another():
     model = hooked(positional_embedding_type="rotary", rotary_dim=8)
     with torch.no_grad():
-        model.W_E[int(TOKENS[0])] *= 1e4
+        model.embed.W_E[int(TOKENS[0])] *= 1e4
         model.blocks[1].attn.b_O.zero_()
 
     def off_at_another(out, hook):
