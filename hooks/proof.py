@@ -30,6 +30,7 @@ from .holding import (
 from .norms import norm_names, norm_weights
 from .parity import watching
 from .record import (
+    FIRING_OPTIONS,
     Listener,
     denominators,
     final_hook,
@@ -43,7 +44,7 @@ from .sites import Model, added_hooks, find, model_device, with_its_layer
 PROBED = 4  # tokens of the prompt that the proof runs on
 STREAMS = 3  # as it is, moved once, moved twice
 # TransformerLens' options that change what fires or what attention reads.
-OPTIONS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result", "ungroup_grouped_query_attention")
+OPTIONS = (*FIRING_OPTIONS, "ungroup_grouped_query_attention")
 # How far from affine, and from the recorded value, a held block may be: relative to how far the
 # probe moved it. Free patterns or denominators are off by tenths; the rest is rounding.
 _AFFINE_WITHIN = {torch.float32: 2e-3, torch.float64: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -160,7 +161,6 @@ def _through_own_points(
     seen = _moved_run(model, tokens, places, norms, hooks)
     if seen is None:
         return None
-    seen.tensors.update(fired)
     for name, tensor in fired.items():
         require_finite_tensor(name, tensor)
     for layer in places.layers:

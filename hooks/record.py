@@ -127,11 +127,11 @@ class Listener:
 
 
 _WHY_TWICE = "A module that runs twice in one pass has no single tensor to explain, so this architecture is not covered."
-_OPTIONS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result")
+FIRING_OPTIONS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result")
 
 
 def _why_silent(model: Model, name: str) -> str:
-    on = [option for option in _OPTIONS if getattr(model.cfg, option, False)]
+    on = [option for option in FIRING_OPTIONS if getattr(model.cfg, option, False)]
     if on:
         return f"The option {on[0]} is on, which changes what fires: switch it off with model.set_{on[0]}(False)."
     return "The model has this hook point but does not run it."
