@@ -17,9 +17,9 @@ from torch import Tensor
 
 import tl_circuits as tlc
 from tl_circuits.dictionaries.neurons import Neurons
-from tl_circuits.faithfulness_report import _logit_changes, predicted_effects
 from tl_circuits.hooks import CleanRun, Replacement, bos_positions, clean_run, edit_hooks, make_plan, run_edited
-from tl_circuits.interventions import TOKENS_AT_ONCE, edited_batches, edits_of
+from tl_circuits.interventions.faithfulness import _logit_changes, predicted_effects
+from tl_circuits.interventions.intervene import TOKENS_AT_ONCE, edited_batches, edits_of
 
 PROMPTS = (
     "The capital of France is",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tl_circuits as tlc
 from benchmarks.measure import matmul_rate, measured
-from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.targets import Targets
 
 

@@ -19,7 +19,7 @@ import psutil
 
 import tl_circuits as tlc
 from benchmarks.page import FLAGS
-from tl_circuits.view.box_effects import measure_boxes
+from tl_circuits.interventions.box_effects import measure_boxes
 from tl_circuits.view.server import free_port
 
 TOKEN = "a-token-for-the-benchmark"

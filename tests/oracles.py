@@ -5,7 +5,7 @@ import torch
 import tl_circuits as tlc
 from tl_circuits.hooks import added_hooks, bos_positions, clean_run, resolve, to_tokens
 from tl_circuits.hooks.record import Listener, norm_names
-from tl_circuits.interventions import edited_batches
+from tl_circuits.interventions.intervene import edited_batches
 
 
 def frozen_run(replacement, tokens, changes, wanted, skipped=()):

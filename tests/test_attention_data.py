@@ -9,7 +9,7 @@ import tl_circuits as tlc
 import tl_circuits.cli.course  # noqa: F401  a second command, without which typer takes `heads` for an argument
 from tests.test_cli import run
 from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.attention_data import edge_stories, qk_tracing_results, story_data, strongest_edges
+from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data, strongest_edges
 from tl_circuits.cli.app import app
 from tl_circuits.cli.heads import loading_rows
 from tl_circuits.errors import TargetError

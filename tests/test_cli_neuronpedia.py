@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import tl_circuits as tlc
 from tests.fake_neuronpedia import KEY, running
 from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.cli import app, neuronpedia  # noqa: F401  registers the commands
+from tl_circuits.cli.main import app, neuronpedia  # noqa: F401  registers the commands
 from tl_circuits.neuronpedia import client
 
 

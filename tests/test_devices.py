@@ -12,9 +12,9 @@ import tl_circuits as tlc
 from tests.pretend_devices import Pretend, PretendDevices, on_one_device, on_two_devices, place
 from tests.tiny import VOCAB, cross_layer, prompt, tiny_bridge, transcoders
 from tl_circuits.attribution.batches import least_free_memory
-from tl_circuits.attribution.linear import LinearEngine
+from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.errors import ModelError
-from tl_circuits.memory import free_memory
+from tl_circuits.support.memory import free_memory
 
 PLACES = {"cpu": tiny_bridge, "one": on_one_device, "two": on_two_devices}
 DICTIONARIES = {

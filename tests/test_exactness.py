@@ -117,7 +117,7 @@ def test_half_precision_models_are_traced_in_float32(architecture, kind, dtype):
 def test_few_vectors_with_shares_are_as_good_as_full_gradients(architecture, kind, monkeypatch):
     """How long a late target's gradient is kept as a few vectors is a matter of speed alone."""
     model = tiny_bridge(architecture)
-    factored = importlib.import_module("tl_circuits.attribution.factored")
+    factored = importlib.import_module("tl_circuits.attribution.engines.factored")
     graphs = []
     for worth in (0.0, 1e9):  # never beyond the first layer; down to the embeddings
         monkeypatch.setattr(factored, "WORTH", worth)

@@ -8,9 +8,9 @@ import torch
 
 import tl_circuits as tlc
 from tests.tiny import ARCHITECTURES, cross_layer, prompt, tiny_bridge, transcoders
-from tl_circuits.attribution.linear import Leading
-from tl_circuits.attribution.loadings import _column, _Reads, edge_paths
-from tl_circuits.attribution.retrace import columns_of, retrace
+from tl_circuits.attention.loadings import _column, _Reads, edge_paths
+from tl_circuits.attention.retrace import columns_of, retrace
+from tl_circuits.attribution.engines.linear import Leading
 from tl_circuits.errors import ArchitectureError, TargetError
 
 DICTIONARIES = {
@@ -170,6 +170,6 @@ def test_an_architecture_without_frozen_maps_is_refused(traced, monkeypatch):
     def refuse(*_):
         raise ArchitectureError("attention of layer 0: the frozen linear map is off.")
 
-    monkeypatch.setattr("tl_circuits.attribution.retrace.LinearEngine", refuse)
+    monkeypatch.setattr("tl_circuits.attention.retrace.LinearEngine", refuse)
     with pytest.raises(ArchitectureError, match="does not tell heads apart"):
         tlc.head_loadings(replacement, graph, "token@0", "logit:0")

@@ -7,8 +7,8 @@ import pytest
 
 import tl_circuits as tlc
 from tests.tiny import transcoders
-from tl_circuits.attribution.qk import score_attribution
-from tl_circuits.attribution.retrace import retrace
+from tl_circuits.attention.qk import score_attribution
+from tl_circuits.attention.retrace import retrace
 
 PROMPT = "Today Vernon Dursley met his wife. In the evening Vernon"
 FIRST, KEY, LAST = 2, 3, 13  # " Vernon", " D" right after it, " Vernon" again

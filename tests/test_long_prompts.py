@@ -10,9 +10,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import tl_circuits as tlc
 from tests.tiny import CONFIGS, checkpoint, prompt, transcoders
+from tl_circuits.attention.retrace import retrace
 from tl_circuits.attribution.batches import sweep_chunks
-from tl_circuits.attribution.linear import LinearEngine
-from tl_circuits.attribution.retrace import retrace
+from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.rows import trimmed_rows
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.hooks import Pattern, Scores, record

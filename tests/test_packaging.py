@@ -38,7 +38,7 @@ def test_the_wheel_holds_hooks_under_tl_circuits_and_nothing_beside(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert "tl_circuits/hooks/attach.py" in names and "tl_circuits/py.typed" in names
     assert "tl_circuits/view/page/page.js" in names
-    assert "tl_circuits/builtin/tiny_facts/transcoders.safetensors" in names
+    assert "tl_circuits/dictionaries/builtin/tiny_facts/transcoders.safetensors" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tl_circuits"}
 
 
@@ -81,7 +81,7 @@ def test_everything_public_exists_and_hooks_import_nothing_of_ours():
 def test_help_does_not_wait_for_torch():
     code = """
 import sys
-from tl_circuits.cli import main
+from tl_circuits.cli.main import main
 sys.argv = ["tl-circuits", "--help"]
 try:
     main()

@@ -12,9 +12,10 @@ import torch
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
 from tests.tiny import prompt, tiny_bridge, transcoders
+from tl_circuits.graph.drawn import MOST_NODES
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
-from tl_circuits.view.page_data import MOST_LINKS, MOST_NODES, packed_json, page_data
+from tl_circuits.view.page_data import MOST_LINKS, packed_json, page_data
 from tl_circuits.view.page_file import page_html
 from tl_circuits.view.story import Unit, _sentence, tell
 

@@ -5,9 +5,9 @@ import torch
 
 import tl_circuits as tlc
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
-from tl_circuits.attribution.qk import score_attribution
-from tl_circuits.attribution.retrace import retrace
-from tl_circuits.attribution.top_pairs import top_pairs
+from tl_circuits.attention.qk import score_attribution
+from tl_circuits.attention.retrace import retrace
+from tl_circuits.attention.top_pairs import top_pairs
 from tl_circuits.errors import ArchitectureError, TargetError
 
 PAIRS = [(0, 0), (1, 0), (3, 1), (4, 4), (5, 3), (6, 5), (7, 7), (8, 6), (8, 5), (8, 8)]

@@ -15,10 +15,10 @@ from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.cli import aggregate  # noqa: F401  adds the command
 from tl_circuits.cli.app import app
 from tl_circuits.errors import PromptError
-from tl_circuits.graph import tally
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
+from tl_circuits.recurring import tally
 from tl_circuits.view.page_data import page_data
 
 INFO = GraphInfo(

@@ -7,8 +7,8 @@ from transformers import GPT2Config
 import tl_circuits as tlc
 from tests.tiny import VOCAB, checkpoint, prompt, tiny_bridge
 from tl_circuits.errors import DivergenceError
-from tl_circuits.faithfulness_report import predicted_effects
-from tl_circuits.view.box_effects import measure_boxes
+from tl_circuits.interventions.box_effects import measure_boxes
+from tl_circuits.interventions.faithfulness import predicted_effects
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_report_counts_diverged_removals_and_leaves_them_out(gated, monkeypatc
     replacement, graph = gated
     whole = tlc.faithfulness(replacement, graph, n=8, freezes=("attention",))
     assert whole.summary().diverged.tolist() == [0]
-    monkeypatch.setattr("tl_circuits.faithfulness_report.DIVERGED", 1.0)  # every edit lengthens some vector
+    monkeypatch.setattr("tl_circuits.interventions.faithfulness.DIVERGED", 1.0)  # every edit lengthens some vector
     some = tlc.faithfulness(replacement, graph, n=8, freezes=("attention",))
     facts = some.summary().iloc[0]
     assert facts.diverged > 0 and facts.pairs == some.effects.measured.notna().sum() < len(some.effects)

@@ -109,7 +109,7 @@ def test_indirect_predictions_follow_paths_through_features():
     shifted = {i: tlc.Transcoder(made[i].W_enc, made[i].W_dec, made[i].b_enc + 30, made[i].b_dec) for i in made.layers}
     with tlc.attach(model, shifted) as replacement:
         graph = tlc.attribute(replacement, prompt(5), max_nodes=10_000, progress=False)
-        from tl_circuits.faithfulness_report import predicted_effects
+        from tl_circuits.interventions.faithfulness import predicted_effects
 
         token = graph.node_ids.index("token@3")
         predicted = predicted_effects(graph, [[token]], direct=False)[0]

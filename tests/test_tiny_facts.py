@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import tl_circuits as tlc
-from tl_circuits.builtin.split import split
-from tl_circuits.builtin.state_features import state_features, state_nodes, swap_edits
-from tl_circuits.builtin.story import sentences, tell
-from tl_circuits.builtin.world import OPPOSITES, STATE_OF, STATES
+from tl_circuits.cli.facts_story import sentences, tell
+from tl_circuits.dictionaries.builtin.split import split
+from tl_circuits.dictionaries.builtin.state_features import state_features, state_nodes, swap_edits
+from tl_circuits.dictionaries.builtin.world import OPPOSITES, STATE_OF, STATES
 from tl_circuits.errors import PromptError
 from tl_circuits.models import BUILTIN_FOLDER
 

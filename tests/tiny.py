@@ -134,7 +134,6 @@ def command(*arguments: str):
     """``tl-circuits ...`` within this process: its exit_code, stdout and stderr."""
     from typer.testing import CliRunner
 
-    from tl_circuits.cli import app as program
-    from tl_circuits.cli import doctor, models, steer, trace, train  # noqa: F401  each adds its command
+    from tl_circuits.cli.main import app as program
 
     return CliRunner(env={"COLUMNS": "140"}).invoke(program, [str(a) for a in arguments])

@@ -7,19 +7,19 @@ line should answer ``--help`` at once.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tl_circuits.support.outputs import fill
+
 if TYPE_CHECKING:
-    from tl_circuits.attaching import attach
-    from tl_circuits.attention_data import explain_heads
+    from tl_circuits.attention.loadings import head_loadings, top_head_loadings
+    from tl_circuits.attention.qk import QKAttribution, qk_attribution
+    from tl_circuits.attention.stories import explain_heads
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
-    from tl_circuits.attribution.loadings import head_loadings, top_head_loadings
-    from tl_circuits.attribution.qk import QKAttribution, qk_attribution
     from tl_circuits.batch import trace_many
     from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
-    from tl_circuits.edit_text import parse_edit
-    from tl_circuits.faithfulness_report import FaithfulnessReport, faithfulness
-    from tl_circuits.generation import generate
+    from tl_circuits.dictionaries.attaching import attach
+    from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
+    from tl_circuits.dictionaries.training import train_transcoders
     from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
-    from tl_circuits.graph.recurring import RecurringCircuit, aggregate, contrast
     from tl_circuits.hooks import (
         Ablate,
         Add,
@@ -33,24 +33,26 @@ if TYPE_CHECKING:
         Set,
         TokenEdit,
     )
-    from tl_circuits.interventions import (
+    from tl_circuits.interventions.box_effects import box_ablations
+    from tl_circuits.interventions.edit_text import parse_edit
+    from tl_circuits.interventions.faithfulness import FaithfulnessReport, faithfulness
+    from tl_circuits.interventions.generation import generate
+    from tl_circuits.interventions.intervene import (
         InterventionResult,
         edits_of,
         intervene,
         intervene_many,
         intervention_hooks,
     )
+    from tl_circuits.interventions.patching import circuit_curve, feature_patching
+    from tl_circuits.labels.dashboards import make_dashboards
+    from tl_circuits.labels.vocabulary import label_features
     from tl_circuits.models import load_model
-    from tl_circuits.neuronpedia.dashboards import make_dashboards
     from tl_circuits.neuronpedia.features import search_features
     from tl_circuits.neuronpedia.labelling import labels
     from tl_circuits.neuronpedia.urls import from_neuronpedia_url
-    from tl_circuits.quality import dictionary_quality, hook_hint
-    from tl_circuits.sweeps import circuit_curve, feature_patching
-    from tl_circuits.training import train_transcoders
-    from tl_circuits.view.box_effects import box_ablations
+    from tl_circuits.recurring.aggregate import RecurringCircuit, aggregate, contrast
     from tl_circuits.view.widget import Widget
-    from tl_circuits.vocabulary_labels import label_features
 
 _HOMES = {
     "Ablate": "hooks",
@@ -58,9 +60,9 @@ _HOMES = {
     "AttributionGraph": "graph",
     "CrossLayerTranscoders": "dictionaries",
     "ErrorEdit": "hooks",
-    "FaithfulnessReport": "faithfulness_report",
+    "FaithfulnessReport": "interventions.faithfulness",
     "FeatureTarget": "attribution",
-    "InterventionResult": "interventions",
+    "InterventionResult": "interventions.intervene",
     "Label": "graph",
     "LogitDifference": "attribution",
     "LogitDirection": "attribution",
@@ -68,8 +70,8 @@ _HOMES = {
     "Patch": "hooks",
     "PatternEdit": "hooks",
     "PromptRule": "hooks",
-    "QKAttribution": "attribution.qk",
-    "RecurringCircuit": "graph.recurring",
+    "QKAttribution": "attention.qk",
+    "RecurringCircuit": "recurring.aggregate",
     "Replacement": "hooks",
     "Scale": "hooks",
     "ScoreEdit": "hooks",
@@ -79,38 +81,57 @@ _HOMES = {
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
     "Widget": "view.widget",
-    "aggregate": "graph.recurring",
-    "attach": "attaching",
+    "aggregate": "recurring.aggregate",
+    "attach": "dictionaries.attaching",
     "attribute": "attribution",
-    "box_ablations": "view.box_effects",
-    "circuit_curve": "sweeps",
-    "contrast": "graph.recurring",
-    "dictionary_quality": "quality",
-    "edits_of": "interventions",
-    "explain_heads": "attention_data",
-    "faithfulness": "faithfulness_report",
-    "feature_patching": "sweeps",
+    "box_ablations": "interventions.box_effects",
+    "circuit_curve": "interventions.patching",
+    "contrast": "recurring.aggregate",
+    "dictionary_quality": "dictionaries.quality",
+    "edits_of": "interventions.intervene",
+    "explain_heads": "attention.stories",
+    "faithfulness": "interventions.faithfulness",
+    "feature_patching": "interventions.patching",
     "from_neuronpedia_url": "neuronpedia.urls",
-    "generate": "generation",
-    "head_loadings": "attribution.loadings",
-    "hook_hint": "quality",
-    "intervene": "interventions",
-    "intervene_many": "interventions",
-    "intervention_hooks": "interventions",
-    "label_features": "vocabulary_labels",
+    "generate": "interventions.generation",
+    "head_loadings": "attention.loadings",
+    "hook_hint": "dictionaries.quality",
+    "intervene": "interventions.intervene",
+    "intervene_many": "interventions.intervene",
+    "intervention_hooks": "interventions.intervene",
+    "label_features": "labels.vocabulary",
     "labels": "neuronpedia.labelling",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
-    "make_dashboards": "neuronpedia.dashboards",
+    "make_dashboards": "labels.dashboards",
     "mlp_neurons": "dictionaries",
-    "parse_edit": "edit_text",
-    "qk_attribution": "attribution.qk",
+    "parse_edit": "interventions.edit_text",
+    "qk_attribution": "attention.qk",
     "search_features": "neuronpedia.features",
-    "top_head_loadings": "attribution.loadings",
+    "top_head_loadings": "attention.loadings",
     "trace_many": "batch",
-    "train_transcoders": "training",
+    "train_transcoders": "dictionaries.training",
 }
+
+# What a graph and other results can be turned into; see tl_circuits.support.outputs.
+_OUTPUTS = {
+    "attention figure": "tl_circuits.view.attention_figure:plot_score",
+    "dot": "tl_circuits.graph.tables:to_dot",
+    "figure": "tl_circuits.view.figure:plot_story",
+    "graph file": "tl_circuits.graph.storage:save_graph",
+    "graphml": "tl_circuits.graph.tables:to_graphml",
+    "html": "tl_circuits.view.page_file:write_page",
+    "intervention figure": "tl_circuits.view.figure:plot_intervention",
+    "networkx": "tl_circuits.graph.tables:to_networkx",
+    "neuronpedia": "tl_circuits.neuronpedia.export:export",
+    "neuronpedia address": "tl_circuits.neuronpedia.urls:neuronpedia_url",
+    "parquet": "tl_circuits.graph.tables:to_parquet",
+    "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
+    "supernodes": "tl_circuits.graph.supernodes:supernodes",
+    "upload": "tl_circuits.neuronpedia.upload:upload_graph",
+}
+fill(_OUTPUTS)
 
 __all__ = list(_HOMES)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_circuits.support.files import cache_dir
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,15 +73,7 @@ PACKAGED = {
 
 BUILTIN = "tiny-facts"
 BUILTIN_DESCRIPTION = "a small world of facts, with transcoders (Llama architecture, 4 layers, in this package)"
-BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "tiny_facts"
-
-
-def cache_dir() -> Path:
-    """``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` under the user's cache directory."""
-    own = os.environ.get("TL_CIRCUITS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "tl_circuits"
+BUILTIN_FOLDER = Path(__file__).parent / "dictionaries" / "builtin" / "tiny_facts"
 
 
 def load_model(

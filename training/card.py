@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from tl_circuits.builtin.split import FAMILIES
-from tl_circuits.builtin.state_features import PURITY
+from tl_circuits.dictionaries.builtin.split import FAMILIES
+from tl_circuits.dictionaries.builtin.state_features import PURITY
 from training.measure import MiddleStep
 
 QUESTIONS = {
@@ -67,7 +67,7 @@ files as the package opens them.
 ## What it knows
 
 Accuracy: the share of facts whose answer is the likeliest next word, for facts it was trained on and facts kept from it
-(`tl_circuits.builtin.split`).
+(`tl_circuits.dictionaries.builtin.split`).
 
 | question | trained | accuracy | kept back | accuracy |
 |---|---|---|---|---|
@@ -94,7 +94,7 @@ reconstruction, `removed` with that output removed; `recovered` is the share of 
 
 Asked for `the capital of the state containing Dallas is`, does it go through Texas? A feature *stands for a state* if,
 whichever of the five properties is asked about, it is active on at least one of the state's seven cities, and at least
-{PURITY:.0%} of its activation over all cities is on that state's (chance: 3 %; `tl_circuits.builtin.state_features`). A state
+{PURITY:.0%} of its activation over all cities is on that state's (chance: 3 %; `tl_circuits.dictionaries.builtin.state_features`). A state
 has {step.features_a_state:.0f} such features, {step.shared_a_state:.0f} of them *shared* by two or more of its cities, counting the city's
 position and the last one. On the {step.prompts} questions about capitals that were kept from training:
 

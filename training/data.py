@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from tl_circuits.builtin.split import FAMILIES, Split
-from tl_circuits.builtin.world import (
+from tl_circuits.dictionaries.builtin.split import FAMILIES, Split
+from tl_circuits.dictionaries.builtin.world import (
     additions,
     opposites,
     properties_of_states,

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tl_circuits.builtin.split import Split
-from tl_circuits.builtin.world import LARGEST_SUM, STATE_OF
+from tl_circuits.dictionaries.builtin.split import Split
+from tl_circuits.dictionaries.builtin.world import LARGEST_SUM, STATE_OF
 from training.data import LONGEST, batches
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 import tl_circuits as tlc
-from tl_circuits.builtin.state_features import SHARED, state_features, state_nodes, swap_edits
-from tl_circuits.builtin.world import STATE_OF, STATES, Fact
+from tl_circuits.dictionaries.builtin.state_features import SHARED, state_features, state_nodes, swap_edits
+from tl_circuits.dictionaries.builtin.world import STATE_OF, STATES, Fact
 from tl_circuits.hooks import Replacement
 
 AT_ONCE = 512

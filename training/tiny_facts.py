@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 import tl_circuits as tlc
-from tl_circuits.builtin.files import open_transcoders, store_transcoders
-from tl_circuits.builtin.split import split
+from tl_circuits.dictionaries.builtin.files import open_transcoders, store_transcoders
+from tl_circuits.dictionaries.builtin.split import split
 from tl_circuits.models import BUILTIN_FOLDER
 from training import language_model, measure, transcoders
 from training.card import Findings, write_card

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tl_circuits.builtin.split import Split
 from tl_circuits.dictionaries import Transcoder
+from tl_circuits.dictionaries.builtin.split import Split
 
 
 @dataclass(frozen=True)

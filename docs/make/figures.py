@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import tl_circuits as tlc
-from tl_circuits.builtin.story import Story, tell
+from tl_circuits.cli.facts_story import Story, tell
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 QUESTION = ("Lubbock", "California")

@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
-from tl_circuits.attribution.autograd import AutogradEngine
 from tl_circuits.attribution.batches import Engine
+from tl_circuits.attribution.engines.autograd import AutogradEngine
+from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
-from tl_circuits.attribution.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
@@ -26,7 +26,6 @@ from tl_circuits.attribution.targets import (
     resolve_position,
     top_logits,
 )
-from tl_circuits.checked import checked
 from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
@@ -43,6 +42,7 @@ from tl_circuits.hooks import (
     to_tokens,
     token_text,
 )
+from tl_circuits.support.checked import checked
 
 
 @checked

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.memory import free_memory
+from tl_circuits.support.memory import free_memory
 
 SWEEP_FLOATS = 2**30  # in one sweep, 4 GB, and never more than half of the memory that is free
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tl_circuits.batch.jobs import Job
+from tl_circuits.batch.one import trace_one
 from tl_circuits.batch.store import Store
 from tl_circuits.hooks import Replacement
 
@@ -87,8 +88,6 @@ class _Worker:
         self._replacement, self._store, self._options = opener(), Store(out), options
 
     def trace(self, job: Job) -> dict[str, Any]:
-        from tl_circuits.batch.trace import trace_one
-
         return trace_one(self._replacement, job, self._store, self._options)
 
 

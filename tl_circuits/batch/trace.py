@@ -1,6 +1,5 @@
 """Trace many prompts, one after the other in this process or on the workers of a Ray cluster."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,16 +8,14 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from tl_circuits.attribution import attribute
-from tl_circuits.attribution.targets import parse_target
 from tl_circuits.batch.jobs import BadLine, Job, read_jobs
+from tl_circuits.batch.on_ray import trace_on_ray
+from tl_circuits.batch.one import Record, trace_one
 from tl_circuits.batch.store import Store
-from tl_circuits.belonging import require_belonging
-from tl_circuits.checked import checked
+from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, BelongingError
 from tl_circuits.hooks import Replacement
-
-Record = dict[str, Any]
+from tl_circuits.support.checked import checked
 
 
 @checked
@@ -84,8 +81,6 @@ def trace_many(
     if not waiting:
         finished: Iterator[Record] = iter(())
     elif on_ray:
-        from tl_circuits.batch.on_ray import trace_on_ray
-
         finished = trace_on_ray(replacement, waiting, str(out), options, workers, ray_address)
     else:
         finished = _trace_here(replacement, waiting, store, options)
@@ -122,33 +117,3 @@ def _trace_here(
     with nullcontext(replacement) if isinstance(replacement, Replacement) else replacement() as ready:
         for job in jobs:
             yield trace_one(ready, job, store, options)
-
-
-def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[str, Any]) -> Record:
-    """Trace and write one prompt; what fails about it is in the record that comes back."""
-    key, began = job.key(options), time.perf_counter()
-    record: Record = {"id": job.id, "key": key, "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt)}
-    try:
-        prompt = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
-        targets = None if job.targets is None else [parse_target(t) if isinstance(t, str) else t for t in job.targets]
-        graph = attribute(
-            replacement, prompt, targets, position=job.position, max_nodes=options["max_nodes"], progress=False
-        )
-        scores = graph.scores()
-        record |= {
-            "status": "done",
-            "error": None,
-            "seconds": time.perf_counter() - began,
-            "nodes": len(graph),
-            "edges": len(graph.edges),
-            "replacement_score": scores.replacement,
-            "completeness_score": scores.completeness,
-            "coverage": graph.coverage,
-            "file": f"{key}.graph.safetensors",
-        }
-        store.write(key, record, graph)
-    except Exception as error:  # whatever one prompt's failure is, the others go on
-        record = {n: record[n] for n in ("id", "key", "prompt")} | {
-            "status": "failed", "error": f"{type(error).__name__}: {error}",
-        }
-    return record

@@ -1,5 +1,1 @@
-"""The command line: ``tl-circuits trace | models | doctor``."""
-
-from tl_circuits.cli.app import app, main
-
-__all__ = ["app", "main"]
+"""The command line, ``tl-circuits``: one file a command, put together in :mod:`tl_circuits.cli.main`."""

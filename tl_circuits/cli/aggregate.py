@@ -13,7 +13,7 @@ from tl_circuits.cli.app import app, clear_errors
 from tl_circuits.cli.trace import refuse_early, with_ending
 
 if TYPE_CHECKING:
-    from tl_circuits.graph.recurring import RecurringCircuit
+    from tl_circuits.recurring.aggregate import RecurringCircuit
 
 FEATURES_SHOWN = 15
 

@@ -44,23 +44,3 @@ def wrong_usage(option: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
-
-
-def main() -> None:
-    """Entry point of the ``tl-circuits`` program."""
-    from tl_circuits.cli import (  # noqa: F401  each adds its command to `app`
-        aggregate,
-        batch,
-        course,
-        demo,
-        doctor,
-        heads,
-        models,
-        neuronpedia,
-        steer,
-        trace,
-        train,
-        view,
-    )
-
-    app()

@@ -27,7 +27,7 @@ def demo(
         refuse_early(page, force)
         with Console(stderr=True).status("opening tiny-facts ..."):
             import tl_circuits as tlc
-            from tl_circuits.builtin.story import sentences, tell
+            from tl_circuits.cli.facts_story import sentences, tell
             from tl_circuits.graph.paths import sentence, strongest_paths
 
             model = tlc.load_model("tiny-facts", device="cpu")

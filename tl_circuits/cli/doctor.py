@@ -67,8 +67,8 @@ def doctor(
 
 
 def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> None:
+    from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.hooks import text_to_ids, to_tokens
-    from tl_circuits.quality import dictionary_quality, hook_hint
 
     texts = SAMPLE if not files else [part for file in files for part in _parts(file.read_text(encoding="utf-8"))]
     model = replacement.model

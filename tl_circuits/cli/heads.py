@@ -39,7 +39,7 @@ def heads(
         if count < 0:
             raise ValueError(f"--heads must not be negative, got {count}.")
         import tl_circuits as tlc
-        from tl_circuits.attention_data import edge_stories, story_data
+        from tl_circuits.attention.stories import edge_stories, story_data
 
         loaded = tlc.load_graph(graph)
         features = Features(transcoders or features_named([loaded]))

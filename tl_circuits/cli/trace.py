@@ -15,8 +15,8 @@ from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
-    from tl_circuits.faithfulness_report import FaithfulnessReport
     from tl_circuits.graph.graph import AttributionGraph
+    from tl_circuits.interventions.faithfulness import FaithfulnessReport
 
 PATHS_TOLD = 5
 EDGES_TOLD = 3

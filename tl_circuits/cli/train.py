@@ -34,7 +34,7 @@ def train(
     """Train transcoders on text files; afterwards --transcoders takes the folder."""
     with clear_errors(debug):
         with Console(stderr=True).status("loading tl_circuits ..."):
-            from tl_circuits.training import train_transcoders
+            from tl_circuits.dictionaries.training import train_transcoders
         began = time.monotonic()
         history = train_transcoders(
             model, text, out, layers=layer, expansion=expansion, k=k, skip=skip, context=context, batch_size=batch_size,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_circuits.attaching import attach
 from tl_circuits.dictionaries import load_transcoders
+from tl_circuits.dictionaries.attaching import attach
 from tl_circuits.hooks import Replacement
 from tl_circuits.models import load_model
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tl_circuits.checked import checked
 from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import Hints, LayerWeights
@@ -25,6 +24,7 @@ from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import PromptRule, wholes
 from tl_circuits.models import BUILTIN
+from tl_circuits.support.checked import checked
 
 
 @checked
@@ -86,7 +86,7 @@ def load_transcoders(
     if isinstance(source, Dictionary):
         given = source
     elif isinstance(source, str) and source == BUILTIN:
-        from tl_circuits.builtin.files import open_transcoders
+        from tl_circuits.dictionaries.builtin.files import open_transcoders
 
         given = open_transcoders()
     elif isinstance(source, (list, tuple, Mapping)):

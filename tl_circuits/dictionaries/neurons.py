@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.checked import checked, require_model
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.dictionaries.transcoders import take_rows
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import ACTIVATIONS, MLPWeights, mlp_site, mlp_weights
+from tl_circuits.support.checked import checked, require_model
 
 
 class Neurons(Dictionary):

@@ -21,8 +21,8 @@ from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.hub import require_space
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.errors import DictionaryError
-from tl_circuits.memory import free_memory
-from tl_circuits.models import cache_dir
+from tl_circuits.support.files import cache_dir
+from tl_circuits.support.memory import free_memory
 
 Residency = Literal["auto", "disk", "cpu", "device"]
 SMALL_SET = 2**29  # bytes; on a CPU "auto" loads a set of up to 512 MB and leaves larger ones on disk

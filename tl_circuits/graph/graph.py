@@ -4,24 +4,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.checked import checked
 from tl_circuits.errors import PromptError
 from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
-from tl_circuits.graph.notes import Groups, Notes, fingerprint
+from tl_circuits.graph.notes import Groups, Notes, Supernodes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
 from tl_circuits.hooks import whole
-from tl_circuits.picture import Picture
-
-if TYPE_CHECKING:
-    from tl_circuits.graph.supernodes import Supernodes
+from tl_circuits.support.checked import checked
+from tl_circuits.support.figures import Picture
+from tl_circuits.support.outputs import output
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +244,7 @@ class AttributionGraph:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what was traced, by which notes know their graph."""
-        return fingerprint(self)
+        return fingerprint(self.info, self._nodes, self._edges)
 
     @checked
     def with_notes(self, notes: Notes) -> "AttributionGraph":
@@ -278,14 +276,12 @@ class AttributionGraph:
         """With these nodes pinned."""
         return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
 
-    def supernodes(self, max_boxes: int = 12) -> "Supernodes":
+    def supernodes(self, max_boxes: int = 12) -> Supernodes:
         """At most ``max_boxes`` boxes of features that play one role (see :mod:`tl_circuits.graph.supernodes`).
 
         ``graph.with_groups(graph.supernodes().groups)`` makes them groups of your own to edit.
         """
-        from tl_circuits.graph.supernodes import supernodes
-
-        return supernodes(self, max_boxes)
+        return output("supernodes")(self, max_boxes)
 
     def with_groups(self, groups: Groups) -> "AttributionGraph":
         """With these groups instead of the ones it has."""
@@ -299,9 +295,7 @@ class AttributionGraph:
     @checked
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one safetensors file, atomically; raises OutputError if it exists or cannot be written."""
-        from tl_circuits.graph.storage import save_graph
-
-        return save_graph(self, Path(path), overwrite)
+        return output("graph file")(self, Path(path), overwrite)
 
     @checked
     def to_html(
@@ -311,9 +305,7 @@ class AttributionGraph:
 
         ``ablations``: what :func:`tl_circuits.box_ablations` measured, for "remove this box" in the page.
         """
-        from tl_circuits.view.page_file import write_page
-
-        return write_page(self, Path(path), overwrite, ablations)
+        return output("html")(self, Path(path), overwrite, ablations)
 
     @checked
     def plot(self, path: str | Path | None = None, max_boxes: int = 12, overwrite: bool = False) -> Path | Picture:
@@ -322,9 +314,7 @@ class AttributionGraph:
         Without a path the drawing is returned as a picture, which a notebook shows. Raises OutputError as
         :meth:`save` does, and for other endings.
         """
-        from tl_circuits.view.figure import plot_story
-
-        return plot_story(self, None if path is None else Path(path), max_boxes, overwrite)
+        return output("figure")(self, None if path is None else Path(path), max_boxes, overwrite)
 
     @checked
     def to_neuronpedia(
@@ -348,10 +338,8 @@ class AttributionGraph:
         where circuit-tracer's page finds them without a network. Raises ExportError for names with illegal characters and graphs that page cannot show, OutputError as
         :meth:`save` does.
         """
-        from tl_circuits.neuronpedia.export import ExportOptions, write_json
-
-        options = ExportOptions(target, slug, source_set, scan, description, creator)
-        return write_json(self, Path(path), options, overwrite, None if features is None else Path(features))
+        given = dict(target=target, slug=slug, source_set=source_set, scan=scan, description=description, creator=creator)
+        return output("neuronpedia")(self, Path(path), overwrite, None if features is None else Path(features), **given)
 
     def upload(self, slug: str, **options: Any) -> str:
         """Put the graph on Neuronpedia under ``slug`` and return its address.
@@ -360,43 +348,31 @@ class AttributionGraph:
         (else ``NEURONPEDIA_API_KEY`` or the keyring), ``server``. Raises ExportError for what the site would not
         take, before anything is sent, and NeuronpediaError where it refuses or cannot be reached.
         """
-        from tl_circuits.neuronpedia.upload import upload_graph
-
-        return upload_graph(self, slug, **options)
+        return output("upload")(self, slug, **options)
 
     @checked
     def neuronpedia_url(self, model: str, slug: str, embed: bool = False) -> str:
         """The address at which Neuronpedia shows this graph, uploaded as ``slug``, with its groups, pins and names."""
-        from tl_circuits.neuronpedia.urls import neuronpedia_url
-
-        return neuronpedia_url(self, model, slug, embed)
+        return output("neuronpedia address")(self, model, slug, embed)
 
     def to_networkx(self) -> Any:
         """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""
-        from tl_circuits.graph.tables import to_networkx
-
-        return to_networkx(self)
+        return output("networkx")(self)
 
     @checked
     def to_parquet(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
         """Write ``nodes.parquet`` and ``edges.parquet`` into a folder (extra ``parquet``); returns both paths."""
-        from tl_circuits.graph.tables import to_parquet
-
-        return to_parquet(self, Path(folder), overwrite)
+        return output("parquet")(self, Path(folder), overwrite)
 
     @checked
     def to_graphml(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write GraphML, with the frames' columns as attributes (extra ``networkx``)."""
-        from tl_circuits.graph.tables import to_graphml
-
-        return to_graphml(self, Path(path), overwrite)
+        return output("graphml")(self, Path(path), overwrite)
 
     @checked
     def to_dot(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write DOT, for Graphviz."""
-        from tl_circuits.graph.tables import to_dot
-
-        return to_dot(self, Path(path), overwrite)
+        return output("dot")(self, Path(path), overwrite)
 
     def __repr__(self) -> str:
         counts = {kind: int(self.is_kind(kind).sum()) for kind in KINDS}

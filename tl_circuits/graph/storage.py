@@ -1,59 +1,27 @@
 """One safetensors file a graph, metadata inside, written atomically. Never pickle."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from tl_circuits.checked import checked
-from tl_circuits.errors import GraphFileError, OutputError
+from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.hooks import Sample
+from tl_circuits.support.checked import checked
+from tl_circuits.support.files import atomic_file
+from tl_circuits.support.outputs import output
 
 FORMAT = "tl_circuits.graph"
 FORMAT_VERSION = 1
 _TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities")
-
-
-@contextmanager
-def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path`` whole or not at all.
-
-    Raises OutputError if ``path`` exists (unless ``overwrite``) or cannot be written.
-    """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already. Choose another name, or overwrite it (--force).")
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
@@ -93,10 +61,8 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     path = Path(path)
     if not path.is_file():
         raise GraphFileError(f"there is no graph file at {path}.")
-    from tl_circuits.neuronpedia.read import is_foreign, read_foreign
-
-    if is_foreign(path):
-        return read_foreign(path)
+    if _is_foreign(path):
+        return output("read another program's file")(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -117,6 +83,16 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
         raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise GraphFileError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether the file is JSON, gzip, or a torch file, rather than ours (safetensors)."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    # safetensors starts with the length of its header, eight bytes, then that header's brace.
+    if head[8:9] == b"{" and head[:1] != b"{":
+        return False
+    return head.lstrip()[:1] == b"{" or head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x80"))  # gzip, zip, pickle
 
 
 def with_notes_beside(graph: AttributionGraph, path: Path) -> AttributionGraph:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_circuits.graph.box_names import name_boxes
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.notes import Groups
+from tl_circuits.graph.notes import Supernodes
 from tl_circuits.graph.prune import smallest_kept
 from tl_circuits.graph.scores import input_shares
 
@@ -26,19 +26,6 @@ CYCLE_SHARE = 0.01  # flows below this share of the strongest flow between boxes
 GOOD_LUMP_ERROR = 0.18
 FEWEST_BOXES = 8
 Boxes = list[list[int]]
-
-
-@dataclass(frozen=True)
-class Supernodes:
-    """Boxes of features: ``groups`` as (label, node ids), a person's own first and unaltered, then by influence.
-
-    ``lump_error``: how much is lost by drawing a box instead of its members: the influence-weighted
-    mean total-variation distance between where a member's inputs come from, and where its outputs
-    go, among boxes, tokens and targets, and its box's mean. 0 is nothing lost, 1 everything.
-    """
-
-    groups: Groups
-    lump_error: float
 
 
 @dataclass(frozen=True)

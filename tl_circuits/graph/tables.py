@@ -6,7 +6,7 @@ from typing import Any
 
 from tl_circuits.errors import OutputError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.storage import atomic_file
+from tl_circuits.support.files import atomic_file
 
 
 def to_networkx(graph: AttributionGraph) -> Any:

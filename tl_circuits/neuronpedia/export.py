@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from tl_circuits.dictionaries.source_sets import known_source_set, model_id
 from tl_circuits.errors import ExportError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS
-from tl_circuits.graph.storage import atomic_file
-from tl_circuits.neuronpedia.feature_files import FeatureFiles
-from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id
+from tl_circuits.labels.feature_codes import cantor_pair
+from tl_circuits.labels.feature_files import FeatureFiles
+from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id
 from tl_circuits.neuronpedia.qk_results import pruned_contributors, tracing_results
 from tl_circuits.neuronpedia.read_notes import translated
-from tl_circuits.neuronpedia.registry import known_source_set, model_id
+from tl_circuits.support.files import atomic_file
 
 VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
@@ -43,6 +44,11 @@ class ExportOptions:
     description: str = ""
     creator: str = ""
     source_set_exists: bool = False
+
+
+def export(graph: AttributionGraph, path: Path, overwrite: bool, features: Path | None, **options: Any) -> Path:
+    """What :meth:`AttributionGraph.to_neuronpedia` does; ``options`` are those of :class:`ExportOptions`."""
+    return write_json(graph, path, ExportOptions(**options), overwrite, features)
 
 
 def write_json(

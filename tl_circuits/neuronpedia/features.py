@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from tl_circuits.checked import checked
+from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL, SourceSet
 from tl_circuits.errors import NeuronpediaError
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.neuronpedia.cache import FeatureCache
 from tl_circuits.neuronpedia.client import Client, default_server, find_key
-from tl_circuits.neuronpedia.registry import LAYERS_OF_MODEL, SourceSet
+from tl_circuits.support.checked import checked
 
 logger = logging.getLogger(__name__)
 

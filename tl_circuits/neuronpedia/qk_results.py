@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tl_circuits.attention_data import qk_tracing_results
-from tl_circuits.attribution.retrace import parse_source
+from tl_circuits.attention.retrace import parse_source
+from tl_circuits.attention.stories import qk_tracing_results
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.neuronpedia.ids import FEATURE_TYPES, cantor_pair, node_id, parse_node_id
+from tl_circuits.labels.feature_codes import cantor_pair
+from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id, parse_node_id
 
 
 def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str, dict[str, list[list[Any]]]]:

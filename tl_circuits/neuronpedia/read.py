@@ -10,16 +10,6 @@ from tl_circuits.graph.graph import AttributionGraph
 _GZIP, _ZIP, _PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x80"
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether the file is JSON, gzip, or a torch file, rather than ours (safetensors)."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    # safetensors starts with the length of its header, eight bytes, then that header's brace.
-    if head[8:9] == b"{" and head[:1] != b"{":
-        return False
-    return head.lstrip()[:1] == b"{" or head.startswith((_GZIP, _ZIP, _PICKLE))
-
-
 def read_foreign(path: Path) -> AttributionGraph:
     """The graph in a file of another program; raises GraphFileError saying what is wrong and where."""
     from tl_circuits.neuronpedia.read_json import graph_from_json, parse

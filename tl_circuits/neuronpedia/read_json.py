@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
+from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
 from tl_circuits.graph.storage import read_sample
+from tl_circuits.labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
-from tl_circuits.neuronpedia.ids import KIND_OF, cantor_unpair, feature_of_code, parse_node_id
+from tl_circuits.neuronpedia.ids import KIND_OF, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
 from tl_circuits.neuronpedia.read_notes import read_notes, translated
-from tl_circuits.neuronpedia.registry import LAYERS_OF_MODEL
 
 # What our tables or the export itself say; everything else a node carries is kept as it is.
 _NODE_KEYS = {

@@ -6,7 +6,7 @@ from typing import Any
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import KINDS
 from tl_circuits.graph.notes import Groups, Notes
-from tl_circuits.neuronpedia.ids import cantor_pair
+from tl_circuits.labels.feature_codes import cantor_pair
 
 
 def read_notes(

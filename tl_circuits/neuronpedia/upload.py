@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tl_circuits.dictionaries.source_sets import SourceSet
 from tl_circuits.errors import ExportError, NeuronpediaError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.neuronpedia.client import Client, compressed, default_server, find_key
 from tl_circuits.neuronpedia.export import ExportOptions, check_name, write_json
-from tl_circuits.neuronpedia.registry import SourceSet
 
 logger = logging.getLogger(__name__)
 

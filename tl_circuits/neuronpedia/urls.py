@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from tl_circuits.checked import checked
+from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import ExportError, NeuronpediaError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Ablate, Edit, ErrorEdit, Replacement, Scale, TokenEdit
-from tl_circuits.neuronpedia.ids import Place, feature_of_code, parse_node_id
-from tl_circuits.neuronpedia.registry import LAYERS_OF_MODEL
+from tl_circuits.labels.feature_codes import feature_of_code
+from tl_circuits.neuronpedia.ids import Place, parse_node_id
+from tl_circuits.support.checked import checked
 
 SITE = "https://www.neuronpedia.org"
 LONGEST_URL = 6000

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_circuits.picture import Picture
-from tl_circuits.view.figure import figure_class, save_figure
+from tl_circuits.support.figures import Picture, figure_class, save_figure
 
 if TYPE_CHECKING:
-    from tl_circuits.attribution.qk import QKAttribution
+    from tl_circuits.attention.qk import QKAttribution
 
 
 def plot_score(qk: "QKAttribution", path: Path | None) -> Path | Picture:

@@ -1,24 +1,20 @@
 """The story as a figure for papers and slides, and an intervention before and after; matplotlib, no browser."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_circuits.errors import OutputError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.paths import visible
-from tl_circuits.graph.storage import atomic_file
-from tl_circuits.picture import Picture, picture_of
+from tl_circuits.support.figures import Picture, figure_class, save_figure
 from tl_circuits.view.story import Story, Unit, summary_line, tell
 
 if TYPE_CHECKING:
-    from tl_circuits.interventions import InterventionResult
+    from tl_circuits.interventions.intervene import InterventionResult
 
 PLUS, MINUS = "#0072B2", "#D55E00"
 WIDE, LANE, BOX, HIGH = 10.0, 1.0, 2.1, 0.58  # inches
 CLOSE_ROWS = 0.22
-FORMATS = (".svg", ".png", ".pdf")
 LEGEND = "Blue solid arrows raise what they point to, orange dashed ones lower it, in the replacement model."
 
 
@@ -66,34 +62,6 @@ def plot_intervention(result: "InterventionResult", path: Path | None, overwrite
     axis.set_title(f"{plural(len(result.edits), 'feature')} edited, KL {result.kl():.2f} nats ({result.freeze} held)", fontsize=10)
     axis.legend(frameon=False, loc="lower right")
     return save_figure(figure, path, overwrite)
-
-
-def figure_class() -> Any:
-    """matplotlib's figure, without its window system; raises ImportError naming the extra."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
-    return Figure
-
-
-def save_figure(figure: Any, path: Path | None, overwrite: bool) -> Path | Picture:
-    """Write a figure whole or not at all, or return it as a picture; raises OutputError for unknown endings."""
-    if path is None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-            return picture_of(figure)
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"cannot draw {path}: the name must end in one of {', '.join(FORMATS)}.")
-    kind = path.suffix[1:].lower()
-    # No date in the file: the same graph gives the same bytes.
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    import matplotlib
-
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tl_circuits"}), atomic_file(path, overwrite) as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # drawn as a box, as anywhere else
-        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-    return path
 
 
 def _places(story: Story) -> tuple[list[tuple[float, float, float, float]], float]:

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tl_circuits.attention_data import edge_stories, story_data
-from tl_circuits.belonging import require_belonging
+from tl_circuits.attention.stories import edge_stories, story_data
+from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
-from tl_circuits.view.box_effects import measure_boxes
+from tl_circuits.interventions.box_effects import measure_boxes
+from tl_circuits.labels.vocabulary import label_features
 from tl_circuits.view.folder import GraphFolder
-from tl_circuits.vocabulary_labels import label_features
 
 LONGEST_PROMPT = 2000  # characters
 MOST_STEERED = 2000  # nodes
@@ -90,7 +90,7 @@ class LiveModel:
             return await asyncio.to_thread(self._trace, prompt, tell)
 
     def _trace(self, prompt: str, tell: Callable[[str], None]) -> AttributionGraph:
-        import tl_circuits as tlc
+        from tl_circuits.attribution import attribute
 
         tell("tracing the strongest features")
-        return tlc.attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)
+        return attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)

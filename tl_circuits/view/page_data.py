@@ -12,29 +12,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.view.story import Story, tell
 
-MOST_NODES = 2500
 MOST_LINKS = 60_000
-LEVELS = (6, 12, 20)  # the most boxes at each stop of the detail slider; the page opens with the second
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
 MOST_EXAMPLES = 150  # of these, with the texts that activate them most
 EXAMPLE_TOKENS = 32
 TOKEN_LENGTH = 60  # characters of one token of an example
-_NODE_THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-
-
-def page_graph(graph: AttributionGraph) -> AttributionGraph:
-    """The graph itself, or the largest pruned one with at most :data:`MOST_NODES` nodes."""
-    shown = graph
-    for threshold in _NODE_THRESHOLDS:
-        if len(shown) <= MOST_NODES:
-            break
-        shown = graph.prune(node_threshold=threshold, edge_threshold=1.0)
-    return shown
 
 
 def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.storage import atomic_file
+from tl_circuits.support.files import atomic_file
 from tl_circuits.view.bundle import page_file, script
 from tl_circuits.view.page_data import packed_json, page_data
 

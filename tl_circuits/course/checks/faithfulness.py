@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 
 from tl_circuits.attribution import attribute
-from tl_circuits.builtin.world import two_hop
 from tl_circuits.course.questions import (
     Lab,
     Part,
@@ -20,8 +19,9 @@ from tl_circuits.course.questions import (
     same_effects,
     sequence,
 )
+from tl_circuits.dictionaries.builtin.world import two_hop
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.interventions import edits_of, intervene
+from tl_circuits.interventions.intervene import edits_of, intervene
 
 Student = Callable[..., Any]
 

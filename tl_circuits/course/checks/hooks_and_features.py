@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_circuits.course.questions import Lab, Part, Question, close, n_hooks, tensor
 from tl_circuits.hooks import Ablate
-from tl_circuits.interventions import intervene
+from tl_circuits.interventions.intervene import intervene
 
 Student = Callable[..., Any]
 

@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tl_circuits.builtin.state_features import state_features as features_of_states
-from tl_circuits.builtin.state_features import swap_edits as known_swap
-from tl_circuits.builtin.world import STATE_OF, STATES, two_hop
 from tl_circuits.course.questions import Lab, Part, Question, WrongAnswer, close, near, number, sequence, tensor
+from tl_circuits.dictionaries.builtin.state_features import state_features as features_of_states
+from tl_circuits.dictionaries.builtin.state_features import swap_edits as known_swap
+from tl_circuits.dictionaries.builtin.world import STATE_OF, STATES, two_hop
 from tl_circuits.hooks import Ablate, Set
-from tl_circuits.interventions import intervene
+from tl_circuits.interventions.intervene import intervene
 
 Student = Callable[..., Any]
 

@@ -1,0 +1,251 @@
+"""Which heads carried an edge: head loadings of edges of a graph, as frames."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.attention.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
+from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
+from tl_circuits.attribution.sources import Sources
+from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
+from tl_circuits.errors import TargetError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
+from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
+from tl_circuits.support.checked import checked
+
+# An edge computed again may be off by this much of its target's largest edge, by the model's dtype.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_AT_ONCE = 32  # targets in one sweep when edges are computed again
+_IN_SUPERNODES = 200  # chains found for each pair of a supernode's nodes before they are summed
+
+Node = str | int
+
+
+@checked
+def head_loadings(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    source: Node | Sequence[Node],
+    target: Node | Sequence[Node],
+    *,
+    chains: int = 10,
+    targets: Any = None,
+) -> pd.DataFrame:
+    """How much of the direct effect from ``source`` to ``target`` went through each attention head.
+
+    A frame ``layer head loading kind path``. Rows of kind ``"head"``: one hop through that head,
+    largest first. ``"chain"``: several heads one after the other, the largest first (layer and head
+    are -1, ``path`` names them). ``"rest"``: all other chains together. Last, ``"residual"``: what the
+    residual stream alone carried, skip connections of the dictionary included. ``loading`` sums to the edge.
+
+    Args:
+        source: a node id or index, or a list of them (supernodes): then all edges between the two
+            lists are summed.
+        target: as ``source``.
+        chains: how many chains to list. Those of two and three heads are all looked at (of two heads
+            with skip connections); longer ones are in the rest.
+        targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`; needed only
+            where a target is a LogitDifference or LogitDirection.
+
+    Raises TargetError for unknown nodes, pairs without an edge, and graphs of another model,
+    dictionary or choice of skipped positions; ArchitectureError where the linear engine does not
+    know the architecture.
+    """
+    if chains < 0:
+        raise ValueError(f"chains must not be negative, got {chains}.")
+    ends = [node_indices(graph, nodes) for nodes in (source, target)]
+    edges = _edges_between(graph, *ends)
+    if not edges:
+        names = [", ".join(graph.node_ids[i] for i in part[:3]) for part in ends]
+        raise TargetError(f"the graph has no edge from {names[0]} to {names[1]}; see graph.edges.")
+    several = len(edges) > 1
+    found = edge_paths(retrace(replacement, graph), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
+    return _frame(sum_paths(found, chains) if several else found[0])
+
+
+@checked
+def top_head_loadings(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    edges: int = 100,
+    *,
+    chains: int = 3,
+    targets: Any = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """:func:`head_loadings` of the ``edges`` strongest edges, one frame with ``source`` and ``target`` in front.
+
+    ``progress``: show a progress bar on stderr.
+    """
+    if edges < 1 or chains < 0:
+        raise ValueError(f"edges must be at least 1 and chains not negative, got {edges} and {chains}.")
+    order = graph._edges.weight.abs().argsort(descending=True, stable=True)[:edges].tolist()
+    found = edge_paths(retrace(replacement, graph), graph, order, chains, targets, progress)
+    parts = []
+    for edge, paths in zip(order, found, strict=True):
+        part = _frame(paths)
+        part.insert(0, "target", graph.node_ids[int(graph._edges.target[edge])])
+        part.insert(0, "source", graph.node_ids[int(graph._edges.source[edge])])
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def edge_paths(
+    local: Retraced,
+    graph: AttributionGraph,
+    edges: Sequence[int],
+    chains: int,
+    targets: Any = None,
+    progress: bool = False,
+) -> list[Paths]:
+    """The ways of some edges of a graph (indices) through heads, on a prompt already retraced."""
+    with torch.no_grad():
+        columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
+        _require_same(local, graph, columns, edges, reads)
+        heads, leaving, found = HeadPaths(local), {}, {}
+        arriving, last = None, None
+        ordered = sorted(edges, key=lambda edge: int(graph._edges.target[edge]))  # one target at a time
+        for edge in tqdm(ordered, desc="which heads", unit="edge", disable=not progress):
+            source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
+            if source not in leaving:
+                leaving[source] = heads.leave(_source(local, graph, columns, source))
+            if target != last:
+                arriving, last = heads.arrive(reads.on_stream(target)), target
+            found[edge] = heads.paths(leaving[source], arriving, float(graph._edges.weight[edge]), chains)
+        return [found[edge] for edge in edges]
+
+
+def _edges_between(graph: AttributionGraph, sources: list[int], targets: list[int]) -> list[int]:
+    here = torch.isin(graph._edges.source, torch.tensor(sources)) & torch.isin(graph._edges.target, torch.tensor(targets))
+    return here.nonzero()[:, 0].tolist()
+
+
+def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: int) -> Source:
+    """What a node writes to the residual stream, block by block."""
+    nodes, sources = graph._nodes, local.sources
+    kind, layer, position, feature = (
+        int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position", "feature")
+    )
+    nothing = torch.zeros_like(sources.tokens[0])
+    if kind == 2:
+        return Source(position, {}, sources.tokens[position])
+    if kind == 1:
+        return Source(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
+    column = columns.find(0, layer, position, feature)
+    active = sources.layers[layer].active
+    activation = active.activation[column - sources.layers[layer].features_at]
+    dictionary, one = sources.dictionary, torch.tensor([feature], device=activation.device)
+    writes = {}
+    for at in dictionary.layers:
+        if layer in dictionary.writers(at):
+            row = dictionary.decoder_vectors(layer, one, at)[0] * activation
+            writes[at] = _on_stream(sources, at, row, position)
+    return Source(position, writes, nothing)
+
+
+def _on_stream(sources: Sources, layer: int, row: Float[Tensor, " d_out"], position: int) -> Float[Tensor, " d_model"]:
+    """A row at a layer's output site as it reaches the residual stream, brought home."""
+    norm, device = sources.layers[layer].norm, sources.devices[layer]
+    if norm is None:
+        return row.to(sources.home)
+    return norm.push(row[None].to(device), torch.tensor([position], device=device))[0].to(sources.home)
+
+
+class _Reads:
+    """What target nodes read, as the engine's targets and as vectors on the stream."""
+
+    def __init__(self, local: Retraced, graph: AttributionGraph, targets: Any):
+        self._local, self._graph = local, graph
+        self._given = None if targets is None else as_targets(targets)
+
+    def targets(self, node: int) -> Targets:
+        """A node as the engine's target."""
+        nodes = self._graph._nodes
+        kind, layer, position = (int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position"))
+        if kind not in (0, 3):
+            raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
+        vector = self._logit(node, position) if kind == 3 else self._feature(node, layer, position)
+        where = [torch.tensor([value]) for value in (layer, position)]
+        return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
+
+    def on_stream(self, node: int) -> Target:
+        """A node as a vector on the stream it reads."""
+        made = self.targets(node)
+        layer, position = int(made.layer[0]), int(made.position[0])
+        there = made.to(self._local.engine.devices[layer])
+        vectors, _ = self._local.engine.reads[layer].transpose(there.vector, there.position)
+        return Target(position, layer, vectors[0].to(made.vector.device))
+
+    def _feature(self, node: int, layer: int, position: int) -> Tensor:
+        dictionary = self._local.sources.dictionary
+        x = self._local.recording.sites[dictionary.input_hook(layer)][position][None]
+        feature = self._graph._nodes.feature[node : node + 1].to(x.device)
+        return dictionary.read_vectors(layer, feature, x)[0][0]
+
+    def _logit(self, node: int, position: int) -> Tensor:
+        local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
+        if token >= 0:
+            vector = unembed_weights(local.model).columns(torch.tensor([token]))[:, 0]
+            return vector - local.replacement.mean_unembedding[0]
+        if self._given is None:
+            raise TargetError(
+                f"{graph.node_ids[node]!r} is no single token, and a graph does not store its direction. Give "
+                "targets=[...] as to tlc.attribute."
+            )
+        index = node - int(graph.is_kind("logit").nonzero()[0])
+        if len(self._given) != len(graph.info.target_names):
+            raise TargetError(
+                f"targets has {len(self._given)} entries, the graph was traced for {len(graph.info.target_names)}."
+            )
+        final = frozen_norm(local.model, local.recording, "ln_final")
+        x = final.forward(local.recording.resid_final)[position]
+        return resolve_logits(local.replacement, [self._given[index]], x, local.recording.logits).vector[0]
+
+
+def _require_same(
+    local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], reads: _Reads
+) -> None:
+    """Raise TargetError unless the edges, computed again, are the graph's."""
+    by_target: dict[int, list[int]] = {}
+    for edge in edges:
+        by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
+    wanted = list(by_target)
+    tolerance = _TOLERANCE[local.recording.logits.dtype]
+    for start in range(0, len(wanted), _AT_ONCE):
+        part = wanted[start : start + _AT_ONCE]
+        made = [reads.targets(node) for node in part]
+        fields = [torch.cat([getattr(t, name) for t in made]) for name in ("layer", "position", "vector", "bias")]
+        rows, _ = local.engine.rows(Targets(*fields))
+        for row, node in zip(rows, part, strict=True):
+            scale = float(row.abs().max().clamp_min(1e-30))
+            for edge in by_target[node]:
+                gap = abs(float(row[_column(graph, columns, int(graph._edges.source[edge]))]) - float(graph._edges.weight[edge]))
+                if not gap <= tolerance * scale:
+                    raise TargetError(
+                        f"the edge into {graph.node_ids[node]} is another one on the attached model and dictionary: "
+                        "trace the prompt again with them (a file that another program wrote does not say which positions it leaves out)."
+                    )
+
+
+def _column(graph: AttributionGraph, columns: Columns, node: int) -> int:
+    names = ("kind", "layer", "position", "feature")
+    return columns.find(*(int(getattr(graph._nodes, name)[node]) for name in names))
+
+
+def path_name(heads: Sequence[Head]) -> str:
+    """Heads as text: ``L3/H2 > L7/H0``."""
+    return " > ".join(f"L{layer}/H{head}" for layer, head in heads)
+
+
+def _frame(paths: Paths) -> pd.DataFrame:
+    ordered = sorted(paths.heads.items(), key=lambda item: -abs(item[1]))
+    rows = [(layer, head, value, "head", path_name([(layer, head)])) for (layer, head), value in ordered if value != 0.0]
+    rows += [(-1, -1, value, "chain", path_name(chain)) for chain, value in paths.chains]
+    rows += [(-1, -1, paths.rest, "rest", "other chains"), (-1, -1, paths.residual, "residual", "residual stream")]
+    return pd.DataFrame(rows, columns=["layer", "head", "loading", "kind", "path"])

@@ -1,0 +1,296 @@
+"""Why a head looks where it looks: its score as a sum over pairs of sources (QK attribution).
+
+With patterns of earlier layers and all norm denominators frozen, the stream entering a layer is a
+sum of what tokens, features and errors wrote anywhere, carried along by earlier heads, plus a
+constant. A score before softmax is a product of one such sum at the query position with one at the
+key position, so it is exactly a sum over pairs of sources ("Tracing Attention Computation Through
+Feature Interactions", Anthropic 2025).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
+from tl_circuits.attention.top_pairs import top_pairs
+from tl_circuits.attribution.batches import sweeps
+from tl_circuits.attribution.targets import Targets, resolve_position
+from tl_circuits.errors import ArchitectureError, TargetError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import FrozenScores, Replacement
+from tl_circuits.support.checked import checked
+from tl_circuits.support.figures import Picture
+from tl_circuits.support.outputs import output
+
+MAX_PAIRS = 2**24  # all pairs as a frame, above this
+# How far the sum may be from the model's own score, relative to the lengths of query and key.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_KINDS = ("feature", "error", "embedding", "bias")
+
+
+@dataclass(frozen=True)
+class QKAttribution:
+    """One attention score, or a difference of two, as a sum over pairs of sources.
+
+    ``score``: the model's own score before softmax and before any soft cap, minus that of
+    ``baseline_key`` if one was given. ``total``: the sum of all pairs. ``terms``: the largest pairs,
+    ``query_source key_source weight``. ``by_query`` and ``by_key``: the largest marginals, a source's
+    pairs with everything on the other side: ``source kind layer position feature token in_graph
+    weight``. ``by_position``: all of ``total`` by the positions the two sources were written at, rows
+    query side, columns key side, with ``"bias"`` for what no source wrote.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    baseline_key: int | None
+    score: float
+    total: float
+    terms: pd.DataFrame = field(repr=False, compare=False)
+    by_query: pd.DataFrame = field(repr=False, compare=False)
+    by_key: pd.DataFrame = field(repr=False, compare=False)
+    by_position: pd.DataFrame = field(repr=False, compare=False)
+    tokens: tuple[str, ...] = field(repr=False)
+    _sides: "Sides" = field(repr=False, compare=False)
+
+    @checked
+    def removal(self, sources: Sequence[str]) -> float:
+        """How the score changes when these sources (node ids) are removed from both sides, all else frozen.
+
+        Raises TargetError for an id that is no source of this score.
+        """
+        wanted = sorted({self._sides.columns.column(name) for name in sources})
+        q, k = (side.double() for side in (self._sides.query, self._sides.key))
+        q_all, k_all, q_gone, k_gone = q.sum(0), k.sum(0), q[wanted].sum(0), k[wanted].sum(0)
+        return float(q_gone @ k_gone - q_gone @ k_all - q_all @ k_gone)
+
+    def plot(self, path: str | Path | None = None) -> Path | Picture:
+        """Draw ``by_position`` as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        return output("attention figure")(self, None if path is None else Path(path))
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table("query side", "key side", "part of the score", title=self.title, box=None)
+        for row in self.terms.itertuples():
+            table.add_row(row.query_source, row.key_source, f"{row.weight:+.3f}")
+        return table
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.title}</p>{self.terms.to_html(index=False)}"
+
+    @property
+    def title(self) -> str:
+        """The score in words."""
+        instead = "" if self.baseline_key is None else f" rather than {self.baseline_key}"
+        return f"layer {self.layer} head {self.head}, {self.query} to {self.key}{instead}: score {self.score:.3f}"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What every source adds to the rotated query and to the rotated key; the last row is the bias."""
+
+    columns: Columns
+    query: Float[Tensor, "source d_head"]
+    key: Float[Tensor, "source d_head"]
+
+
+@checked
+def qk_attribution(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    layer: int,
+    head: int,
+    query: int,
+    key: int,
+    baseline_key: int | None = None,
+    top: int | None = 20,
+) -> QKAttribution:
+    """One head's attention score from ``query`` to ``key`` as a sum over pairs of sources.
+
+    Sources are the prompt's tokens, every active feature, every error, each with its linear effect on
+    the stream entering ``layer`` at the query (key) position, through earlier heads' frozen patterns
+    as well, and one bias. Norm denominators, those of queries and keys included, are frozen.
+
+    Args:
+        graph: says which prompt; sources need not be among its nodes.
+        query: position that looks; negative ones count from the end.
+        key: position that is looked at.
+        baseline_key: another key position: why ``key`` and not this one.
+        top: how many pairs and marginals to list, by absolute size; None for all.
+
+    Raises TargetError for a layer, head or position that does not exist, a key behind the query, a
+    pair that the sliding window masks, and a graph of another model; ArchitectureError for attention
+    without query and key weights, and where the sum misses the model's own score.
+    """
+    replacement.require_attached()
+    _require_head(replacement.model, layer, head)
+    return score_attribution(retrace(replacement, graph, below=layer), graph, layer, head, query, key, baseline_key, top)
+
+
+def score_attribution(
+    local: Retraced,
+    graph: AttributionGraph,
+    layer: int,
+    head: int,
+    query: int,
+    key: int,
+    baseline_key: int | None = None,
+    top: int | None = 20,
+) -> QKAttribution:
+    """:func:`qk_attribution` of a prompt already retraced."""
+    _require_head(local.model, layer, head)
+    if top is not None and top < 1:
+        raise ValueError(f"top must be at least 1, or None for all pairs, got {top}.")
+    query, key = (resolve_position(p, local.n_pos) for p in (query, key))
+    keys = [key] if baseline_key is None else [key, resolve_position(baseline_key, local.n_pos)]
+    for position in keys:
+        if position > query:
+            raise TargetError(
+                f"key position {position} lies behind query position {query}: attention only looks back."
+            )
+    if len(set(keys)) < len(keys):
+        raise TargetError(f"baseline_key {baseline_key} is the key itself; name another position.")
+    with torch.no_grad():
+        scores = local.scores(layer)
+        for position in keys:
+            if scores.masked(head, query, position):
+                raise TargetError(
+                    f"layer {layer} masks position {position} for queries at {query} (sliding window), so there "
+                    "is no score to explain."
+                )
+        q = _parts(local, layer, query, *scores.query(head, query))
+        each = [_parts(local, layer, position, *scores.key(head, position)) for position in keys]
+        _require_sum(local, scores, head, query, keys, q, each)
+        k = each[0] if len(each) == 1 else each[0] - each[1]
+        own = [scores.uncapped(head, query, position) for position in keys]
+        return _assemble(local, graph, layer, head, query, keys, own, q, k, top)
+
+
+def _require_head(model: Any, layer: int, head: int) -> None:
+    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
+    if not 0 <= layer < n_layers:
+        raise TargetError(f"layer {layer} is not in 0..{n_layers - 1}.")
+    if not 0 <= head < n_heads:
+        raise TargetError(f"head {head} is not in 0..{n_heads - 1} of layer {layer}.")
+
+
+def _parts(
+    local: Retraced, layer: int, position: int, matrix: Float[Tensor, "d_model d_head"], bias: Float[Tensor, " d_head"]
+) -> Float[Tensor, "source d_head"]:
+    """What every column, and last the bias, adds to one query or key; zero for columns that cannot reach it."""
+    d_head = matrix.shape[1]
+    vectors = matrix.T.contiguous()
+    at, where = (torch.full((d_head,), place, device=matrix.device) for place in (layer, position))
+    targets = Targets(at, where, vectors, vectors.new_zeros(d_head)).to(local.sources.home)
+    parts = targets.vector.new_empty(local.sources.before(layer) + 1, d_head)
+    for some, rows, constant in sweeps(local.engine.below(layer), targets, "auto"):
+        parts[:-1, some] = rows.T
+        parts[-1, some] = constant + bias.to(constant.device)[some]
+    return parts
+
+
+def _require_sum(
+    local: Retraced, scores: FrozenScores, head: int, query: int, keys: list[int], q: Tensor, each: list[Tensor]
+) -> None:
+    tolerance = _TOLERANCE[local.recording.dtype]
+    for position, k in zip(keys, each, strict=True):
+        a, b = q.sum(0, dtype=torch.float64), k.sum(0, dtype=torch.float64)
+        gap = abs(float(a @ b) - scores.uncapped(head, query, position)) / max(float(a.norm() * b.norm()), 1e-30)
+        if not gap <= tolerance:
+            raise ArchitectureError(
+                f"layer {scores.layer}: query times key is off by {gap:.2%} from the model's own score (tolerance "
+                f"{tolerance:.2%}), so this attention is not of a form we know."
+            )
+
+
+def _assemble(
+    local: Retraced,
+    graph: AttributionGraph,
+    layer: int,
+    head: int,
+    query: int,
+    keys: list[int],
+    own: list[float],
+    q: Tensor,
+    k: Tensor,
+    top: int | None,
+) -> QKAttribution:
+    columns = columns_of(local.sources, layer)
+    q_wide, k_wide = q.double(), k.double()
+    q_all, k_all = q_wide.sum(0), k_wide.sum(0)
+    live_q, live_k = (side.any(1).nonzero()[:, 0] for side in (q, k))
+    if top is None and len(live_q) * len(live_k) > MAX_PAIRS:
+        raise ValueError(
+            f"there are {len(live_q)} x {len(live_k)} pairs, more than {MAX_PAIRS}; give top=1000 or so instead of None."
+        )
+    count = len(live_q) * len(live_k) if top is None else top
+    i, j, weight = top_pairs(q[live_q], k[live_k], count)
+    terms = pd.DataFrame(
+        {
+            "query_source": [columns.name(c) for c in live_q[i].tolist()],
+            "key_source": [columns.name(c) for c in live_k[j].tolist()],
+            "weight": weight.cpu().numpy(),
+        }
+    )
+    place = torch.cat([columns.position, torch.tensor([local.n_pos])]).to(q.device)
+    grouped = [
+        torch.zeros(local.n_pos + 1, q.shape[1], dtype=torch.float64, device=q.device).index_add_(0, place, side)
+        for side in (q_wide, k_wide)
+    ]
+    names = [*range(local.n_pos), "bias"]
+    return QKAttribution(
+        layer=layer,
+        head=head,
+        query=query,
+        key=keys[0],
+        baseline_key=None if len(keys) == 1 else keys[1],
+        score=own[0] if len(own) == 1 else own[0] - own[1],
+        total=float(q_all @ k_all),
+        terms=terms,
+        by_query=_marginals(graph, columns, q_wide @ k_all, live_q, top),
+        by_key=_marginals(graph, columns, k_wide @ q_all, live_k, top),
+        by_position=pd.DataFrame((grouped[0] @ grouped[1].T).cpu().numpy(), index=names, columns=names),
+        tokens=graph.info.tokens,
+        _sides=Sides(columns, q, k),
+    )
+
+
+def _marginals(
+    graph: AttributionGraph, columns: Columns, weight: Float[Tensor, " source"], live: Int[Tensor, " n"], top: int | None
+) -> pd.DataFrame:
+    """The largest marginals of one side as a frame."""
+    count = len(live) if top is None else min(top, len(live))
+    chosen = live[weight[live].abs().argsort(descending=True, stable=True)[:count]].tolist()
+    in_graph = set(graph.node_ids)
+    rows = []
+    for column in chosen:
+        name, bias = columns.name(column), column == len(columns.kind)
+        position = -1 if bias else int(columns.position[column])
+        rows.append(
+            {
+                "source": name,
+                "kind": _KINDS[3 if bias else int(columns.kind[column])],
+                "layer": -1 if bias else int(columns.layer[column]),
+                "position": position,
+                "feature": -1 if bias else _feature(graph, columns, column),
+                "token": "" if bias else graph.info.tokens[position],
+                "in_graph": name in in_graph,
+                "weight": float(weight[column]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _feature(graph: AttributionGraph, columns: Columns, column: int) -> int:
+    """The feature's index, as in the nodes frame: the vocabulary id for tokens, -1 for errors."""
+    if int(columns.kind[column]) == 2:
+        return graph.info.token_ids[int(columns.position[column])]
+    return int(columns.feature[column])

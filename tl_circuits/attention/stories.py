@@ -1,0 +1,235 @@
+"""Head loadings and QK attributions as plain data: for pages, for JSON, for Neuronpedia."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.attention.head_paths import Head, Paths
+from tl_circuits.attention.loadings import edge_paths, path_name
+from tl_circuits.attention.qk import QKAttribution, score_attribution
+from tl_circuits.attention.retrace import Retraced, retrace
+from tl_circuits.errors import TargetError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
+from tl_circuits.graph.scores import input_shares
+from tl_circuits.hooks import Replacement, left_out
+from tl_circuits.support.checked import checked
+
+
+@dataclass(frozen=True)
+class EdgeStory:
+    """Why one edge is there: the ways it went, and why each of its largest heads looked.
+
+    ``scores`` are QK attributions of the heads with the largest loadings, from the target's position
+    to the source's, in the order of ``heads``. ``attention``: the weight each of them has there after
+    softmax. ``instead``: why there rather than at the other position (none of those left
+    out, such as the beginning of the sequence) that gets most of the head's attention; None where there is no other.
+    """
+
+    source: str
+    target: str
+    weight: float
+    paths: Paths
+    heads: tuple[Head, ...]
+    scores: tuple[QKAttribution, ...]
+    attention: tuple[float, ...]
+    instead: tuple[tuple[QKAttribution, float] | None, ...]
+
+
+@checked
+def explain_heads(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    edges: int | Sequence[Sequence[str | int]] = 12,
+    *,
+    heads: int = 1,
+    targets: Any = None,
+    progress: bool = False,
+) -> AttributionGraph:
+    """``graph`` with ``head_stories``: which heads carried some edges and why they looked, for the page and the export.
+
+    ``edges``: how many, those that carry most influence from one position to another; or pairs
+    (source, target). The rest as for :func:`edge_stories`. Edges explained before are kept.
+    """
+    pairs = strongest_edges(graph, edges) if isinstance(edges, int) else edges
+    told = edge_stories(replacement, graph, pairs, heads, targets=targets, progress=progress) if pairs else []
+    made = {(data["source"], data["target"]): data for data in graph.head_stories}
+    made |= {(story.source, story.target): story_data(graph, story) for story in told}
+    return replace(graph, head_stories=tuple(made.values()))
+
+
+@checked
+def edge_stories(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    edges: Sequence[Sequence[str | int]],
+    heads: int = 3,
+    top: int = 10,
+    *,
+    targets: Any = None,
+    progress: bool = False,
+) -> list[EdgeStory]:
+    """From edges to the heads that carried them to what made these heads look.
+
+    Args:
+        edges: pairs (source, target) of node ids or indices.
+        heads: how many heads of each edge to explain; 0 for loadings alone.
+        top: how many pairs and marginals to list for each head.
+        targets: as for :func:`tl_circuits.head_loadings`.
+        progress: show progress bars on stderr.
+
+    Raises TargetError and ArchitectureError as :func:`tl_circuits.head_loadings` does.
+    """
+    for edge in edges:
+        if isinstance(edge, str) or len(edge) != 2:
+            raise TargetError(f"an edge is a pair (source, target) of node ids or indices, got {edge!r}.")
+    indices = [_edge_index(graph, *edge) for edge in edges]
+    local = retrace(replacement, graph)
+    found = edge_paths(local, graph, indices, top, targets, progress)
+    shown = tqdm(list(zip(indices, found, strict=True)), desc="why heads look", unit="edge", disable=not progress)
+    return [_story(local, graph, edge, paths, heads, top) for edge, paths in shown]
+
+
+def strongest_edges(graph: AttributionGraph, count: int) -> list[tuple[str, str]]:
+    """The edges between different positions, which heads must have carried, with most influence on the targets."""
+    edges, position = graph._edges, graph._nodes.position
+    moved = (position[edges.source] != position[edges.target]).nonzero()[:, 0]
+    flow = input_shares(edges, len(graph)) * graph.influence[edges.target]
+    order = moved[flow[moved].argsort(descending=True, stable=True)[:count]].tolist()
+    return [(graph.node_ids[int(edges.source[e])], graph.node_ids[int(edges.target[e])]) for e in order]
+
+
+def _edge_index(graph: AttributionGraph, source: str | int, target: str | int) -> int:
+    (a,), (b,) = node_indices(graph, source), node_indices(graph, target)
+    found = ((graph._edges.source == a) & (graph._edges.target == b)).nonzero()
+    if found.numel() == 0:
+        raise TargetError(f"the graph has no edge from {graph.node_ids[a]} to {graph.node_ids[b]}; see graph.edges.")
+    return int(found[0])
+
+
+def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: Paths, heads: int, top: int) -> EdgeStory:
+    source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
+    query, key = (int(graph._nodes.position[i]) for i in (target, source))
+    ordered = sorted(paths.heads, key=lambda head: -abs(paths.heads[head]))
+    chosen = [head for head in ordered if paths.heads[head] != 0.0][:heads]
+    scores = tuple(score_attribution(local, graph, *head, query, key, top=top) for head in chosen)
+    weights = [_attention(local, *head, query) for head in chosen]
+    attention = tuple(float(row[key]) for row in weights)
+    instead = tuple(_instead(local, graph, head, query, key, row, top) for head, row in zip(chosen, weights, strict=True))
+    weight = float(graph._edges.weight[edge])
+    return EdgeStory(graph.node_ids[source], graph.node_ids[target], weight, paths, tuple(chosen), scores, attention, instead)
+
+
+def _attention(local: Retraced, layer: int, head: int, query: int) -> Float[Tensor, " key"]:
+    """One row of a recorded pattern."""
+    block = next(b for b in local.recording.patterns[layer].blocks if query < b.queries.stop)
+    row = block.weights.new_zeros(local.n_pos)
+    row[block.keys] = block.weights[head, query - block.queries.start]
+    return row
+
+
+def _instead(
+    local: Retraced, graph: AttributionGraph, head: Head, query: int, key: int, row: Float[Tensor, " key"], top: int
+) -> tuple[QKAttribution, float] | None:
+    """Why the head looks at ``key`` rather than at the next best position, and the weight that one has."""
+    usual = left_out(local.model, local.recording.tokens, local.replacement.dictionary.prompt_rule)
+    skipped = {*usual, *local.sources.skipped}
+    others = [p for p in range(query + 1) if p != key and p not in skipped and float(row[p]) > 0]
+    if not others:
+        return None
+    other = max(others, key=lambda p: float(row[p]))
+    return score_attribution(local, graph, *head, query, key, baseline_key=other, top=top), float(row[other])
+
+
+def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict[str, Any]:
+    """An :class:`EdgeStory` as JSON: what a page shows beside a link.
+
+    ``heads``: ``layer head loading``, and where explained ``query key score attention pairs by_query by_key`` and
+    ``baseline`` (the same of the difference to another ``key``, or None); ``pairs`` are ``[query source, key source, weight]`` by id, with ``labels`` for every id that is a node of the graph.
+    ``residual``, the loadings of ``heads``, ``other_heads`` (all beyond ``top``), ``chains`` and ``rest`` (all other chains) add up
+    to ``weight``.
+    """
+    everything = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))
+    ordered, left_out = everything[:top], everything[top:]
+    explained = zip(story.heads, story.scores, story.attention, story.instead, strict=True)
+    scores = {head: rest for head, *rest in explained}
+    named: set[str] = set()
+    heads = []
+    for (layer, head), loading in ordered:
+        made: dict[str, Any] = {"layer": layer, "head": head, "loading": loading}
+        if (layer, head) in scores:
+            qk, attention, instead = scores[layer, head]
+            made |= {"query": qk.query, "key": qk.key, "attention": attention, **_sums(qk)}
+            made["baseline"] = None
+            named |= _named(qk)
+            if instead is not None:
+                other, weight = instead
+                made["baseline"] = {"key": other.baseline_key, "attention": weight, **_sums(other)}
+                named |= _named(other)
+        heads.append(made)
+    labels = {name: graph.label(i) for i, name in enumerate(graph.node_ids) if name in named}
+    return {
+        "source": story.source,
+        "target": story.target,
+        "weight": story.weight,
+        "residual": story.paths.residual,
+        "heads": heads,
+        "other_heads": sum(loading for _, loading in left_out),
+        "chains": [[path_name(chain), value] for chain, value in story.paths.chains[:top]],
+        "rest": story.paths.rest + sum(value for _, value in story.paths.chains[top:]),
+        "labels": labels,
+    }
+
+
+def _sums(qk: QKAttribution) -> dict[str, Any]:
+    return {
+        "score": qk.score,
+        "pairs": [[q, k, float(w)] for q, k, w in qk.terms.itertuples(index=False, name=None)],
+        "by_query": _marginals(qk.by_query),
+        "by_key": _marginals(qk.by_key),
+    }
+
+
+def _marginals(frame: pd.DataFrame) -> list[list[Any]]:
+    return [[name, float(w)] for name, w in zip(frame.source, frame.weight, strict=True)]
+
+
+def _named(qk: QKAttribution) -> set[str]:
+    return {*qk.terms.query_source, *qk.terms.key_source, *qk.by_query.source, *qk.by_key.source}
+
+
+def qk_tracing_results(
+    heads: Iterable[dict[str, Any]], node_id: Callable[[str], str | None], top: int = 20
+) -> dict[str, list[list[Any]]]:
+    """Neuronpedia's ``qk_tracing_results`` of one node, from the explained ``heads`` (of :func:`story_data`) that reach it.
+
+    Pairs and marginals of several heads are summed; a head and position explained for several edges counts once.
+    ``node_id`` turns our ids into the ids of the exported JSON; sources for which it returns None (the
+    bias, say) are left out, since every id there must be a node or a ``qk_only_nodes`` entry.
+    """
+    pairs: dict[tuple[str, str], float] = {}
+    sides: dict[str, dict[str, float]] = {"by_query": {}, "by_key": {}}
+    for head in {(h["layer"], h["head"], h["key"]): h for h in heads if "pairs" in h}.values():
+        for query, key, weight in head["pairs"]:
+            ids = node_id(query), node_id(key)
+            if ids[0] is not None and ids[1] is not None:
+                pairs[ids] = pairs.get(ids, 0.0) + weight
+        for name, side in sides.items():
+            for source, weight in head[name]:
+                made = node_id(source)
+                if made is not None:
+                    side[made] = side.get(made, 0.0) + weight
+
+    def largest(found: dict[Any, float]) -> list[tuple[Any, float]]:
+        return sorted(found.items(), key=lambda item: -abs(item[1]))[:top]
+
+    return {
+        "pair_wise_contributors": [[*ids, weight] for ids, weight in largest(pairs)],
+        "top_q_marginal_contributors": [[name, weight] for name, weight in largest(sides["by_query"])],
+        "top_k_marginal_contributors": [[name, weight] for name, weight in largest(sides["by_key"])],
+    }

@@ -1,0 +1,1 @@
+"""The two engines that compute rows of direct effects: linear (fast) and autograd (reference)."""

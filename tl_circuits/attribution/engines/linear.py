@@ -1,0 +1,290 @@
+"""The fast engine: rows of direct effects by one closed-form backward pass in matrix products."""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attribution.engines.effects import Effects
+from tl_circuits.attribution.engines.factored import Factored
+from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_dots
+from tl_circuits.attribution.engines.rounding import rounded_attention, rounded_reads, stream_rounding
+from tl_circuits.attribution.sources import Sources
+from tl_circuits.attribution.targets import Targets
+from tl_circuits.errors import ArchitectureError
+from tl_circuits.hooks import (
+    FrozenAttention,
+    ReadMap,
+    Recording,
+    frozen_attention,
+    frozen_norm,
+    is_parallel,
+    read_map,
+    resid_mid,
+    unembed_weights,
+)
+
+# How far the frozen maps may be from what the model computed, relative to the largest entry at each position.
+_MAP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+# What float32 sums over all that is written lose, relative to the largest entry anywhere.
+_MAP_ROUNDING = 1e-5
+
+_STREAM = ReadMap("residual", None)
+LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
+
+
+class LinearEngine:
+    """Direct effects on any targets of one prompt, exact in the local replacement model.
+
+    One sweep from the last layer to the first carries the gradient ``g[pos, n]`` of all targets
+    at once; a target joins at the layer it reads. Patterns and denominators are constants, so the
+    gradient is the direct effect per unit written (Ameisen et al. 2025). Targets of the layer behind the
+    last read what the final norm gives, or the bare stream where the recording ends below a layer.
+    """
+
+    def __init__(self, model: Any, recording: Recording, sources: Sources):
+        self.sources = sources
+        self.parallel = is_parallel(model)
+        dictionary = sources.dictionary
+        layers = range(len(sources.layers))
+        self.attention = [frozen_attention(model, recording, layer) for layer in layers]
+        self.reads: dict[int, ReadMap] = {
+            layer: read_map(model, recording, layer, dictionary.input_hook(layer))
+            for layer in sources.dictionary_layers
+        }
+        self.devices = (*sources.devices, recording.resid_final.device)
+        whole = recording.logits is not None
+        self.reads[len(layers)] = ReadMap("normed", frozen_norm(model, recording, "ln_final")) if whole else _STREAM
+        self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
+        self.final = self.reads[len(layers)].forward(recording.resid_final)[recording.position] if whole else None
+        self.leading = Leading(recording, sources, self.attention)
+        self._check(model, recording)
+        if recording.dtype != torch.float32:
+            self.attention = rounded_attention(self.attention, recording)
+            self.reads |= rounded_reads(self.reads, model, recording, sources)
+            for layer, mlp in enumerate(self.mlp):
+                mlp.add_constant(stream_rounding(recording, sources, self.reads, layer))
+
+    def _check(self, model: Any, recording: Recording) -> None:
+        """Compare every map with what the model computed, so that nothing is explained wrongly."""
+        tolerance = _MAP_TOLERANCE[recording.dtype]
+
+        def compare(what: str, ours: Tensor, models: Tensor) -> None:
+            models = models.float()
+            ours = ours.to(models.device)
+            # Each position by itself: a first position with huge activations must not hide the others.
+            size = models.abs().amax(-1).clamp_min(_MAP_ROUNDING * float(models.abs().max()) + 1e-30)
+            gap = float(((ours - models).abs().amax(-1) / size).max())
+            if not gap <= tolerance:
+                raise ArchitectureError(
+                    f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance "
+                    f"{tolerance:.2%}), so this architecture is not one the linear engine knows. "
+                    'Use engine="autograd".'
+                )
+
+        resid = recording.streams[0].float()
+        for layer, attention in enumerate(self.attention):
+            ours = attention.forward(recording.resid_pre[layer])
+            compare(f"attention of layer {layer}", ours, recording.attn_out[layer])
+            resid = resid.to(ours.device) + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
+            compare(f"residual stream after layer {layer}", resid, recording.streams[layer + 1])
+        for layer in self.sources.dictionary_layers:
+            if self.sources.layers[layer].share != 1.0:
+                raise ArchitectureError(
+                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way to the residual "
+                    'stream, which the closed form does not know. Use engine="autograd", or output_hook="hook_mlp_out".'
+                )
+            ours = self.reads[layer].forward(resid_mid(recording, model, layer))
+            hook = self.sources.dictionary.input_hook(layer)
+            compare(hook, ours, recording.sites[hook])
+        if recording.logits is None:
+            return
+        some = slice(None, None, max(1, recording.logits.numel() // LOGITS_COMPARED))
+        logits = explained_logits(model, recording, self.reads[len(self.attention)], some)
+        compare("logits", logits, recording.logits[some])
+
+    def below(self, layer: int) -> "LinearEngine":
+        """The same engine cut off at ``layer``: targets of that layer read the stream that enters it."""
+        cut = copy.copy(self)
+        cut.attention, cut.mlp = self.attention[:layer], self.mlp[:layer]
+        cut.reads = {at: read for at, read in self.reads.items() if at < layer} | {layer: _STREAM}
+        return cut
+
+    def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
+        """The direct effect of every column on every target, and each target's bias.
+
+        ``rows[t].sum() + bias[t]`` equals the target's value. A row ends before the columns of the
+        deepest target's own layer; later columns have no effect.
+        """
+        order = torch.argsort(targets.layer, descending=True, stable=True)
+        sweep = _Sweep(self, targets[order])
+        out, bias = sweep.run()
+        if torch.equal(order, torch.arange(len(order), device=order.device)):
+            return out, bias  # rows can be large; do not copy them for nothing
+        restored = torch.argsort(order)
+        return out[restored], bias[restored]
+
+
+class _Sweep:
+    """One pass from the last layer to the first. ``g[p - first, i]`` is target i's gradient at p.
+
+    Targets stand in the order in which they join; those that joined lately are held as :class:`Factored`.
+    """
+
+    def __init__(self, engine: LinearEngine, targets: Targets):
+        self._engine, self._targets = engine, targets
+        sources = engine.sources
+        self._tokens = sources.tokens
+        # Nothing at the leading skipped positions is a feature, so the sweep need not go there;
+        # what flows through them is read off the values they hold (see Leading).
+        leading = engine.leading
+        starts = int(targets.position.min()) >= leading.count
+        self._leading = leading if leading.count and starts else None
+        self._first = leading.count if self._leading else 0
+        self._depth = int(targets.layer[0])
+        self._counts = torch.bincount(targets.layer, minlength=self._depth + 1).tolist()
+        self._effects = Effects(targets.bias, sources.before(self._depth))
+        self._out, self._bias = self._effects.on(sources.home, 0)
+        used = int(targets.position.max()) + 1 - self._first
+        self._g = targets.vector.new_zeros(used, 0, targets.vector.shape[1])
+        self._late: list[Factored] = []
+        self._joined = 0
+
+    def run(self) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
+        engine, n_layers = self._engine, len(self._engine.attention)
+        if self._depth == n_layers:
+            self._go_to(n_layers)
+            self._join(*self._entering(n_layers))
+        for layer in range(min(self._depth, n_layers - 1), -1, -1):
+            self._go_to(layer)
+            self._layer(layer, engine.parallel)
+        last = self._first + self._g.shape[0]
+        own = self._out[:, self._first : last]
+        for offset, here in enumerate(self._gradients()):
+            own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
+        return self._effects.joined()
+
+    def _go_to(self, layer: int) -> None:
+        """Bring what the sweep carries to a layer's device; nothing to do where all lie on one."""
+        device = self._engine.devices[layer]
+        if device != self._g.device:
+            self._g, self._targets = self._g.to(device), self._targets.to(device)
+            self._late = [late.to(device) for late in self._late]
+            width = self._engine.sources.before(min(layer + 1, self._depth))
+            self._out, self._bias = self._effects.on(device, width)
+
+    def _gradients(self) -> Float[Tensor, "used n d_model"]:
+        """The gradients of all targets that have joined."""
+        return torch.cat([self._g, *(late.dense() for late in self._late)], dim=1) if self._late else self._g
+
+    def _layer(self, layer: int, parallel: bool) -> None:
+        engine, g, n = self._engine, self._gradients(), self._joined
+        attention, mlp = engine.attention[layer], engine.mlp[layer]
+        into_skip = None
+        if n:
+            mlp.add_effects(g, self._first, self._out[:n], self._bias[:n])
+            into_skip = mlp.through_skip(g, self._first)
+        entering = self._entering(layer)
+        if into_skip is not None:
+            self._g, self._late = g, []
+            if not parallel:
+                g += into_skip
+        add_position_dots(self._bias[:n], g, attention.const[self._first :])
+        if not parallel:  # a parallel MLP reads what attention reads
+            vectors, position = entering
+            self._bias[n : n + len(vectors)] += (vectors * attention.const[position]).sum(-1)
+            self._join(*entering)
+        self._attend(layer)
+        if parallel:
+            if into_skip is not None:
+                self._g += into_skip
+            self._join(*entering)
+
+    def _attend(self, layer: int) -> None:
+        """Take the gradients through a layer's attention; those no longer worth factoring become dense."""
+        attention, first = self._engine.attention[layer], self._first
+        shares = torch.cat([self._g.new_zeros(0, self._g.shape[0]), *(late.shares.flatten(0, 1) for late in self._late)])
+        mixed, carried = attention.mix_back(self._g, shares, first)
+        attention.add_to_stream(mixed[:, first:], self._g)
+        sizes = [late.size for late in self._late]
+        moved = [
+            late.through(attention, part, first)
+            for late, part in zip(self._late, carried.split(sizes, dim=1), strict=True)
+        ]
+        if self._leading is not None:
+            at_leading = torch.cat([mixed[:, :first], *(values for _, values in moved)], dim=2)
+            self._leading.add_effects(layer, at_leading, self._out, self._bias)
+        self._late = [late for late, _ in moved]
+        if layer:
+            below = self._engine.attention[layer - 1]
+            settled = [late for late in self._late if not late.worth_another(below)]
+            self._g = torch.cat([self._g, *(late.dense() for late in settled)], dim=1) if settled else self._g
+            self._late = self._late[len(settled) :]
+
+    def _entering(self, layer: int) -> tuple[Float[Tensor, "new d_model"], Tensor]:
+        """Vectors on the stream and positions of the targets that read at ``layer``."""
+        targets, n = self._targets, self._joined
+        count = self._counts[layer] if layer <= self._depth else 0
+        new = slice(n, n + count)
+        position = targets.position[new]
+        if count == 0:
+            return targets.vector[new], position
+        vectors, from_norm = self._engine.reads[layer].transpose(targets.vector[new], position)
+        self._bias[new] += from_norm
+        return vectors, position
+
+    def _join(self, vectors: Float[Tensor, "new d_model"], position: Tensor) -> None:
+        """Append targets, each at its own position."""
+        if len(vectors):
+            self._late.append(Factored.joining(vectors, position - self._first, self._g.shape[0]))
+            self._joined += len(vectors)
+
+
+class Leading:
+    """The leading skipped positions (the beginning-of-sequence token), told apart by what they hold.
+
+    Their streams depend on nothing but themselves. ``values[L]`` splits what each of them gives as
+    values to layer L's attention into one part a token there and one constant part, so a sweep
+    reads effects through them off the gradient at their values.
+    """
+
+    def __init__(self, recording: Recording, sources: Sources, attention: list[FrozenAttention]):
+        count = 0
+        while count in sources.skipped:
+            count += 1
+        self.count = count
+        self._values: list[Float[Tensor, "part kv pos d_head"]] = []
+        if count == 0:
+            return
+        tokens = sources.tokens[:count]
+        streams = torch.zeros(count, count, tokens.shape[1], device=tokens.device)
+        streams[range(count), range(count)] = tokens
+        for layer, block in enumerate(attention):
+            streams = streams.to(block.const.device)
+            rest = recording.resid_pre[layer][:count].float() - streams.sum(0)
+            parts = torch.cat([streams, rest[None]])
+            self._values.append(parts[:, None] @ block.W_V)
+            streams = streams + torch.stack([block.linear(part) for part in streams])
+
+    def add_effects(
+        self,
+        layer: int,
+        values: Float[Tensor, "kv count n d_head"],
+        out: Float[Tensor, "total column"],
+        bias: Float[Tensor, " total"],
+    ) -> None:
+        """Add what these positions do to the first ``n`` targets, whose gradients at their values are given."""
+        n = values.shape[2]
+        parts = torch.einsum("kqne,skqe->ns", values, self._values[layer])
+        out[:n, : self.count] += parts[:, :-1]
+        bias[:n] += parts[:, -1]
+
+
+def explained_logits(
+    model: Any, recording: Recording, final: ReadMap, tokens: slice
+) -> Float[Tensor, " some"]:
+    """Logits of some of the vocabulary as the frozen final norm and unembedding give them."""
+    return unembed_weights(model).some(tokens).logits(final.forward(recording.resid_final)[recording.position])

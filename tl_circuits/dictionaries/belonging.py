@@ -1,0 +1,129 @@
+"""Whether a graph is of the model and dictionary that are attached: one check for all that asks the model about a graph.
+
+Graphs traced here carry a few numbers out of the weights of both (:mod:`tl_circuits.hooks.identity`), which decide,
+whatever the two are called. Older files and other programs' are held against what they say: names, the
+number of layers, and features that the dictionary does not have.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tl_circuits.dictionaries.base import ranges
+from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
+from tl_circuits.errors import BelongingError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import KINDS, GraphInfo
+from tl_circuits.hooks import Replacement, Sample, first_difference
+
+_OUR_ENGINES = ("linear", "autograd", "mean of graphs")
+_UNSAID = ("", "unknown", "transcoders")  # what stands in files that do not say
+
+
+class Origin(NamedTuple):
+    """The model and dictionary that something was made with."""
+
+    model: str
+    dictionary: str
+    n_layers: int
+    sample: Sample
+
+
+def origin_of(replacement: Replacement) -> Origin:
+    """What is attached, to be kept with what is made with it."""
+    model, dictionary = replacement.model, replacement.dictionary
+    return Origin(str(getattr(model.cfg, "model_name", "unknown")), dictionary.name, int(model.cfg.n_layers), replacement.sample)
+
+
+def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphInfo) -> None:
+    """Raise BelongingError, naming both dictionaries and models, unless ``graph`` is of the attached ones."""
+    info = graph if isinstance(graph, GraphInfo) else graph.info
+    origin = origin_of(replacement)
+    why = _other(origin, info)
+    if why is None and isinstance(graph, AttributionGraph):
+        why = _absent(replacement, graph)
+    if why is not None:
+        raise BelongingError(
+            f"the graph is of the model {info.model!r} with the dictionary {info.dictionary!r}, and attached is "
+            f"{origin.dictionary!r} on {origin.model!r}: {why}. Attach what it was traced with, or trace the prompt again."
+        )
+
+
+def require_made_of(origin: Origin, info: GraphInfo, what: str) -> None:
+    """Raise BelongingError unless ``what``, made with ``origin``, is about the model and dictionary of a graph."""
+    why = _other(origin, info)
+    if why is not None:
+        raise BelongingError(
+            f"{what} are of the model {origin.model!r} with the dictionary {origin.dictionary!r}, and the graph is of "
+            f"{info.dictionary!r} on {info.model!r}: {why}."
+        )
+
+
+def require_edits_belong(replacement: Replacement, edits: Iterable[Any]) -> None:
+    """Raise BelongingError for edits made from the nodes of a graph that is not of the attached model and dictionary."""
+    infos = {id(edit.of): edit.of for edit in edits if isinstance(getattr(edit, "of", None), GraphInfo)}
+    for info in infos.values():
+        require_belonging(replacement, info)
+
+
+def _other(origin: Origin, info: GraphInfo) -> str | None:
+    """What tells the graph's model or dictionary from those of ``origin``; None if nothing does."""
+    if info.n_layers != origin.n_layers:
+        return f"the graph's model has {info.n_layers} layers, the other one has {origin.n_layers}"
+    if not info.sample or not origin.sample:
+        return _other_names(origin, info)
+    found = first_difference(info.sample, origin.sample)
+    if found is not None:
+        what = found.removeprefix("model ")
+        return f"the weights of the two models differ ({what})" if what != found else f"{found} has the weights of another one"
+    theirs, ours = (_of_dictionary(sample) for sample in (info.sample, origin.sample))
+    if theirs != ours:
+        only = min(theirs ^ ours)
+        return f"only the {'graph' if only in theirs else 'other dictionary'} has {only}"
+    return None if theirs or info.dictionary == origin.dictionary else "the dictionaries are called differently"
+
+
+def _of_dictionary(sample: Any) -> set[str]:
+    return {name for name, _ in sample if not name.startswith("model ")}
+
+
+def _other_names(origin: Origin, info: GraphInfo) -> str | None:
+    model, name = origin.model, origin.dictionary
+    if _plain(info.model) not in ("unknown", _plain(model)) and _plain(model) != "unknown":
+        return "the models are called differently"
+    if info.dictionary == name:
+        return None
+    imported = info.engine not in _OUR_ENGINES
+    if imported and (info.dictionary in _UNSAID or _plain(info.dictionary) == _plain(info.model) or _same_set(info.dictionary, name)):
+        return None
+    return f"the dictionaries are called differently (if they are the same, load_transcoders(..., name={info.dictionary!r}) says so)"
+
+
+def _same_set(said: str, name: str) -> bool:
+    """Whether two names, of which Neuronpedia or circuit-tracer may have given one, mean one published set."""
+    from tl_circuits.dictionaries.source_sets import known_source_set
+
+    if said in SHORT_NAMES:
+        said = str(parse_reference(SHORT_NAMES[said].reference))
+    one, other = known_source_set(said), known_source_set(name)
+    return said == name or (other is not None and (one == other or said.split("/")[-1] == other.name))
+
+
+def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
+    """A feature or token of the graph that does not exist in what is attached."""
+    dictionary, nodes = replacement.dictionary, graph._nodes
+    feature = nodes.kind == KINDS.index("feature")
+    for layer in nodes.layer[feature].unique().tolist():
+        if layer not in dictionary.layers:
+            return f"the graph has features of layer {layer}, the dictionary has the layers {ranges(dictionary.layers)}"
+        largest, width = int(nodes.feature[feature & (nodes.layer == layer)].max()), dictionary.width(layer)
+        if largest >= width:
+            return f"the graph has feature {largest} of layer {layer}, where the dictionary has {width}"
+    d_vocab = int(replacement.model.cfg.d_vocab)
+    largest = max(graph.info.token_ids, default=-1)
+    return f"the graph's prompt has the token id {largest}, the model's vocabulary {d_vocab}" if largest >= d_vocab else None
+
+
+def _plain(name: str) -> str:
+    """A model's name without the organisation or folder before it, and without what is written differently."""
+    return re.sub(r"[^a-z0-9]", "", name.rstrip("/").split("/")[-1].lower())

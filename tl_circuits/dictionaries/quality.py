@@ -1,0 +1,175 @@
+"""How well a dictionary stands in for a model's MLPs: sparsity, explained variance, change in loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
+from tl_circuits.errors import PromptError
+from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, read_prompt, resolve
+from tl_circuits.support.checked import checked
+
+POOR = 0.1  # explained variance below which a dictionary is likely on the wrong tensor
+_READS = ("ln2.hook_normalized", "mlp.hook_in", "hook_resid_mid")
+_WRITES = ("hook_mlp_out", "mlp.hook_out")
+
+
+@dataclass
+class _Sums:
+    """What one layer's numbers are computed from; float64, over tokens."""
+
+    tokens: int = 0
+    active: int = 0
+    error: float = 0.0
+    square: float = 0.0
+    total: Tensor | float = field(default=0.0)
+
+    def add(self, output: Float[Tensor, "n d"], error: Float[Tensor, "n d"]) -> None:
+        output, error = output.double(), error.double()
+        self.tokens += output.shape[0]
+        self.error += float(error.square().sum())
+        self.square += float(output.square().sum())
+        self.total = self.total + output.sum(0)
+
+    def explained_variance(self) -> float:
+        variance = self.square - float((self.total**2).sum()) / self.tokens
+        return 1.0 - self.error / variance if variance > 0 else float("nan")
+
+
+@checked
+def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, progress: bool = False) -> pd.DataFrame:
+    """Per layer, how well the dictionary stands in for the MLP on ``prompts``.
+
+    Returns a frame with one row a layer and one last row for all layers together (``layer`` -1):
+    ``l0`` (active features a token), ``explained_variance`` of the MLP's output
+    (``1 - Σ|y - ŷ|² / Σ|y - mean y|²``), ``loss`` (nats a token) with that layer's MLP replaced, and
+    ``loss_change`` against the untouched model. The positions that the dictionary's ``prompt_rule`` leaves
+    out (a beginning-of-sequence token, say) are not counted and keep their MLP. Raises PromptError for prompts
+    with fewer than two tokens, and if there are none.
+    """
+    replacement.require_attached()
+    if len(prompts) == 0:
+        raise PromptError("there are no prompts to measure the dictionary on; give at least one.")
+    if isinstance(prompts, str):
+        raise PromptError("dictionary_quality takes a list of prompts, got one text; write [prompt].")
+    model, dictionary = replacement.model, replacement.dictionary
+    layers = list(dictionary.layers)
+    sums = {layer: _Sums() for layer in layers}
+    plain, replaced, predicted = 0.0, dict.fromkeys([*layers, -1], 0.0), 0
+    for prompt in tqdm(prompts, desc="measuring", unit="prompt", disable=not progress):
+        read = read_prompt(model, dictionary, prompt)
+        tokens = read.tokens
+        if tokens.numel() < 2:
+            raise PromptError("a prompt needs at least two tokens to have a loss.")
+        keep = torch.ones(tokens.numel(), dtype=torch.bool, device=tokens.device)
+        keep[list(read.skipped)] = False
+        if not keep.any():
+            raise PromptError(f"all {tokens.numel()} positions of the prompt are left out, so there is nothing to measure on.")
+        plain += _loss(model, tokens, _listening(replacement, layers, keep, sums))
+        for layer in replaced:
+            some = layers if layer == -1 else [layer]
+            hooks = [(f"{replacement.site(i)}.hook_sae_error", _without_error(keep)) for i in some]
+            replaced[layer] += _loss(model, tokens, hooks)
+        predicted += tokens.numel() - 1
+    rows = [
+        (layer, s.active / s.tokens, s.explained_variance(), replaced[layer] / predicted, (replaced[layer] - plain) / predicted)
+        for layer, s in sums.items()
+    ]
+    l0, variance = (sum(row[i] for row in rows) / len(rows) for i in (1, 2))
+    rows.append((-1, l0, variance, replaced[-1] / predicted, (replaced[-1] - plain) / predicted))
+    return pd.DataFrame(rows, columns=["layer", "l0", "explained_variance", "loss", "loss_change"])
+
+
+def _loss(model: Any, tokens: Int[Tensor, " pos"], hooks: list[tuple[str, Callable[..., Any]]]) -> float:
+    """The sum over tokens of the next-token loss, in nats."""
+    with torch.no_grad(), added_hooks(model, hooks):
+        logits = model(tokens[None])[0, :-1].float()
+    return float(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum"))
+
+
+def _listening(
+    replacement: Replacement, layers: Sequence[int], keep: Bool[Tensor, " pos"], sums: dict[int, _Sums]
+) -> list[tuple[str, Callable[..., Any]]]:
+    hooks: list[tuple[str, Callable[..., Any]]] = []
+    for layer in layers:
+        site, recons = replacement.site(layer), {}
+
+        def count(acts: Tensor, hook: Any, layer: int = layer) -> None:
+            sums[layer].active += int((acts[0, keep] != 0).sum())
+
+        def rebuilt(value: Tensor, hook: Any, recons: dict = recons) -> None:
+            recons["here"] = value[0, keep].float()
+
+        def missed(error: Tensor, hook: Any, layer: int = layer, recons: dict = recons) -> None:
+            left = error[0, keep].float()
+            sums[layer].add(recons["here"] + left, left)
+
+        hooks += [(f"{site}.hook_sae_acts_post", count), (f"{site}.hook_sae_recons", rebuilt)]
+        hooks.append((f"{site}.hook_sae_error", missed))
+    return hooks
+
+
+def _without_error(keep: Bool[Tensor, " pos"]) -> Callable[..., Tensor]:
+    def hook(error: Tensor, hook: Any) -> Tensor:
+        return torch.where(keep[None, :, None], 0.0, error)
+
+    return hook
+
+
+@checked
+def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> str | None:
+    """What to try when the explained variance is near or below zero; None when it is not.
+
+    The middle layer's dictionary is put on every tensor a transcoder can read and write, and the
+    best pair is named.
+    """
+    if not float(quality.explained_variance.iloc[:-1].median()) < POOR:
+        return None
+    model, dictionary = replacement.model, replacement.dictionary
+    said = "The explained variance is near or below zero: the dictionary is likely on another tensor than it was trained on"
+    if dictionary.exact or isinstance(dictionary, CrossLayerTranscoders):
+        return f"{said}, or for another model."
+    layer = dictionary.layers[len(dictionary.layers) // 2]
+    seen = _tensors(model, read_prompt(model, dictionary, prompt), layer)
+    values = {}
+    for read in (r for r in _READS if r in seen):
+        x = seen[read]
+        recons = dictionary.decode(layer, {layer: dictionary.activate(layer, dictionary.pre_activations(layer, x), x)}, x)
+        for write in (w for w in _WRITES if w in seen):
+            sums = _Sums()
+            sums.add(seen[write].float(), seen[write].float() - recons)
+            values[read, write] = sums.explained_variance()
+    (read, write), best = max(values.items(), key=lambda item: item[1])
+    used = dictionary.input_hook(layer).split(".", 2)[2], dictionary.output_hook(layer).split(".", 2)[2]
+    if best < POOR or (read, write) == used:
+        return f"{said}, or for another model: no pair of hooks of layer {layer} explains it."
+    return (
+        f"{said}. Layer {layer} reading {read} and writing {write} would explain {best:.0%} (now {used[0]} to {used[1]}): "
+        f"load it with input_hook={read!r}, output_hook={write!r}."
+    )
+
+
+def _tensors(model: Any, prompt: ReadPrompt, layer: int) -> dict[str, Float[Tensor, "kept d"]]:
+    """Every tensor of one layer that a transcoder can read or write, without the positions left out."""
+    tokens = prompt.tokens
+    keep = [p for p in range(tokens.numel()) if p not in prompt.skipped]
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def hook(value: Tensor, hook: Any) -> None:
+            seen[name] = value[0, keep].detach()
+
+        return hook
+
+    present = [n for n in (*_READS, *_WRITES) if f"blocks.{layer}.{n}" in model.hook_dict]
+    for name in present:
+        resolve(model, f"blocks.{layer}.{name}")
+    with torch.no_grad(), added_hooks(model, [(f"blocks.{layer}.{n}", keeper(n)) for n in present]):
+        model(tokens[None])
+    return seen

@@ -1,0 +1,75 @@
+"""Edits as text: ``L14/F2268@9 = 0``, ``L20/F15589@-1 *= -2``, ``L3/error@2: *= 0``, ``token@4 *= 0.5``."""
+
+import re
+from typing import Any
+
+from tl_circuits.errors import EditError
+from tl_circuits.hooks import Ablate, Add, Edit, ErrorEdit, PatternEdit, Scale, ScoreEdit, Set, TokenEdit
+from tl_circuits.support.checked import checked
+
+GRAMMAR = """an edit is PLACE OPERATOR NUMBER:
+  PLACE     L14/F2268@9   feature 2268 of layer 14 at position 9
+            L14/F1,F5@9   several features
+            L3/error@2    the error term of layer 3
+            token@4       a prompt token
+            L5/H3@9>4     how much head 3 of layer 5 attends from position 9 to 4 (= only)
+            L5/H3/score@9>4   its score there, before softmax (+= only)
+            positions: @9  @-1  @2:5  @8: (and on in generated tokens)  @* (all)
+  OPERATOR  = set   *= multiply   += add   (errors and tokens: *= only)
+examples: "L14/F2268@9 = 0"   "L20/F15589@-1 *= -2"   "token@4 *= 0\""""
+
+_HEAD = re.compile(
+    r"^\s*L(?P<layer>\d+)/H(?P<head>\d+)(?P<score>/score)?@(?P<query>-?\d+)>(?P<key>-?\d+)"
+    r"\s*(?P<operator>\*=|\+=|=)\s*(?P<number>\S+)\s*$"
+)
+_EDIT = re.compile(
+    r"^\s*(?:L(?P<layer>\d+)/(?:(?P<error>error)|(?P<features>F\d+(?:\s*,\s*F\d+)*))|(?P<token>token))"
+    r"@(?P<where>\*|-?\d+|-?\d*:-?\d*)\s*(?P<operator>\*=|\+=|=)\s*(?P<number>\S+)\s*$"
+)
+
+
+@checked
+def parse_edit(text: str) -> Edit:
+    """The edit that ``text`` writes; raises EditError showing the grammar when it cannot be read."""
+    head = _HEAD.match(text)
+    if head is not None:
+        return _head_edit(text, head)
+    match = _EDIT.match(text)
+    if match is None:
+        raise EditError(f"cannot read the edit {text!r}; {GRAMMAR}")
+    number = _number(text, match["number"])
+    where, operator = _where(match["where"]), match["operator"]
+    if match["token"] or match["error"]:
+        if operator != "*=":
+            raise EditError(f"{text!r}: tokens and errors can only be multiplied (*=); {GRAMMAR}")
+        return TokenEdit(where, number) if match["token"] else ErrorEdit(int(match["layer"]), where, number)
+    features: Any = [int(f.strip()[1:]) for f in match["features"].split(",")]
+    features = features[0] if len(features) == 1 else tuple(features)
+    place = (int(match["layer"]), where, features)
+    if operator == "=":
+        return Ablate(*place) if number == 0 else Set(*place, value=number)
+    return Scale(*place, factor=number) if operator == "*=" else Add(*place, value=number)
+
+
+def _number(text: str, number: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        raise EditError(f"cannot read the number {number!r} in the edit {text!r}; {GRAMMAR}") from None
+
+
+def _head_edit(text: str, match: re.Match[str]) -> Edit:
+    kind, operator = (ScoreEdit, "+=") if match["score"] else (PatternEdit, "=")
+    if match["operator"] != operator:
+        raise EditError(f"{text!r}: patterns can only be set (=) and scores only be added to (+=); {GRAMMAR}")
+    place = (int(match[part]) for part in ("layer", "head", "query", "key"))
+    return kind(*place, value=_number(text, match["number"]))
+
+
+def _where(text: str) -> int | slice | None:
+    if text == "*":
+        return None
+    if ":" not in text:
+        return int(text)
+    start, stop = (int(part) if part else None for part in text.split(":"))
+    return slice(start, stop)

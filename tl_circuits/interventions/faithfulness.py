@@ -1,0 +1,284 @@
+"""How far a graph's predictions hold in the model: predicted against measured effects of removals."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.attention.qk import QKAttribution
+from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.errors import ArgumentError, EditError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
+from tl_circuits.hooks import (
+    FREEZE_MODES,
+    CleanRun,
+    Replacement,
+    clean_run,
+    read_prompt,
+    require_freeze,
+    unembed_weights,
+)
+from tl_circuits.interventions.intervene import DIVERGED, edited_batches, edits_of, growth
+from tl_circuits.interventions.score_checks import score_effects
+from tl_circuits.support.checked import checked
+from tl_circuits.support.figures import Picture, figure_class, save_figure
+
+
+@dataclass(frozen=True, eq=False)
+class FaithfulnessReport:
+    """Predicted and measured changes of graph nodes when sources are removed.
+
+    ``effects``: freeze, source, target, predicted, measured; one row a pair; ``measured`` is NaN where the
+    run diverged (see :attr:`InterventionResult.growth`). Under ``"all"`` the
+    prediction is minus the edge and must hold to rounding: it tests our arithmetic. Under
+    ``"attention"`` and ``"none"`` it is the effect along all paths of the graph, features taken as
+    linear: how local the explanation is.
+    """
+
+    effects: pd.DataFrame
+
+    def summary(self) -> pd.DataFrame:
+        """Per freeze mode: pairs, correlation, explained variance, sign agreement, diverged removals.
+
+        Explained variance is ``1 - Σ(measured - predicted)² / Σ measured²``; signs are compared
+        where either change is at least 1 % of the largest. Removals whose run diverged are counted and
+        left out of the rest.
+        """
+        rows = []
+        for freeze, whole in self.effects.groupby("freeze", sort=False):
+            part = whole[whole.measured.notna()]
+            p, m = part.predicted.to_numpy(), part.measured.to_numpy()
+            large = np.maximum(abs(p), abs(m)) >= 0.01 * max(abs(m).max(initial=0), 1e-30)
+            rows.append(
+                {
+                    "freeze": freeze,
+                    "pairs": len(part),
+                    "correlation": float(np.corrcoef(p, m)[0, 1]) if len(part) > 1 and p.std() and m.std() else np.nan,
+                    "explained_variance": 1 - float(((m - p) ** 2).sum() / max((m**2).sum(), 1e-30)) if len(part) else np.nan,
+                    "sign_agreement": float((np.sign(p) == np.sign(m))[large].mean()) if large.any() else np.nan,
+                    "diverged": whole.source[whole.measured.isna()].nunique(),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def worst(self, n: int = 10) -> pd.DataFrame:
+        """The pairs whose measured change is furthest from the prediction."""
+        gap = (self.effects.measured - self.effects.predicted).abs()
+        return self.effects.loc[gap.sort_values(ascending=False).index[:n]]
+
+    def plot(self, path: str | Path | None = None) -> Path | Picture:
+        """Predicted against measured, one panel a freeze mode, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        groups = list(self.effects.groupby("freeze", sort=False))
+        figure = figure_class()(figsize=(4 * len(groups), 4), layout="constrained")
+        facts = self.summary().set_index("freeze")
+        for axis, (freeze, part) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups, strict=True):
+            axis.axline((0, 0), slope=1, color="0.7", linewidth=1)
+            axis.scatter(part.predicted, part.measured, s=6, color="#0072B2", alpha=0.5, linewidths=0)
+            axis.set(
+                title=f"{freeze}: r = {facts.loc[freeze, 'correlation']:.2f}",
+                xlabel="predicted change",
+                ylabel="measured change",
+            )
+        return save_figure(figure, None if path is None else Path(path), overwrite=True)
+
+
+@checked
+def faithfulness(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    n: int = 100,
+    seed: int = 0,
+    *,
+    groups: Mapping[str, Any] | None = None,
+    scores: Sequence[QKAttribution] = (),
+    freezes: Sequence[str] = FREEZE_MODES,
+    progress: bool = False,
+) -> FaithfulnessReport:
+    """Remove ``n`` sampled nodes (and every group), one a run, and compare all nodes with the graph.
+
+    Args:
+        n: how many features, errors and tokens to sample, from those with an edge.
+        groups: supernodes, name to node ids; each is removed as a whole.
+        scores: QK attributions; the largest sources of each are removed one by one and together, all
+            else and all norms held, and the score's change is compared (freeze ``"score"``).
+        freezes: which of ``"all"``, ``"attention"``, ``"none"`` to measure under.
+
+    Raises BelongingError for a graph of another model or dictionary than the attached ones, EditError for
+    groups with nodes the graph does not have or that cannot be removed.
+    """
+    replacement.require_attached()
+    require_belonging(replacement, graph)
+    if n < 0:
+        raise ArgumentError(f"faithfulness(n=...) must be 0 or more, got {n}.")
+    for freeze in freezes:
+        require_freeze(freeze)
+    for qk in scores:
+        if qk.tokens != graph.info.tokens:
+            raise EditError(f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph.")
+    prompt = read_prompt(replacement.model, replacement.dictionary, graph)
+    tokens = prompt.tokens
+    names, members = _sample(graph, n, seed, prompt.skipped)
+    for name, nodes in (groups or {}).items():
+        names.append(name)
+        try:
+            members.append(node_indices(graph, nodes, EditError))
+            edits_of(graph, members[-1])
+        except EditError as error:
+            raise EditError(f"group {name!r}: {error}") from error
+    if not members:
+        raise EditError("nothing to remove: the graph has no sources and no groups were given.")
+    rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]
+    clean = clean_run(replacement, tokens, prompt.skipped)
+    frames = []
+    for freeze in freezes:
+        predicted = predicted_effects(graph, members, direct=freeze == "all")
+        measured = torch.cat(
+            list(_measure(replacement, graph, tokens, clean, members, rows, freeze, progress))
+        )
+        frames.append(_frame(graph, freeze, names, members, rows, predicted, measured))
+    if scores:
+        frames.append(score_effects(replacement, graph, scores, clean))
+    return FaithfulnessReport(pd.concat(frames, ignore_index=True))
+
+
+def _sample(
+    graph: AttributionGraph, n: int, seed: int, skipped: Sequence[int]
+) -> tuple[list[str], list[list[int]]]:
+    has_output = torch.zeros(len(graph), dtype=torch.bool)
+    has_output[graph._edges.source] = True
+    constant = graph.is_kind("error") & torch.isin(graph._nodes.position, torch.tensor(list(skipped)))
+    candidates = (has_output & ~constant).nonzero()[:, 0]
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:n]
+    chosen = candidates[order].sort().values.tolist()
+    return [graph.node_ids[i] for i in chosen], [[i] for i in chosen]
+
+
+def predicted_effects(
+    graph: AttributionGraph, members: Sequence[Sequence[int]], direct: bool, factor: float = 0.0
+) -> Float[Tensor, "removal node"]:
+    """What the graph says multiplying each set of nodes by ``factor`` does to every node's value.
+
+    ``direct``: their edges' sum times ``factor - 1``. Otherwise changes run on through features, in
+    proportion to their activation, from the first layer to the last: the signed sum over all paths
+    from the set, of which those that enter it again count ``factor`` times (not at all for a removal).
+    """
+    adjacency = graph.adjacency()
+    inside = torch.zeros(len(graph), len(members), dtype=torch.bool)
+    for column, nodes in enumerate(members):
+        inside[list(nodes), column] = True
+    relative = (factor - 1) * inside.float()  # change as a share of each node's activation
+    if direct:
+        return (adjacency @ relative).T
+    change = torch.zeros_like(relative)
+    layer, activation = graph._nodes.layer, graph._nodes.activation[:, None]
+    has_row = ~graph._nodes.value.isnan()
+    for at in layer[has_row].unique().tolist():
+        here = (has_row & (layer == at)).nonzero()[:, 0]
+        change[here] = adjacency[here] @ relative
+        moved = torch.where(activation[here] == 0, 0.0, change[here] / activation[here])
+        relative[here] = torch.where(inside[here], factor * (1 + moved) - 1, moved)
+    return change.T
+
+
+def _measure(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    tokens: Int[Tensor, " pos"],
+    clean: CleanRun,
+    members: Sequence[Sequence[int]],
+    rows: Int[Tensor, " row"],
+    freeze: str,
+    progress: bool,
+) -> Iterator[Float[Tensor, "removal node"]]:
+    dictionary = replacement.dictionary
+    sets = [tuple(edits_of(graph, nodes)) for nodes in members]
+    with tqdm(total=len(sets), desc=f"measuring ({freeze})", disable=not progress) as bar:
+        for finals, seen, part in edited_batches(
+            replacement, tokens, sets, clean, freeze, (), list(dictionary.layers)
+        ):
+            measured = torch.zeros(len(part), len(graph))
+            for layer in dictionary.layers:
+                here = rows[graph.is_kind("feature")[rows] & (graph._nodes.layer[rows] == layer)]
+                if len(here):
+                    measured[:, here] = _feature_changes(dictionary, graph, layer, here, clean, seen, freeze)
+            logits = rows[graph.is_kind("logit")[rows]]
+            if len(logits):
+                measured[:, logits] = _logit_changes(replacement, graph, logits, finals - clean.final)
+            measured[growth(finals, clean.final).cpu() > DIVERGED] = torch.nan
+            bar.update(len(part))
+            yield measured
+
+
+def _feature_changes(
+    dictionary: Any,
+    graph: AttributionGraph,
+    layer: int,
+    nodes: Int[Tensor, " n"],
+    clean: CleanRun,
+    seen: dict[str, Tensor],
+    freeze: str,
+) -> Float[Tensor, "removal n"]:
+    name = dictionary.input_hook(layer)
+    device = seen[name].device
+    position = graph._nodes.position[nodes].to(device)
+    features = graph._nodes.feature[nodes].to(device)
+    x, after = clean.seen[name][0, position].float(), seen[name][:, position].float()
+    vectors, bias = dictionary.read_vectors(layer, features, x)
+    if freeze == "all":  # a neuron's edges are those of its linearised self
+        return torch.einsum("bnd,nd->bn", after - x, vectors).cpu()
+    n_runs, n = after.shape[:2]
+    flat = after.reshape(n_runs * n, -1)
+    moved, moved_bias = dictionary.read_vectors(layer, features.repeat(n_runs), flat)
+    values = ((flat * moved).sum(-1) + moved_bias).reshape(n_runs, n)
+    return (values - ((x * vectors).sum(-1) + bias)).cpu()
+
+
+def _logit_changes(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    nodes: Int[Tensor, " n"],
+    moved: Float[Tensor, "removal pos d_model"],
+) -> Float[Tensor, "removal n"]:
+    tokens = graph._nodes.feature[nodes]
+    if (tokens < 0).any():
+        raise EditError("faithfulness measures single tokens as targets, not differences or directions.")
+    mean, _ = replacement.mean_unembedding
+    directions = unembed_weights(replacement.model).columns(tokens) - mean[:, None]
+    position = graph._nodes.position[nodes].to(moved.device)
+    return torch.einsum("bnd,dn->bn", moved[:, position], directions.to(moved.device)).cpu()
+
+
+def _frame(
+    graph: AttributionGraph,
+    freeze: str,
+    names: Sequence[str],
+    members: Sequence[Sequence[int]],
+    rows: Int[Tensor, " row"],
+    predicted: Float[Tensor, "removal node"],
+    measured: Float[Tensor, "removal node"],
+) -> pd.DataFrame:
+    ids = np.array(graph.node_ids, dtype=object)
+    parts = []
+    for i, (name, nodes) in enumerate(zip(names, members, strict=True)):
+        inside = torch.isin(rows, torch.tensor(list(nodes)))
+        kept = rows[~inside & ((predicted[i, rows] != 0) | (measured[i, rows].abs() > 1e-6))]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "freeze": freeze,
+                    "source": name,
+                    "target": ids[kept.numpy()],
+                    "predicted": predicted[i, kept].numpy(),
+                    "measured": measured[i, kept].numpy(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,96 @@
+"""Write on from a prompt while edits act."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.errors import PromptError
+from tl_circuits.hooks import (
+    CachedModel,
+    Edit,
+    Replacement,
+    added_hooks,
+    context_length,
+    edit_hooks,
+    make_plan,
+    to_tokens,
+    token_text,
+)
+from tl_circuits.interventions.intervene import require_run_belongs
+from tl_circuits.support.checked import checked
+
+
+@checked
+def generate(
+    replacement: Replacement,
+    prompt: Any,
+    edits: Sequence[Any] | Any = (),
+    *,
+    max_new_tokens: int = 20,
+    temperature: float = 0.0,
+    seed: int = 0,
+    use_past_kv_cache: bool = True,
+    on_token: Callable[[str], Any] | None = None,
+) -> str:
+    """The prompt and what the model writes after it, with edits in force and nothing else held.
+
+    Edits at prompt positions act while the prompt is read; open-ended slices (``slice(8, None)``)
+    and None go on acting in the generated tokens. ``temperature`` 0 takes the likeliest token;
+    ``seed`` makes sampling repeatable. ``on_token`` is called with each new token's text. Stops at
+    the end-of-sequence token. Raises EditError, and PromptError if it would outgrow the context.
+    """
+    replacement.require_attached()
+    model, dictionary = replacement.model, replacement.dictionary
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}.")
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}.")
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    require_run_belongs(replacement, prompt, [edits])
+    tokens = to_tokens(model, prompt, dictionary.prompt_rule)
+    n = tokens.numel()
+    total = n + max_new_tokens
+    if total > context_length(model):
+        raise PromptError(
+            f"{n} prompt tokens and {max_new_tokens} new ones do not fit the model's context of {context_length(model)}."
+        )
+    plan = make_plan(model, dictionary, [edits], n, total)
+    generator = torch.Generator().manual_seed(seed)
+    eos = getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
+    cached = CachedModel(model) if use_past_kv_cache else None
+    written: list[int] = []
+    with torch.no_grad():
+        for _ in range(max_new_tokens):
+            start = cached.length if cached else 0
+            fresh = tokens[start:]
+            hooks = edit_hooks(replacement, plan.within(start, tokens.numel()), None, "none")
+            with added_hooks(model, hooks):
+                logits = cached(fresh[None]) if cached else model(fresh[None])[0, -1].float()
+            token = _pick(logits, temperature, generator)
+            if token == eos:
+                break
+            written.append(token)
+            tokens = torch.cat([tokens, tokens.new_tensor([token])])
+            if on_token is not None:
+                on_token(token_text(model, token))
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return "".join(token_text(model, i) for i in tokens.tolist())
+    before = prompt if isinstance(prompt, str) else tokenizer.decode(tokens[:n].tolist(), skip_special_tokens=True)
+    return before + _continuation(tokenizer, tokens[:n].tolist(), written)
+
+
+def _continuation(tokenizer: Any, before: list[int], written: list[int]) -> str:
+    """The text of ``written`` as it stands behind ``before``: by itself, many tokenizers leave out its first space."""
+    head, whole = tokenizer.decode(before), tokenizer.decode(before + written)
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(written)
+
+
+def _pick(logits: Float[Tensor, " d_vocab"], temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities = (logits.cpu().double() / temperature).softmax(-1)
+    return int(torch.multinomial(probabilities, 1, generator=generator))

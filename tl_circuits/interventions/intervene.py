@@ -1,0 +1,381 @@
+"""Set, scale or ablate features and see what the model does."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.attribution.targets import token_id
+from tl_circuits.dictionaries.belonging import require_belonging, require_edits_belong
+from tl_circuits.errors import DivergenceError, EditError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_indices
+from tl_circuits.graph.nodes import KINDS
+from tl_circuits.hooks import (
+    Ablate,
+    CleanRun,
+    Edit,
+    ErrorEdit,
+    HookList,
+    Replacement,
+    Scale,
+    TokenEdit,
+    clean_run,
+    edit_hooks,
+    make_plan,
+    read_prompt,
+    require_freeze,
+    run_edited,
+    token_text,
+    unembed_weights,
+    wholes,
+)
+from tl_circuits.support.checked import checked
+from tl_circuits.support.figures import Picture
+from tl_circuits.support.outputs import output
+
+Freeze = Literal["all", "attention", "none"]
+TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
+DIVERGED = 1000.0  # a norm keeps its output's size: so much growth is an artefact of a denominator held too small
+
+
+@dataclass(frozen=True, eq=False)
+class InterventionResult:
+    """One edited run beside the untouched one.
+
+    ``final`` and ``baseline_final`` are what the unembedding reads, float32. ``activations`` lists
+    the features of the chosen layers that are active before or after: layer, position, feature,
+    before, after. A run that outgrew floating point (see ``growth``) raises DivergenceError where its
+    logits are asked for.
+    """
+
+    model: Any = field(repr=False)
+    tokens: Int[Tensor, " pos"] = field(repr=False)
+    edits: tuple[Edit, ...]
+    freeze: str
+    final: Float[Tensor, "pos d_model"] = field(repr=False)
+    baseline_final: Float[Tensor, "pos d_model"] = field(repr=False)
+    activations: pd.DataFrame = field(repr=False, compare=False)
+
+    @property
+    def growth(self) -> float:
+        """How many times longer the edit made what the unembedding reads, at the worst position.
+
+        With denominators held nothing keeps the stream's size: where an edit leaves a stream larger
+        than its denominator, gated MLPs, being quadratic, square the excess layer after layer.
+        Infinite for a run that outgrew floating point.
+        """
+        return float(growth(self.final[None], self.baseline_final)[0])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether :attr:`growth` is beyond 1000, so that the numbers say nothing of the model."""
+        return self.growth > DIVERGED
+
+    def _require_finite(self) -> None:
+        if not bool(self.final.isfinite().all()):
+            raise DivergenceError(
+                f"the run with {len(self.edits)} edits under freeze={self.freeze!r} outgrew floating point: "
+                + _WHY_DIVERGED[self.freeze == "none"]
+            )
+
+    def _logits(self, final: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
+        return unembed_weights(self.model).logits(final)
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """The edited run's logits, float32."""
+        self._require_finite()
+        return self._logits(self.final)
+
+    @cached_property
+    def baseline_logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """The untouched run's logits, float32."""
+        return self._logits(self.baseline_final)
+
+    @cached_property
+    def last_logits(self) -> Float[Tensor, " d_vocab"]:
+        """The edited run's logits after the last token, without making those of all positions."""
+        self._require_finite()
+        return self._logits(self.final[-1:])[0]
+
+    @cached_property
+    def _last(self) -> tuple[Tensor, Tensor]:
+        """Baseline and edited log-probabilities after the last token."""
+        self._require_finite()
+        pair = torch.stack([self.baseline_final[-1], self.final[-1]])
+        before, after = self._logits(pair).log_softmax(-1)
+        return before, after
+
+    @checked
+    def top(self, k: int = 5) -> pd.DataFrame:
+        """The ``k`` likeliest next tokens of either run, with probabilities before and after."""
+        before, after = (log.exp() for log in self._last)
+        ids = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
+        ids = ids[torch.argsort(torch.maximum(before, after)[ids], descending=True, stable=True)]
+        return pd.DataFrame(
+            {
+                "token": [token_text(self.model, i) for i in ids.tolist()],
+                "id": ids.tolist(),
+                "before": before[ids].tolist(),
+                "after": after[ids].tolist(),
+            }
+        )
+
+    def kl(self) -> float:
+        """KL divergence of the next token's distribution, untouched from edited, in nats."""
+        before, after = self._last
+        return float((before.exp() * (before - after)).sum())
+
+    @checked
+    def logit_difference(self, a: str | int, b: str | int) -> tuple[float, float]:
+        """The logit of ``a`` minus that of ``b`` after the last token, before and after the edit."""
+        ia, ib = token_id(self.model, a), token_id(self.model, b)
+        before, after = self._last
+        return float(before[ia] - before[ib]), float(after[ia] - after[ib])
+
+    @checked
+    def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
+        """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        return output("intervention figure")(self, None if path is None else Path(path), overwrite)
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table("token", "before", "after", title=f"{len(self.edits)} edits, freeze={self.freeze}", box=None)
+        for row in self.top().itertuples():
+            table.add_row(f"“{row.token}”", f"{row.before:.1%}", f"{row.after:.1%}")
+        return table
+
+    def _repr_html_(self) -> str:
+        return self.top().to_html(formatters={"before": "{:.1%}".format, "after": "{:.1%}".format}, index=False)
+
+
+_WHY_DIVERGED = (
+    "the edit leaves a residual stream far larger than the norm denominator held for it, and gated MLPs square the "
+    "excess layer after layer. Use freeze='none', or hold more (constrained_layers, freeze='all').",
+    "the values set are too large for the model's numbers.",
+)
+
+
+def growth(
+    finals: Float[Tensor, "run pos d_model"], baseline: Float[Tensor, "pos d_model"]
+) -> Float[Tensor, " run"]:
+    """For each run how many times longer its vectors are than the untouched ones, at the worst position."""
+    sizes = finals.double().norm(dim=-1) / baseline.double().norm(dim=-1).clamp_min(1e-30)
+    return sizes.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
+
+
+@checked
+def intervene(
+    replacement: Replacement,
+    prompt: Any,
+    edits: Sequence[Any] | Any,
+    *,
+    freeze: str = "attention",
+    constrained_layers: Sequence[int] | range = (),
+    layers: Iterable[int] | None = None,
+) -> InterventionResult:
+    """Run a prompt with edits and compare with the untouched run.
+
+    Args:
+        prompt: text, token ids, or an attribution graph, which is run on exactly its token ids.
+        edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit,
+            ScoreEdit. An open-ended slice of positions runs to the prompt's end.
+        freeze: ``"all"`` holds patterns, norm denominators and all MLP outputs, so that edits have
+            their direct effects only; ``"attention"`` holds patterns and denominators; ``"none"``.
+        constrained_layers: layers whose MLP outputs are held besides (constrained patching,
+            Ameisen et al. 2025).
+        layers: whose activations to compare; None for all that have a dictionary.
+
+    Raises EditError for edits that name what does not exist or contradict each other, PromptError
+    for the prompt, DivergenceError if the run outgrows floating point, which it can where denominators
+    are held. The model keeps exactly the hooks it had.
+    """
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    result = _run(replacement, prompt, [edits], freeze, constrained_layers, layers)[0]
+    result._require_finite()
+    return result
+
+
+@checked
+def intervene_many(
+    replacement: Replacement,
+    prompt: Any,
+    edit_sets: Sequence[Any],
+    *,
+    freeze: str = "attention",
+    constrained_layers: Sequence[int] | range = (),
+    layers: Iterable[int] | None = (),
+    progress: bool = False,
+) -> list[InterventionResult]:
+    """:func:`intervene` for many lists of edits of one prompt, run as batches; same numbers.
+
+    A run that outgrows floating point does not stop the others: its result is ``diverged``, and asking it
+    for logits raises DivergenceError.
+
+    ``layers``: whose activations to compare in every run; none unless asked. ``progress``: show a
+    progress bar on stderr.
+    """
+    sets = [(edits,) if isinstance(edits, Edit) else tuple(edits) for edits in edit_sets]
+    return _run(replacement, prompt, sets, freeze, constrained_layers, layers, progress)
+
+
+def _run(
+    replacement: Replacement,
+    prompt: Any,
+    edit_sets: Sequence[tuple[Any, ...]],
+    freeze: str,
+    constrained_layers: Sequence[int] | range,
+    layers: Iterable[int] | None,
+    progress: bool = False,
+) -> list[InterventionResult]:
+    replacement.require_attached()
+    require_freeze(freeze)
+    require_run_belongs(replacement, prompt, edit_sets)
+    model, dictionary = replacement.model, replacement.dictionary
+    read = read_prompt(model, dictionary, prompt)
+    tokens = read.tokens
+    constrained = _constrained(model, constrained_layers)
+    compared = list(dictionary.layers)
+    if layers is not None:
+        asked = wholes(layers, "layers", EditError)
+        for layer in asked:
+            replacement.site(layer)  # refuses layers without a dictionary
+        compared = [layer for layer in compared if layer in asked]
+    clean = clean_run(replacement, tokens, read.skipped)
+    results = []
+    batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
+    with tqdm(total=len(edit_sets), desc="intervening", unit="run", disable=not progress) as bar:
+        for finals, seen, part in batches:
+            for row, edits in enumerate(part):
+                inputs = {layer: seen[dictionary.input_hook(layer)][row] for layer in compared}
+                frame = _compare(dictionary, clean, inputs)
+                results.append(
+                    InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame)
+                )
+            bar.update(len(part))
+    return results
+
+
+def require_run_belongs(replacement: Replacement, prompt: Any, edit_sets: Iterable[Iterable[Any]]) -> None:
+    """Raise BelongingError for edits made from another dictionary's graph, and for such a graph in the prompt's place."""
+    if isinstance(prompt, AttributionGraph):
+        require_belonging(replacement, prompt)
+    require_edits_belong(replacement, (edit for edits in edit_sets for edit in edits))
+
+
+def edited_batches(
+    replacement: Replacement,
+    tokens: Int[Tensor, " pos"],
+    edit_sets: Sequence[tuple[Any, ...]],
+    clean: CleanRun,
+    freeze: str,
+    constrained: Sequence[int],
+    layers: Sequence[int],
+) -> Iterable[tuple[Tensor, dict[str, Tensor], Sequence[tuple[Edit, ...]]]]:
+    """Batches of runs: final streams, the dictionary inputs of ``layers``, and their edits."""
+    model, dictionary = replacement.model, replacement.dictionary
+    n = tokens.numel()
+    size = max(1, TOKENS_AT_ONCE // n)
+    wanted = [dictionary.input_hook(layer) for layer in layers]
+    for start in range(0, len(edit_sets), size):
+        part = edit_sets[start : start + size]
+        plan = make_plan(model, dictionary, part, n, n)
+        hooks = edit_hooks(replacement, plan, clean, freeze, constrained)
+        finals, seen = run_edited(replacement, tokens.expand(len(part), n), hooks, wanted)
+        yield finals, seen, part
+
+
+def _constrained(model: Any, layers: Sequence[int] | range) -> tuple[int, ...]:
+    n_layers = int(model.cfg.n_layers)
+    asked = wholes(layers, "constrained_layers", EditError)
+    for layer in asked:
+        if not 0 <= layer < n_layers:
+            raise EditError(f"constrained layer {layer} is not in 0..{n_layers - 1}.")
+    return asked
+
+
+def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.DataFrame:
+    """Activations before and after, of features active in either run."""
+    parts = []
+    for layer, after in inputs.items():
+        before = clean.seen[dictionary.input_hook(layer)][0]
+        pair = [dictionary.activate(layer, dictionary.pre_activations(layer, x), x) for x in (before, after)]
+        position, feature = ((pair[0] != 0) | (pair[1] != 0)).nonzero(as_tuple=True)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "position": position.cpu().numpy(),
+                    "feature": feature.cpu().numpy(),
+                    "before": pair[0][position, feature].cpu().numpy(),
+                    "after": pair[1][position, feature].cpu().numpy(),
+                }
+            )
+        )
+    columns = ["layer", "position", "feature", "before", "after"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+@checked
+def intervention_hooks(
+    replacement: Replacement, prompt: Any, edits: Sequence[Any] | Any, *, freeze: str = "attention"
+) -> HookList:
+    """The hooks of :func:`intervene`, to pass to ``model.run_with_hooks`` or ``model.add_hook``.
+
+    They belong to this prompt: its length, and its clean values where ``freeze`` holds any.
+    """
+    replacement.require_attached()
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    require_run_belongs(replacement, prompt, [edits])
+    read = read_prompt(replacement.model, replacement.dictionary, prompt)
+    tokens = read.tokens
+    clean = None
+    if freeze != "none":
+        clean = clean_run(replacement, tokens, read.skipped)
+    n = tokens.numel()
+    plan = make_plan(replacement.model, replacement.dictionary, [edits], n, n)
+    return edit_hooks(replacement, plan, clean, freeze)
+
+
+@checked
+def edits_of(
+    graph: AttributionGraph, nodes: Any, factor: float = 0.0, *, replacement: Replacement | None = None
+) -> list[Any]:
+    """Edits that multiply the nodes given (ids or indices; a supernode, say) by ``factor``.
+
+    The edits remember their graph: :func:`intervene` refuses them where another model or dictionary is attached.
+    ``replacement``: refuse them now. Raises EditError for unknown ids and for nodes that nothing can edit (outputs; attention
+    features and biases of other programs' graphs), PromptError for a graph of many prompts, whose positions are no
+    prompt's, BelongingError for a graph that is not of ``replacement``.
+    """
+    graph.prompt_tokens()
+    if replacement is not None:
+        require_belonging(replacement, graph)
+    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) and not len(nodes):
+        return []
+    edits: list[Edit] = []
+    for i in node_indices(graph, nodes, EditError):
+        kind = KINDS[int(graph._nodes.kind[i])]
+        layer, position, feature = (int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature"))
+        if kind == "logit":
+            raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
+        if kind == "embedding":
+            edits.append(TokenEdit(position, factor, of=graph.info))
+        elif kind == "error":
+            edits.append(ErrorEdit(layer, position, factor, of=graph.info))
+        elif kind == "feature" and factor == 0:
+            edits.append(Ablate(layer, position, feature, of=graph.info))
+        elif kind == "feature":
+            edits.append(Scale(layer, position, feature, factor, of=graph.info))
+        else:
+            raise EditError(f"{graph.node_ids[i]!r} is {kind!r}, which nothing here can edit; edit features, errors or tokens.")
+    return edits

@@ -1,0 +1,174 @@
+"""Sweeps of interventions: patching feature by feature, and keeping a circuit while all else is off."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.errors import ArgumentError, PromptError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import Replacement, Set, added_hooks, clean_run, read_prompt, real
+from tl_circuits.interventions.intervene import intervene_many
+from tl_circuits.support.checked import checked
+
+Metric = Callable[[Float[Tensor, " d_vocab"]], Any]
+
+
+@checked
+def feature_patching(
+    replacement: Replacement,
+    clean: Any,
+    corrupted: Any,
+    metric: Callable[..., Any],
+    *,
+    layers: Sequence[int] | range | None = None,
+    freeze: str = "none",
+    limit: int = 2000,
+) -> pd.DataFrame:
+    """Run ``corrupted`` with one feature at a time set to what it is on ``clean``.
+
+    For every layer, position and feature whose activations differ, ``metric`` of the logits after
+    the last token. The ``limit`` largest differences are run. Returns a frame: layer, position,
+    feature, clean, corrupted (activations), metric, change (against the corrupted run), largest
+    change first. Raises PromptError when the prompts differ in length, DictionaryError for layers without a
+    dictionary, ArgumentError for a metric that does not make one number of logits ``[d_vocab]``.
+    """
+    replacement.require_attached()
+    if limit < 0:
+        raise ArgumentError(f"feature_patching(limit=...) must be 0 or more, got {limit}.")
+    asked = list(replacement.dictionary.layers if layers is None else layers)
+    for layer in asked:
+        replacement.site(layer)  # refuses layers without a dictionary
+    model, dictionary = replacement.model, replacement.dictionary
+    pair = [read_prompt(model, dictionary, p).tokens for p in (clean, corrupted)]
+    if pair[0].numel() != pair[1].numel():
+        raise PromptError(
+            f"the prompts must have the same number of tokens, got {pair[0].numel()} and {pair[1].numel()}."
+        )
+    runs = [clean_run(replacement, tokens) for tokens in pair]
+    rows = []
+    for layer in asked:
+        name = dictionary.input_hook(layer)
+        acts = []
+        for run in runs:
+            x = run.seen[name][0]
+            acts.append(dictionary.activate(layer, dictionary.pre_activations(layer, x), x))
+        position, feature = (acts[0] != acts[1]).nonzero(as_tuple=True)
+        values = (a[position, feature].tolist() for a in acts)
+        rows += zip([layer] * len(position), position.tolist(), feature.tolist(), *values, strict=True)
+    frame = pd.DataFrame(rows, columns=["layer", "position", "feature", "clean", "corrupted"])
+    size = (frame.clean - frame.corrupted).abs()
+    frame = frame.loc[size.sort_values(ascending=False, kind="stable").index[:limit]].reset_index(drop=True)
+    sets = [[Set(r.layer, r.position, r.feature, value=r.clean)] for r in frame.itertuples()]
+    results = intervene_many(replacement, corrupted, [[], *sets], freeze=freeze)
+    scores = [_number(metric, result.last_logits) for result in results]
+    frame["metric"] = scores[1:]
+    frame["change"] = frame["metric"] - scores[0]
+    order = frame["change"].abs().sort_values(ascending=False, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+@checked
+def circuit_curve(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    metric: Callable[..., Any],
+    *,
+    thresholds: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.95),
+    others: Literal["zero", "mean"] = "zero",
+    random_sets: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Keep only a pruned graph's features and see how much of ``metric`` stays.
+
+    For each node threshold of :meth:`AttributionGraph.prune`, all other features (except at the
+    positions that the graph leaves out) go to zero or to their mean over the prompt; errors stay as the
+    run makes them. ``metric`` takes the logits after the last token. Returns a frame: threshold,
+    features, kept (share of the untouched metric), random_mean and random_std of as many features
+    drawn from the graph's active ones. Raises BelongingError for a graph of another model or dictionary than the
+    attached ones, ArgumentError for a metric that does not make one number of logits ``[d_vocab]``, or makes 0 of the
+    untouched ones.
+    """
+    replacement.require_attached()
+    require_belonging(replacement, graph)
+    model, dictionary = replacement.model, replacement.dictionary
+    prompt = read_prompt(model, dictionary, graph)
+    tokens = prompt.tokens
+    run = clean_run(replacement, tokens)
+    acts = {}
+    for layer in dictionary.layers:
+        x = run.seen[dictionary.input_hook(layer)][0]
+        acts[layer] = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
+    with torch.no_grad():
+        whole = _number(metric, model(tokens[None])[0, -1].float())
+    if whole == 0:
+        raise ArgumentError("the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not.")
+    skipped = list(prompt.skipped)
+    active = torch.cat([_places(layer, acts[layer], skipped) for layer in dictionary.layers])
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for threshold in thresholds:
+        nodes = graph.prune(node_threshold=threshold)._nodes
+        own = nodes.kind == 0
+        kept = torch.stack([nodes.layer[own], nodes.position[own], nodes.feature[own]], dim=1)
+        share = _kept(replacement, tokens, acts, kept, skipped, others, metric) / whole
+        random = []
+        for _ in range(random_sets):
+            chosen = active[torch.randperm(len(active), generator=generator)[: len(kept)]]
+            random.append(_kept(replacement, tokens, acts, chosen, skipped, others, metric) / whole)
+        spread = torch.tensor(random, dtype=torch.float64)
+        rows.append((threshold, len(kept), share, float(spread.mean()), float(spread.std(unbiased=False))))
+    return pd.DataFrame(rows, columns=["threshold", "features", "kept", "random_mean", "random_std"])
+
+
+def _places(layer: int, acts: Float[Tensor, "pos feature"], skipped: list[int]) -> Int[Tensor, "n 3"]:
+    on = acts != 0
+    on[skipped] = False
+    found = on.nonzero().cpu()
+    return torch.cat([torch.full((len(found), 1), layer), found], dim=1)
+
+
+def _kept(
+    replacement: Replacement,
+    tokens: Int[Tensor, " pos"],
+    acts: dict[int, Float[Tensor, "pos _"]],
+    kept: Int[Tensor, "n 3"],
+    skipped: list[int],
+    others: str,
+    metric: Metric,
+) -> float:
+    hooks = []
+    for layer, clean in acts.items():
+        mask = torch.zeros_like(clean, dtype=torch.bool)
+        here = kept[kept[:, 0] == layer].to(clean.device)
+        mask[here[:, 1], here[:, 2]] = True
+        mask[skipped] = True
+        rest = clean.mean(0, keepdim=True).expand_as(clean) if others == "mean" else torch.zeros_like(clean)
+        hooks.append((f"{replacement.site(layer)}.hook_sae_acts_post", _masked(mask, rest)))
+    with torch.no_grad(), added_hooks(replacement.model, hooks):
+        return _number(metric, replacement.model(tokens[None])[0, -1].float())
+
+
+def _number(metric: Metric, logits: Float[Tensor, " d_vocab"]) -> float:
+    """What ``metric`` makes of the logits after the last token; raises ArgumentError unless it is one number."""
+    asked = f"metric is given the logits after the last token, one number for each of the {len(logits)} tokens: logits[token]"
+    try:
+        made = metric(logits)
+    except (IndexError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise ArgumentError(f"{asked}, not logits[0, -1, token]; it failed on them ({type(error).__name__}: {error}).") from error
+    try:
+        made = made.reshape(()) if isinstance(made, Tensor) and made.numel() == 1 else made
+        return real(made, "what it returns")
+    except ArgumentError as error:
+        raise ArgumentError(f"{asked}; {error}") from error
+
+
+def _masked(mask: Bool[Tensor, "pos feature"], rest: Float[Tensor, "pos feature"]) -> Callable[..., Tensor]:
+    def keep(acts: Tensor, hook: Any) -> Tensor:
+        return torch.where(mask, acts, rest.to(acts.dtype))
+
+    return keep

@@ -1,0 +1,99 @@
+"""QK attributions put to the test: remove sources, all else held, and see what the score does."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attention.qk import QKAttribution
+from tl_circuits.errors import EditError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.hooks import (
+    Ablate,
+    CleanRun,
+    Edit,
+    ErrorEdit,
+    Replacement,
+    TokenEdit,
+    edit_hooks,
+    held_head_norms,
+    make_plan,
+    run_edited,
+    to_tokens,
+)
+
+SOURCES = 10  # removed one by one, and then together
+
+
+def score_effects(
+    replacement: Replacement, graph: AttributionGraph, scores: Sequence[QKAttribution], clean: CleanRun
+) -> pd.DataFrame:
+    """Predicted and measured changes of attention scores: freeze source target predicted measured.
+
+    The largest sources of each score are removed one by one, then together (``"all of these"``), with
+    patterns, all norm denominators (queries' and keys' included) and MLP outputs held. ``freeze`` says
+    ``"score"``.
+    """
+    return pd.concat([_one_score(replacement, graph, qk, clean) for qk in scores], ignore_index=True)
+
+
+def _one_score(
+    replacement: Replacement, graph: AttributionGraph, qk: QKAttribution, clean: CleanRun
+) -> pd.DataFrame:
+    names = _largest(qk)
+    sets = [[name] for name in names] + ([names] if len(names) > 1 else [])
+    measured = _measure(replacement, graph, qk, [[_edit(qk, name) for name in group] for group in sets], clean)
+    instead = "" if qk.baseline_key is None else f"-{qk.baseline_key}"
+    return pd.DataFrame(
+        {
+            "freeze": "score",
+            "source": [*names, "all of these"][: len(sets)],
+            "target": f"L{qk.layer}/H{qk.head}/score@{qk.query}>{qk.key}{instead}",
+            "predicted": [qk.removal(group) for group in sets],
+            "measured": measured.tolist(),
+        }
+    )
+
+
+def _largest(qk: QKAttribution) -> list[str]:
+    both = pd.concat([qk.by_query, qk.by_key])
+    names = both[both.kind != "bias"].source.unique().tolist()
+    if not names:
+        raise EditError(f"{qk.title}: nothing but the bias is in this score, so there is nothing to remove.")
+    return sorted(names, key=lambda name: -abs(qk.removal([name])))[:SOURCES]
+
+
+def _edit(qk: QKAttribution, name: str) -> Edit:
+    """The edit that removes a source."""
+    columns = qk._sides.columns
+    column = columns.column(name)
+    layer, position = int(columns.layer[column]), int(columns.position[column])
+    kind = int(columns.kind[column])
+    if kind == 0:
+        return Ablate(layer, position, int(columns.feature[column]))
+    return ErrorEdit(layer, position) if kind == 1 else TokenEdit(position)
+
+
+def _measure(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    qk: QKAttribution,
+    sets: Sequence[Sequence[Edit]],
+    clean: CleanRun,
+) -> Float[Tensor, " removal"]:
+    model = replacement.model
+    tokens = to_tokens(model, graph)
+    n = tokens.numel()
+    # One untouched run among them, so that before and after come from the same batch.
+    plan = make_plan(model, replacement.dictionary, [*sets, []], n, n)
+    hooks = edit_hooks(replacement, plan, clean, "all") + held_head_norms(model, tokens, qk.layer)
+    point = f"blocks.{qk.layer}.attn.hook_attn_scores"
+    _, seen = run_edited(replacement, tokens.expand(len(sets) + 1, n), hooks, [point])
+    rows = seen[point][:, qk.head, qk.query].double()
+    cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
+    if cap > 0:
+        rows = torch.atanh((rows / cap).clamp(-1, 1)) * cap
+    score = rows[:, qk.key] if qk.baseline_key is None else rows[:, qk.key] - rows[:, qk.baseline_key]
+    return (score[:-1] - score[-1]).cpu()

@@ -1,0 +1,1 @@
+"""What features mean: by the vocabulary, by texts that activate them, by records on disk."""

@@ -1,0 +1,140 @@
+"""Feature files: examples, histograms and logits of one's own dictionary, on disk.
+
+The layout is the one circuit-tracer's page fetches from a hub: ``index.json.gz`` names for each layer a
+file and the offsets of its records; a record is a little-endian length of four bytes and a zlib stream
+of JSON. The page reads a graph's features from loose JSON files when it is served locally; see
+:meth:`FeatureFiles.write_loose`.
+"""
+
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tl_circuits.dictionaries.belonging import Origin, require_made_of
+from tl_circuits.errors import GraphFileError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.graph.storage import read_sample
+from tl_circuits.labels.feature_codes import cantor_pair
+from tl_circuits.support.files import atomic_file
+
+ORIGIN = "features.origin.json"  # beside the folder of the records, whose files other programs read
+TOKENS_KEPT, EXAMPLES_KEPT, WINDOW = 5, 3, 24
+
+
+class FeatureFiles:
+    """A folder of feature files, read one record at a time. Raises GraphFileError if it is none."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "features" if (folder / "features" / "index.json.gz").is_file() else folder
+        if not (self.folder / "index.json.gz").is_file():
+            raise GraphFileError(f"{folder} holds no feature files: there is no index.json.gz (tl-circuits dashboards makes them).")
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """The model and dictionary that the records are about; None where nothing says so."""
+        path = self.folder.parent / ORIGIN
+        if not path.is_file():
+            return None
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return Origin(str(said["model"]), str(said["dictionary"]), int(said["n_layers"]), read_sample(said["sample"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GraphFileError(f"{path} is damaged ({error}).") from error
+
+    def require_of(self, graph: AttributionGraph) -> None:
+        """Raise BelongingError where the records are known to be of another model or dictionary than the graph."""
+        if self.origin is not None:
+            require_made_of(self.origin, graph.info, f"the feature files in {self.folder.parent.name}")
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        try:
+            index = json.loads(gzip.decompress((self.folder / "index.json.gz").read_bytes()))
+            entries = enumerate(index) if isinstance(index, list) else index.items()
+            return {str(layer): entry for layer, entry in entries if entry}
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise GraphFileError(f"{self.folder}/index.json.gz is damaged ({error}).") from error
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers there are files for."""
+        return sorted(map(int, self._index))
+
+    def read(self, layer: int, feature: int) -> dict[str, Any] | None:
+        """One feature's record; None if it is not there. Raises GraphFileError if it is damaged."""
+        entry = self._index.get(str(layer))
+        if entry is None or not 0 <= feature < len(entry["offsets"]) - 1:
+            return None
+        path, (start, stop) = self.folder / entry["filename"], entry["offsets"][feature : feature + 2]
+        if start == stop:
+            return None
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
+            (length,) = struct.unpack("<I", data[:4])
+            return json.loads(zlib.decompress(data[4 : 4 + length]))
+        except (OSError, struct.error, zlib.error, ValueError) as error:
+            raise GraphFileError(f"{path}: feature {feature} is damaged ({error}).") from error
+
+    def label(self, layer: int, feature: int) -> Label | None:
+        """The record as a label with examples; None if there is none."""
+        record = self.read(layer, feature)
+        if record is None:
+            return None
+        promotes, suppresses = (tuple(record.get(name, ())[:TOKENS_KEPT]) for name in ("top_logits", "bottom_logits"))
+        rows = [e for quantile in record.get("examples_quantiles", ()) for e in quantile["examples"]][:EXAMPLES_KEPT]
+        short = "say " + ", ".join(f"“{token}”" for token in promotes[:2]) if promotes else f"feature {feature} of layer {layer}"
+        return Label(short, promotes, suppresses, (), "feature files", tuple(map(_example, rows)))
+
+    def write_loose(self, graph: AttributionGraph, folder: Path) -> int:
+        """Write ``<code>.json`` for the graph's features, as circuit-tracer's page reads them; returns how many."""
+        self.require_of(graph)
+        n, written = graph._nodes, set()
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in graph.is_kind("feature").nonzero()[:, 0].tolist():
+            place = (int(n.layer[i]), int(n.feature[i]))
+            record = self.read(*place) if place not in written else None
+            if record is None:
+                continue
+            with atomic_file(folder / f"{cantor_pair(*place)}.json", overwrite=True) as file:
+                file.write(json.dumps(record, ensure_ascii=False).encode())
+            written.add(place)
+        return len(written)
+
+
+def _example(row: dict[str, Any]) -> Example:
+    values = [float(v) for v in row["tokens_acts_list"]]
+    top = max(range(len(values)), key=lambda i: abs(values[i]), default=0)
+    cut = slice(max(0, top - WINDOW), top + WINDOW)
+    return Example(tuple(map(str, row["tokens"][cut])), tuple(values[cut]))
+
+
+def write_layer(folder: Path, layer: int, records: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
+    """Write one layer's records as they come; returns its entry of the index."""
+    name, offsets = f"layer_{layer}.bin", [0]
+    with atomic_file(folder / name, overwrite=True) as file:
+        for record in records:
+            if record is not None:
+                data = zlib.compress(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(), 6)
+                file.write(struct.pack("<I", len(data)) + data)
+            offsets.append(file.tell())
+    return {"filename": name, "offsets": offsets}
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    """Write beside the records' ``folder`` which model and dictionary they are about."""
+    with atomic_file(folder.parent / ORIGIN, overwrite=True) as file:
+        file.write(json.dumps(origin._asdict(), ensure_ascii=False).encode())
+
+
+def write_index(folder: Path, entries: dict[int, dict[str, Any]]) -> None:
+    """Write the index, which makes the layers' files findable: last, when all of them are whole."""
+    with atomic_file(folder / "index.json.gz", overwrite=True) as file:
+        file.write(gzip.compress(json.dumps({str(k): v for k, v in sorted(entries.items())}).encode(), mtime=0))

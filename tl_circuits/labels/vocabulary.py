@@ -1,0 +1,90 @@
+"""Labels without a network: what a feature reads and writes, in the vocabulary's own tokens."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.lookup import node_index
+from tl_circuits.graph.nodes import Label
+from tl_circuits.hooks import (
+    Replacement,
+    embed_weights,
+    mlp_norms,
+    norm_weights,
+    read_stage,
+    token_text,
+    unembed_weights,
+)
+from tl_circuits.support.checked import checked
+
+TOKENS_KEPT = 5
+FEATURES_AT_ONCE = 64
+
+
+@checked
+def label_features(
+    replacement: Replacement, graph: AttributionGraph, nodes: Sequence[str | int] | None = None, progress: bool = False
+) -> AttributionGraph:
+    """``graph`` with a vocabulary label on its features (or on those of the nodes given, by id or index).
+
+    A feature promotes the tokens with the largest ``activation · decoder · W_U`` and suppresses
+    those with the smallest, logits taken minus their mean; it reads the tokens whose embedding
+    has the largest product with its encoder. The short label shows whichever of promoting and
+    reading stands out more, in standard deviations over the vocabulary. Raises BelongingError for a graph of
+    another model or dictionary than the attached ones, TargetError for a node it does not have.
+    """
+    require_belonging(replacement, graph)
+    features = graph.is_kind("feature")
+    wanted = features.nonzero()[:, 0].tolist() if nodes is None else [i for i in (node_index(graph, node) for node in nodes) if features[i]]
+    labels = dict(graph.labels)
+    layers = graph._nodes.layer
+    by_layer: dict[int, list[int]] = {}
+    for index in wanted:
+        by_layer.setdefault(int(layers[index]), []).append(index)
+    with torch.no_grad(), tqdm(total=len(wanted), desc="labelling", unit="feature", disable=not progress) as bar:
+        for layer, indices in sorted(by_layer.items()):
+            for start in range(0, len(indices), FEATURES_AT_ONCE):
+                part = indices[start : start + FEATURES_AT_ONCE]
+                labels.update(zip(part, _labels(replacement, graph, layer, part), strict=True))
+                bar.update(len(part))
+    return replace(graph, labels=labels)
+
+
+def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indices: list[int]) -> list[Label]:
+    model, dictionary = replacement.model, replacement.dictionary
+    W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
+    features = graph._nodes.feature[indices].to(W_U.device)
+    sign = graph._nodes.activation[indices].sign().to(W_U.device)
+    written = dictionary.output_directions(layer, features) * sign[:, None]
+    effects = written.to(W_U.dtype) @ W_U
+    read = dictionary.encoder_directions(layer, features)
+    if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
+        read = read * norm_weights(model, mlp_norms(model, layer)[0]).weight.to(read.device)
+    likes = read.to(W_E) @ W_E.T
+    labels = []
+    for effect, like in zip(effects.float(), likes.float(), strict=True):
+        up, down, reads = effect.topk(TOKENS_KEPT), (-effect).topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)
+        promotes, suppresses, seen = (
+            tuple(token_text(model, i) for i in top.indices.tolist()) for top in (up, down, reads)
+        )
+        writes_more = _peak(effect, up.values) >= _peak(like, reads.values)
+        short = f"say {_quoted(promotes)}" if writes_more else f"sees {_quoted(seen)}"
+        labels.append(Label(short, promotes, suppresses, seen))
+    return labels
+
+
+def _peak(values: Float[Tensor, " d_vocab"], top: Float[Tensor, " k"]) -> float:
+    """How far the largest value stands above the mean, in standard deviations."""
+    return float((top[0] - values.mean()) / values.std().clamp_min(1e-30))
+
+
+def _quoted(tokens: Sequence[str]) -> str:
+    return ", ".join(f"“{token}”" for token in tokens[:2])
+
+

@@ -1,0 +1,1 @@
+"""What recurs in the graphs of many prompts."""

@@ -1,0 +1,405 @@
+"""What recurs over the graphs of many prompts, as frames and as one graph of mean effects.
+
+Graphs are read three times (what they are of, their nodes, their edges), one at a time and always in
+the same order, so that memory follows what recurs and the result does not depend on the order given.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int64
+
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
+from tl_circuits.graph.scores import Edges
+from tl_circuits.graph.storage import load_graph
+from tl_circuits.hooks import first_difference
+from tl_circuits.recurring.slots import Align, Slots, find_slots
+from tl_circuits.recurring.tally import Tally
+from tl_circuits.support.checked import checked
+
+FEATURE, ERROR, EMBEDDING, LOGIT, ATTENTION_FEATURE, ATTENTION_ERROR, BIAS = range(len(KINDS))
+NUMBERED = (FEATURE, ATTENTION_FEATURE)  # nodes of one place that their number tells apart
+SEEN_NAMED = 4
+# How many bits of a key say what, from the highest. The sign bit stays free, so that keys sort as their nodes do.
+_KIND, _LAYER, _SLOT, _NUMBER = 3, 10, 18, 32
+# What is added up for each node; `inflow` and `mass` are the sums of all incoming edges and of their
+# absolute weights, whether or not those edges recur.
+_SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight", "inflow"]
+
+
+@dataclass(frozen=True, eq=False)
+class RecurringCircuit:
+    """Nodes and edges of the graphs of ``len(prompts)`` prompts, by kind, layer, slot and feature.
+
+    ``slots`` are the pseudo-tokens from left to right, ``tokens`` the tokens seen at each, likeliest
+    first. ``unaligned`` is the share of the nodes' influence (targets not counted) that lies at
+    positions without a slot, mean over prompts. All means are over all prompts: a node or edge that a prompt does
+    not have counts as 0 there.
+    """
+
+    info: GraphInfo
+    prompts: tuple[str, ...]
+    slots: tuple[str, ...]
+    tokens: tuple[tuple[str, ...], ...]
+    min_share: float
+    unaligned: float
+    labels: dict[int, Label]
+    _nodes: pd.DataFrame
+    _edges: pd.DataFrame
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """A row for each feature found in at least ``min_share`` of the prompts, the commonest first.
+
+        Columns: ``id layer slot feature count share influence activation label``; ``count`` and ``share``
+        of prompts, mean influence and activation; ``label`` is empty where the graphs carry none.
+        """
+        frame = self._all_features
+        frame = frame[frame.share >= self.min_share]
+        return frame.sort_values(["share", "influence"], ascending=False, kind="stable", ignore_index=True)
+
+    @cached_property
+    def edges(self) -> pd.DataFrame:
+        """A row for each edge found in at least ``min_share`` of the prompts: ``source target count share
+        weight`` (mean direct effect), the commonest first, then the largest."""
+        ids = self._ids
+        frame = pd.DataFrame(
+            {
+                "source": ids[self._edges.source],
+                "target": ids[self._edges.target],
+                "count": self._edges["count"],
+                "share": self._edges["count"] / len(self.prompts),
+                "weight": self._edges.weight,
+            }
+        )
+        order = np.lexsort([-frame.weight.abs(), -frame.share])
+        return frame.iloc[order].reset_index(drop=True)
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        """Names such as ``L3/F12@-1``, ``L3/error@-1``, ``token@-1`` and ``logit:0``, after the slots."""
+        columns = (self._nodes[name] for name in ("kind", "layer", "slot", "feature"))
+        ids = []
+        for kind, layer, slot, feature in zip(*columns, strict=True):
+            names = {FEATURE: f"L{layer}/F{feature}", ERROR: f"L{layer}/error", EMBEDDING: "token"}
+            names |= {ATTENTION_FEATURE: f"L{layer}/attention-F{feature}", ATTENTION_ERROR: f"L{layer}/attention-error", BIAS: f"L{layer}/bias{feature}"}
+            name = names.get(kind)
+            ids.append(f"logit:{feature}" if name is None else f"{name}@{self.slots[slot]}")
+        return np.array(ids, dtype=object)
+
+    @cached_property
+    def _all_features(self) -> pd.DataFrame:
+        here = self._nodes.kind.isin(NUMBERED).to_numpy()
+        nodes = self._nodes[here]
+        short = [self.labels[i].short if i in self.labels else "" for i in nodes.index]
+        return pd.DataFrame(
+            {
+                "id": self._ids[here],
+                "layer": nodes.layer,
+                "slot": [self.slots[slot] for slot in nodes.slot],
+                "feature": nodes.feature,
+                "count": nodes["count"],
+                "share": nodes["count"] / len(self.prompts),
+                "influence": nodes.influence,
+                "activation": nodes.activation,
+                "label": short,
+            }
+        ).reset_index(drop=True)
+
+    @checked
+    def graph(self, min_share: float = 0.5) -> AttributionGraph:
+        """Mean direct effects between what is found in at least ``min_share`` of the prompts, as a graph.
+
+        Its tokens are the slots, its targets the prompts' targets by rank, named by the tokens seen. It
+        can be pruned, saved and drawn like any other; it is of no single prompt, so what would run
+        the model on it raises PromptError. For each node, edges and ``bias`` add up to the mean ``value``; ``bias`` holds the
+        mean bias and, as ``residue``, the mean of all inputs left out. ``coverage`` compares the edges
+        with the mean absolute inputs, so effects that cancel between prompts lower it.
+
+        Raises ValueError for a ``min_share`` below that of :func:`aggregate`, or if no target recurs.
+        """
+        if not self.min_share <= min_share <= 1.0:
+            raise ValueError(
+                f"min_share must be between {self.min_share} and 1, got {min_share}. "
+                "For less, aggregate again with a smaller min_share."
+            )
+        enough = min_share * len(self.prompts)
+        table = self._nodes[self._nodes["count"] >= enough]
+        if not (table.weight > 0).any():
+            raise ValueError(f"no target is found in {min_share:.0%} of the prompts: give a smaller min_share.")
+        edges = self._edges[(self._edges["count"] >= enough) & (self._edges.weight.astype(np.float32) != 0)]
+        row = pd.Series(np.arange(len(table)), index=table.index)
+        source, target = (torch.tensor(row[edges[end]].to_numpy()) for end in ("source", "target"))
+        weight = torch.tensor(edges.weight.to_numpy())
+        into = torch.zeros(2, len(table), dtype=torch.float64).index_add_(1, target, torch.stack([weight, weight.abs()]))
+
+        used = np.unique(table.slot)
+        column = {name: torch.tensor(table[name].to_numpy()) for name in ["kind", "layer", "token", *_SUMS]}
+        lost = column["inflow"] - into[0]
+        nodes = Nodes(
+            kind=column["kind"],
+            layer=column["layer"],
+            position=torch.from_numpy(np.searchsorted(used, table.slot)),
+            feature=torch.where(torch.isin(column["kind"], torch.tensor((*NUMBERED, BIAS))), torch.tensor(table.feature.to_numpy()), column["token"]),
+            activation=column["activation"].float(),
+            value=column["value"].float(),
+            bias=(column["bias"] + lost).float(),
+            residue=(column["residue"] + lost).float(),
+            residue_mass=(column["mass"] - into[1]).clamp_min(0).float(),
+            weight=column["weight"].float(),
+        )
+        ranks = table.feature[table.kind == LOGIT].tolist()
+        embeddings = table[table.kind == EMBEDDING].set_index("slot").token
+        info = replace(
+            self.info,
+            prompt=f"{len(self.prompts)} prompts: {''.join(_in_template(self.tokens[slot]) for slot in used)}",
+            token_ids=tuple(int(embeddings.get(slot, -1)) for slot in used),
+            tokens=tuple(self.slots[slot] for slot in used),
+            target_names=tuple(self.info.target_names[rank] for rank in ranks),
+            target_probabilities=tuple(table.weight[table.kind == LOGIT].tolist()),
+            recurring=True,
+            prompt_exact=False,
+            skip_positions=None,
+            prepended="",
+        )
+        labels = {int(row[i]): label for i, label in self.labels.items() if i in row.index}
+        return AttributionGraph(info, nodes, Edges(source, target, weight.float()), labels)
+
+    def __repr__(self) -> str:
+        return f"RecurringCircuit({len(self.prompts)} prompts, {len(self.features)} features, {len(self._edges)} edges)"
+
+
+@checked
+def aggregate(
+    graphs: Iterable[AttributionGraph | str | Path],
+    *,
+    align: Align = "end",
+    min_share: float = 0.1,
+    names: Sequence[str] | None = None,
+) -> RecurringCircuit:
+    """Features and edges that recur over the graphs of many prompts.
+
+    Args:
+        graphs: graphs of one model and dictionary, or paths of saved ones, which are read one at a time.
+        align: ``"end"`` counts positions from each prompt's last; or one ``{position: slot name}`` for
+            each graph, in the same order. A slot may hold several positions of a prompt, whose
+            features are then added up; positions without a slot are left out (see ``unaligned``).
+        min_share: features and edges of fewer prompts than this share are left out. Memory
+            grows as it falls.
+        names: what the prompts are called, in errors and in ``prompts``; default: paths or prompts.
+
+    Raises ValueError for no graphs, graphs of different models or dictionaries, slots outside a
+    prompt, a ``min_share`` outside 0..1; GraphFileError for files that are no graphs.
+    """
+    graphs = list(graphs)
+    if not graphs:
+        raise ValueError("there are no graphs to aggregate: give at least one graph, or the path of one.")
+    if not 0.0 <= min_share <= 1.0:
+        raise ValueError(f"min_share must be between 0 and 1, got {min_share}.")
+    if names is not None and len(names) != len(graphs):
+        raise ValueError(f"names needs one name for each graph: {len(names)} given, {len(graphs)} graphs.")
+    infos = [graph.info for graph in _each(graphs)]
+    called = names or [
+        f"graph {i} (“{info.prompt}”)" if isinstance(graph, AttributionGraph) else str(graph)
+        for i, (graph, info) in enumerate(zip(graphs, infos, strict=True))
+    ]
+    _require_same(infos, called)
+    slots = find_slots(align, [len(info.tokens) for info in infos], called)
+    # Sums of floats depend on their order: always add up in that of the graphs' contents.
+    keys = [json.dumps([asdict(info), of.tolist()]) for info, of in zip(infos, slots.of, strict=True)]
+    order = sorted(range(len(graphs)), key=lambda i: keys[i])
+    graphs, infos, called = ([given[i] for i in order] for given in (graphs, infos, called))
+    slots = replace(slots, of=tuple(slots.of[i] for i in order))
+
+    nodes, labels, unaligned = _add_up_nodes(graphs, slots)
+    edges = _add_up_edges(graphs, slots, nodes, min_share)
+    seen = [Counter[str]() for _ in slots.names]
+    for info, of in zip(infos, slots.of, strict=True):
+        for token, slot in zip(info.tokens, of, strict=True):
+            if slot >= 0:
+                seen[slot][token] += 1
+    info = replace(
+        infos[0],
+        target_names=_target_names(infos),
+        exact=all(i.exact for i in infos),
+        engine="mean of graphs",
+        max_nodes=max(i.max_nodes for i in infos),
+        n_active=int(nodes.kind.isin(NUMBERED).sum()),
+        version=version("tl_circuits"),
+    )
+    kept = {i: labels[key] for i, key in enumerate(nodes.key) if key in labels}
+    tokens = tuple(_commonest(counter) for counter in seen)
+    return RecurringCircuit(info, tuple(called), slots.names, tokens, min_share, unaligned, kept, nodes, edges)
+
+
+@checked
+def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
+    """How two sets of prompts differ in the features they use, largest difference first.
+
+    Returns one row a feature found in ``min_share`` of either set: ``id layer slot feature share_first share_second
+    influence_first influence_second difference label``, where ``difference`` is the mean influence in
+    the first set minus that in the second. Features are matched by layer, slot name and number.
+
+    Raises ValueError for different models or dictionaries, or sets without a slot in common.
+    """
+    _require_same([first.info, second.info], ["the first set", "the second set"])
+    if not set(first.slots) & set(second.slots):
+        raise ValueError(
+            f"the two sets have no slot in common ({', '.join(first.slots)} and {', '.join(second.slots)}): "
+            "align both in the same way."
+        )
+    key = ["id", "layer", "slot", "feature"]
+    frames = [part._all_features[[*key, "share", "influence", "label"]] for part in (first, second)]
+    both = frames[0].merge(frames[1], on=key, how="outer", suffixes=("_first", "_second"))
+    numbers = [f"{name}_{which}" for name in ("share", "influence") for which in ("first", "second")]
+    both[numbers] = both[numbers].fillna(0.0)
+    both = both[(both.share_first >= first.min_share) | (both.share_second >= second.min_share)]
+    label = both.label_first.fillna("").where(both.label_first.fillna("") != "", both.label_second.fillna(""))
+    both = both[[*key, *numbers]].assign(difference=both.influence_first - both.influence_second, label=label)
+    order = np.lexsort([both.id, both.feature, both.layer, -both.difference.abs()])
+    return both.iloc[order].reset_index(drop=True)
+
+
+def _each(graphs: Sequence[AttributionGraph | str | Path]) -> Iterator[AttributionGraph]:
+    return (graph if isinstance(graph, AttributionGraph) else load_graph(graph) for graph in graphs)
+
+
+def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
+    for what in ("model", "n_layers", "dictionary"):
+        for info, name in zip(infos, called, strict=True):
+            if getattr(info, what) != getattr(infos[0], what):
+                raise ValueError(
+                    f"{name} has {what} {getattr(info, what)!r}, but {called[0]} has {getattr(infos[0], what)!r}: "
+                    "only graphs of one model and one dictionary can be put together."
+                )
+    for info, name in zip(infos, called, strict=True):
+        found = first_difference(infos[0].sample, info.sample)
+        if found is not None:
+            raise ValueError(
+                f"{name} and {called[0]} are of other weights under the same names ({found}): only graphs of one model and one "
+                "dictionary can be put together."
+            )
+
+
+def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " node"]:
+    """One number for kind, layer, slot and feature, ascending in adjacency order; -1 for nodes without a slot.
+
+    Logits are known by rank, wherever they are read; errors and tokens by their slot alone.
+    """
+    nodes = graph._nodes
+    kind, layer, feature = (t.numpy().astype(np.int64) for t in (nodes.kind, nodes.layer, nodes.feature))
+    logit = kind == LOGIT
+    slot = np.where(logit, 0, slot_of[nodes.position.numpy()])
+    number = np.where(logit, logit.cumsum() - 1, np.where(np.isin(kind, NUMBERED), feature, 0))
+    parts = ((kind, _KIND, "kind"), (layer + 1, _LAYER, "layer"), (slot.clip(min=0), _SLOT, "slot"), (number, _NUMBER, "feature"))
+    key = np.zeros_like(kind)
+    for part, bits, what in parts:
+        if len(part) and not 0 <= int(part.min()) <= int(part.max()) < 2**bits:
+            raise ValueError(f"the graph of {graph.info.prompt!r} has a {what} that is negative or beyond {2**bits - 1}, more than aggregate counts.")
+        key = (key << bits) | part
+    return np.where(slot < 0, -1, key)
+
+
+def _unpacked(keys: Int64[np.ndarray, " key"]) -> dict[str, Int64[np.ndarray, " key"]]:
+    """What :func:`_keys` put into one number: kind, layer, slot and feature."""
+    found = {}
+    for what, bits in (("feature", _NUMBER), ("slot", _SLOT), ("layer", _LAYER), ("kind", _KIND)):
+        found[what], keys = keys & (2**bits - 1), keys >> bits
+    return found | {"layer": found["layer"] - 1}
+
+
+def _add_up_nodes(
+    graphs: Sequence[AttributionGraph | str | Path], slots: Slots
+) -> tuple[pd.DataFrame, dict[int, Label], float]:
+    """All nodes with counts and means, ascending by key; labels by key; the mean unaligned share."""
+    tally, labels, unaligned = Tally(len(_SUMS)), dict[int, Label](), []
+    vocabulary: dict[int, set[int]] = defaultdict(set)
+    read_at = -1
+    for graph, slot_of in zip(_each(graphs), slots.of, strict=True):
+        keys, nodes = _keys(graph, slot_of), graph._nodes
+        here = keys >= 0
+        flow = torch.zeros(2, len(graph), dtype=torch.float64)
+        weight = graph._edges.weight.double()
+        flow.index_add_(1, graph._edges.target, torch.stack([weight, weight.abs()]))
+        columns = [graph.influence, nodes.activation, nodes.value, nodes.bias, nodes.residue]
+        columns += [nodes.residue_mass + flow[1], nodes.weight, flow[0]]
+        tally.add(keys[here], torch.stack([c.double() for c in columns], dim=1).numpy()[here])
+        sources = graph.influence.numpy()[~graph.is_kind("logit").numpy()]
+        dropped = graph.influence.numpy()[~here].sum()
+        unaligned.append(dropped / max(sources.sum(), 1e-30))
+        for index, label in sorted(graph.labels.items()):
+            labels.setdefault(int(keys[index]), label)
+        for index in (graph.is_kind("embedding") | graph.is_kind("logit")).nonzero()[:, 0].tolist():
+            vocabulary[int(keys[index])].add(int(nodes.feature[index]))
+        read_at = max([read_at, *slot_of[nodes.position[graph.is_kind("logit")].numpy()].tolist()])
+    keys, count, sums = tally.totals()
+    known = _unpacked(keys)
+    # Logits are drawn at the last slot they are read at.
+    table = {
+        "key": keys,
+        "kind": known["kind"],
+        "layer": known["layer"],
+        "slot": np.where(known["kind"] == LOGIT, read_at if read_at >= 0 else len(slots.names) - 1, known["slot"]),
+        "feature": known["feature"],
+        "token": [min(ids) if len(ids := vocabulary.get(key, {-1})) == 1 else -1 for key in keys.tolist()],
+        "count": count,
+    }
+    means = dict(zip(_SUMS, sums.T / len(graphs), strict=True))
+    return pd.DataFrame(table | means), labels, float(np.mean(unaligned))
+
+
+def _add_up_edges(
+    graphs: Sequence[AttributionGraph | str | Path], slots: Slots, nodes: pd.DataFrame, min_share: float
+) -> pd.DataFrame:
+    """Edges of at least ``min_share`` of the graphs, between rows of ``nodes``; sorted by target, then source."""
+    common = np.flatnonzero(nodes["count"] >= min_share * len(graphs))
+    known = nodes.key.to_numpy()[common]
+    tally = Tally(1)
+    for graph, slot_of in zip(_each(graphs), slots.of, strict=True):
+        keys = _keys(graph, slot_of)
+        row = np.searchsorted(known, keys).clip(max=max(0, len(known) - 1))
+        row = np.where(known[row] == keys, common[row], -1) if len(known) else np.full(len(keys), -1)
+        source, target = row[graph._edges.source.numpy()], row[graph._edges.target.numpy()]
+        here = (source >= 0) & (target >= 0)
+        tally.add(
+            target[here] * len(nodes) + source[here], graph._edges.weight.double().numpy()[here][:, None]
+        )
+    keys, count, sums = tally.totals()
+    enough = count >= min_share * len(graphs)
+    target, source = np.divmod(keys[enough], len(nodes))
+    return pd.DataFrame(
+        {"source": source, "target": target, "count": count[enough], "weight": sums[enough, 0] / len(graphs)}
+    )
+
+
+def _target_names(infos: Sequence[GraphInfo]) -> tuple[str, ...]:
+    """For each rank the targets seen there, joined."""
+    ranks = max(len(info.target_names) for info in infos)
+    seen = [Counter(i.target_names[rank] for i in infos if rank < len(i.target_names)) for rank in range(ranks)]
+    return tuple(_joined(_commonest(counter)) for counter in seen)
+
+
+def _commonest(counter: Counter[str]) -> tuple[str, ...]:
+    return tuple(sorted(counter, key=lambda text: (-counter[text], text)))
+
+
+def _joined(texts: tuple[str, ...]) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    more = ["…"] if len(texts) > SEEN_NAMED else []
+    return " / ".join([text.strip() or text for text in texts[:SEEN_NAMED]] + more)
+
+
+def _in_template(texts: tuple[str, ...]) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    return f"{' ' if texts[0].startswith(' ') else ''}[{_joined(texts)}]"

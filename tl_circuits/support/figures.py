@@ -1,0 +1,58 @@
+"""Figures: drawn without a window system, shown in a notebook or written as SVG, PNG or PDF."""
+
+import warnings
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tl_circuits.errors import OutputError
+from tl_circuits.support.files import atomic_file
+
+FORMATS = (".svg", ".png", ".pdf")
+DOTS_PER_INCH = 80  # a story is ten inches wide: 800 pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG picture. As the last line of a notebook cell it is shown."""
+
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def picture_of(figure: Any) -> Picture:
+    """A matplotlib figure as a picture; the same figure gives the same bytes."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return Picture(file.getvalue())
+
+
+def figure_class() -> Any:
+    """matplotlib's figure, without its window system; raises ImportError naming the extra."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
+    return Figure
+
+
+def save_figure(figure: Any, path: Path | None, overwrite: bool) -> Path | Picture:
+    """Write a figure whole or not at all, or return it as a picture; raises OutputError for unknown endings."""
+    if path is None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            return picture_of(figure)
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"cannot draw {path}: the name must end in one of {', '.join(FORMATS)}.")
+    kind = path.suffix[1:].lower()
+    # No date in the file: the same graph gives the same bytes.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    import matplotlib
+
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tl_circuits"}), atomic_file(path, overwrite) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # drawn as a box, as anywhere else
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+    return path

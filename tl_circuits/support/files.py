@@ -1,0 +1,48 @@
+"""Files: written whole or not at all, and the folder where downloads are kept."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tl_circuits.errors import OutputError
+
+
+def cache_dir() -> Path:
+    """``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` under the user's cache directory."""
+    own = os.environ.get("TL_CIRCUITS_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "tl_circuits"
+
+
+@contextmanager
+def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """A binary file that appears under ``path`` whole or not at all.
+
+    Raises OutputError if ``path`` exists (unless ``overwrite``) or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already. Choose another name, or overwrite it (--force).")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
