@@ -17,7 +17,9 @@ class Nodes:
     logits (-1 for targets that are not a single token), a running number for biases. ``value`` is what incoming edges and bias
     add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``
     is the part of ``bias`` that comes from features outside the graph, ``residue_mass`` their
-    absolute sum.
+    absolute sum. ``total_effect``: the signed effect on the targets over all paths, weighted as the targets are; None
+    where the file does not say. For a contrast graph, ``baseline`` is the mean activation in the baseline, and
+    ``shared`` the part of ``bias`` that the baseline brings.
     """
 
     kind: Int[Tensor, " node"]
@@ -30,12 +32,20 @@ class Nodes:
     residue: Float[Tensor, " node"]
     residue_mass: Float[Tensor, " node"]
     weight: Float[Tensor, " node"]
+    total_effect: Float[Tensor, " node"] | None = None
+    baseline: Float[Tensor, " node"] | None = None
+    shared: Float[Tensor, " node"] | None = None
 
     def __len__(self) -> int:
         return self.kind.numel()
 
     def __getitem__(self, index: Tensor) -> "Nodes":
-        return Nodes(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
+        return Nodes(**{name: column[index] for name, column in self.columns().items()})
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns that are there, by name."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: column for name, column in found.items() if column is not None}
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,10 @@ class Label:
     examples: tuple[Example, ...] = ()
 
 
+Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
+
+
 @dataclass(frozen=True)
 class GraphInfo:
     """What the graph is of. All of it is stored in the file's metadata as JSON.
@@ -71,7 +85,8 @@ class GraphInfo:
     the graph was traced. False where no text does, and for files that do not say; run the graph itself then.
     ``skip_positions``: positions without features and error nodes, whose MLP outputs are constants; None for
     files that do not say. ``prepended``: the special token that the dictionary's rule put before the text,
-    beyond the model's own rule; empty if none.
+    beyond the model's own rule; empty if none. ``select``: by what the nodes were chosen, ``"total_effect"`` or
+    ``"influence"``. ``baseline``: the prompts of a contrast graph's baseline.
     """
 
     prompt: str
@@ -92,3 +107,5 @@ class GraphInfo:
     prompt_exact: bool = False
     skip_positions: tuple[int, ...] | None = None
     prepended: str = ""
+    select: str = "influence"
+    baseline: Baselines = ()

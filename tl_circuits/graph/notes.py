@@ -12,7 +12,8 @@ from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.support.files import atomic_file
 
 NOTES_VERSION = 1
-LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended")  # of GraphInfo, added after graphs had been saved with notes
+LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline")  # of GraphInfo, added after graphs had been saved with notes
+LATER_COLUMNS = ("total_effect", "baseline", "shared")  # of the nodes, likewise
 Groups = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -96,6 +97,8 @@ def fingerprint(info: GraphInfo, *tables: Any) -> str:
     made = hashlib.sha256(json.dumps(stored, sort_keys=True).encode())
     for table in tables:
         for column in fields(table):
+            if column.name in LATER_COLUMNS:
+                continue
             made.update(getattr(table, column.name).contiguous().numpy().tobytes())
     return made.hexdigest()[:32]
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
         columns[name] = torch.tensor([default if x is None else float(x) for x in found], dtype=torch.float32)
     with_value = is_logit & ~columns["value"].isnan()
     columns["activation"][with_value] = columns["value"][with_value]
-    return Nodes(**{f.name: columns[f.name] for f in fields(Nodes)})
+    return Nodes(**columns)
 
 
 def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphInfo:

@@ -1,7 +1,6 @@
 """circuit-tracer's ``.pt`` files, read without running anything in them."""
 
 import pickle
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +142,7 @@ def _nodes(
         "feature": torch.cat([features[:, 2], minus, torch.tensor(tokens), torch.tensor(vocab, dtype=torch.long)]),
         "value": torch.full((total,), float("nan")),
     }  # fmt: skip
-    return Nodes(**{f.name: columns[f.name] for f in fields(Nodes)})
+    return Nodes(**columns)
 
 
 def _texts(tokenizer_name: str, tokens: list[int]) -> list[str]:

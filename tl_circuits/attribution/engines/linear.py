@@ -162,9 +162,12 @@ class _Sweep:
             self._go_to(layer)
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
-        own = self._out[:, self._first : last]
-        for offset, here in enumerate(self._gradients()):
+        own, gradients = self._out[:, self._first : last], self._gradients()
+        for offset, here in enumerate(gradients):
             own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
+        shared = engine.sources.shared_tokens
+        if shared is not None:
+            add_position_dots(self._out[:, engine.sources.shared_column], gradients, shared[self._first :])
         return self._effects.joined()
 
     def _go_to(self, layer: int) -> None:
@@ -247,8 +250,8 @@ class Leading:
     """The leading skipped positions (the beginning-of-sequence token), told apart by what they hold.
 
     Their streams depend on nothing but themselves. ``values[L]`` splits what each of them gives as
-    values to layer L's attention into one part a token there and one constant part, so a sweep
-    reads effects through them off the gradient at their values.
+    values to layer L's attention into one part a token there, one that a baseline shares if there is one, and
+    one constant part, so a sweep reads effects through them off the gradient at their values.
     """
 
     def __init__(self, recording: Recording, sources: Sources, attention: list[FrozenAttention]):
@@ -260,8 +263,12 @@ class Leading:
         if count == 0:
             return
         tokens = sources.tokens[:count]
-        streams = torch.zeros(count, count, tokens.shape[1], device=tokens.device)
+        self._shared_column = sources.shared_column
+        n_parts = count + (sources.shared_tokens is not None)
+        streams = torch.zeros(n_parts, count, tokens.shape[1], device=tokens.device)
         streams[range(count), range(count)] = tokens
+        if sources.shared_tokens is not None:
+            streams[count] = sources.shared_tokens[:count]
         for layer, block in enumerate(attention):
             streams = streams.to(block.const.device)
             rest = recording.resid_pre[layer][:count].float() - streams.sum(0)
@@ -279,7 +286,9 @@ class Leading:
         """Add what these positions do to the first ``n`` targets, whose gradients at their values are given."""
         n = values.shape[2]
         parts = torch.einsum("kqne,skqe->ns", values, self._values[layer])
-        out[:n, : self.count] += parts[:, :-1]
+        out[:n, : self.count] += parts[:, : self.count]
+        if self._shared_column is not None:
+            out[:n, self._shared_column] += parts[:, self.count]
         bias[:n] += parts[:, -1]
 
 
