@@ -1,4 +1,4 @@
-"""From expanded rows to a graph: pick the columns that became nodes, and account for the rest."""
+"""Turn the computed rows into a graph: keep the entries whose sources became nodes, count the rest in ``bias``."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,10 @@ from tl_circuits.graph.scores import Edges
 
 @dataclass(frozen=True)
 class Roots:
-    """Where influence starts: logit targets, or the column of one feature."""
+    """Where influence starts: at logit targets (``logits``), or at one feature (``column``).
+
+    ``weights`` says how much influence starts at each logit target.
+    """
 
     targets: Targets | None
     weights: Float[Tensor, " root"]
@@ -33,7 +36,16 @@ def assemble(
     position: int,
     total: Float[Tensor, " column"],
 ) -> AttributionGraph:
-    """The graph of all expanded features, errors, tokens and targets; ``total`` has every column's total effect."""
+    """The graph of all expanded features, errors, tokens and targets.
+
+    Args:
+        expansion: the rows.
+        roots: what the graph explains.
+        info: what the graph knows about its origin.
+        tokens: the prompt's token ids.
+        position: where the logits are read.
+        total: the total effect of every column on the targets.
+    """
     sources = expansion.sources
     features = expansion.expanded().sort().values
     columns = torch.cat([features, sources.error_columns, torch.arange(sources.n_pos)])
@@ -59,7 +71,11 @@ def assemble(
 def _edges(
     block: Block, targets: Int[Tensor, " n"], node_of: Int[Tensor, " column"], nodes: Nodes
 ) -> tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor, " edge"]]:
-    """Edges of one block; writes its biases and residues into ``nodes``."""
+    """Target, source and weight of one block's edges; biases and residues are written into ``nodes``.
+
+    The residue of a node is the sum of the effects of sources that are no nodes. It is added to the bias, so that
+    the edges that are left and the bias still add up to the node's value.
+    """
     row, node, value = block.rows.entries(node_of)
     kept = torch.zeros(2, len(targets), dtype=torch.float64)
     kept.index_add_(1, row, torch.stack([value, value.abs()]).double())
@@ -80,7 +96,7 @@ def _nodes(
     position: int,
     total: Float[Tensor, " column"],
 ) -> Nodes:
-    """The node table, biases still empty."""
+    """The node table in the order features, errors, tokens, logits; biases are still zero (``_edges`` writes them)."""
     table = {name: column.cpu() for name, column in sources.feature_table.items()}
     index = torch.searchsorted(sources.feature_columns, features)
     n_pos, n_layers = sources.n_pos, len(sources.layers)
