@@ -18,10 +18,11 @@ def on_page_markdown(markdown: str, **_) -> str:
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command by what a user types, such as ``tl-circuits course start``, groups left out."""
     import tl_circuits.cli
+    from tl_circuits.cli.app import app
 
     for module in pkgutil.iter_modules(tl_circuits.cli.__path__):
         import_module(f"tl_circuits.cli.{module.name}")
-    return _leaves("tl-circuits", get_command(tl_circuits.cli.app))
+    return _leaves("tl-circuits", get_command(app))
 
 
 def _leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
