@@ -7,16 +7,13 @@ from torch import Tensor
 
 from tl_circuits.hooks import Sample
 
-KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
-"""What a node can be. The last three only occur in graphs read from other programs' files."""
-
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
     """The nodes in adjacency order: features, errors (layer by layer), embeddings, logits.
 
     Attributes:
-        kind: an index into :data:`KINDS`.
+        kind: the numbers of :class:`~tl_circuits.graph.kinds.Kind`.
         layer: -1 for embeddings, the number of layers for logits.
         position: the token's position; -1 where there is none.
         feature: the feature's index; -1 for errors; the vocabulary id for embeddings and logits (-1 for a target that
