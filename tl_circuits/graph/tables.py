@@ -55,7 +55,7 @@ def to_parquet(graph: AttributionGraph, folder: Path, overwrite: bool) -> tuple[
 def to_graphml(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     r"""Write GraphML (for Gephi, Cytoscape, yEd) with the frames' columns as attributes; needs the extra ``networkx``.
 
-    Characters that XML cannot hold are written as ``\\uXXXX``.
+    Characters that XML cannot hold are written as ``\uXXXX``.
     """
     made = to_networkx(graph)
     import networkx
