@@ -15,6 +15,7 @@ from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.lookup import node_indices
 from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
 from tl_circuits.support.checked import checked
@@ -133,11 +134,11 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
         int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position", "feature")
     )
     nothing = torch.zeros_like(sources.tokens[0])
-    if kind == 2:
+    if kind == Kind.EMBEDDING:
         return Source(position, {}, sources.tokens[position])
-    if kind == 1:
+    if kind == Kind.ERROR:
         return Source(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
-    column = columns.find(0, layer, position, feature)
+    column = columns.find(Kind.FEATURE, layer, position, feature)
     active = sources.layers[layer].active
     activation = active.activation[column - sources.layers[layer].features_at]
     dictionary, one = sources.dictionary, torch.tensor([feature], device=activation.device)
@@ -168,9 +169,9 @@ class _Reads:
         """A node as the engine's target."""
         nodes = self._graph._nodes
         kind, layer, position = (int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position"))
-        if kind not in (0, 3):
+        if kind not in (Kind.FEATURE, Kind.LOGIT):
             raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
-        vector = self._logit(node, position) if kind == 3 else self._feature(node, layer, position)
+        vector = self._logit(node, position) if kind == Kind.LOGIT else self._feature(node, layer, position)
         where = [torch.tensor([value]) for value in (layer, position)]
         return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
 

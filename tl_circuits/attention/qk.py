@@ -23,6 +23,7 @@ from tl_circuits.attribution.batches import sweeps
 from tl_circuits.attribution.targets import Targets, resolve_position
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind
 from tl_circuits.hooks import FrozenScores, Replacement
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
@@ -31,7 +32,6 @@ from tl_circuits.support.outputs import output
 MAX_PAIRS = 2**24  # all pairs as a frame, above this
 # How far the sum may be from the model's own score, relative to the lengths of query and key.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-_KINDS = ("feature", "error", "embedding", "bias")
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _marginals(
         rows.append(
             {
                 "source": name,
-                "kind": _KINDS[3 if bias else int(columns.kind[column])],
+                "kind": "bias" if bias else columns.place(column).kind.text,
                 "layer": -1 if bias else int(columns.layer[column]),
                 "position": position,
                 "feature": -1 if bias else _feature(graph, columns, column),
@@ -291,6 +291,5 @@ def _marginals(
 
 def _feature(graph: AttributionGraph, columns: Columns, column: int) -> int:
     """The feature's index, as in the nodes frame: the vocabulary id for tokens, -1 for errors."""
-    if int(columns.kind[column]) == 2:
-        return graph.info.token_ids[int(columns.position[column])]
-    return int(columns.feature[column])
+    place = columns.place(column)
+    return graph.info.token_ids[place.position] if place.kind == Kind.EMBEDDING else place.feature

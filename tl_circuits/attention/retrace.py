@@ -1,6 +1,5 @@
 """The local replacement model of a graph's prompt once more, to ask what the graph does not store."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import KINDS
+from tl_circuits.graph.kinds import SOURCE_EXAMPLES, Kind, Place, node_id, parse_node_id
 from tl_circuits.hooks import (
     FrozenScores,
     Recording,
@@ -22,10 +21,6 @@ from tl_circuits.hooks import (
     read_prompt,
     record,
     record_below,
-)
-
-_NODE_ID = re.compile(
-    r"^(?:(?P<token>token)|L(?P<layer>\d+)/(?:(?P<error>error)|F(?P<feature>\d+)))@(?P<position>\d+)$"
 )
 
 
@@ -89,7 +84,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
 class Columns:
     """Names of the columns of :class:`Sources`, as graphs name their nodes."""
 
-    kind: Int[Tensor, " column"]  # 0 feature, 1 error, 2 token
+    kind: Int[Tensor, " column"]  # numbers of Kind: features, errors, embeddings
     layer: Int[Tensor, " column"]
     position: Int[Tensor, " column"]
     feature: Int[Tensor, " column"]
@@ -98,54 +93,47 @@ class Columns:
         """The node id of a column; the column after the last is the bias."""
         if column == len(self.kind):
             return "bias"
-        kind, layer = int(self.kind[column]), int(self.layer[column])
-        position, feature = int(self.position[column]), int(self.feature[column])
-        return (f"L{layer}/F{feature}@{position}", f"L{layer}/error@{position}", f"token@{position}")[kind]
+        return node_id(*self.place(column))
+
+    def place(self, column: int) -> Place:
+        """Where the node of a column stands."""
+        layer, position, feature = (int(c[column]) for c in (self.layer, self.position, self.feature))
+        return Place(Kind(int(self.kind[column])), layer, position, feature)
 
     def column(self, name: str) -> int:
         """The column of a node id; raises TargetError if nothing of that name is active."""
-        place = parse_source(name)
-        if place is None:
-            raise TargetError(f"{name!r} is no source; sources look like 'L14/F2268@9', 'L3/error@2' or 'token@4'.")
-        kind, *where = place
-        return self.find(KINDS.index(kind), *where)
+        place = parse_node_id(name)
+        if place is None or place.kind == Kind.LOGIT:
+            raise TargetError(f"{name!r} is no source; sources look like {SOURCE_EXAMPLES}.")
+        return self.find(*place)
 
     def find(self, kind: int, layer: int, position: int, feature: int) -> int:
         """The column of a node; raises TargetError if nothing there is active on the prompt."""
         found = (self.kind == kind) & (self.layer == layer) & (self.position == position)
-        if kind == 0:
+        if kind == Kind.FEATURE:
             found &= self.feature == feature
         where = found.nonzero()
         if where.numel() == 0:
-            what = ("feature", "error", "token")[kind]
+            what = "token" if kind == Kind.EMBEDDING else Kind(kind).text
             raise TargetError(
                 f"the attached dictionary has no active {what} at layer {layer}, position {position}"
-                f"{f', feature {feature}' if kind == 0 else ''} on this prompt."
+                f"{f', feature {feature}' if kind == Kind.FEATURE else ''} on this prompt."
             )
         return int(where[0])
-
-
-def parse_source(name: str) -> tuple[str, int, int, int] | None:
-    """Kind, layer, position and feature (-1 where there is none) of a source's node id; None for anything else."""
-    match = _NODE_ID.match(name)
-    if match is None:
-        return None
-    kind = "embedding" if match["token"] else ("error" if match["error"] else "feature")
-    return kind, int(match["layer"] or -1), int(match["position"]), int(match["feature"] or -1)
 
 
 def columns_of(sources: Sources, below: int | None = None) -> Columns:
     """Kind, layer, position and feature of every column, or of those before layer ``below``."""
     width, n_pos = sources.before(len(sources.layers) if below is None else below), sources.n_pos
-    columns = Columns(*(torch.full((width,), fill) for fill in (2, -1, 0, -1)))
+    columns = Columns(*(torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1)))
     columns.position[:n_pos] = torch.arange(n_pos)
     for layer, source in enumerate(sources.layers[:below]):
         features = slice(source.features_at, source.errors_at)
-        columns.kind[features], columns.layer[features] = 0, layer
+        columns.kind[features], columns.layer[features] = Kind.FEATURE, layer
         columns.position[features] = source.active.position.cpu()
         columns.feature[features] = source.active.feature.cpu()
         if source.error is not None:
             errors = slice(source.errors_at, source.errors_at + n_pos)
-            columns.kind[errors], columns.layer[errors] = 1, layer
+            columns.kind[errors], columns.layer[errors] = Kind.ERROR, layer
             columns.position[errors] = torch.arange(n_pos)
     return columns

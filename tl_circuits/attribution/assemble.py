@@ -10,6 +10,7 @@ from tl_circuits.attribution.expand import Block, Expansion
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import LogitTargets, Targets
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import OURS
 from tl_circuits.graph.nodes import GraphInfo, Nodes
 from tl_circuits.graph.scores import Edges
 
@@ -76,7 +77,7 @@ def _nodes(
     with_error = torch.tensor([i for i, s in enumerate(sources.layers) if s.error is not None], dtype=torch.long)
     n_roots = 0 if roots.logits is None else len(roots.logits.token)
     counts = [len(features), with_error.numel() * n_pos, n_pos, n_roots]
-    kind = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    kind = torch.repeat_interleave(torch.tensor(OURS), torch.tensor(counts))
     every = torch.arange(n_pos)
     root = roots.logits
     layer = [table["layer"][index], with_error.repeat_interleave(n_pos), torch.full((n_pos,), -1)]

@@ -13,7 +13,8 @@ from tl_circuits.dictionaries.base import ranges
 from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import KINDS, GraphInfo
+from tl_circuits.graph.kinds import Kind
+from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.hooks import Replacement, Sample, first_difference
 
 _OUR_ENGINES = ("linear", "autograd", "mean of graphs")
@@ -112,7 +113,7 @@ def _same_set(said: str, name: str) -> bool:
 def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
     """A feature or token of the graph that does not exist in what is attached."""
     dictionary, nodes = replacement.dictionary, graph._nodes
-    feature = nodes.kind == KINDS.index("feature")
+    feature = nodes.kind == Kind.FEATURE
     for layer in nodes.layer[feature].unique().tolist():
         if layer not in dictionary.layers:
             return f"the graph has features of layer {layer}, the dictionary has the layers {ranges(dictionary.layers)}"

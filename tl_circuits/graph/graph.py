@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.errors import PromptError
-from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
+from tl_circuits.graph.kinds import KINDS, OURS, Kind, node_id
+from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Groups, Notes, Supernodes, fingerprint
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
@@ -74,7 +75,7 @@ class AttributionGraph:
 
     def is_kind(self, kind: str) -> Tensor:
         """A mask ``[node]`` of the nodes of one kind."""
-        return self._nodes.kind == KINDS.index(kind)
+        return self._nodes.kind == Kind.of(kind)
 
     def adjacency(self) -> Float[Tensor, "node node"]:
         """Dense float32 matrix of direct effects: rows are targets, columns are sources."""
@@ -92,19 +93,12 @@ class AttributionGraph:
     @cached_property
     def node_ids(self) -> tuple[str, ...]:
         """Unique names: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
-        names, n_logits = [], 0
-        others = {1: "error", 4: "attention-F", 5: "attention-error", 6: "bias"}
+        names, rank = [], 0
         columns = (self._nodes.kind, self._nodes.layer, self._nodes.position, self._nodes.feature)
         for kind, layer, position, feature in zip(*(c.tolist() for c in columns), strict=True):
-            if kind == 0:
-                names.append(f"L{layer}/F{feature}@{position}")
-            elif kind == 2:
-                names.append(f"token@{position}")
-            elif kind == 3:
-                names.append(f"logit:{n_logits}")
-                n_logits += 1
-            else:
-                names.append(f"L{layer}/{others[kind]}{feature if kind in (4, 6) else ''}@{position}")
+            is_logit = kind == Kind.LOGIT
+            names.append(node_id(kind, layer, position, rank if is_logit else feature))
+            rank += is_logit
         return tuple(names)
 
     @cached_property
@@ -375,8 +369,8 @@ class AttributionGraph:
         return output("dot")(self, Path(path), overwrite)
 
     def __repr__(self) -> str:
-        counts = {kind: int(self.is_kind(kind).sum()) for kind in KINDS}
-        text = ", ".join(f"{n} {kind}s" for kind, n in counts.items() if n or kind in KINDS[:4])
+        counts = {kind: int((self._nodes.kind == kind).sum()) for kind in Kind}
+        text = ", ".join(f"{n} {kind.text}s" for kind, n in counts.items() if n or kind in OURS)
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 

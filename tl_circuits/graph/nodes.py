@@ -7,15 +7,12 @@ from torch import Tensor
 
 from tl_circuits.hooks import Sample
 
-KINDS = ("feature", "error", "embedding", "logit", "attention feature", "attention error", "bias")
-"""What a node can be. The last three only occur in graphs read from other programs' files."""
-
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
     """The nodes in adjacency order: features, errors (layer-major), embeddings, logits.
 
-    ``kind`` indexes :data:`KINDS`. ``layer`` is -1 for embeddings and the number of layers for
+    ``kind`` holds the numbers of :class:`~tl_circuits.graph.kinds.Kind`. ``layer`` is -1 for embeddings and the number of layers for
     logits; ``feature`` is the feature index, -1 for errors, the vocabulary id for embeddings and
     logits (-1 for targets that are not a single token), a running number for biases. ``value`` is what incoming edges and bias
     add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from tl_circuits.errors import EditError
+from tl_circuits.graph.kinds import SOURCE
 from tl_circuits.hooks import Ablate, Add, Edit, ErrorEdit, PatternEdit, Scale, ScoreEdit, Set, TokenEdit
 from tl_circuits.support.checked import checked
 
@@ -23,7 +24,7 @@ _HEAD = re.compile(
     r"\s*(?P<operator>\*=|\+=|=)\s*(?P<number>\S+)\s*$"
 )
 _EDIT = re.compile(
-    r"^\s*(?:L(?P<layer>\d+)/(?:(?P<error>error)|(?P<features>F\d+(?:\s*,\s*F\d+)*))|(?P<token>token))"
+    rf"^\s*{SOURCE}"
     r"@(?P<where>\*|-?\d+|-?\d*:-?\d*)\s*(?P<operator>\*=|\+=|=)\s*(?P<number>\S+)\s*$"
 )
 

@@ -16,17 +16,13 @@ from tl_circuits.attribution.targets import token_id
 from tl_circuits.dictionaries.belonging import require_belonging, require_edits_belong
 from tl_circuits.errors import DivergenceError, EditError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind, Place
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.graph.nodes import KINDS
 from tl_circuits.hooks import (
-    Ablate,
     CleanRun,
     Edit,
-    ErrorEdit,
     HookList,
     Replacement,
-    Scale,
-    TokenEdit,
     clean_run,
     edit_hooks,
     make_plan,
@@ -37,6 +33,7 @@ from tl_circuits.hooks import (
     unembed_weights,
     wholes,
 )
+from tl_circuits.interventions.node_edits import edit_of
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
 from tl_circuits.support.outputs import output
@@ -364,18 +361,11 @@ def edits_of(
         return []
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
-        kind = KINDS[int(graph._nodes.kind[i])]
-        layer, position, feature = (int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature"))
-        if kind == "logit":
+        place = Place(Kind(int(graph._nodes.kind[i])), *(int(getattr(graph._nodes, name)[i]) for name in Place._fields[1:]))
+        if place.kind == Kind.LOGIT:
             raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
-        if kind == "embedding":
-            edits.append(TokenEdit(position, factor, of=graph.info))
-        elif kind == "error":
-            edits.append(ErrorEdit(layer, position, factor, of=graph.info))
-        elif kind == "feature" and factor == 0:
-            edits.append(Ablate(layer, position, feature, of=graph.info))
-        elif kind == "feature":
-            edits.append(Scale(layer, position, feature, factor, of=graph.info))
-        else:
-            raise EditError(f"{graph.node_ids[i]!r} is {kind!r}, which nothing here can edit; edit features, errors or tokens.")
+        edit = edit_of(place, factor, graph.info)
+        if edit is None:
+            raise EditError(f"{graph.node_ids[i]!r} is {place.kind.text!r}, which nothing here can edit; edit features, errors or tokens.")
+        edits.append(edit)
     return edits

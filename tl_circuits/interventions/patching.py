@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind
 from tl_circuits.hooks import Replacement, Set, added_hooks, clean_run, read_prompt, real
 from tl_circuits.interventions.intervene import intervene_many
 from tl_circuits.support.checked import checked
@@ -113,7 +114,7 @@ def circuit_curve(
     rows = []
     for threshold in thresholds:
         nodes = graph.prune(node_threshold=threshold)._nodes
-        own = nodes.kind == 0
+        own = nodes.kind == Kind.FEATURE
         kept = torch.stack([nodes.layer[own], nodes.position[own], nodes.feature[own]], dim=1)
         share = _kept(replacement, tokens, acts, kept, skipped, others, metric) / whole
         random = []

@@ -11,18 +11,16 @@ from tl_circuits.attention.qk import QKAttribution
 from tl_circuits.errors import EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import (
-    Ablate,
     CleanRun,
     Edit,
-    ErrorEdit,
     Replacement,
-    TokenEdit,
     edit_hooks,
     held_head_norms,
     make_plan,
     run_edited,
     to_tokens,
 )
+from tl_circuits.interventions.node_edits import edit_of
 
 SOURCES = 10  # removed one by one, and then together
 
@@ -68,12 +66,7 @@ def _largest(qk: QKAttribution) -> list[str]:
 def _edit(qk: QKAttribution, name: str) -> Edit:
     """The edit that removes a source."""
     columns = qk._sides.columns
-    column = columns.column(name)
-    layer, position = int(columns.layer[column]), int(columns.position[column])
-    kind = int(columns.kind[column])
-    if kind == 0:
-        return Ablate(layer, position, int(columns.feature[column]))
-    return ErrorEdit(layer, position) if kind == 1 else TokenEdit(position)
+    return edit_of(columns.place(columns.column(name)))
 
 
 def _measure(

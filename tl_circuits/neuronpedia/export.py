@@ -13,7 +13,7 @@ import torch
 from tl_circuits.dictionaries.source_sets import known_source_set, model_id
 from tl_circuits.errors import ExportError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import KINDS
+from tl_circuits.graph.kinds import KINDS, NUMBERED, Kind
 from tl_circuits.labels.feature_codes import cantor_pair
 from tl_circuits.labels.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id
@@ -119,7 +119,7 @@ def their_ids(graph: AttributionGraph) -> list[str]:
     n, made, seen = graph._nodes, [], set()
     for kind, layer, feature, position in zip(*(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True):
         text = node_id(KINDS[kind], layer, feature, position, graph.info.n_layers)
-        while kind == KINDS.index("logit") and (feature < 0 or text in seen):
+        while kind == Kind.LOGIT and (feature < 0 or text in seen):
             feature = VIRTUAL_TOKEN + len(seen)
             text = node_id("logit", layer, feature, position, graph.info.n_layers)
         seen.add(text)
@@ -255,8 +255,8 @@ def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
     taken = {str(f) for f in n.feature[graph.is_kind("logit")].tolist()} | {str(p) for p in range(len(graph.info.tokens))}
     for name, text in graph.notes.names.items():
         i = index[name]
-        kind, layer, position = KINDS[int(n.kind[i])], int(n.layer[i]), int(n.position[i])
-        if kind not in ("feature", "attention feature"):
+        kind, layer, position = int(n.kind[i]), int(n.layer[i]), int(n.position[i])
+        if kind not in NUMBERED:
             continue
         code = cantor_pair(layer, int(n.feature[i]))
         if target == "neuronpedia":
@@ -283,7 +283,7 @@ def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) 
         node |= {"feature_type": FEATURE_TYPES[name], "token_prob": 0.0, "is_target_logit": False}
         node |= {"run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": f"{their[ours].rsplit('_', 1)[0]}-0", "clerp": ""}
         node["influence"] = float(f"{reach[i]:.9g}")
-        if name in ("feature", "attention feature"):
+        if kind in NUMBERED:
             node |= {"feature": cantor_pair(layer, feature), "activation": activation[i] if activation[i] == activation[i] else None}
             node |= _label(graph, i)
         elif name == "embedding":

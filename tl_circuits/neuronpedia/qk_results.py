@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tl_circuits.attention.retrace import parse_source
 from tl_circuits.attention.stories import qk_tracing_results
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind, parse_node_id
 from tl_circuits.labels.feature_codes import cantor_pair
-from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id, parse_node_id
+from tl_circuits.neuronpedia import ids
 
 
 def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str, dict[str, list[list[Any]]]]:
@@ -20,12 +20,12 @@ def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str,
         heads.setdefault(story["target"], []).extend(story["heads"])
 
     def named(source: str) -> str | None:
-        place = None if source in their else parse_source(source)
+        place = None if source in their else parse_node_id(source)
         if place is None:
             return their.get(source)
         kind, layer, position, feature = place
-        number = graph.info.token_ids[position] if kind == "embedding" else feature
-        return node_id(kind, layer, number, position, graph.info.n_layers)
+        number = graph.info.token_ids[position] if kind == Kind.EMBEDDING else feature
+        return ids.node_id(kind.text, layer, number, position, graph.info.n_layers)
 
     explained = {name: rows for name, rows in heads.items() if any("pairs" in row for row in rows)}
     return {name: qk_tracing_results(rows, named) for name, rows in explained.items() if name in their}
@@ -38,9 +38,9 @@ def pruned_contributors(results: Iterable[dict[str, list[list[Any]]]], known: se
 
 
 def _entry(name: str) -> dict[str, Any]:
-    place = parse_node_id(name)
+    place = ids.parse_node_id(name)
     made = {"node_id": name, "feature": place.position, "layer": "E", "ctx_idx": place.position, "clerp": ""}
-    made |= {"feature_type": FEATURE_TYPES[place.kind], "jsNodeId": f"E_{place.feature}-{place.position}"}
+    made |= {"feature_type": ids.FEATURE_TYPES[place.kind], "jsNodeId": f"E_{place.feature}-{place.position}"}
     if place.kind != "embedding":
         code = cantor_pair(place.layer, place.feature) if place.kind == "feature" else -1
         made |= {"feature": code, "layer": str(place.layer), "jsNodeId": f"{name.rsplit('_', 1)[0]}-0"}

@@ -10,7 +10,8 @@ import torch
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
+from tl_circuits.graph.kinds import NUMBERED, Kind
+from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
@@ -101,7 +102,7 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
         feature = _feature_index(code, layer, said, metadata, doubled)
         if feature is None:
             raise GraphFileError(f"{where}: nodes[{number}] ({raw['node_id']!r}) does not say which feature it is.")
-    return _Node(KINDS.index(kind), layer, position, feature, raw)
+    return _Node(Kind.of(kind), layer, position, feature, raw)
 
 
 def _feature_index(code: Any, layer: int, said: Any, metadata: dict[str, Any], doubled: bool) -> int | None:
@@ -118,7 +119,7 @@ def _feature_index(code: Any, layer: int, said: Any, metadata: dict[str, Any], d
 
 
 def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
-    logit = KINDS.index("logit")
+    logit = Kind.LOGIT
     probabilities = iter(info.target_probabilities)
     raws = [n.raw for n in nodes]
     columns: dict[str, Any] = {
@@ -139,12 +140,12 @@ def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
 
 def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphInfo:
     own = metadata.get("tl_circuits") or {}
-    logits = [n for n in nodes if KINDS[n.kind] == "logit"]
+    logits = [n for n in nodes if n.kind == Kind.LOGIT]
     names = [_logit_name(n) for n in logits]
     if len(own.get("target_names", ())) == len(logits):
         names = list(own["target_names"])
     probabilities = tuple(_probability(n, len(logits)) for n in logits)
-    ids = {n.position: n.feature for n in nodes if KINDS[n.kind] == "embedding"}
+    ids = {n.position: n.feature for n in nodes if n.kind == Kind.EMBEDDING}
     tokens = tuple(map(str, metadata["prompt_tokens"]))
     token_ids = tuple(own.get("token_ids") or (ids.get(p, -1) for p in range(len(tokens))))
     facts = {"prompt": str(metadata["prompt"]), "token_ids": token_ids, "tokens": tokens}
@@ -154,7 +155,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
         return GraphInfo(**facts, **_said_by_us(own["info"]))
     scan = str(metadata.get("scan", "unknown"))
     generator = (metadata.get("info") or {}).get("generator") or {}
-    by_features = [n for n in nodes if KINDS[n.kind] in ("feature", "attention feature")]
+    by_features = [n for n in nodes if n.kind in NUMBERED]
     source_set = (metadata.get("feature_details") or {}).get("neuronpedia_source_set")
     return GraphInfo(
         **facts,
@@ -183,7 +184,7 @@ def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
 
 def _n_layers(metadata: dict[str, Any], nodes: list[_Node], logits: list[_Node], doubled: bool) -> int:
     """circuit-tracer puts logits at layer n+1, llamascopium at n; a pruned graph may lack the last layers."""
-    highest = max((n.layer for n in nodes if KINDS[n.kind] != "logit"), default=-1) + 1
+    highest = max((n.layer for n in nodes if n.kind != Kind.LOGIT), default=-1) + 1
     if metadata.get("scan") in LAYERS_OF_MODEL:
         return max(highest, LAYERS_OF_MODEL[metadata["scan"]])
     at_n = doubled or any(re.match(r"\d+_(cro|lor|error)_", str(n.raw["node_id"])) for n in nodes)
@@ -208,7 +209,7 @@ def _probability(node: _Node, n_logits: int) -> float:
 def _labels(nodes: list[_Node]) -> dict[int, Label]:
     labels = {}
     for i, node in enumerate(nodes):
-        if KINDS[node.kind] not in ("feature", "attention feature"):
+        if node.kind not in NUMBERED:
             continue
         raw = node.raw
         record = raw["feature"] if isinstance(raw.get("feature"), dict) else {}

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.nodes import KINDS
+from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.scores import Edges
 
-_ERRORS = (KINDS.index("error"), KINDS.index("attention error"))
+_ERRORS = (Kind.ERROR, Kind.ATTENTION_ERROR)
 
 
 def read_links(
@@ -103,14 +103,13 @@ def _separate(
     lists a target's links in the order of the nodes.
     """
     error_of = {index[name]: error for name, error in shared.items()}
-    logit = KINDS.index("logit")
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
         if source not in error_of:
             continue
         error = error_of[source]
         before = sources[i - 1] if i and targets[i - 1] == target else -1
         after = sources[i + 1] if i + 1 < len(sources) and targets[i + 1] == target else len(kinds)
-        if kinds[target] != logit and layers[target] <= layers[error]:
+        if kinds[target] != Kind.LOGIT and layers[target] <= layers[error]:
             continue
         if before >= source:
             sources[i] = error

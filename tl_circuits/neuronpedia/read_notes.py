@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import KINDS
+from tl_circuits.graph.kinds import NUMBERED
 from tl_circuits.graph.notes import Groups, Notes
 from tl_circuits.labels.feature_codes import cantor_pair
 
@@ -60,7 +60,7 @@ def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[
     named = {}
     n = graph._nodes
     for i, name in enumerate(graph.node_ids):
-        if KINDS[int(n.kind[i])] not in ("feature", "attention feature"):
+        if int(n.kind[i]) not in NUMBERED:
             continue
         layer, feature, position = int(n.layer[i]), int(n.feature[i]), int(n.position[i])
         code = cantor_pair(layer, feature)

@@ -8,8 +8,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import ExportError, NeuronpediaError
+from tl_circuits.graph import kinds
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Ablate, Edit, ErrorEdit, Replacement, Scale, TokenEdit
+from tl_circuits.hooks import Edit, Replacement
+from tl_circuits.interventions.node_edits import edit_of
 from tl_circuits.labels.feature_codes import feature_of_code
 from tl_circuits.neuronpedia.ids import Place, parse_node_id
 from tl_circuits.support.checked import checked
@@ -103,14 +105,7 @@ def _beyond(said: str, place: Place, n_layers: int) -> Place:
 
 
 def _edit(place: Place, factor: float) -> Edit | None:
-    if place.kind == "embedding":
-        return TokenEdit(place.position, factor)
-    if place.kind == "error":
-        return ErrorEdit(place.layer, place.position, factor)
-    if place.kind != "feature":
-        return None
-    at = (place.layer, place.position, place.feature)
-    return Ablate(*at) if factor == 0 else Scale(*at, factor=factor)
+    return edit_of(kinds.Place(kinds.Kind.of(place.kind), place.layer, place.position, place.feature), factor)
 
 
 @checked

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Int64
 
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import KINDS, GraphInfo, Label, Nodes
+from tl_circuits.graph.kinds import NUMBERED, Kind, node_id
+from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.graph.storage import load_graph
 from tl_circuits.hooks import first_difference
@@ -26,8 +27,6 @@ from tl_circuits.recurring.slots import Align, Slots, find_slots
 from tl_circuits.recurring.tally import Tally
 from tl_circuits.support.checked import checked
 
-FEATURE, ERROR, EMBEDDING, LOGIT, ATTENTION_FEATURE, ATTENTION_ERROR, BIAS = range(len(KINDS))
-NUMBERED = (FEATURE, ATTENTION_FEATURE)  # nodes of one place that their number tells apart
 SEEN_NAMED = 4
 # How many bits of a key say what, from the highest. The sign bit stays free, so that keys sort as their nodes do.
 _KIND, _LAYER, _SLOT, _NUMBER = 3, 10, 18, 32
@@ -88,12 +87,8 @@ class RecurringCircuit:
     def _ids(self) -> np.ndarray:
         """Names such as ``L3/F12@-1``, ``L3/error@-1``, ``token@-1`` and ``logit:0``, after the slots."""
         columns = (self._nodes[name] for name in ("kind", "layer", "slot", "feature"))
-        ids = []
-        for kind, layer, slot, feature in zip(*columns, strict=True):
-            names = {FEATURE: f"L{layer}/F{feature}", ERROR: f"L{layer}/error", EMBEDDING: "token"}
-            names |= {ATTENTION_FEATURE: f"L{layer}/attention-F{feature}", ATTENTION_ERROR: f"L{layer}/attention-error", BIAS: f"L{layer}/bias{feature}"}
-            name = names.get(kind)
-            ids.append(f"logit:{feature}" if name is None else f"{name}@{self.slots[slot]}")
+        rows = zip(*columns, strict=True)
+        ids = [node_id(kind, layer, self.slots[slot], feature) for kind, layer, slot, feature in rows]
         return np.array(ids, dtype=object)
 
     @cached_property
@@ -149,7 +144,7 @@ class RecurringCircuit:
             kind=column["kind"],
             layer=column["layer"],
             position=torch.from_numpy(np.searchsorted(used, table.slot)),
-            feature=torch.where(torch.isin(column["kind"], torch.tensor((*NUMBERED, BIAS))), torch.tensor(table.feature.to_numpy()), column["token"]),
+            feature=torch.where(torch.isin(column["kind"], torch.tensor((*NUMBERED, Kind.BIAS))), torch.tensor(table.feature.to_numpy()), column["token"]),
             activation=column["activation"].float(),
             value=column["value"].float(),
             bias=(column["bias"] + lost).float(),
@@ -157,15 +152,15 @@ class RecurringCircuit:
             residue_mass=(column["mass"] - into[1]).clamp_min(0).float(),
             weight=column["weight"].float(),
         )
-        ranks = table.feature[table.kind == LOGIT].tolist()
-        embeddings = table[table.kind == EMBEDDING].set_index("slot").token
+        ranks = table.feature[table.kind == Kind.LOGIT].tolist()
+        embeddings = table[table.kind == Kind.EMBEDDING].set_index("slot").token
         info = replace(
             self.info,
             prompt=f"{len(self.prompts)} prompts: {''.join(_in_template(self.tokens[slot]) for slot in used)}",
             token_ids=tuple(int(embeddings.get(slot, -1)) for slot in used),
             tokens=tuple(self.slots[slot] for slot in used),
             target_names=tuple(self.info.target_names[rank] for rank in ranks),
-            target_probabilities=tuple(table.weight[table.kind == LOGIT].tolist()),
+            target_probabilities=tuple(table.weight[table.kind == Kind.LOGIT].tolist()),
             recurring=True,
             prompt_exact=False,
             skip_positions=None,
@@ -297,7 +292,7 @@ def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " n
     """
     nodes = graph._nodes
     kind, layer, feature = (t.numpy().astype(np.int64) for t in (nodes.kind, nodes.layer, nodes.feature))
-    logit = kind == LOGIT
+    logit = kind == Kind.LOGIT
     slot = np.where(logit, 0, slot_of[nodes.position.numpy()])
     number = np.where(logit, logit.cumsum() - 1, np.where(np.isin(kind, NUMBERED), feature, 0))
     parts = ((kind, _KIND, "kind"), (layer + 1, _LAYER, "layer"), (slot.clip(min=0), _SLOT, "slot"), (number, _NUMBER, "feature"))
@@ -348,7 +343,7 @@ def _add_up_nodes(
         "key": keys,
         "kind": known["kind"],
         "layer": known["layer"],
-        "slot": np.where(known["kind"] == LOGIT, read_at if read_at >= 0 else len(slots.names) - 1, known["slot"]),
+        "slot": np.where(known["kind"] == Kind.LOGIT, read_at if read_at >= 0 else len(slots.names) - 1, known["slot"]),
         "feature": known["feature"],
         "token": [min(ids) if len(ids := vocabulary.get(key, {-1})) == 1 else -1 for key in keys.tolist()],
         "count": count,

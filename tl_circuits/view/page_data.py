@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.view.story import Story, tell
@@ -63,7 +64,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "features_shown": int(shown.is_kind("feature").sum()),
         "features_traced": int(graph.is_kind("feature").sum()),
         "features_active": info.n_active,
-        "unlabelled": int(graph.is_kind("feature").sum()) - sum(1 for i in graph.labels if graph._nodes.kind[i] == 0),
+        "unlabelled": int(graph.is_kind("feature").sum()) - sum(1 for i in graph.labels if graph._nodes.kind[i] == Kind.FEATURE),
         "nodes": _nodes(shown, drawn),
         "links": _packed(shown, kept),
         "links_traced": len(graph._edges),

@@ -1,0 +1,26 @@
+"""From nodes of a graph to edits: which edit changes a feature, an error, a token."""
+
+from tl_circuits.graph.kinds import Kind, Place
+from tl_circuits.graph.nodes import GraphInfo
+from tl_circuits.hooks import Ablate, Edit, ErrorEdit, Scale, TokenEdit
+
+
+def edit_of(place: Place, factor: float = 0.0, of: GraphInfo | None = None) -> Edit | None:
+    """The edit that multiplies what stands at a place by ``factor``; None where nothing can be edited (outputs, say).
+
+    >>> edit_of(Place(Kind.FEATURE, 14, 9, 2268), 2.0)
+    Scale(layer=14, position=9, feature=2268, factor=2.0)
+
+    Args:
+        place: where the node stands.
+        factor: 0 removes it.
+        of: the graph the place was taken from; an edit that knows it is refused on another model or dictionary.
+    """
+    if place.kind == Kind.EMBEDDING:
+        return TokenEdit(place.position, factor, of=of)
+    if place.kind == Kind.ERROR:
+        return ErrorEdit(place.layer, place.position, factor, of=of)
+    if place.kind != Kind.FEATURE:
+        return None
+    where = (place.layer, place.position, place.feature)
+    return Ablate(*where, of=of) if factor == 0 else Scale(*where, factor, of=of)
