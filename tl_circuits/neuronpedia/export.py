@@ -12,10 +12,10 @@ import torch
 
 from tl_circuits.dictionaries.source_sets import known_source_set, model_id
 from tl_circuits.errors import ExportError
+from tl_circuits.feature_labels.feature_codes import cantor_pair
+from tl_circuits.feature_labels.feature_files import FeatureFiles
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import KINDS, NUMBERED, Kind
-from tl_circuits.labels.feature_codes import cantor_pair
-from tl_circuits.labels.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id
 from tl_circuits.neuronpedia.qk_results import pruned_contributors, tracing_results
 from tl_circuits.neuronpedia.read_notes import translated

@@ -9,11 +9,11 @@ import torch
 
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import GraphFileError
+from tl_circuits.feature_labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED, Kind
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.storage import read_sample
-from tl_circuits.labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
