@@ -29,7 +29,12 @@ class Roots:
 
 
 def assemble(
-    expansion: Expansion, roots: Roots, info: GraphInfo, tokens: Int[Tensor, " pos"], position: int
+    expansion: Expansion,
+    roots: Roots,
+    info: GraphInfo,
+    tokens: Int[Tensor, " pos"],
+    position: int,
+    total: Float[Tensor, " column"],
 ) -> AttributionGraph:
     """The graph of all expanded features, errors, tokens and targets.
 
@@ -39,13 +44,14 @@ def assemble(
         info: what the graph knows about its origin.
         tokens: the prompt's token ids.
         position: where the logits are read.
+        total: the total effect of every column on the targets.
     """
     sources = expansion.sources
     features = expansion.expanded().sort().values
     columns = torch.cat([features, sources.error_columns, torch.arange(sources.n_pos)])
     node_of = torch.full((sources.width,), -1, dtype=torch.long)
     node_of[columns] = torch.arange(columns.numel())
-    nodes = _nodes(sources, roots, features, tokens, position)
+    nodes = _nodes(sources, roots, features, tokens, position, total.cpu()[columns])
     parts = [
         _edges(block, node_of[block.columns], node_of, nodes)
         for layer in sorted(expansion.blocks)
@@ -56,6 +62,8 @@ def assemble(
         targets = torch.arange(first, first + expansion.roots.columns.numel())
         parts.append(_edges(expansion.roots, targets, node_of, nodes))
     target, source, weight = (torch.cat(column) for column in zip(*parts, strict=True))
+    # A target's own total effect is all that its sources bring to it.
+    nodes.total_effect[columns.numel() :] = (nodes.weight * (nodes.value - nodes.bias))[columns.numel() :]
     order = torch.argsort(target * len(nodes) + source)
     return AttributionGraph(info, nodes, Edges(source[order], target[order], weight[order]))
 
@@ -75,6 +83,8 @@ def _edges(
     nodes.residue[targets] = residue.float()
     nodes.residue_mass[targets] = (block.rows.mass.cpu() - kept[1]).clamp_min(0).float()
     nodes.bias[targets] = (block.bias.cpu().double() + residue).float()
+    if nodes.shared is not None:
+        nodes.shared[targets] = block.shared.cpu()
     return targets[row], node, value
 
 
@@ -84,6 +94,7 @@ def _nodes(
     features: Int[Tensor, " n"],
     tokens: Int[Tensor, " pos"],
     position: int,
+    total: Float[Tensor, " column"],
 ) -> Nodes:
     """The node table in the order features, errors, tokens, logits; biases are still zero (``_edges`` writes them)."""
     table = {name: column.cpu() for name, column in sources.feature_table.items()}
@@ -112,6 +123,10 @@ def _nodes(
     if roots.column is not None:
         weight[int((features == roots.column).nonzero()[0])] = 1.0
     zeros = torch.zeros(sum(counts))
+    baseline = shared = None
+    if "baseline" in table:
+        baseline, shared = zeros.clone(), zeros.clone()
+        baseline[: len(features)] = table["baseline"][index].float()
     return Nodes(
         kind=kind,
         layer=torch.cat(layer),
@@ -123,4 +138,7 @@ def _nodes(
         residue=zeros.clone(),
         residue_mass=zeros.clone(),
         weight=weight,
+        total_effect=torch.cat([total.float(), torch.zeros(n_roots)]),
+        baseline=baseline,
+        shared=shared,
     )

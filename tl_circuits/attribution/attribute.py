@@ -11,10 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
+from tl_circuits.attribution.baseline import against, position_means
 from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
+from tl_circuits.attribution.family import Family, find_family
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
@@ -58,6 +61,9 @@ def attribute(
     skip_positions: Iterable[int] | None = None,
     prepend_special: bool | None = None,
     row_mass: float | None = None,
+    baseline: Any = None,
+    align: Any = None,
+    select: Literal["auto", "total_effect", "influence"] = "auto",
     progress: bool = True,
 ) -> AttributionGraph:
     """Trace one prompt: which features, tokens and errors led the model to its answer, as an attribution graph.
@@ -91,6 +97,14 @@ def attribute(
         row_mass: which share of a node's incoming effects (by absolute value) is kept in memory while the graph
             is built, 1.0 for all. None keeps all if that takes at most half a gigabyte, else 0.999. Dropped
             effects are counted in ``bias`` and lower ``coverage``.
+        baseline: what the prompt is compared with: another prompt, or several. Every source then counts by what
+            differs from their mean at its position, ``(a - ā)·d`` for a feature. What they have in common is part of
+            ``bias`` and stands in the column ``shared``. Features that are silent here and active there are nodes too.
+        align: which positions of the baseline's prompts belong to which of this one. None where all have one length;
+            ``"end"`` to count from the last token; or one ``{position: slot}`` for each prompt, this one's first.
+        select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
+            targets over all paths; ``"influence"``, as circuit-tracer does; ``"auto"``, whichever carries more of the
+            answer (docs/benchmarks.md).
         progress: show a progress bar on stderr.
 
     Returns:
@@ -98,6 +112,7 @@ def attribute(
         them. The model is left as it was.
 
     Raises:
+        BaselineError: the baseline cannot be compared with the prompt.
         PromptError: the prompt is empty, a batch, or has ids that the model does not know.
         TargetError: a target is no token of the model, is listed wrongly, or names an inactive feature.
         ArchitectureError: ``engine="linear"`` does not know this architecture, or edges and bias do not add up.
@@ -133,6 +148,11 @@ def attribute(
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
         sources = find_sources(model, dictionary, recording, read.skipped)
+        family = Family(())
+        if baseline is not None:
+            asked = skip_positions is not None
+            family = find_family(model, read, baseline, align, lambda p: _read(replacement, p, rule, None), asked)
+            sources = against(sources, recording, position_means(replacement, family, sources))
         chosen = _make_engine(engine, model, recording, sources, holds)
         roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
@@ -141,8 +161,10 @@ def attribute(
             started_at=() if roots.column is None else (roots.column,),
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
-        total = min(max_nodes, sources.feature_columns.numel())
-        with tqdm(total=total, desc="tracing", unit="node", disable=not progress) as bar:
+        total = _total(chosen, model, recording, roots, holds)
+        by_total = select == "total_effect" or (select == "auto" and _total_carries_more(dictionary, family))
+        count = min(max_nodes, sources.feature_columns.numel())
+        with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
                 chosen,
                 expansion,
@@ -151,11 +173,27 @@ def attribute(
                 max_nodes,
                 batch_size,
                 lambda n: bar.update(n) and None,
+                ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        graph = assemble(expansion, roots, info, tokens, position)
+        compared = tuple((member.token_ids, member.places) for member in family.members)
+        info = replace(info, select="total_effect" if by_total else "influence", baseline=compared)
+        graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
+
+
+def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
+    """The total effect of every column on the roots, weighted as influence is."""
+    if roots.targets is not None:
+        return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
+    column = torch.tensor([roots.column])
+    return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
+
+
+def _total_carries_more(dictionary: Any, family: Family) -> bool:
+    """Whether nodes chosen by total effect carry more of the answer than those chosen by influence (docs/benchmarks.md)."""
+    return bool(family.members)
 
 
 def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:

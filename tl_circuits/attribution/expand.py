@@ -23,11 +23,15 @@ SMALLEST_ROUND = 64  # features in a round at least: fewer would make small, slo
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of expanded nodes of one layer: row ``i`` of ``rows`` is that of the node in column ``columns[i]``."""
+    """Rows of expanded nodes of one layer: row ``i`` of ``rows`` is that of the node in column ``columns[i]``.
+
+    ``shared``: what a baseline brings to each of them, which is part of ``bias``.
+    """
 
     columns: Int[Tensor, " n"]
     rows: Rows
     bias: Float[Tensor, " n"]
+    shared: Float[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,9 @@ def expand(
     max_nodes: int,
     batch_size: int | str,
     advance: Callable[[int], None],
+    ranking: Float[Tensor, " column"] | None = None,
 ) -> None:
-    """Fill ``expansion`` with the rows of the roots and of the ``max_nodes`` most influential features.
+    """Fill ``expansion`` with the rows of the roots and of ``max_nodes`` features: the highest in ``ranking``, else by influence.
 
     Args:
         engine: computes the rows.
@@ -111,6 +116,7 @@ def expand(
         batch_size: how many rows to compute at once. The result does not depend on it, because the ranking is
             renewed after a number of nodes that depends on ``max_nodes`` alone.
         advance: called with the number of nodes finished since its last call.
+        ranking: one number for each column; the features with the largest are expanded. None to choose by influence.
     """
     if root_targets is not None:
         expansion.roots = _root_block(engine, root_targets, batch_size)
@@ -121,6 +127,13 @@ def expand(
         waiting[start] = False
         _expand_columns(engine, expansion, start, feature_targets, batch_size, advance)
     budget = min(max_nodes, features.numel()) - len(expansion.started_at)
+    if ranking is not None:
+        candidates = features[waiting[features]]
+        best = torch.argsort(ranking[candidates], descending=True, stable=True)[:budget]
+        columns = candidates[best[ranking[candidates[best]] > 0]].sort().values
+        if len(columns):
+            _expand_columns(engine, expansion, columns, feature_targets, batch_size, advance)
+        return
     step = max(SMALLEST_ROUND, -(-max_nodes // ROUNDS))
     while budget > 0:
         candidates = features[waiting[features]]
@@ -146,9 +159,10 @@ def _expand_columns(
     targets = feature_targets(columns)
     for indices, rows, bias in sweeps(engine, targets, batch_size):
         layers, own = targets.layer[indices], columns[indices.cpu()]
+        shared = _take_shared(engine.sources, rows, bias)
         for layer in layers.unique().tolist():
             here = (layers == layer).nonzero()[:, 0]
-            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(layer)), bias[here])
+            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(layer)), bias[here], shared[here])
             expansion.blocks.setdefault(layer, []).append(block)
         advance(indices.numel())
 
@@ -159,4 +173,17 @@ def _root_block(engine: Engine, targets: Targets, batch_size: int | str) -> Bloc
     for indices, rows, bias in sweeps(engine, targets, batch_size):
         values[indices, : rows.shape[1]] = rows
         biases[indices] = bias
-    return Block(torch.full((len(targets),), -1), whole_rows(values), biases)
+    shared = _take_shared(engine.sources, values, biases)
+    return Block(torch.full((len(targets),), -1), whole_rows(values), biases, shared)
+
+
+def _take_shared(
+    sources: Sources, rows: Float[Tensor, "n column"], bias: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """What a baseline brings to each target, moved from its column of the rows to their biases; zeros without one."""
+    if sources.shared_column is None:
+        return torch.zeros_like(bias)
+    shared = rows[:, sources.shared_column].clone()
+    rows[:, sources.shared_column] = 0.0
+    bias += shared
+    return shared

@@ -33,6 +33,7 @@ class LayerSources:
     ``constant`` (decoder biases; at skipped positions the whole output) and ``error``, which is what is missing
     (None for exact dictionaries, which have no error nodes). On its way to the residual stream it goes through the
     frozen post-norm ``norm``, if there is one, and is multiplied by ``share`` (1, but not on Granite).
+    ``shared``: what a baseline writes here too, which features and errors then leave out.
     """
 
     active: LayerActive
@@ -43,6 +44,7 @@ class LayerSources:
     skip: Float[Tensor, "d_out d_in"] | None
     features_at: int  # first column of the layer's features
     errors_at: int  # first column of its errors; also the end of its features
+    shared: Float[Tensor, "pos d_out"] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Sources:
     layers: tuple[LayerSources, ...]
     tokens: Float[Tensor, "pos d_model"]
     skipped: tuple[int, ...]
+    shared_tokens: Float[Tensor, "pos d_model"] | None = None
+
+    @property
+    def shared_column(self) -> int | None:
+        """The column of all that a baseline writes too; None without a baseline. It stands behind the tokens."""
+        return None if self.shared_tokens is None else self.n_pos
 
     @property
     def dictionary_layers(self) -> list[int]:
@@ -78,7 +86,7 @@ class Sources:
     def before(self, layer: int) -> int:
         """The number of columns before those of ``layer``: how long the row of a target that reads there is."""
         if layer == 0:
-            return self.n_pos
+            return self.n_pos + (self.shared_tokens is not None)
         last = self.layers[layer - 1]
         return last.errors_at + (0 if last.error is None else self.n_pos)
 
@@ -104,6 +112,8 @@ class Sources:
         table = {"layer": torch.cat(layer)}
         for name in ("position", "feature", "pre", "activation"):
             table[name] = torch.cat([getattr(a, name) for a in actives])
+        if self.shared_tokens is not None:
+            table["baseline"] = torch.cat([a.activation.new_zeros(0) if a.baseline is None else a.baseline for a in actives])
         return table
 
 
@@ -164,7 +174,7 @@ def _dictionary_layer(
     if skip is not None:
         recons += recording.sites[dictionary.input_hook(layer)].float() @ skip.T
     for writer in dictionary.writers(layer):
-        _add_decoded(recons, dictionary, writer, layer, actives[writer])
+        add_decoded(recons, dictionary, writer, layer, actives[writer])
     error = output - recons
     # The encoder also runs at skipped positions: what it finds there is part of `recons`, and dropped below.
     if dictionary.exact:
@@ -174,7 +184,7 @@ def _dictionary_layer(
         rest = torch.where(keep[:, None], error, 0.0)
     active = actives[layer]
     kept = keep[active.position]
-    active = LayerActive(*(getattr(active, n)[kept] for n in ("position", "feature", "pre", "activation")))
+    active = active[kept]
     return LayerSources(
         active=active,
         error=rest,
@@ -205,7 +215,7 @@ def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> 
     )
 
 
-def _add_decoded(
+def add_decoded(
     recons: Float[Tensor, "pos d_out"], dictionary: Dictionary, writer: int, layer: int, active: LayerActive
 ) -> None:
     """Add what ``writer``'s active features write to ``layer``, a block of decoder rows at a time."""
@@ -214,7 +224,7 @@ def _add_decoded(
     for start in range(0, active.feature.numel(), step):
         part = slice(start, start + step)
         rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
-        recons.index_add_(0, active.position[part], rows * active.activation[part, None])
+        recons.index_add_(0, active.position[part], rows * active.counted[part, None])
 
 
 def _require_rebuilt(

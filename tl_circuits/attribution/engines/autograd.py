@@ -104,6 +104,8 @@ class AutogradEngine:
             tokens, *layers = (None if grad is None else grad[0].float() for grad in grads)
             if tokens is not None:
                 out[i, : self.sources.n_pos] = (tokens * self.sources.tokens).sum(-1)
+                if self.sources.shared_tokens is not None:
+                    out[i, self.sources.shared_column] += (tokens * self.sources.shared_tokens).sum()
             for layer, grad in enumerate(layers):
                 if grad is not None and layer < int(targets.layer[i]):
                     self._effects(layer, grad, out[i])
@@ -117,7 +119,9 @@ class AutogradEngine:
             wrote = self.sources.layers[writer]
             active = wrote.active.to(grad.device)
             decoders = dictionary.decoder_vectors(writer, active.feature, layer)
-            effects = (grad[active.position] * decoders).sum(-1) * active.activation
+            effects = (grad[active.position] * decoders).sum(-1) * active.counted
             row[wrote.features_at : wrote.errors_at] += effects.to(row.device)
+        if source.shared is not None:
+            row[self.sources.shared_column] += (grad * source.shared).sum().to(row.device)
         if source.error is not None:
             row[source.errors_at : source.errors_at + self.sources.n_pos] = (grad * source.error).sum(-1).to(row.device)

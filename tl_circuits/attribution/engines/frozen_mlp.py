@@ -47,7 +47,7 @@ class Decoder:
     def _scaled(self, start: int, stop: int) -> Float[Tensor, "n d_model"]:
         """What active features ``start`` to ``stop`` write to the stream: decoder vectors times activations."""
         active = self._active
-        rows = self._vectors(active.feature[start:stop]) * active.activation[start:stop, None]
+        rows = self._vectors(active.feature[start:stop]) * active.counted[start:stop, None]
         return rows if self._norm is None else self._norm.push(rows, active.position[start:stop])
 
     def add_effects(
@@ -85,7 +85,7 @@ class Decoder:
         features = self._active.feature[start:stop]
         scores = g @ self._kept.T
         scores = scores if features.numel() == scores.shape[1] else scores[:, features]
-        return scores, self._active.activation[start:stop]
+        return scores, self._active.counted[start:stop]
 
 
 class FrozenMLP:
@@ -111,6 +111,8 @@ class FrozenMLP:
         self._constant = constant if norm is None else norm.forward(constant)
         error = source.error
         self._error = norm.push(error, positions) if norm is not None and error is not None else error
+        shared = source.shared
+        self._shared = norm.push(shared, positions) if norm is not None and shared is not None else shared
 
     def add_constant(self, constant: Float[Tensor, "pos d_model"]) -> None:
         """Count ``constant`` among what this layer writes to the residual stream whatever the features do."""
@@ -130,6 +132,8 @@ class FrozenMLP:
         for decoder in self._decoders:
             decoder.add_effects(g, first, out)
         add_position_dots(bias, g, self._constant[first:])
+        if self._shared is not None:
+            add_position_dots(out[:, self._sources.shared_column], g, self._shared[first:])
         if self._error is not None:
             at = self._source.errors_at + first
             for offset, here in enumerate(g):

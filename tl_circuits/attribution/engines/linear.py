@@ -170,9 +170,12 @@ class _Sweep:
             self._go_to(layer)
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
-        own = self._out[:, self._first : last]
-        for offset, here in enumerate(self._gradients()):
+        own, gradients = self._out[:, self._first : last], self._gradients()
+        for offset, here in enumerate(gradients):
             own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
+        shared = engine.sources.shared_tokens
+        if shared is not None:
+            add_position_dots(self._out[:, engine.sources.shared_column], gradients, shared[self._first :])
         return self._effects.joined()
 
     def _go_to(self, layer: int) -> None:
@@ -257,7 +260,7 @@ class Leading:
 
     No later position acts on them and their MLPs are constants, so their streams are known: a linear function of their
     own tokens plus a constant. ``_values[L]`` holds the attention values of layer L at these positions, one part for
-    each of their tokens and one constant part. Later positions see them only through these values; so a sweep leaves
+    each of their tokens, one for what a baseline has there too, and one constant part. Later positions see them only through these values; so a sweep leaves
     them out and multiplies its gradient at the values with the parts.
     """
 
@@ -270,8 +273,12 @@ class Leading:
         if count == 0:
             return
         tokens = sources.tokens[:count]
-        streams = torch.zeros(count, count, tokens.shape[1], device=tokens.device)
+        self._shared_column = sources.shared_column
+        n_parts = count + (sources.shared_tokens is not None)
+        streams = torch.zeros(n_parts, count, tokens.shape[1], device=tokens.device)
         streams[range(count), range(count)] = tokens
+        if sources.shared_tokens is not None:
+            streams[count] = sources.shared_tokens[:count]
         for layer, block in enumerate(attention):
             streams = streams.to(block.const.device)
             rest = recording.resid_pre[layer][:count].float() - streams.sum(0)
@@ -289,7 +296,9 @@ class Leading:
         """Add these positions' effects on the first ``n`` targets; ``values`` are the gradients at a layer's values."""
         n = values.shape[2]
         parts = torch.einsum("kqne,skqe->ns", values, self._values[layer])
-        out[:n, : self.count] += parts[:, :-1]
+        out[:n, : self.count] += parts[:, : self.count]
+        if self._shared_column is not None:
+            out[:n, self._shared_column] += parts[:, self.count]
         bias[:n] += parts[:, -1]
 
 
