@@ -63,7 +63,8 @@ def trace_many(
         ConnectionError: no cluster answers at ``ray_address``.
 
     Examples:
-        >>> prompts = [{"id": city, "prompt": f"the capital of the state containing {city} is"} for city in ("Dallas", "Miami")]
+        >>> question = "the capital of the state containing {} is"
+        >>> prompts = [{"id": city, "prompt": question.format(city)} for city in ("Dallas", "Miami")]
         >>> table = tlc.trace_many(replacement, prompts, folder / "graphs", max_nodes=20)
         >>> print(table[["id", "status", "nodes"]].to_string(index=False))
             id status  nodes
@@ -118,7 +119,7 @@ _COLUMNS = [
 
 
 def _require_own(replacement: Replacement, store: Store, records: Iterable[Record], label: str) -> None:
-    """Raise BelongingError if results under the same name were made with other weights, judging by one finished graph."""
+    """Raise BelongingError if results of the same name were made with other weights; one finished graph tells."""
     done = next((record for record in records if record.get("status") == "done"), None)
     if done is None:
         return

@@ -18,10 +18,10 @@ class Neurons(Dictionary):
     """The neurons of some layers' MLPs as features; :func:`mlp_neurons` makes one of a model.
 
     A graph needs features that read the stream linearly, and neurons do not. So on each prompt the ratio
-    ``r = act(g)/g`` of the nonlinearity is frozen. An ungated neuron ``h = act(g)``, with ``g = x·W_in + b_in``, is then
-    ``r · (x·W_in + b_in)``. A gated one ``h = act(g)·u``, with ``u = x·W_in + b_in`` and ``g = x·W_gate + b_gate``,
-    is ``½ r · (u·g(x) + g·u(x))``: each of the two factors is held once while the other varies, so each gets half of the
-    credit. At the prompt itself both are exactly ``h``. docs/method.md, "Neurons as features".
+    ``r = act(g)/g`` of the nonlinearity is frozen. An ungated neuron ``h = act(g)``, with ``g = x·W_in + b_in``, is
+    then ``r · (x·W_in + b_in)``. A gated one ``h = act(g)·u``, with ``u = x·W_in + b_in`` and ``g = x·W_gate +
+    b_gate``, is ``½ r · (u·g(x) + g·u(x))``: each of the two factors is held once while the other varies, so each gets
+    half of the credit. At the prompt itself both are exactly ``h``. docs/method.md, "Neurons as features".
     """
 
     exact = True

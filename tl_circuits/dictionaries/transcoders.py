@@ -108,7 +108,7 @@ class Transcoder:
 
 
 def take_rows(matrix: Float[Tensor, "feature *rest"], features: Int[Tensor, " n"]) -> Float[Tensor, "n *rest"]:
-    """Rows ``features`` of a matrix that may be on disk or another device, in float32, on the device of ``features``."""
+    """Rows ``features`` of a matrix that may be on disk or another device; in float32, on ``features``' device."""
     # index_select copies whole rows, several times faster than indexing on the CPU.
     return matrix.index_select(0, features.to(matrix.device)).to(features.device).float()
 
@@ -197,7 +197,7 @@ class TranscoderSet(Dictionary):
         return rounded(found)
 
     def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
-        """The decoder of a cross-layer transcoder, slot ``j`` writing to layer ``layer + j``; None for per-layer ones."""
+        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer."""
         return None
 
     def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
@@ -220,10 +220,10 @@ class TranscoderSet(Dictionary):
         return f"blocks.{layer}.{self._at[layer].output_hook}"
 
     def check(self, model: Any) -> None:
-        """Raise DictionaryError unless layers, widths and hooks fit the model, and what is read is scaled as in training.
+        """Raise DictionaryError unless layers, widths, hooks and the scale of what is read fit the model.
 
-        Published transcoders that read ``mlp.hook_in`` expect the norm's output with its gain applied. If TransformerLens
-        has folded the norms (``normalization_type`` ends in "Pre"), the gain is in ``W_in``, and that tensor lacks it.
+        Published transcoders that read ``mlp.hook_in`` expect the norm's output with its gain applied. If
+        TransformerLens has folded the norms (``normalization_type`` ends in "Pre"), the gain is in ``W_in`` instead.
         """
         made_for = f" (it was made for {self.made_for})" if self.made_for else ""
         d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]
@@ -246,7 +246,8 @@ class TranscoderSet(Dictionary):
 
     def _require_gain(self, model: Any, layer: int, made_for: str) -> None:
         """Raise DictionaryError if the tensor read lacks the norm's gain because TransformerLens folded it away."""
-        never_had_one = not self.made_for and str(model.cfg.normalization_type).endswith("Pre")  # such a model, such a set
+        # A set of one's own on a model that was folded from the start: it was trained on what it reads.
+        never_had_one = not self.made_for and str(model.cfg.normalization_type).endswith("Pre")
         before, _ = mlp_norms(model, layer)
         if never_had_one or before is None or not was_folded(model, before):
             return
@@ -268,7 +269,7 @@ class TranscoderSet(Dictionary):
         return pre + t.b_enc.to(x.device).float()
 
     def _used(self, layer: int, name: str, result: Tensor) -> None:
-        """After a use of a matrix that is mapped from a file: check the result for NaN, and free the memory of the pages."""
+        """After using a matrix that is mapped from a file: check the result for NaN, and free the pages' memory."""
         forget = self._at[layer].forget_pages
         if forget is not None:
             require_finite(layer, f"{name} as read from disk", result)

@@ -41,10 +41,10 @@ _SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight"
 class RecurringCircuit:
     """What recurs in the graphs of several prompts; :func:`aggregate` makes one.
 
-    Positions of different prompts that correspond to each other share a *slot*. ``slots`` are their names from left to
-    right, ``tokens`` the tokens seen at each, the commonest first. Nodes of different prompts are the same if kind, layer,
-    slot and feature agree. All means are over all prompts: a node or edge that a prompt does not have counts as 0 there.
-    ``unaligned`` is the share of influence at positions without a slot (mean over prompts, targets not counted).
+    Positions of different prompts that correspond to each other share a *slot*. ``slots`` are their names from left
+    to right, ``tokens`` the tokens seen at each, the commonest first. Nodes of different prompts are the same if kind,
+    layer, slot and feature agree. All means are over all prompts: a node or edge that a prompt does not have counts as
+    0 there. ``unaligned`` is the share of influence at positions without a slot (mean over prompts, without targets).
 
     Examples:
         >>> cities = ("Dallas", "Houston", "Waco")
@@ -289,7 +289,8 @@ def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
         ...     questions = [f"the capital of the state containing {city} is" for city in cities]
         ...     return tlc.aggregate([tlc.attribute(replacement, text, max_nodes=40) for text in questions])
         >>> difference = tlc.contrast(recurring("Dallas", "Houston", "Waco"), recurring("Miami", "Tampa", "Orlando"))
-        >>> print(difference[["id", "share_first", "share_second", "difference"]].head(2).round(2).to_string(index=False))
+        >>> columns = ["id", "share_first", "share_second", "difference"]
+        >>> print(difference[columns].head(2).round(2).to_string(index=False))
                 id  share_first  share_second  difference
         L0/F308@-2         0.67          0.00        0.17
         L0/F450@-2         0.00          0.67       -0.06

@@ -31,7 +31,7 @@ def picture_of(figure: Any) -> Picture:
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure class, which opens no window. Raises ImportError, with what to install, without matplotlib."""
+    """matplotlib's Figure class, which opens no window. Raises ImportError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -58,6 +58,7 @@ def save_figure(figure: Any, path: Path | None, overwrite: bool) -> Path | Pictu
 
     same_ids = matplotlib.rc_context({"svg.hashsalt": "tl_circuits"})  # SVG ids are random otherwise
     with warnings.catch_warnings(), same_ids, atomic_file(path, overwrite) as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a character that the font lacks is drawn as a box
+        # A character that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(file, format=kind, dpi=150, metadata=metadata)
     return path

@@ -13,7 +13,7 @@ _homes: Mapping[str, str] = MappingProxyType({})
 
 
 def fill(homes: Mapping[str, str]) -> None:
-    """Set the table of outputs, such as ``{"html": "tl_circuits.view.page_file:write_page"}``; the package does it once."""
+    """Set the table, such as ``{"html": "tl_circuits.view.page_file:write_page"}``; the package does this once."""
     global _homes
     _homes = MappingProxyType(dict(homes))
 
