@@ -3,14 +3,10 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 import tl_circuits as tlc
-import tl_circuits.cli.course  # noqa: F401  a second command, without which typer takes `heads` for an argument
-from tests.test_cli import run
-from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
+from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data, strongest_edges
-from tl_circuits.cli.app import app
 from tl_circuits.cli.heads import loading_rows
 from tl_circuits.errors import TargetError
 
@@ -98,13 +94,13 @@ def test_a_score_can_be_seen_in_a_notebook(told, tmp_path):
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
-    done = run("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 40, "--out", "answer", "--heads", cwd=folder)
+    done = command("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 40, "--out", "answer", "--heads", cwd=folder)
     return folder, done
 
 
 def test_trace_can_say_which_heads_carried_the_strongest_edges(traced):
     _, done = traced
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.count("direct effect ") == 3 and "part of the score" in done.stdout and "looks from" in done.stdout
 
 
@@ -112,8 +108,8 @@ def test_heads_explains_one_edge(traced):
     folder, _ = traced
     graph = tlc.load_graph(folder / "answer.graph.safetensors")
     source, target = strongest_edges(graph, 1)[0]
-    done = run("heads", "answer.graph.safetensors", f"{source} > {target}", "--model", tiny_folder("gemma3"), "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = command("heads", "answer.graph.safetensors", f"{source} > {target}", "--model", tiny_folder("gemma3"), "--json", cwd=folder)
+    assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["source"], facts["target"]) == (source, target) and len(facts["heads"]) > 3
     assert sum("pairs" in head for head in facts["heads"]) == 3
@@ -148,14 +144,14 @@ def test_rows_of_a_model_with_more_heads_than_are_listed_sum_to_the_edge():
 def test_heads_takes_model_and_transcoders_that_the_graph_names(tmp_path):
     with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
         tlc.attribute(replacement, "Dallas is in", progress=False).save(tmp_path / "a.graph.safetensors")
-    done = CliRunner().invoke(app, ["heads", str(tmp_path / "a.graph.safetensors"), "token@1 > logit:0"])
+    done = command("heads", tmp_path / "a.graph.safetensors", "token@1 > logit:0")
     assert done.exit_code == 0 and "token@1 “Dallas” → logit:0" in done.stdout
     wrong = [("token@9 > logit:0", "has no node 'token@9'"), ("logit:0 > token@1", "no edge from logit:0 to token@1")]
     for edge, words in wrong:
-        done = CliRunner().invoke(app, ["heads", str(tmp_path / "a.graph.safetensors"), edge])
+        done = command("heads", tmp_path / "a.graph.safetensors", edge)
         assert done.exit_code == 1 and words in done.stderr.splitlines()[-1]
 
 
 def test_an_edge_that_cannot_be_read_is_one_clear_line(tmp_path):
-    done = run("heads", "answer.graph.safetensors", "token@1", cwd=tmp_path)
-    assert done.returncode == 1 and "SOURCE > TARGET" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = command("heads", "answer.graph.safetensors", "token@1", cwd=tmp_path)
+    assert done.exit_code == 1 and "SOURCE > TARGET" in done.stderr and len(done.stderr.strip().splitlines()) == 1

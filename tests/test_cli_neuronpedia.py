@@ -4,12 +4,10 @@ import json
 import os
 
 import pytest
-from typer.testing import CliRunner
 
 import tl_circuits as tlc
 from tests.fake_neuronpedia import KEY, running
-from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.cli.main import app, neuronpedia  # noqa: F401  registers the commands
+from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.neuronpedia import client
 
 
@@ -30,7 +28,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setenv("TL_CIRCUITS_NEURONPEDIA", fake.url)
 
         def call(*arguments):
-            return CliRunner().invoke(app, list(map(str, arguments)))
+            return command(*arguments)
 
         call.site = fake
         yield call

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-import tl_circuits.cli.course  # noqa: F401  adds its commands to `app`
 from tests.course_notebooks import filled, hand_in, solution
-from tl_circuits.cli.app import app
+from tests.tiny import command
 from tl_circuits.course.assignments import ASSIGNMENTS, find_assignment, open_submission, start
 from tl_circuits.course.deadline import Deadline
 from tl_circuits.course.grading import grade, mark
@@ -245,7 +243,7 @@ def test_a_process_that_ends_itself_keeps_what_was_checked():
 
 
 def program(*arguments):
-    return CliRunner().invoke(app, ["course", *map(str, arguments)])
+    return command("course", *arguments)
 
 
 def test_start_and_check_in_a_process_of_its_own_whatever_the_notebook_does(tmp_path):

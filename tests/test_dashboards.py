@@ -13,9 +13,9 @@ import tl_circuits as tlc
 from tests.conftest import need
 from tests.tiny import hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import GraphFileError, OutputError, PromptError
-from tl_circuits.labels import dashboards
-from tl_circuits.labels.feature_codes import cantor_pair
-from tl_circuits.labels.feature_files import FeatureFiles
+from tl_circuits.feature_labels import dashboards
+from tl_circuits.feature_labels.feature_codes import cantor_pair
+from tl_circuits.feature_labels.feature_files import FeatureFiles
 
 CONTEXT = 8
 SCHEMA = json.loads((Path(__file__).parent / "data/feature-details-schema.json").read_text())

@@ -17,7 +17,7 @@ import tl_circuits as tlc
 from tests.conftest import need
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import ExportError, OutputError
-from tl_circuits.labels.feature_codes import cantor_pair, cantor_unpair
+from tl_circuits.feature_labels.feature_codes import cantor_pair, cantor_unpair
 from tl_circuits.neuronpedia.ids import node_id, parse_node_id
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import torch
 
 import tl_circuits as tlc
 from tl_circuits.errors import GraphFileError
-from tl_circuits.labels.feature_codes import cantor_pair
+from tl_circuits.feature_labels.feature_codes import cantor_pair
 
 DATA = Path(__file__).resolve().parent / "data"
 

@@ -7,7 +7,7 @@ import pytest
 import tl_circuits as tlc
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import ExportError, NeuronpediaError
-from tl_circuits.labels.feature_codes import cantor_pair
+from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.neuronpedia.ids import Place
 
 # As Neuronpedia's own first-steps page links to it, shortened.

@@ -90,3 +90,9 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_public_names_mean_the_same_whatever_was_imported_before():
+    """A folder of the package takes the place of a function of its name as soon as something in it is imported."""
+    folders_and_modules = {p.stem for p in (ROOT / "tl_circuits").iterdir() if p.suffix == ".py" or p.is_dir()} | {"hooks"}
+    assert not folders_and_modules & set(tl_circuits.__all__)

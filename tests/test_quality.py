@@ -8,7 +8,6 @@ import torch
 
 import tl_circuits as tlc
 from tests import published
-from tests.test_cli import run
 from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import DictionaryError
 
@@ -113,7 +112,7 @@ def test_doctor_and_trace_take_a_folder(tmp_path):
     assert "explained variance" in shown.stdout and "near or below zero" in shown.stdout
     facts = json.loads(command("doctor", *both, "--text", tmp_path / "text.txt", "--json").stdout)
     assert [row["layer"] for row in facts["layers"]] == [0, 1, 2, 3, -1] and facts["reads"] == "blocks.0.mlp.hook_in"
-    done = run("trace", "w1 w2 w3", *both, "--max-nodes", 20, "--json", cwd=tmp_path)
-    assert done.returncode == 0 and json.loads(done.stdout)["features_traced"] == 20, done.stderr
+    done = command("trace", "w1 w2 w3", *both, "--max-nodes", 20, "--json", cwd=tmp_path)
+    assert done.exit_code == 0 and json.loads(done.stdout)["features_traced"] == 20, done.stderr
     alone = command("doctor", "--transcoders", tmp_path / "set")
     assert alone.exit_code == 1 and "needs --model" in alone.stderr

@@ -8,12 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import tl_circuits as tlc
-from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.cli import aggregate  # noqa: F401  adds the command
-from tl_circuits.cli.app import app
+from tests.tiny import command, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import PromptError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
@@ -289,17 +286,17 @@ def test_the_tally_counts_prompts_and_adds_values():
 def test_the_command_writes_graph_and_page(traced, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = [graph.save(tmp_path / f"{i}.graph.safetensors").name for i, graph in enumerate(traced)]
-    done = CliRunner().invoke(app, ["aggregate", *files, "--out", "all", "--min-share", "0.3", "--json"])
+    done = command("aggregate", *files, "--out", "all", "--min-share", 0.3, "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     expected = tlc.aggregate(files, min_share=0.3)
     assert [row["id"] for row in facts["features"]] == expected.features.id.tolist()
     assert tlc.load_graph("all.graph.safetensors").edges.equals(expected.graph(0.3).edges)
     assert Path("all.html").read_text().startswith("<!doctype html>")
-    shown = CliRunner().invoke(app, ["aggregate", *files, "--out", "all", "--force"])
+    shown = command("aggregate", *files, "--out", "all", "--force")
     assert shown.exit_code == 0 and "of 3 prompts" in shown.stdout
     for arguments, words in ((["nothing", "--out", "other"], "no graph file"), ([*files, "--out", "all"], "exists already")):
-        refused = CliRunner().invoke(app, ["aggregate", *arguments])
+        refused = command("aggregate", *arguments)
         assert refused.exit_code == 1 and words in refused.stderr
 
 

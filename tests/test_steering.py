@@ -2,16 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import ARCHITECTURES, hook_state, prompt, tiny_bridge, tiny_folder, transcoders
+from tests.tiny import ARCHITECTURES, command, hook_state, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import EditError, PromptError
 
 
@@ -167,18 +163,15 @@ def test_keeping_everything_keeps_everything_and_keeping_less_does_not():
             assert abs(curve.kept.iloc[0] - 1) > 0.01
 
 
-def test_steer_prints_before_and_after(tmp_path):
-    program = str(Path(sys.executable).parent / "tl-circuits")
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
-
+def test_steer_prints_before_and_after():
     def run(*arguments):
-        return subprocess.run([program, "steer", "w1 w2 w3", "--model", tiny_folder("gemma3"), *arguments], cwd=tmp_path, capture_output=True, text=True, env=env)
+        return command("steer", "w1 w2 w3", "--model", tiny_folder("gemma3"), *arguments)
 
     done = run("--edit", "L1/F3@1 = 25", "--edit", "L2/F5@2: *= -2", "--tokens", "4", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["kl"] > 0 and facts["before"].startswith("w1 w2 w3") and facts["top"][0]["token"]
     plain = run("--edit", "L1/F3@1 = 25", "--tokens", "3")
-    assert "before" in plain.stdout and "with the edits" in plain.stdout
+    assert plain.exit_code == 0 and "before" in plain.stdout and "with the edits" in plain.stdout
     bad = run("--edit", "L1/F3 = 25")
-    assert bad.returncode == 1 and "PLACE OPERATOR NUMBER" in bad.stderr and len(bad.stderr.strip().splitlines()) == 1
+    assert bad.exit_code == 1 and "PLACE OPERATOR NUMBER" in bad.stderr and len(bad.stderr.strip().splitlines()) == 1

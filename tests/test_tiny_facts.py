@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tl_circuits as tlc
+from tests.tiny import command
 from tl_circuits.cli.facts_story import sentences, tell
 from tl_circuits.dictionaries.builtin.split import split
 from tl_circuits.dictionaries.builtin.state_features import state_features, state_nodes, swap_edits
@@ -116,5 +117,5 @@ def test_the_demo_runs_in_a_fresh_process_without_a_network(tmp_path):
     facts = json.loads(done.stdout)
     assert facts["answer"] == "Austin" and facts["swapped"]["answer"] == "Sacramento" and facts["middle"]
     assert (tmp_path / facts["page"]).read_text().startswith("<!doctype html>")
-    again = subprocess.run([PROGRAM, "demo"], cwd=tmp_path, capture_output=True, text=True, env=offline, timeout=300)
-    assert again.returncode == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr
+    again = command("demo", cwd=tmp_path)
+    assert again.exit_code == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr

@@ -1,7 +1,11 @@
 """Small random models of every architecture, and random dictionaries for them."""
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -130,10 +134,25 @@ def hook_state(model) -> dict[str, tuple[int, int]]:
     return {name: (len(p._forward_hooks), len(p._backward_hooks)) for name, p in model.hook_dict.items()}
 
 
-def command(*arguments: str):
-    """``tl-circuits ...`` within this process: its exit_code, stdout and stderr."""
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """``folder`` as the working directory (contextlib.chdir is of Python 3.11)."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def command(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None):
+    """``tl-circuits ...`` within this process, in the folder ``cwd``: its exit_code, stdout and stderr.
+
+    A process of its own takes ten seconds to import torch and TransformerLens; tests/test_cli.py has those.
+    """
     from typer.testing import CliRunner
 
     from tl_circuits.cli.main import app as program
 
-    return CliRunner(env={"COLUMNS": "140"}).invoke(program, [str(a) for a in arguments])
+    with _working_in(cwd) if cwd else nullcontext():
+        return CliRunner(env={"COLUMNS": "140"} | (env or {})).invoke(program, [str(a) for a in arguments])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tl_circuits.dictionaries.attaching import attach
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.dictionaries.training import train_transcoders
+    from tl_circuits.feature_labels.dashboards import make_dashboards
+    from tl_circuits.feature_labels.vocabulary import label_features
     from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
     from tl_circuits.hooks import (
         Ablate,
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
         intervention_hooks,
     )
     from tl_circuits.interventions.patching import circuit_curve, feature_patching
-    from tl_circuits.labels.dashboards import make_dashboards
-    from tl_circuits.labels.vocabulary import label_features
     from tl_circuits.models import load_model
     from tl_circuits.neuronpedia.features import search_features
     from tl_circuits.neuronpedia.labelling import labels
@@ -99,12 +99,12 @@ _HOMES = {
     "intervene": "interventions.intervene",
     "intervene_many": "interventions.intervene",
     "intervention_hooks": "interventions.intervene",
-    "label_features": "labels.vocabulary",
+    "label_features": "feature_labels.vocabulary",
     "labels": "neuronpedia.labelling",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
-    "make_dashboards": "labels.dashboards",
+    "make_dashboards": "feature_labels.dashboards",
     "mlp_neurons": "dictionaries",
     "parse_edit": "interventions.edit_text",
     "qk_attribution": "attention.qk",

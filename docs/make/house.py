@@ -14,7 +14,7 @@ FLOORS = (
     ("dictionaries",),
     ("attribution",),
     ("attention", "interventions"),
-    ("labels", "recurring"),
+    ("feature_labels", "recurring"),
     ("neuronpedia", "view", "batch", "course"),
     ("tl_circuits",),  # the front door: names the public functions of all below
     ("cli",),

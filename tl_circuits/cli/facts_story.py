@@ -16,11 +16,11 @@ from tl_circuits.dictionaries.builtin.state_features import (
 )
 from tl_circuits.dictionaries.builtin.world import STATE_OF, STATES, State, two_hop
 from tl_circuits.errors import PromptError
+from tl_circuits.feature_labels.vocabulary import label_features
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Label
 from tl_circuits.hooks import Replacement
 from tl_circuits.interventions.intervene import InterventionResult, intervene_many
-from tl_circuits.labels.vocabulary import label_features
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -207,11 +208,14 @@ class AttributionGraph:
             "feature": n.feature.numpy(),
             "token": [self.info.tokens[p] if p >= 0 else "" for p in position],
             "activation": n.activation.numpy(),
+            "baseline": np.zeros(len(n), np.float32) if n.baseline is None else n.baseline.numpy(),
             "bias": n.bias.numpy(),
             "influence": self.influence.numpy(),
+            "total_effect": np.full(len(n), np.nan, np.float32) if n.total_effect is None else n.total_effect.numpy(),
             "label": [self.label(i) for i in range(len(n))],
             "value": n.value.numpy(),
             "residue": n.residue.numpy(),
+            "shared": np.zeros(len(n), np.float32) if n.shared is None else n.shared.numpy(),
         }
         return pd.DataFrame(columns)
 
@@ -672,6 +676,8 @@ class AttributionGraph:
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two columns are the same; NaN counts as equal to NaN."""
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two columns are the same, or both missing; NaN counts as equal to NaN."""
+    if a is None or b is None:
+        return a is b
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -25,6 +25,10 @@ class Nodes:
         residue: the part of ``bias`` that comes from features outside the graph.
         residue_mass: the absolute sum of those features' effects.
         weight: what a target counts for, such as its probability; 0 for all other nodes.
+        total_effect: the signed effect on the targets over all paths, weighted as the targets are. None if the file does
+            not say.
+        baseline: in a contrast graph, the feature's mean activation in the baseline.
+        shared: in a contrast graph, the part of ``bias`` that the baseline brings.
     """
 
     kind: Int[Tensor, " node"]
@@ -37,12 +41,20 @@ class Nodes:
     residue: Float[Tensor, " node"]
     residue_mass: Float[Tensor, " node"]
     weight: Float[Tensor, " node"]
+    total_effect: Float[Tensor, " node"] | None = None
+    baseline: Float[Tensor, " node"] | None = None
+    shared: Float[Tensor, " node"] | None = None
 
     def __len__(self) -> int:
         return self.kind.numel()
 
     def __getitem__(self, index: Tensor) -> "Nodes":
-        return Nodes(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
+        return Nodes(**{name: column[index] for name, column in self.columns().items()})
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns that are there, by name."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: column for name, column in found.items() if column is not None}
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,10 @@ class Label:
     examples: tuple[Example, ...] = ()
 
 
+Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
+
+
 @dataclass(frozen=True)
 class GraphInfo:
     """What a graph is of. All of it is stored in the graph's file.
@@ -106,6 +122,8 @@ class GraphInfo:
             does not say.
         prepended: the special token that the dictionary's rule put before the text in addition to the model's own;
             empty if there is none.
+        select: by what the features were chosen, ``"total_effect"`` or ``"influence"``.
+        baseline: the prompts of a contrast graph's baseline.
 
     Example:
         >>> graph.info.tokens[-2:], graph.info.target_names, graph.info.skip_positions
@@ -130,3 +148,5 @@ class GraphInfo:
     prompt_exact: bool = False
     skip_positions: tuple[int, ...] | None = None
     prepended: str = ""
+    select: str = "influence"
+    baseline: Baselines = ()

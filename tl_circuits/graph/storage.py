@@ -1,7 +1,7 @@
 """Graphs as files: one safetensors file each, with the metadata inside, written atomically. Never pickle."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities")
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     """Write ``graph`` to ``path``, and its notes beside it. The same graph gives the same bytes."""
-    tensors = {f"nodes.{f.name}": getattr(graph._nodes, f.name).contiguous() for f in fields(Nodes)}
+    tensors = {f"nodes.{name}": column.contiguous() for name, column in graph._nodes.columns().items()}
     tensors |= {
         "edges.source": graph._edges.source.to(torch.int32),
         "edges.target": graph._edges.target.to(torch.int32),
@@ -127,12 +127,15 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     info["sample"] = read_sample(info.get("sample", ()))
     if info.get("skip_positions") is not None:
         info["skip_positions"] = tuple(info["skip_positions"])
-    nodes = Nodes(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(Nodes)})
+    if "baseline" in info:
+        info["baseline"] = tuple((tuple(ids), tuple(places)) for ids, places in info["baseline"])
+    present = [f.name for f in fields(Nodes) if f.default is MISSING or f"nodes.{f.name}" in tensors]
+    nodes = Nodes(**{name: tensors[f"nodes.{name}"] for name in present})
     edges = Edges(
         tensors["edges.source"].long(), tensors["edges.target"].long(), tensors["edges.weight"]
     )
     n = len(nodes)
-    sizes = {getattr(nodes, f.name).shape for f in fields(Nodes)}
+    sizes = {column.shape for column in nodes.columns().values()}
     if sizes != {(n,)} or not (edges.source.shape == edges.target.shape == edges.weight.shape):
         raise ValueError("its tables differ in length")
     if len(edges) and not (0 <= int(edges.source.min()) and int(torch.maximum(edges.source, edges.target).max()) < n):

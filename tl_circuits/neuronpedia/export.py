@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 
 from tl_circuits.dictionaries.source_sets import known_source_set, model_id
 from tl_circuits.errors import ExportError
+from tl_circuits.feature_labels.feature_codes import cantor_pair
+from tl_circuits.feature_labels.feature_files import FeatureFiles
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import KINDS, NUMBERED, Kind
-from tl_circuits.labels.feature_codes import cantor_pair
-from tl_circuits.labels.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id
 from tl_circuits.neuronpedia.qk_results import pruned_contributors, tracing_results
 from tl_circuits.neuronpedia.read_notes import translated
@@ -285,7 +285,7 @@ def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
 def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     n, reach = graph._nodes, cumulative_influence(graph)
     extras = graph.source_file.get("nodes", {})
-    columns = {f.name: getattr(n, f.name).tolist() for f in fields(n) if f.name not in ("activation", "weight")}
+    columns = {name: getattr(n, name).tolist() for name in ("kind", "layer", "feature", "position")}
     activation, weight, value, bias, residue, mass = (
         np.char.mod("%.9g", getattr(n, name).numpy()).astype(float).tolist()
         for name in ("activation", "weight", "value", "bias", "residue", "residue_mass")

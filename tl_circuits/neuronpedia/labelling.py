@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tl_circuits.dictionaries.source_sets import SourceSet, known_source_set, model_id
 from tl_circuits.errors import NeuronpediaError
+from tl_circuits.feature_labels.feature_files import FeatureFiles
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
-from tl_circuits.labels.feature_files import FeatureFiles
 from tl_circuits.neuronpedia.cache import FeatureCache
 from tl_circuits.neuronpedia.client import Client, default_server, find_key
 from tl_circuits.neuronpedia.features import fetch_features, label_of
@@ -75,7 +75,7 @@ def labels(
         made = _from_files(graph, FeatureFiles(Path(source)))
     if replacement is None:
         return made
-    from tl_circuits.labels.vocabulary import label_features
+    from tl_circuits.feature_labels.vocabulary import label_features
 
     rest = [i for i in graph.is_kind("feature").nonzero()[:, 0].tolist() if i not in made.labels]
     return label_features(replacement, made, rest, progress) if rest else made

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from tl_circuits.attention.stories import qk_tracing_results
+from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
-from tl_circuits.labels.feature_codes import cantor_pair
 from tl_circuits.neuronpedia import ids
 
 

@@ -2,18 +2,18 @@
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import GraphFileError
+from tl_circuits.feature_labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED, Kind
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.storage import read_sample
-from tl_circuits.labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
@@ -138,7 +138,7 @@ def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
         columns[name] = torch.tensor([default if x is None else float(x) for x in found], dtype=torch.float32)
     with_value = is_logit & ~columns["value"].isnan()
     columns["activation"][with_value] = columns["value"][with_value]
-    return Nodes(**{f.name: columns[f.name] for f in fields(Nodes)})
+    return Nodes(**columns)
 
 
 def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphInfo:

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
+from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED
 from tl_circuits.graph.notes import Groups, Notes
-from tl_circuits.labels.feature_codes import cantor_pair
 
 
 def read_notes(

@@ -1,7 +1,6 @@
 """Read circuit-tracer's ``.pt`` files without running anything in them."""
 
 import pickle
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +143,7 @@ def _nodes(
         "feature": torch.cat([features[:, 2], minus, torch.tensor(tokens), torch.tensor(vocab, dtype=torch.long)]),
         "value": torch.full((total,), float("nan")),
     }  # fmt: skip
-    return Nodes(**{f.name: columns[f.name] for f in fields(Nodes)})
+    return Nodes(**columns)
 
 
 def _texts(tokenizer_name: str, tokens: list[int]) -> list[str]:

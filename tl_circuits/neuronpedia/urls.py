@@ -8,11 +8,11 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import ExportError, NeuronpediaError
+from tl_circuits.feature_labels.feature_codes import feature_of_code
 from tl_circuits.graph import kinds
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Edit, Replacement
 from tl_circuits.interventions.node_edits import edit_of
-from tl_circuits.labels.feature_codes import feature_of_code
 from tl_circuits.neuronpedia.ids import Place, parse_node_id
 from tl_circuits.support.checked import checked
 

@@ -7,10 +7,10 @@ from typing import Any
 from tl_circuits.attention.stories import edge_stories, story_data
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import BelongingError
+from tl_circuits.feature_labels.vocabulary import label_features
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
 from tl_circuits.interventions.box_effects import measure_boxes
-from tl_circuits.labels.vocabulary import label_features
 from tl_circuits.view.folder import GraphFolder
 
 LONGEST_PROMPT = 2000  # characters

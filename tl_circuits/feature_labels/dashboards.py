@@ -22,6 +22,8 @@ from tqdm.auto import tqdm
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.dictionaries.belonging import origin_of
 from tl_circuits.errors import OutputError, PromptError
+from tl_circuits.feature_labels.feature_files import FeatureFiles, write_index, write_layer, write_origin
+from tl_circuits.feature_labels.running_top import RunningTop
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.hooks import (
     Replacement,
@@ -34,8 +36,6 @@ from tl_circuits.hooks import (
     unembed_weights,
     without_first,
 )
-from tl_circuits.labels.feature_files import FeatureFiles, write_index, write_layer, write_origin
-from tl_circuits.labels.running_top import RunningTop
 from tl_circuits.models import sha256
 from tl_circuits.support.checked import checked
 from tl_circuits.support.files import atomic_file

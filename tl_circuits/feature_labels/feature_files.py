@@ -16,10 +16,10 @@ from typing import Any
 
 from tl_circuits.dictionaries.belonging import Origin, require_made_of
 from tl_circuits.errors import GraphFileError
+from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.storage import read_sample
-from tl_circuits.labels.feature_codes import cantor_pair
 from tl_circuits.support.files import atomic_file
 
 ORIGIN = "features.origin.json"  # beside the folder of the records, whose files other programs read
