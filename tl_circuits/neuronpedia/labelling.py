@@ -57,8 +57,7 @@ def labels(
         BelongingError: for feature files, or a ``replacement``, of another model or dictionary.
 
     Example:
-        >>> from tl_circuits.neuronpedia.labelling import labels
-        >>> labelled = labels(graph, "vocabulary", replacement=replacement)
+        >>> labelled = tlc.labels(graph, "vocabulary", replacement=replacement)
         >>> len(labelled.labels)
         60
     """
