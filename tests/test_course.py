@@ -308,7 +308,7 @@ def test_notebooks_are_found_by_name_or_by_what_they_say_and_refused_in_words(tm
     path.write_text(json.dumps({"cells": []}))
     with pytest.raises(CourseError, match="Rename it to its original name"):
         open_submission(path)
-    for text, words in (("{", "is no notebook"), ("[]", "of format 4"), ('{"cells": [1]}', "of format 4")):
+    for text, words in (("{", "is not a notebook"), ("[]", "of format 4"), ('{"cells": [1]}', "of format 4")):
         path.write_text(text)
         with pytest.raises(CourseError, match=words):
             open_submission(folder)

@@ -150,6 +150,7 @@ def edge_paths(
     """
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
+        # Positions that a file leaves out without saying so would give other edges: compare before explaining.
         _require_same(local, graph, columns, edges, reads)
         heads, leaving, found = HeadPaths(local), {}, {}
         arriving, last = None, None
@@ -238,7 +239,7 @@ class _Reads:
             return vector - local.replacement.mean_unembedding[0]
         if self._given is None:
             raise TargetError(
-                f"{graph.node_ids[node]!r} is no single token, and a graph does not store its direction. Give "
+                f"{graph.node_ids[node]!r} is not a single token, and a graph does not store its direction. Give "
                 "targets=[...] as to tlc.attribute."
             )
         index = node - int(graph.is_kind("logit").nonzero()[0])

@@ -32,7 +32,7 @@ SAMPLE = (
     "In 1969 two astronauts walked on the moon while a third stayed in orbit. They came home four days later, all of them well.",
 )
 TOKENS_A_PROMPT = 128
-PIECES, CHARACTERS = 8, 600  # how much of a long text file is used: pieces spread evenly, long enough for TOKENS_A_PROMPT
+PIECES, CHARACTERS = 8, 600  # of a long text file: pieces spread evenly, each long enough for TOKENS_A_PROMPT
 
 
 @app.command()

@@ -133,10 +133,10 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CourseError(f"cannot read {path}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise CourseError(f"{path} is no notebook: {error}. Save it again from Jupyter.") from error
+        raise CourseError(f"{path} is not a notebook: {error}. Save it again from Jupyter.") from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise CourseError(f"{path} is no notebook of format 4 (it has no list of cells). Save it again from Jupyter.")
+        raise CourseError(f"{path} is not a notebook of format 4 (it has no list of cells). Save it again from Jupyter.")
     return notebook
 
 

@@ -17,7 +17,7 @@ from tl_circuits.errors import CourseError
 TIME_LIMIT = 120.0
 START_LIMIT = 120.0  # seconds for Python to import everything; they do not count against the student's time
 GRADING = "TL_CIRCUITS_GRADING"
-# The student's folder must not come first on the path, or a file torch.py in it would be imported instead of the real one.
+# The student's folder must not come first on the path, or a file torch.py in it would be imported as torch.
 CODE = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from tl_circuits.course.student_process import main; main(*sys.argv[1:])"

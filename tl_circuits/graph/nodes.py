@@ -25,7 +25,7 @@ class Nodes:
         residue: the part of ``bias`` that comes from features outside the graph.
         residue_mass: the absolute sum of those features' effects.
         weight: what a target counts for, such as its probability; 0 for all other nodes.
-        total_effect: the signed effect on the targets over all paths, weighted as the targets are. None if the file does
+        total_effect: the signed effect on the targets over all paths, each target by its weight. None if the file does
             not say.
         baseline: in a contrast graph, the feature's mean activation in the baseline.
         shared: in a contrast graph, the part of ``bias`` that the baseline brings.

@@ -178,6 +178,7 @@ def _sample(
 ) -> tuple[list[str], list[list[int]]]:
     has_output = torch.zeros(len(graph), dtype=torch.bool)
     has_output[graph._edges.source] = True
+    # At skipped positions the whole MLP output is a constant, so there is no error to remove.
     constant = graph.is_kind("error") & torch.isin(graph._nodes.position, torch.tensor(list(skipped)))
     candidates = (has_output & ~constant).nonzero()[:, 0]
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:n]

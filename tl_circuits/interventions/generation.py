@@ -88,7 +88,7 @@ def generate(
     with torch.no_grad():
         for _ in range(max_new_tokens):
             start = cached.length if cached else 0
-            fresh = tokens[start:]
+            fresh = tokens[start:]  # with a cache, only what the model has not read yet
             hooks = edit_hooks(replacement, plan.within(start, tokens.numel()), None, "none")
             with added_hooks(model, hooks):
                 logits = cached(fresh[None]) if cached else model(fresh[None])[0, -1].float()

@@ -40,7 +40,8 @@ from tl_circuits.support.outputs import output
 
 Freeze = Literal["all", "attention", "none"]
 TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
-DIVERGED = 1000.0  # a free norm keeps its output's size, so only a denominator that is held too small lets it grow so far
+# A free norm keeps its output's size; only a denominator that is held, and is far too small, lets it grow so much.
+DIVERGED = 1000.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,7 @@ class GraphFolder:
     def _open(self, entry: Entry) -> tuple[AttributionGraph, dict[str, Any]]:
         changed = entry.path.stat().st_mtime
         if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
-            if len(self._loaded) > 8:  # graphs are large; the oldest goes
+            if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
                 self._loaded.pop(next(iter(self._loaded)))
             # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
             self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})

@@ -114,7 +114,7 @@ def headline(graph: AttributionGraph) -> str:
     names, weights = graph.info.target_names, graph.info.target_probabilities
     if not names:
         return "Why did this feature fire?"
-    # A difference or direction has weight one and is no probability.
+    # A difference or direction has weight one, which is not a probability.
     probability = f" ({weights[0]:.0%})".replace("%", " %") if weights[0] < 1 else ""
     return f"Why “{visible(names[0])}”{probability}?"
 
@@ -250,7 +250,7 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     arriving = torch.zeros(len(graph), dtype=torch.float64)
     arriving[targets] = graph._nodes.weight[targets].double()
     total = float(arriving.sum())
-    through = drawn & ~is_token
+    through = drawn & ~is_token  # influence is followed back through drawn nodes; it ends at tokens
     useful = through[edges.target]
     for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
         now = useful & (layer[edges.target] == at)

@@ -1,4 +1,4 @@
-// All nodes by position and layer, on a canvas. Drawing thousands of nodes takes too long for every movement of the pointer, so
+// All nodes by position and layer, on a canvas. Drawing thousands of nodes takes too long to do at every movement, so
 // the picture is drawn once into a bitmap. The bitmap is moved and scaled, and drawn sharp again when the pointer rests. Links are
 // drawn of the chosen node, or else only the strongest. For each zoom, all nodes are kept as a backdrop in strong and in faint
 // colours, so that a click only has to draw what it is about.

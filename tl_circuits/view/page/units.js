@@ -24,7 +24,7 @@ export function nodePlace(graph, i) {
   return kind === "embedding" ? `position ${graph.nodes.position[i]}` : `${where}, layer ${graph.nodes.layer[i]}`;
 }
 
-// Where a box is, in words as Python writes them: “ France” and 1 more, layers 12–14. In the picture: “ France” +1, layers 12–14.
+// Where a box is, as Python writes it: “ France” and 1 more, layers 12–14. In the picture: “ France” +1, layers 12–14.
 export function boxPlace(graph, members, more = (n) => ` and ${n} more`) {
   const reach = new Map(), layers = members.map((i) => graph.nodes.layer[i]);
   for (const i of members) {

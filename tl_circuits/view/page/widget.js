@@ -6,7 +6,8 @@ const FIELDS = ["groups", "pins", "names", "text"];
 async function renderWidget({ model, el: cell }) {
   const data = await unpackJson(model.get("_data"));
   const notes = () => Object.fromEntries(FIELDS.map((field) => [field, model.get(field)]));
-  let mine = false, hearing = false; // a change made here comes back as an event, and a choice of Python must not be sent back to it
+  // A change made here comes back as an event, which is not news; and what Python chose must not be sent back to it.
+  let mine = false, hearing = false;
   const set = (changes) => {
     mine = true;
     for (const [field, value] of Object.entries(changes)) model.set(field, value);
