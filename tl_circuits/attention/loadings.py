@@ -64,7 +64,7 @@ def head_loadings(
         BelongingError: for a graph of another model or dictionary.
         ArchitectureError: where only the autograd engine can trace the model; it does not know single heads.
 
-    Example:
+    Examples:
         >>> loadings = tlc.head_loadings(replacement, graph, "token@7", "logit:0")
         >>> loadings.head(2).round(2)
            layer  head  loading  kind   path
@@ -112,7 +112,7 @@ def top_head_loadings(
         ValueError: for ``edges`` below 1 or negative ``chains``.
         TargetError, BelongingError, ArchitectureError: as :func:`head_loadings` raises them.
 
-    Example:
+    Examples:
         >>> loadings = tlc.top_head_loadings(replacement, graph, edges=2)
         >>> loadings.groupby(["source", "target"], sort=False).loading.sum().round(2).tolist()
         [3.33, 3.25]

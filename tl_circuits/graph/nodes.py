@@ -77,7 +77,7 @@ class Label:
         origin: where the label comes from.
         examples: texts that activate the feature most.
 
-    Example:
+    Examples:
         >>> labelled = tlc.label_features(replacement, graph, ["L3/F667@8"])
         >>> label = labelled.labels[labelled.node_numbers["L3/F667@8"]]
         >>> label.short, label.origin
@@ -125,7 +125,7 @@ class GraphInfo:
         select: by what the features were chosen, ``"total_effect"`` or ``"influence"``.
         baseline: the prompts of a contrast graph's baseline.
 
-    Example:
+    Examples:
         >>> graph.info.tokens[-2:], graph.info.target_names, graph.info.skip_positions
         (('Dallas', 'is'), ('Austin',), (0,))
     """

@@ -44,7 +44,7 @@ class FaithfulnessReport:
         effects: a frame ``freeze source target predicted measured`` with one row for each pair of nodes. ``measured``
             is NaN if the run diverged (:attr:`InterventionResult.growth`).
 
-    Example:
+    Examples:
         >>> report = tlc.faithfulness(replacement, graph, n=5, freezes=["all"])
         >>> gap = (report.effects.predicted - report.effects.measured).abs()
         >>> bool(gap.max() < 1e-3)
@@ -133,7 +133,7 @@ def faithfulness(
         EditError: for groups with nodes that the graph does not have or that cannot be removed.
         ArgumentError: for a negative ``n``.
 
-    Example:
+    Examples:
         >>> report = tlc.faithfulness(replacement, graph, n=5)
         >>> report.summary().set_index("freeze").correlation.round(1).head(2).to_dict()
         {'all': 1.0, 'attention': 1.0}

@@ -57,7 +57,7 @@ def generate(
         EditError: for edits that name what does not exist or contradict each other.
         PromptError: if the text would not fit into the model's context.
 
-    Example:
+    Examples:
         >>> tlc.generate(replacement, prompt, max_new_tokens=1)
         'the capital of the state containing Dallas is Austin'
         >>> from tl_circuits.dictionaries.builtin.state_features import state_features, swap_edits

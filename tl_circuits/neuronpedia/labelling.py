@@ -56,7 +56,7 @@ def labels(
             ``replacement``.
         BelongingError: for feature files, or a ``replacement``, of another model or dictionary.
 
-    Example:
+    Examples:
         >>> labelled = tlc.labels(graph, "vocabulary", replacement=replacement)
         >>> len(labelled.labels)
         60

@@ -145,7 +145,7 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
         NeuronpediaError: for addresses of other sites and pages, addresses that are cut off or encoded twice (it says
             which part), and places beyond the model's layers.
 
-    Example:
+    Examples:
         >>> url = "https://www.neuronpedia.org/gemma-2-2b/graph?slug=dallas&pinnedIds=14_2268_9"
         >>> shown = tlc.from_neuronpedia_url(url)
         >>> shown.model, shown.slug, shown.edits()

@@ -34,7 +34,7 @@ class Widget(anywidget.AnyWidget):
     Raises:
         ArgumentError: if ``graph`` is not a graph.
 
-    Example:
+    Examples:
         >>> widget = tlc.Widget(graph)
         >>> widget.pins = ["L0/F308@7"]
         >>> widget.graph.pins        # the graph with your notes
