@@ -172,7 +172,7 @@ def test_other_bad_input_is_refused(traced, monkeypatch):
     replacement, graph = traced
     with pytest.raises(ValueError, match="top must be at least 1"):
         tlc.qk_attribution(replacement, graph, 1, 0, 3, 2, top=0)
-    with pytest.raises(TargetError, match="is no source"):
+    with pytest.raises(TargetError, match="is not a source"):
         tlc.qk_attribution(replacement, graph, 1, 0, 3, 2).removal(["bias"])
     attention = type(replacement.model.blocks[1].attn)
     monkeypatch.setattr(attention, "W_Q", None)

@@ -165,7 +165,7 @@ class HeadPaths:
         layers = sorted(target.at_values)
         if chains and len(layers) > 1:
             self._pairs(best, layers, source, target)
-            if not self._skips:
+            if not self._skips:  # with skips, what a head wrote changes on its way, and triples would need every position
                 self._triples(best, layers, source, target)
         rest = edge - residual - sum(heads.values()) - sum(value for _, value in best.found())
         return Paths(residual, heads, best.found(), rest)
@@ -179,7 +179,7 @@ class HeadPaths:
         flat = _read_linear(self._engine.reads[layer], x.reshape(-1, d_model), positions) @ made.skip.T
         flat = flat if made.norm is None else made.norm.push(flat, positions)
         out = flat.reshape(n, n_pos, d_model)
-        out[:, [p for p in self._sources.skipped if p < n_pos]] = 0.0  # there the MLP is a constant
+        out[:, [p for p in self._sources.skipped if p < n_pos]] = 0.0  # at skipped positions the MLP is a constant
         return out.to(home)
 
     def _skip_at(self, layer: int, x: Float[Tensor, " d_model"], position: int) -> Float[Tensor, " d_model"]:
@@ -209,7 +209,7 @@ class HeadPaths:
     def _backward(self, target: Target) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """The target's gradient at the end of every block, and at the outputs of every block's heads."""
         g, ends, heads = target.vector, {}, {}
-        last = min(target.layer, self.n_layers - 1)
+        last = min(target.layer, self.n_layers - 1)  # a logit's layer is the one after the last block
         for layer in range(last, -1, -1):
             if layer == target.layer:  # the MLP of this layer reads; its own output comes later
                 if not self._parallel:

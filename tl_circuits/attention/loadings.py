@@ -64,7 +64,7 @@ def head_loadings(
         BelongingError: for a graph of another model or dictionary.
         ArchitectureError: where only the autograd engine can trace the model; it does not know single heads.
 
-    Example:
+    Examples:
         >>> loadings = tlc.head_loadings(replacement, graph, "token@7", "logit:0")
         >>> loadings.head(2).round(2)
            layer  head  loading  kind   path
@@ -112,7 +112,7 @@ def top_head_loadings(
         ValueError: for ``edges`` below 1 or negative ``chains``.
         TargetError, BelongingError, ArchitectureError: as :func:`head_loadings` raises them.
 
-    Example:
+    Examples:
         >>> loadings = tlc.top_head_loadings(replacement, graph, edges=2)
         >>> loadings.groupby(["source", "target"], sort=False).loading.sum().round(2).tolist()
         [3.33, 3.25]
@@ -150,6 +150,7 @@ def edge_paths(
     """
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
+        # Positions that a file leaves out without saying so would give other edges: compare before explaining.
         _require_same(local, graph, columns, edges, reads)
         heads, leaving, found = HeadPaths(local), {}, {}
         arriving, last = None, None
@@ -238,7 +239,7 @@ class _Reads:
             return vector - local.replacement.mean_unembedding[0]
         if self._given is None:
             raise TargetError(
-                f"{graph.node_ids[node]!r} is no single token, and a graph does not store its direction. Give "
+                f"{graph.node_ids[node]!r} is not a single token, and a graph does not store its direction. Give "
                 "targets=[...] as to tlc.attribute."
             )
         index = node - int(graph.is_kind("logit").nonzero()[0])

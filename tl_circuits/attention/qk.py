@@ -54,7 +54,7 @@ class QKAttribution:
             columns the key side; ``"bias"`` is what no source wrote.
         tokens: the prompt's tokens.
 
-    Example:
+    Examples:
         >>> qk = tlc.qk_attribution(replacement, graph, layer=2, head=1, query=-1, key=7)
         >>> qk.by_query[["source", "token", "weight"]].head(1).round(2)
             source token  weight
@@ -162,7 +162,7 @@ def qk_attribution(
         ArchitectureError: for attention without plain query and key weights, and if the sum does not give the model's
             score.
 
-    Example:
+    Examples:
         >>> qk = tlc.qk_attribution(replacement, graph, layer=2, head=1, query=-1, key=7)
         >>> round(qk.score, 2), round(qk.total, 2)
         (5.83, 5.83)

@@ -115,7 +115,7 @@ class Columns:
         """
         place = parse_node_id(name)
         if place is None or place.kind == Kind.LOGIT:
-            raise TargetError(f"{name!r} is no source; sources look like {SOURCE_EXAMPLES}.")
+            raise TargetError(f"{name!r} is not a source; sources look like {SOURCE_EXAMPLES}.")
         return self.find(*place)
 
     def find(self, kind: int, layer: int, position: int, feature: int) -> int:

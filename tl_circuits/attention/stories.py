@@ -75,7 +75,7 @@ def explain_heads(
     Raises:
         TargetError, BelongingError, ArchitectureError: as :func:`tl_circuits.head_loadings` raises them.
 
-    Example:
+    Examples:
         >>> told = tlc.explain_heads(replacement, graph, [("token@7", "logit:0")])
         >>> story = told.head_stories[0]
         >>> story["source"], story["target"], story["heads"][0]["layer"], story["heads"][0]["head"]
@@ -113,7 +113,7 @@ def edge_stories(
     Raises:
         TargetError, BelongingError, ArchitectureError: as :func:`tl_circuits.head_loadings` raises them.
 
-    Example:
+    Examples:
         >>> from tl_circuits.attention.stories import edge_stories
         >>> (story,) = edge_stories(replacement, graph, [("token@7", "logit:0")], heads=1)
         >>> story.heads, round(story.attention[0], 2)        # head 1 of layer 2 looks at Dallas with all its attention
@@ -195,7 +195,7 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
         another ``key``, or None. ``pairs`` are ``[query source, key source, weight]`` by id; ``labels`` has the label
         of every such id that is a node of the graph.
 
-    Example:
+    Examples:
         >>> from tl_circuits.attention.stories import edge_stories, story_data
         >>> (story,) = edge_stories(replacement, graph, [("token@7", "logit:0")], heads=1)
         >>> data = story_data(graph, story)
@@ -265,7 +265,7 @@ def qk_tracing_results(
             left out, because every id in the file must be that of a node or of a ``qk_only_nodes`` entry.
         top: the most pairs, and the most sources of either side.
 
-    Example:
+    Examples:
         >>> from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data
         >>> (story,) = edge_stories(replacement, graph, [("token@7", "logit:0")], heads=1)
         >>> found = qk_tracing_results(story_data(graph, story)["heads"], lambda name: None if name == "bias" else name)

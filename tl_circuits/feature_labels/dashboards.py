@@ -89,7 +89,7 @@ def make_dashboards(
         OutputError: for a folder that holds the beginning of another run.
         ValueError: for a layer without a dictionary.
 
-    Example:
+    Examples:
         >>> (folder / "corpus.txt").write_text("the state containing Dallas is Texas . " * 10)
         390
         >>> files = tlc.make_dashboards(replacement, [folder / "corpus.txt"], folder, layers=[0], progress=False)

@@ -52,7 +52,7 @@ def label_features(
         BelongingError: for a graph of another model or dictionary.
         TargetError: for a node that the graph does not have.
 
-    Example:
+    Examples:
         >>> labelled = tlc.label_features(replacement, graph)
         >>> labelled.nodes.set_index("id").label["L3/F667@8"]
         'say “Austin”, “TX”'

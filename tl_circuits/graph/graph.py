@@ -41,7 +41,7 @@ class AttributionGraph:
         head_stories: which heads carried some of the edges, and why they looked there, as JSON values
             (:func:`tl_circuits.explain_heads` makes them).
 
-    Example:
+    Examples:
         >>> graph
         AttributionGraph('the capital of the state containing Dallas is': 60 features, 36 errors, 9 embeddings, ...
         >>> graph.nodes[["id", "kind", "token"]].tail(2)
@@ -83,7 +83,7 @@ class AttributionGraph:
         Raises:
             PromptError: for an aggregated graph, which belongs to no single prompt.
 
-        Example:
+        Examples:
             >>> model.to_str_tokens(tlc.hooks.to_tokens(model, graph.prompt_tokens()))[:3]
             ['<bos>', 'the', 'capital']
         """
@@ -101,7 +101,7 @@ class AttributionGraph:
             usual: the positions to consider if the graph's file does not say which were left out; then those without
                 features are returned.
 
-        Example:
+        Examples:
             >>> graph.skipped_positions()        # the beginning-of-sequence token
             (0,)
         """
@@ -120,7 +120,7 @@ class AttributionGraph:
         Returns:
             A boolean mask ``[node]`` in adjacency order.
 
-        Example:
+        Examples:
             >>> int(graph.is_kind("feature").sum())
             60
         """
@@ -132,7 +132,7 @@ class AttributionGraph:
         Returns:
             A tensor ``[node, node]``. Rows are targets, columns are sources.
 
-        Example:
+        Examples:
             >>> graph.adjacency().shape
             torch.Size([106, 106])
         """
@@ -171,7 +171,7 @@ class AttributionGraph:
         Args:
             index: the node's index in adjacency order.
 
-        Example:
+        Examples:
             >>> graph.label(0), graph.label(graph.node_ids.index("logit:0"))
             ('feature 171 of layer 0', 'output “Austin”')
         """
@@ -238,7 +238,7 @@ class AttributionGraph:
             The largest ``|sum(incoming) + bias - value|`` over all nodes with a row, divided by the largest
             ``|value|``.
 
-        Example:
+        Examples:
             >>> graph.completeness_error() < 1e-5
             True
         """
@@ -269,7 +269,7 @@ class AttributionGraph:
     def scores(self) -> Scores:
         """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
 
-        Example:
+        Examples:
             >>> scores = graph.scores()
             >>> round(scores.replacement, 3), round(scores.completeness, 3)
             (0.967, 0.988)
@@ -291,7 +291,7 @@ class AttributionGraph:
         Raises:
             ValueError: for a threshold outside 0 to 1.
 
-        Example:
+        Examples:
             >>> small = graph.prune()
             >>> len(graph), len(small), round(small.coverage, 1)
             (106, 21, 0.8)
@@ -348,7 +348,7 @@ class AttributionGraph:
         Raises:
             ValueError: if the notes name a node that the graph does not have.
 
-        Example:
+        Examples:
             >>> noted = graph.with_notes(tlc.Notes(pins=("L0/F308@7",), text="Look at Dallas."))
             >>> noted.notes.text
             'Look at Dallas.'
@@ -369,7 +369,7 @@ class AttributionGraph:
         Raises:
             ValueError: for a label in use, an empty group, or an id that the graph does not have.
 
-        Example:
+        Examples:
             >>> graph.group("Texas", ["L0/F308@7", "L0/F71@7"]).groups
             (('Texas', ('L0/F308@7', 'L0/F71@7')),)
         """
@@ -382,7 +382,7 @@ class AttributionGraph:
         Raises:
             KeyError: if there is no group with this label; it names those there are.
 
-        Example:
+        Examples:
             >>> graph.group("Texas", ["L0/F308@7"]).ungroup("Texas").groups
             ()
         """
@@ -399,7 +399,7 @@ class AttributionGraph:
         Raises:
             KeyError: if there is neither a group nor a node called ``old``.
 
-        Example:
+        Examples:
             >>> named = graph.rename("L0/F308@7", "Dallas, a city in Texas")
             >>> named.label(named.node_ids.index("L0/F308@7"))
             'Dallas, a city in Texas'
@@ -418,7 +418,7 @@ class AttributionGraph:
         Raises:
             ValueError: for an id that the graph does not have.
 
-        Example:
+        Examples:
             >>> graph.pin("L0/F308@7", "L0/F71@7").pins
             ('L0/F308@7', 'L0/F71@7')
         """
@@ -438,7 +438,7 @@ class AttributionGraph:
         Raises:
             ValueError: for ``max_boxes`` below 1.
 
-        Example:
+        Examples:
             >>> found = graph.supernodes()
             >>> len(found.groups) <= 12, found.lump_error < 0.18
             (True, True)
@@ -457,7 +457,7 @@ class AttributionGraph:
         Raises:
             ValueError: for a label or a node in two groups, or an id that the graph does not have.
 
-        Example:
+        Examples:
             >>> mine = graph.with_groups(graph.supernodes(max_boxes=4).groups)
             >>> len(mine.groups) <= 4
             True
@@ -468,7 +468,7 @@ class AttributionGraph:
     def unpin(self, *ids: str) -> "AttributionGraph":
         """The same graph without these pins.
 
-        Example:
+        Examples:
             >>> graph.pin("L0/F308@7", "L0/F71@7").unpin("L0/F71@7").pins
             ('L0/F308@7',)
         """
@@ -488,7 +488,7 @@ class AttributionGraph:
         Raises:
             OutputError: if the file exists or cannot be written.
 
-        Example:
+        Examples:
             >>> path = graph.save(folder / "why.graph.safetensors")
             >>> tlc.load_graph(path) == graph
             True
@@ -512,7 +512,7 @@ class AttributionGraph:
         Raises:
             OutputError: if the file exists or cannot be written.
 
-        Example:
+        Examples:
             >>> graph.to_html(folder / "why.html").name
             'why.html'
         """
@@ -531,7 +531,7 @@ class AttributionGraph:
         Raises:
             OutputError: if the file exists, cannot be written, or has another ending.
 
-        Example:
+        Examples:
             >>> graph.plot(folder / "why.svg").name
             'why.svg'
         """
@@ -572,7 +572,7 @@ class AttributionGraph:
             ExportError: for a name with illegal characters, or a graph that the page cannot show.
             OutputError: if the file exists or cannot be written.
 
-        Example:
+        Examples:
             >>> graph.to_neuronpedia(folder, slug="dallas").name
             'dallas.json'
         """
@@ -608,7 +608,7 @@ class AttributionGraph:
         Raises:
             ExportError: if the address would be too long for servers.
 
-        Example:
+        Examples:
             >>> graph.pin("token@7").neuronpedia_url("gemma-2-2b", "dallas")
             'https://www.neuronpedia.org/gemma-2-2b/graph?slug=dallas&pinnedIds=E_210_7'
         """
@@ -621,7 +621,7 @@ class AttributionGraph:
         Raises:
             ImportError: if networkx is not installed; it names the extra.
 
-        Example:
+        Examples:
             >>> directed = graph.to_networkx()
             >>> round(directed["token@7"]["L0/F308@7"]["weight"], 2)
             3.33
@@ -638,7 +638,7 @@ class AttributionGraph:
         Raises:
             OutputError: if a file exists or cannot be written.
 
-        Example:
+        Examples:
             >>> [path.name for path in graph.to_parquet(folder)]
             ['nodes.parquet', 'edges.parquet']
         """
@@ -651,7 +651,7 @@ class AttributionGraph:
         Raises:
             OutputError: if the file exists or cannot be written.
 
-        Example:
+        Examples:
             >>> graph.to_graphml(folder / "why.graphml").name
             'why.graphml'
         """
@@ -664,7 +664,7 @@ class AttributionGraph:
         Raises:
             OutputError: if the file exists or cannot be written.
 
-        Example:
+        Examples:
             >>> graph.prune().to_dot(folder / "why.dot").read_text().splitlines()[0]
             'digraph attribution {'
         """

@@ -80,7 +80,7 @@ def node_id(kind: int, layer: int, position: int | str, feature: int) -> str:
         position: the position in the prompt, or the name of a slot that stands for one.
         feature: the feature's index; for logits the rank among the targets, 0 for the first.
 
-    Example:
+    Examples:
         >>> from tl_circuits.graph.kinds import Kind, node_id
         >>> node_id(Kind.FEATURE, 14, 9, 2268), node_id(Kind.ERROR, 3, 2, -1), node_id(Kind.EMBEDDING, -1, 4, 17)
         ('L14/F2268@9', 'L3/error@2', 'token@4')
@@ -101,7 +101,7 @@ def node_id(kind: int, layer: int, position: int | str, feature: int) -> str:
 def parse_node_id(text: str) -> Place | None:
     """Where the node with this id stands; None for any text that is not the id of a feature, error, embedding or logit.
 
-    Example:
+    Examples:
         >>> from tl_circuits.graph.kinds import parse_node_id
         >>> parse_node_id("L14/F2268@9")
         Place(kind=<Kind.FEATURE: 0>, layer=14, position=9, feature=2268)

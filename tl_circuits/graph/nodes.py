@@ -25,7 +25,7 @@ class Nodes:
         residue: the part of ``bias`` that comes from features outside the graph.
         residue_mass: the absolute sum of those features' effects.
         weight: what a target counts for, such as its probability; 0 for all other nodes.
-        total_effect: the signed effect on the targets over all paths, weighted as the targets are. None if the file does
+        total_effect: the signed effect on the targets over all paths, each target by its weight. None if the file does
             not say.
         baseline: in a contrast graph, the feature's mean activation in the baseline.
         shared: in a contrast graph, the part of ``bias`` that the baseline brings.
@@ -77,7 +77,7 @@ class Label:
         origin: where the label comes from.
         examples: texts that activate the feature most.
 
-    Example:
+    Examples:
         >>> labelled = tlc.label_features(replacement, graph, ["L3/F667@8"])
         >>> label = labelled.labels[labelled.node_numbers["L3/F667@8"]]
         >>> label.short, label.origin
@@ -125,7 +125,7 @@ class GraphInfo:
         select: by what the features were chosen, ``"total_effect"`` or ``"influence"``.
         baseline: the prompts of a contrast graph's baseline.
 
-    Example:
+    Examples:
         >>> graph.info.tokens[-2:], graph.info.target_names, graph.info.skip_positions
         (('Dallas', 'is'), ('Austin',), (0,))
     """

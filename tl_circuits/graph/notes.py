@@ -31,7 +31,7 @@ class Notes:
     Raises:
         ValueError: if a label or a node is in two groups.
 
-    Example:
+    Examples:
         >>> notes = tlc.Notes(pins=("L0/F308@7",)).group("Texas", ["L0/F308@7", "L0/F71@7"])
         >>> notes.groups
         (('Texas', ('L0/F308@7', 'L0/F71@7')),)
@@ -114,7 +114,7 @@ class Supernodes:
             targets. The error is the total-variation distance between these shares and the mean of its box, averaged
             over features by influence.
 
-    Example:
+    Examples:
         >>> found = graph.supernodes()
         >>> len(found.groups[0][1]) > 1, found.lump_error < 0.18
         (True, True)

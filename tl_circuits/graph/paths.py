@@ -91,15 +91,22 @@ def sentence(graph: AttributionGraph, path: Path) -> str:
     ``“ France” drives layer 20 [say “ Paris”], which raises “ Paris”``.
     """
     nodes = graph._nodes
-    words = [f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”"]
-    for step, (node, sign) in enumerate(zip(path.nodes[1:], path.signs, strict=True)):
-        joint = "" if step == 0 else ", which"
+    words, joint, would = f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”", " ", False
+    for node, sign in zip(path.nodes[1:], path.signs, strict=True):
         if node == path.nodes[-1]:
-            verb, name = ("raises" if sign > 0 else "lowers"), _target_name(graph, node)
+            verb, name = ("raise" if sign > 0 else "lower"), _target_name(graph, node)
         else:
-            verb, name = ("drives" if sign > 0 else "dampens"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
-        words.append(f"{joint} {verb} {name}")
-    return visible("".join(words))
+            verb, name = ("drive" if sign > 0 else "hold back"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
+        words += f"{joint}{conjugated(verb, would)} {name}"
+        joint = ", which " if sign > 0 else f"; {name} "
+        would = would or sign < 0  # after "holds back [X]" comes what X would do, not what holding it back does
+    return visible(words)
+
+
+def conjugated(verb: str, would: bool) -> str:
+    """A verb after its subject: ``"hold back"`` as ``"holds back"``, or as ``"would hold back"``."""
+    first, space, rest = verb.partition(" ")
+    return f"would {verb}" if would else f"{first}s{space}{rest}"
 
 
 def _target_name(graph: AttributionGraph, node: int) -> str:

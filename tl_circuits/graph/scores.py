@@ -16,7 +16,7 @@ class Scores:
         replacement: of the influence that starts in tokens or errors, the share that starts in tokens.
         completeness: the share of nodes' inputs that are not errors, each node weighted by its influence.
 
-    Example:
+    Examples:
         >>> scores = graph.scores()
         >>> round(scores.replacement, 3), round(scores.completeness, 3)
         (0.967, 0.988)

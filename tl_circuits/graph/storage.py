@@ -62,7 +62,7 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     Raises:
         GraphFileError: if the file is missing, cut off, damaged, or not a graph.
 
-    Example:
+    Examples:
         >>> path = graph.save(folder / "why.graph.safetensors")
         >>> tlc.load_graph(path).info.prompt
         'the capital of the state containing Dallas is'

@@ -35,7 +35,7 @@ def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: b
         PromptError: for an aggregated graph, which belongs to no single prompt.
         BelongingError: for a graph of another model or dictionary.
 
-    Example:
+    Examples:
         >>> removed = tlc.box_ablations(replacement, graph)
         >>> removed[0]["freeze"], removed[0]["top"][0]["token"]
         ('attention', 'Austin')

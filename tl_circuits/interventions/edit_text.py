@@ -39,7 +39,7 @@ def parse_edit(text: str) -> Edit:
     Raises:
         EditError: for a text that cannot be read; it explains the form.
 
-    Example:
+    Examples:
         >>> tlc.parse_edit("L0/F308@7 *= -2")
         Scale(layer=0, position=7, feature=308, factor=-2.0)
         >>> tlc.parse_edit("token@4 *= 0")

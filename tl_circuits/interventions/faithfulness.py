@@ -44,7 +44,7 @@ class FaithfulnessReport:
         effects: a frame ``freeze source target predicted measured`` with one row for each pair of nodes. ``measured``
             is NaN if the run diverged (:attr:`InterventionResult.growth`).
 
-    Example:
+    Examples:
         >>> report = tlc.faithfulness(replacement, graph, n=5, freezes=["all"])
         >>> gap = (report.effects.predicted - report.effects.measured).abs()
         >>> bool(gap.max() < 1e-3)
@@ -133,7 +133,7 @@ def faithfulness(
         EditError: for groups with nodes that the graph does not have or that cannot be removed.
         ArgumentError: for a negative ``n``.
 
-    Example:
+    Examples:
         >>> report = tlc.faithfulness(replacement, graph, n=5)
         >>> report.summary().set_index("freeze").correlation.round(1).head(2).to_dict()
         {'all': 1.0, 'attention': 1.0}
@@ -178,6 +178,7 @@ def _sample(
 ) -> tuple[list[str], list[list[int]]]:
     has_output = torch.zeros(len(graph), dtype=torch.bool)
     has_output[graph._edges.source] = True
+    # At skipped positions the whole MLP output is a constant, so there is no error to remove.
     constant = graph.is_kind("error") & torch.isin(graph._nodes.position, torch.tensor(list(skipped)))
     candidates = (has_output & ~constant).nonzero()[:, 0]
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:n]

@@ -57,7 +57,7 @@ def generate(
         EditError: for edits that name what does not exist or contradict each other.
         PromptError: if the text would not fit into the model's context.
 
-    Example:
+    Examples:
         >>> tlc.generate(replacement, prompt, max_new_tokens=1)
         'the capital of the state containing Dallas is Austin'
         >>> from tl_circuits.dictionaries.builtin.state_features import state_features, swap_edits
@@ -88,7 +88,7 @@ def generate(
     with torch.no_grad():
         for _ in range(max_new_tokens):
             start = cached.length if cached else 0
-            fresh = tokens[start:]
+            fresh = tokens[start:]  # with a cache, only what the model has not read yet
             hooks = edit_hooks(replacement, plan.within(start, tokens.numel()), None, "none")
             with added_hooks(model, hooks):
                 logits = cached(fresh[None]) if cached else model(fresh[None])[0, -1].float()

@@ -40,7 +40,8 @@ from tl_circuits.support.outputs import output
 
 Freeze = Literal["all", "attention", "none"]
 TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
-DIVERGED = 1000.0  # a free norm keeps its output's size, so only a denominator that is held too small lets it grow so far
+# A free norm keeps its output's size; only a denominator that is held, and is far too small, lets it grow so much.
+DIVERGED = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class InterventionResult:
         activations: the features that are active before or after, in the layers that were compared. A frame
             ``layer position feature before after``.
 
-    Example:
+    Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
         >>> result.logits.shape, result.kl() > 1
         (torch.Size([9, 670]), True)
@@ -219,7 +220,7 @@ def intervene(
         BelongingError: for edits or a graph of another model or dictionary.
         DivergenceError: if the run overflows, which can happen while denominators are held.
 
-    Example:
+    Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
         >>> result.top(1)[["token", "before", "after"]].round(1)
             token  before  after
@@ -260,7 +261,7 @@ def intervene_many(
     Raises:
         EditError, PromptError, BelongingError: as :func:`intervene` raises them.
 
-    Example:
+    Examples:
         >>> sets = [tlc.edits_of(graph, [name]) for name in ("L0/F308@7", "token@7")]
         >>> results = tlc.intervene_many(replacement, prompt, sets, freeze="none")
         >>> [result.kl() > 0.1 for result in results]        # one feature does little, its token does much
@@ -387,7 +388,7 @@ def intervention_hooks(
     Raises:
         EditError, PromptError, BelongingError: as :func:`intervene` raises them.
 
-    Example:
+    Examples:
         >>> hooks = tlc.intervention_hooks(replacement, prompt, tlc.TokenEdit(7), freeze="none")
         >>> logits = model.run_with_hooks(tlc.hooks.to_tokens(model, prompt)[None], fwd_hooks=hooks)
         >>> model.tokenizer.decode(logits[0, -1].argmax())
@@ -426,7 +427,7 @@ def edits_of(
         PromptError: for an aggregated graph, whose positions are not those of a prompt.
         BelongingError: for a graph that does not belong to ``replacement``.
 
-    Example:
+    Examples:
         >>> tlc.edits_of(graph, ["L0/F308@7", "token@7"], factor=2.0)
         [Scale(layer=0, position=7, feature=308, factor=2.0), TokenEdit(position=7, factor=2.0)]
     """

@@ -13,7 +13,7 @@ def edit_of(place: Place, factor: float = 0.0, of: GraphInfo | None = None) -> E
         factor: 0 removes it.
         of: the graph that the place comes from. An edit that knows it is refused on another model or dictionary.
 
-    Example:
+    Examples:
         >>> from tl_circuits.graph.kinds import Kind, Place
         >>> from tl_circuits.interventions.node_edits import edit_of
         >>> edit_of(Place(Kind.FEATURE, 14, 9, 2268), 2.0)

@@ -54,7 +54,7 @@ def feature_patching(
         DictionaryError: for layers without a dictionary.
         ArgumentError: for a metric that does not make one number of the logits, or a negative ``limit``.
 
-    Example:
+    Examples:
         >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
         >>> other = prompt.replace("Dallas", "Oakland")
         >>> patched = tlc.feature_patching(replacement, prompt, other, lambda logits: logits[austin], limit=20)
@@ -130,7 +130,7 @@ def circuit_curve(
         BelongingError: for a graph of another model or dictionary.
         ArgumentError: for a metric that does not make one number of the logits, or is 0 for the untouched model.
 
-    Example:
+    Examples:
         >>> austin, dallas = (model.tokenizer.convert_tokens_to_ids(word) for word in ("Austin", "Dallas"))
         >>> def metric(logits):
         ...     return logits[austin] - logits[dallas]

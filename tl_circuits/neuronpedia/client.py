@@ -141,7 +141,7 @@ def _failure(error: Exception) -> str:
         "ConnectionError": "no connection, or cut off",
         "ChunkedEncodingError": "the answer was cut off",
         "ContentDecodingError": "the answer is damaged (gzip)",
-        "JSONDecodeError": "the answer is no JSON",
+        "JSONDecodeError": "the answer is not JSON",
     }
     return f"{meaning.get(kind, kind)}."
 

@@ -98,7 +98,7 @@ def enter_metadata(metadata: dict[str, Any], path: Path) -> None:
         try:
             graphs = [g for g in json.loads(path.read_bytes())["graphs"] if g.get("slug") != metadata["slug"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExportError(f"{path} is no list of graphs ({error}). Move it away and export again.") from error
+            raise ExportError(f"{path} is not a list of graphs ({error}). Move it away and export again.") from error
     with atomic_file(path, overwrite=True) as file:
         file.write(_json({"graphs": [*graphs, metadata]}).encode())
 

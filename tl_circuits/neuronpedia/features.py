@@ -134,7 +134,7 @@ def search_features(
         ValueError: for a shorter text, or if the layers are not known and not given.
         NeuronpediaError: if Neuronpedia does not answer, or does not know the model or the dictionary.
 
-    Example:
+    Examples:
         >>> found = tlc.search_features("cities", "gemma-2-2b", "gemmascope-transcoder-16k")        # doctest: +SKIP
     """
     if len(text.strip()) < 3:

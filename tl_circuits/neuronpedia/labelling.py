@@ -56,9 +56,8 @@ def labels(
             ``replacement``.
         BelongingError: for feature files, or a ``replacement``, of another model or dictionary.
 
-    Example:
-        >>> from tl_circuits.neuronpedia.labelling import labels
-        >>> labelled = labels(graph, "vocabulary", replacement=replacement)
+    Examples:
+        >>> labelled = tlc.labels(graph, "vocabulary", replacement=replacement)
         >>> len(labelled.labels)
         60
     """

@@ -27,5 +27,5 @@ def read_foreign(path: Path) -> AttributionGraph:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise GraphFileError(f"{path} is no whole gzip file ({error}). Was it cut off?") from error
+            raise GraphFileError(f"{path} is not a whole gzip file ({error}). Was it cut off?") from error
     return graph_from_json(parse(data, str(path)), str(path))

@@ -53,11 +53,11 @@ def graph_from_json(content: Any, where: str) -> AttributionGraph:
         content = {**content, "metadata": {"slug": str(outer.get("name") or ""), **content.get("metadata", {})}}
     for key in ("metadata", "nodes", "links"):
         if not isinstance(content, dict) or key not in content:
-            raise GraphFileError(f"{where} is no attribution graph: it has no {key!r}.")
+            raise GraphFileError(f"{where} is not an attribution graph: it has no {key!r}.")
     metadata = content["metadata"]
     for key in ("prompt_tokens", "prompt"):
         if not isinstance(metadata, dict) or key not in metadata:
-            raise GraphFileError(f"{where} is no attribution graph: its metadata has no {key!r}.")
+            raise GraphFileError(f"{where} is not an attribution graph: its metadata has no {key!r}.")
     doubled = "scan" not in metadata and "qParams" not in content  # llamascopium: attention 2L, MLP 2L+1
     nodes = [_node(raw, i, where, metadata, doubled) for i, raw in enumerate(content["nodes"])]
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].kind)  # stable: the file's order within a kind
@@ -85,7 +85,7 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
         layer = -1 if kind == "embedding" or raw["layer"] == "E" else int(raw["layer"])
         position = int(raw["ctx_idx"])
     except (TypeError, ValueError) as error:
-        raise GraphFileError(f"{where}: nodes[{number}] has a layer or ctx_idx that is no number ({error}).") from error
+        raise GraphFileError(f"{where}: nodes[{number}] has a layer or ctx_idx that is not a number ({error}).") from error
     code, said = raw.get("feature"), parse_node_id(str(raw["node_id"]))
     if doubled and layer >= 0:
         layer //= 2
@@ -262,4 +262,4 @@ def parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise GraphFileError(f"{where} is no JSON, or cut off ({error}).") from error
+        raise GraphFileError(f"{where} is not JSON, or was cut off ({error}).") from error

@@ -133,4 +133,4 @@ def _require_acyclic(edges: Edges, n_nodes: int, where: str) -> None:
         left &= ~free
         inputs = inputs - torch.bincount(edges.target[free[edges.source]], minlength=n_nodes)
     if left.any():
-        raise GraphFileError(f"{where}: its links run in a circle, so it is no attribution graph.")
+        raise GraphFileError(f"{where}: its links run in a circle, so it is not an attribution graph.")

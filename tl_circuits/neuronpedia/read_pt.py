@@ -55,10 +55,10 @@ def read_pt(path: Path) -> AttributionGraph:
             "the file, open it with circuit-tracer and export JSON."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise GraphFileError(f"{path} is no whole torch file ({_first_line(error)}). Was it cut off?") from error
+        raise GraphFileError(f"{path} is not a whole torch file ({_first_line(error)}). Was it cut off?") from error
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
-        raise GraphFileError(f"{path} is a torch file, but no circuit-tracer graph: it has no {missing[0]!r}.")
+        raise GraphFileError(f"{path} is a torch file, but not a circuit-tracer graph: it has no {missing[0]!r}.")
     try:
         return _build(content)
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:

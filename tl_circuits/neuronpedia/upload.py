@@ -109,7 +109,7 @@ def _require_source_set(graph: AttributionGraph, client: Client, model: str | No
 
 
 def _send(client: Client, slug: str, model: str, data: bytes) -> str:
-    # Under 1,024 bytes the site answers 500: JSON may end in blanks.
+    # The site answers 500 to less than 1,024 bytes. JSON may end in spaces, so fill it up.
     packed = compressed(data)
     body = packed if len(packed) >= SMALLEST else data.ljust(SMALLEST)
     signed = client.post("/api/graph/signed-put", {"filename": f"{slug}.json", "contentLength": len(body)})

@@ -145,7 +145,7 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
         NeuronpediaError: for addresses of other sites and pages, addresses that are cut off or encoded twice (it says
             which part), and places beyond the model's layers.
 
-    Example:
+    Examples:
         >>> url = "https://www.neuronpedia.org/gemma-2-2b/graph?slug=dallas&pinnedIds=14_2268_9"
         >>> shown = tlc.from_neuronpedia_url(url)
         >>> shown.model, shown.slug, shown.edits()
@@ -155,10 +155,10 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
         raise NeuronpediaError(f"n_layers must be at least 1, got {n_layers}.")
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or parts.hostname not in _HOSTS:
-        raise NeuronpediaError(f"{_short(url)} is no address of {SITE}.")
+        raise NeuronpediaError(f"{_short(url)} is not an address of {SITE}.")
     way = [unquote(step) for step in parts.path.split("/") if step]
     if len(way) != 2 or way[1] != "graph":
-        raise NeuronpediaError(f"{_short(url)} is no graph: expected {SITE}/<model>/graph?slug=...")
+        raise NeuronpediaError(f"{_short(url)} is not the address of a graph; expected {SITE}/<model>/graph?slug=...")
     # The raw query is split first: labels may hold & and # once decoded.
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     model = way[0]
@@ -228,7 +228,7 @@ def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
         rows = json.loads(text)
     except ValueError as error:
         hint = " It is encoded twice; decode the address once." if "%5B" in text or "%22" in text else " Was the address cut off?"
-        raise NeuronpediaError(f"the address's {key} is no JSON ({error}).{hint}") from error
+        raise NeuronpediaError(f"the address's {key} is not JSON ({error}).{hint}") from error
     good = isinstance(rows, list) and all(
         isinstance(row, list) and row and all(isinstance(item, str) for item in row) for row in rows
     )
@@ -240,7 +240,7 @@ def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
 def _place(text: str, n_layers: int | None, key: str) -> Place:
     place = parse_node_id(text, n_layers)
     if place is None:
-        raise NeuronpediaError(f"the address's {key} holds {_short(text)}, which is no node id such as 14_2268_9 or E_26865_9.")
+        raise NeuronpediaError(f"the address's {key} holds {_short(text)}, which is not a node id (these look like 14_2268_9 or E_26865_9).")
     if n_layers is not None and place.kind == "logit":
         _beyond(text, Place("logit", int(text.split("_")[0]), place.feature, place.position), n_layers)
     return place
