@@ -97,11 +97,12 @@ def attribute(
         row_mass: which share of a node's incoming effects (by absolute value) is kept in memory while the graph
             is built, 1.0 for all. None keeps all if that takes at most half a gigabyte, else 0.999. Dropped
             effects are counted in ``bias`` and lower ``coverage``.
-        baseline: what the prompt is compared with: another prompt, or several. Every source then counts by what
-            differs from their mean at its position, ``(a - ā)·d`` for a feature. What they have in common is part of
-            ``bias`` and stands in the column ``shared``. Features that are silent here and active there are nodes too.
-        align: which positions of the baseline's prompts belong to which of this one. None where all have one length;
-            ``"end"`` to count from the last token; or one ``{position: slot}`` for each prompt, this one's first.
+        baseline: one or several other prompts, for the question "why this answer here, and not there?". Every source
+            then counts by how it differs from its mean over these prompts, at the same position: ``(a - ā)·d`` for a
+            feature. What the prompts have in common is part of ``bias``, and its size is in the column ``shared``.
+            Features that are active there but not here are nodes, too.
+        align: which positions of the baseline's prompts correspond to which of this one. None if all have one length;
+            ``"end"`` counts from the last token; or one ``{position: slot}`` for each prompt, this one's first.
         select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
             targets over all paths; ``"influence"``, as circuit-tracer does; ``"auto"``, whichever carries more of the
             answer (docs/benchmarks.md).
@@ -112,7 +113,7 @@ def attribute(
         them. The model is left as it was.
 
     Raises:
-        BaselineError: the baseline cannot be compared with the prompt.
+        BaselineError: there are no prompts to compare with, or it is not clear which positions correspond.
         PromptError: the prompt is empty, a batch, or has ids that the model does not know.
         TargetError: a target is no token of the model, is listed wrongly, or names an inactive feature.
         ArchitectureError: ``engine="linear"`` does not know this architecture, or edges and bias do not add up.
@@ -130,6 +131,16 @@ def attribute(
            source  target  weight
           token@2 logit:0    3.25
         L0/F308@7 logit:0    3.12
+
+        What makes it Austin here and not the capital of another state? Compare with another city:
+
+        >>> other = "the capital of the state containing Oakland is"
+        >>> contrast = tlc.attribute(replacement, prompt, baseline=other, max_nodes=60)
+        >>> into = contrast.edges[contrast.edges.target == "logit:0"]
+        >>> print(into.nlargest(2, "weight").round(2).to_string(index=False))
+           source  target  weight
+        L0/F308@7 logit:0    3.12
+          token@7 logit:0    1.59
     """
     replacement.require_attached()
     if max_nodes < 1:
@@ -184,7 +195,7 @@ def attribute(
 
 
 def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
-    """The total effect of every column on the roots, weighted as influence is."""
+    """The total effect of every column on all roots together, each weighted as it is for influence."""
     if roots.targets is not None:
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
     column = torch.tensor([roots.column])
@@ -192,7 +203,7 @@ def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds
 
 
 def _total_carries_more(dictionary: Any, family: Family) -> bool:
-    """Whether nodes chosen by total effect carry more of the answer than those chosen by influence (docs/benchmarks.md)."""
+    """Whether to choose nodes by total effect, as they then carry more of the answer (measured: docs/benchmarks.md)."""
     return bool(family.members)
 
 

@@ -1,9 +1,12 @@
-"""What other prompts have at the same places: the baseline that a contrast graph is measured against.
+"""Baselines: compare a prompt with other prompts, position by position, for a contrast graph.
 
-A contrast graph answers "why this answer *here*": every source counts by what differs from the baseline, ``(a - ā)·d``
-for a feature, token embedding minus mean embedding, error minus mean error. What the baseline has too is one more
-source, whose effect on each node stands in the column ``shared``. The frozen maps stay this prompt's, so the sums hold.
-Neuron circuits chosen by such differences: Transluce 2026, arXiv 2601.22594; the same held rules: RelP, arXiv 2508.21258.
+A contrast graph answers "why this answer *here*?". Every source counts by how it differs from the baseline, which is
+its mean over the other prompts: ``(a - ā)·d`` for a feature, embedding minus mean embedding, error minus mean error.
+What the baseline has as well is one more source; its effect on each node is in the column ``shared``. The frozen maps
+are those of the prompt that is explained, so edges and biases still add up.
+
+Transluce 2026 (arXiv 2601.22594) chooses circuits of neurons by such differences; RelP (arXiv 2508.21258) holds the
+same things fixed.
 """
 
 from collections.abc import Sequence
@@ -23,7 +26,7 @@ from tl_circuits.hooks import Recording, Replacement, record
 class LayerMean:
     """Mean activations and mean error of one layer over the baseline's prompts.
 
-    Features are listed by place of the prompt to explain; those not listed are 0 everywhere.
+    ``position`` is that of the prompt to explain. A feature that is not listed is 0 on all of the baseline's prompts.
     """
 
     position: Int[Tensor, " n"]
@@ -34,16 +37,16 @@ class LayerMean:
 
 @dataclass(frozen=True)
 class PositionMeans:
-    """The baseline at each position of one prompt: mean token embeddings, and a :class:`LayerMean` a layer."""
+    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a layer."""
 
     tokens: Float[Tensor, "pos d_model"]
     layers: tuple[LayerMean, ...]
 
 
 def position_means(replacement: Replacement, family: Family, sources: Sources) -> PositionMeans:
-    """Run the baseline's prompts, one at a time, and average what is found at each position.
+    """Run the baseline's prompts, one at a time, and average embeddings, activations and errors at each position.
 
-    A position that no baseline prompt has counts in full, as without a baseline.
+    At a position that no baseline prompt has, all means are zero, so sources count in full, as without a baseline.
     """
     total = _Sums(sources)
     model, dictionary = replacement.model, sources.dictionary
@@ -56,7 +59,7 @@ def position_means(replacement: Replacement, family: Family, sources: Sources) -
 
 
 class _Sums:
-    """Sums over prompts, by position of the explained prompt."""
+    """Sums over the baseline's prompts, by position of the prompt to explain."""
 
     def __init__(self, sources: Sources):
         self._sources = sources
@@ -67,7 +70,7 @@ class _Sums:
         self._values: list[list[Tensor]] = [[] for _ in sources.layers]
 
     def add(self, found: Sources, places: Int[Tensor, " their_pos"]) -> None:
-        """Add one prompt, whose positions lie at ``places``."""
+        """Add one prompt; its position ``p`` corresponds to position ``places[p]`` of the prompt to explain."""
         here = (places >= 0).nonzero()[:, 0]
         own = places[here]
         self._count.index_add_(0, own, torch.ones(len(own)))
@@ -87,7 +90,7 @@ class _Sums:
         return dictionary.width(layer) if layer in dictionary.layers else 1
 
     def means(self) -> PositionMeans:
-        """All sums over the number of prompts that have the position."""
+        """The means: each sum divided by the number of prompts that have the position."""
         count = self._count.clamp_min(1)
         layers = []
         for layer, total in enumerate(self._errors):
@@ -101,9 +104,9 @@ class _Sums:
 
 
 def against(sources: Sources, recording: Recording, means: PositionMeans) -> Sources:
-    """The same sources, each counted by what differs from the baseline; what both have is ``shared``.
+    """The same sources, each counted by its difference from the baseline; what both have is ``shared``.
 
-    Features that are active in the baseline and silent here join, with activation 0.
+    Features that are active in the baseline only are added, with activation 0.
     """
     keep = torch.ones(sources.n_pos, dtype=torch.bool)
     keep[list(sources.skipped)] = False
@@ -120,7 +123,7 @@ def against(sources: Sources, recording: Recording, means: PositionMeans) -> Sou
 
 
 def _union(sources: Sources, recording: Recording, layer: int, mean: LayerMean, keep: Tensor) -> LayerActive:
-    """Features active here or in the baseline, sorted by position, then feature."""
+    """The features that are active here or in the baseline, sorted by position, then feature."""
     source, dictionary = sources.layers[layer], sources.dictionary
     active = source.active
     if layer not in dictionary.layers:

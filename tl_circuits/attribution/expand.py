@@ -104,7 +104,7 @@ def expand(
     advance: Callable[[int], None],
     ranking: Float[Tensor, " column"] | None = None,
 ) -> None:
-    """Fill ``expansion`` with the rows of the roots and of ``max_nodes`` features: the highest in ``ranking``, else by influence.
+    """Fill ``expansion`` with the rows of the roots and of ``max_nodes`` features, chosen by ``ranking`` or influence.
 
     Args:
         engine: computes the rows.
@@ -116,7 +116,7 @@ def expand(
         batch_size: how many rows to compute at once. The result does not depend on it, because the ranking is
             renewed after a number of nodes that depends on ``max_nodes`` alone.
         advance: called with the number of nodes finished since its last call.
-        ranking: one number for each column; the features with the largest are expanded. None to choose by influence.
+        ranking: a number for each column; features with the largest are expanded. None to choose by influence.
     """
     if root_targets is not None:
         expansion.roots = _root_block(engine, root_targets, batch_size)
@@ -180,7 +180,10 @@ def _root_block(engine: Engine, targets: Targets, batch_size: int | str) -> Bloc
 def _take_shared(
     sources: Sources, rows: Float[Tensor, "n column"], bias: Float[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """What a baseline brings to each target, moved from its column of the rows to their biases; zeros without one."""
+    """The baseline's effect on each target, which is moved from its column of the rows into the biases.
+
+    Zeros if there is no baseline.
+    """
     if sources.shared_column is None:
         return torch.zeros_like(bias)
     shared = rows[:, sources.shared_column].clone()

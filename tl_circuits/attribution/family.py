@@ -1,4 +1,4 @@
-"""Other prompts that a prompt is compared with, and which of their positions belong to which of its own."""
+"""The prompts that a prompt is compared with, and which of their positions correspond to which of its own."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from tl_circuits.hooks import ReadPrompt, is_whole, token_text
 class Member:
     """One prompt of a family.
 
-    ``places[p]`` is the position of the explained prompt that position ``p`` is compared with, -1 for none.
-    ``skipped``: positions without features and error nodes.
+    ``places[p]``: the position of the prompt to explain that its position ``p`` is compared with, -1 for none.
+    ``skipped``: its positions without features and error nodes.
     """
 
     token_ids: tuple[int, ...]
@@ -40,18 +40,20 @@ def as_prompts(given: Any) -> list[Any]:
 def find_family(
     model: Any, own: ReadPrompt, given: Any, align: Any, read: Callable[[Any], ReadPrompt], same_skips: bool
 ) -> Family:
-    """The baseline's prompts, each position told where it belongs.
+    """Find the baseline's prompts, and which of their positions correspond to which of the prompt to explain.
 
     Args:
-        model: for the text of messages.
+        model: gives the tokens' text, for messages.
         own: the prompt to explain.
         given: one other prompt, or several.
         align: None (prompts of one length), ``"end"``, or one ``{position: slot}`` a prompt, the explained one's first.
-        read: tokenises a prompt as the explained one was.
-        same_skips: the positions left out were chosen by hand, so those aligned with them are left out too.
+        read: tokenises a prompt in the same way as the one to explain.
+        same_skips: whether the caller chose the positions to leave out; then the corresponding ones are left out in the
+            other prompts, too.
 
-    Raises BaselineError for no prompt at all, for the prompt itself as the only one, for other lengths without
-    ``align``, and for slots that do not fit.
+    Raises:
+        BaselineError: there is no prompt, or only the prompt itself; lengths differ and ``align`` is not given; or
+            slots do not fit.
     """
     prompts = as_prompts(given)
     if not prompts:
@@ -61,7 +63,8 @@ def find_family(
     names = [repr("".join(token_text(model, i) for i in one)) for one in ids]
     if all(one == ids[0] for one in ids):
         raise BaselineError(
-            f"the baseline {names[1]} is the prompt itself, so all differences are zero. Give prompts that have another answer."
+            f"the baseline {names[1]} is the prompt itself, so all differences are zero. Give prompts that have another "
+            "answer."
         )
     if align is None:
         _require_one_length(ids, names)
@@ -81,15 +84,16 @@ def _require_one_length(ids: list[tuple[int, ...]], names: list[str]) -> None:
     other = next((i for i, one in enumerate(ids) if len(one) != len(ids[0])), None)
     if other is not None:
         raise BaselineError(
-            f"the baseline {names[other]} has {len(ids[other])} tokens and the prompt has {len(ids[0])}. Give prompts of one "
-            'length; or align="end", which counts positions from the end; or align=[{position: slot}, ...], the prompt\'s first.'
+            f"the baseline {names[other]} has {len(ids[other])} tokens and the prompt has {len(ids[0])}. Give prompts of "
+            'one length; or align="end", which counts positions from the end; or align=[{position: slot}, ...], the '
+            "prompt's first."
         )
 
 
 def _places(own: ReadPrompt, own_slots: list[int], other: ReadPrompt, slots: list[int]) -> tuple[int, ...]:
-    """Where each position of another prompt lies in the explained one.
+    """For each position of another prompt, the corresponding position of the prompt to explain, -1 for none.
 
-    First positions that are left out go with each other wherever they stand: a beginning-of-sequence token is no context.
+    Positions left out at the start always correspond to each other: all prompts have the same tokens there.
     """
     at = {slot: position for position, slot in enumerate(own_slots) if slot >= 0 and position not in own.skipped}
     places = [at.get(slot, -1) if position not in other.skipped else -1 for position, slot in enumerate(slots)]

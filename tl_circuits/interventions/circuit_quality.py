@@ -41,6 +41,16 @@ class CircuitQuality:
         metric: the metric's mean over the family on the model as it is, and with no node kept.
         n_nodes: how many nodes a prompt has in all.
         ablate: what replaced nodes outside the circuit.
+
+    Examples:
+        >>> import pandas as pd
+        >>> measured = pd.DataFrame({"chosen": "circuit", "nodes": [0, 50, 100], "F": [0, 0.8, 1], "C": [1, 0.4, 0]})
+        >>> found = tlc.CircuitQuality(measured, metric=(12.0, 0.5), n_nodes=100, ablate="mean")
+        >>> found.at(50)  # F and C of the fifty most important nodes
+        (0.8, 0.4)
+        >>> print(found.areas().round(2).to_string(index=False))
+         chosen  CPR  CMD    C
+        circuit 0.65 0.35 0.45
     """
 
     curve: pd.DataFrame = field(repr=False)
@@ -136,7 +146,7 @@ def circuit_quality(
         ArgumentError: for numbers of circuits, answers or counterfactuals that do not fit, or no metric.
         BelongingError: for a graph of another model or dictionary.
 
-    Example:
+    Examples:
         >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
         >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=60) for text in family]
         >>> found = tlc.circuit_quality(replacement, graphs, family, ["Austin", "Sacramento"], sizes=[0, 20], others=False)

@@ -260,8 +260,8 @@ class Leading:
 
     No later position acts on them and their MLPs are constants, so their streams are known: a linear function of their
     own tokens plus a constant. ``_values[L]`` holds the attention values of layer L at these positions, one part for
-    each of their tokens, one for what a baseline has there too, and one constant part. Later positions see them only through these values; so a sweep leaves
-    them out and multiplies its gradient at the values with the parts.
+    each of their tokens, one for what a baseline has there as well, and one constant part. Later positions see them
+    only through these values; so a sweep leaves them out and multiplies its gradient at the values with the parts.
     """
 
     def __init__(self, recording: Recording, sources: Sources, attention: list[FrozenAttention]):

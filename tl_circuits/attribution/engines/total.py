@@ -1,9 +1,9 @@
-"""Total effects: what every source does to the targets over all paths, from one backward sweep.
+"""Total effects: what every source does to the targets over all paths, computed in one backward pass.
 
-A direct effect goes through attention and the residual stream alone. A total effect also goes through every later
-feature, each with the ratio of its activation to its pre-activation held (1 for ReLU, JumpReLU and TopK features, half
-the ratio to each factor for gated neurons). The local replacement model is linear in that sense, so one gradient gives
-the total effect of everything at once: activation times gradient under frozen rules, as in RelP (arXiv 2508.21258).
+A direct effect goes through attention and the residual stream only. A total effect also goes through every later
+feature, whose ratio of activation to pre-activation is held fixed (1 for ReLU, JumpReLU and TopK features; for gated
+neurons half of the ratio goes to each factor). With these ratios held the whole model is linear, so one gradient gives
+the total effects of all sources: activation times gradient under frozen rules, as in RelP (arXiv 2508.21258).
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, 
 
 
 def held_ratio(active: LayerActive) -> Float[Tensor, " n"]:
-    """Each feature's activation over its pre-activation, as it is held; 0 for silent features."""
+    """The ratio of each feature's activation to its pre-activation, at which it is held; 0 for silent features."""
     return torch.where(active.activation == 0, 0.0, active.activation / torch.where(active.pre == 0, 1.0, active.pre))
 
 
@@ -31,12 +31,12 @@ def total_effects(
     """The total effect of every column of ``engine.sources`` on one target.
 
     Args:
-        engine: the engine the graph is traced with.
+        engine: the engine with which the graph is traced.
         model: the model it was made for.
-        recording: the prompt's run.
-        target: one target: a logit, or several combined by their weights (:func:`combined`), or a feature.
-        feature: the column of the feature that is the target; its own effect is its activation.
-        holds: how patterns and denominators are held.
+        recording: one run of the model on the prompt.
+        target: one target: a logit, several combined by their weights (:func:`combined`), or a feature.
+        feature: the target's column if it is a feature, whose effect on itself is its activation; else None.
+        holds: how patterns and denominators can be held on this model.
     """
     if isinstance(engine, LinearEngine):
         return _by_sweep(engine, recording, target, feature)
@@ -44,19 +44,19 @@ def total_effects(
 
 
 def combined(targets: Targets, weights: Float[Tensor, " n"]) -> Targets:
-    """Targets of one layer and position as their weighted sum."""
+    """The weighted sum of targets at one layer and position, as a single target."""
     vector = (weights[:, None] * targets.vector).sum(0, keepdim=True)
     return Targets(targets.layer[:1], targets.position[:1], vector, (weights * targets.bias).sum()[None])
 
 
 def _blocks(active: LayerActive, d: int) -> list[slice]:
-    """Slices of the features whose vectors are gathered at once."""
+    """The features in slices, for each of which the vectors are gathered at once."""
     step = max(1, GATHERED_FLOATS // d)
     return [slice(start, start + step) for start in range(0, active.feature.numel(), step)]
 
 
 def _by_sweep(engine: LinearEngine, recording: Recording, target: Targets, feature: int | None) -> Float[Tensor, " column"]:
-    """From the last layer to the first with the maps of the linear engine, one gradient ``g[pos]``."""
+    """Total effects with the linear engine's maps: one gradient ``g[pos]`` goes from the last layer to the first."""
     sources = engine.sources
     n_pos, n_layers = sources.n_pos, len(sources.layers)
     out = sources.tokens.new_zeros(sources.width)
@@ -94,7 +94,7 @@ def _by_sweep(engine: LinearEngine, recording: Recording, target: Targets, featu
 def _before_attention(
     engine: LinearEngine, layer: int, g: Float[Tensor, "pos d_model"], from_mlp: Float[Tensor, "pos d_model"] | None
 ) -> Float[Tensor, "pos d_model"]:
-    """The gradient at the stream that enters a block. A parallel block's MLP reads what its attention reads."""
+    """The gradient at the stream that enters a block, from that before its MLP and that which came through the MLP."""
     if from_mlp is not None and not engine.parallel:
         g = g + from_mlp
     attention, after = engine.attention[layer], g[:, None].clone()
@@ -104,7 +104,7 @@ def _before_attention(
 
 
 def _add_gradients(sources: Sources, layer: int, at_site: Float[Tensor, "pos d_out"], gradients: list[Tensor]) -> None:
-    """Add what one unit of each feature does by writing to this layer's output."""
+    """Add to each feature's gradient what one unit of it does by writing to this layer's output."""
     dictionary = sources.dictionary
     for writer in dictionary.writers(layer) if layer in dictionary.layers else ():
         active = sources.layers[writer].active.to(at_site.device)
@@ -116,7 +116,7 @@ def _add_gradients(sources: Sources, layer: int, at_site: Float[Tensor, "pos d_o
 def _at_inputs(
     sources: Sources, recording: Recording, layer: int, gradient: Float[Tensor, " n"]
 ) -> Float[Tensor, "pos d_in"] | None:
-    """The gradient at the dictionary's input from that at its features; None where the layer has none."""
+    """The gradient at the dictionary's input, from that at its features; None if the layer has no dictionary."""
     dictionary, active = sources.dictionary, sources.layers[layer].active
     if layer not in dictionary.layers:
         return None
@@ -132,7 +132,7 @@ def _at_inputs(
 def _with_features(
     sources: Sources, out: Float[Tensor, " column"], gradients: list[Tensor], feature: int | None
 ) -> Float[Tensor, " column"]:
-    """``out`` with the features' effects filled in: what of their activation counts, times the gradient."""
+    """Fill the features' effects into ``out``: the part of the activation that counts, times the gradient."""
     for source, gradient in zip(sources.layers, gradients, strict=True):
         out[source.features_at : source.errors_at] = (source.active.counted * gradient).to(out.device)
         if feature is not None and source.features_at <= feature < source.errors_at:
@@ -143,21 +143,22 @@ def _with_features(
 def _by_gradient(
     model: Any, recording: Recording, sources: Sources, target: Targets, feature: int | None, holds: Holds
 ) -> Float[Tensor, " column"]:
-    """The same by automatic differentiation: a run in which features are computed anew with their ratios held."""
+    """Total effects by automatic differentiation, through a run in which all features' ratios are held."""
     run = _FeatureRun(sources, recording)
     seen = differentiable_run(model, recording.tokens, holds, recording.held, run.replaced, run.wanted(model))
     return run.effects(model, seen, target, feature)
 
 
 class _FeatureRun:
-    """A differentiable run whose MLP outputs are leaves plus what the features, computed anew, add beyond their values.
+    """A differentiable run in which each MLP's output is a leaf, and gradients also pass through the features.
 
-    The leaves' gradients are then total: they flow through every later feature.
+    To the leaf, the features' outputs are added with value zero but with their gradients. So the gradient at a leaf is
+    total: it includes all paths through later features.
     """
 
     def __init__(self, sources: Sources, recording: Recording):
         self._sources, dictionary = sources, sources.dictionary
-        self._written: dict[int, Tensor] = {}  # the features of a layer, as far as the run has come
+        self._written: dict[int, Tensor] = {}  # the activations of each layer that has run
         self._skips: dict[int, Tensor] = {}
         with torch.inference_mode(False):
             self._tokens = recording.resid_pre[0][None].clone().requires_grad_()
@@ -177,7 +178,7 @@ class _FeatureRun:
         return recording.sites[self._site(layer)] if layer in self._sources.dictionary.layers else recording.mlp_out[layer]
 
     def _vectors(self, recording: Recording, layer: int) -> Float[Tensor, "n d_in"]:
-        """What each feature reads, times its held ratio."""
+        """The vector by which each feature reads its input, times its held ratio."""
         active, dictionary = self._sources.layers[layer].active, self._sources.dictionary
         x = recording.sites[dictionary.input_hook(layer)].float()
         vectors, _ = dictionary.read_vectors(layer, active.feature, x[active.position])
@@ -193,7 +194,7 @@ class _FeatureRun:
         return x
 
     def _write(self, layer: int, out: Tensor) -> Tensor:
-        """The leaf, with a way for gradients through the features that write here and through the skip connection."""
+        """The leaf; gradients pass it to the features that write here, and to the skip connection."""
         leaf, dictionary = self._leaves[layer], self._sources.dictionary
         if layer not in dictionary.layers:
             return leaf
@@ -207,7 +208,7 @@ class _FeatureRun:
         return leaf + (through - through.detach())[None].to(out.dtype)
 
     def wanted(self, model: Any) -> list[str]:
-        """Hooks whose tensors targets read."""
+        """The hooks whose tensors targets may read."""
         dictionary = self._sources.dictionary
         return [*(dictionary.input_hook(layer) for layer in dictionary.layers), final_hook(model)]
 
