@@ -56,9 +56,25 @@ def hold_hooks(
     values: Mapping[str, Tensor],
     pattern_edits: Mapping[int, Sequence[Callable[[Tensor, Any], Tensor]]] | None = None,
 ) -> HookList:
-    """Hooks that hold all patterns and denominators at ``values``, named by :func:`pattern_point` and :func:`scale_point`.
+    """Hooks that hold all attention patterns and norm denominators fixed, whatever the model is run on.
 
-    Values have a batch of one in front. ``pattern_edits[layer]`` change the held pattern, in order.
+    Args:
+        model: the model.
+        holds: how each can be held on this model, from ``replacement.holds(tokens)``.
+        values: what they are held at, by hook name and with a batch of one in front, such as ``Recording.held``.
+        pattern_edits: for each layer, functions that change its held pattern, applied in order.
+
+    Returns:
+        Hooks for ``run_with_hooks`` or ``model.hooks``.
+
+    Examples:
+        >>> tokens = tlc.hooks.to_tokens(model, prompt)
+        >>> recording = tlc.hooks.record(model, tokens, position=-1)
+        >>> held = tlc.hooks.hold_hooks(model, replacement.holds(tokens), recording.held)
+        >>> with model.hooks(fwd_hooks=held):  # another city, with the attention of the first one
+        ...     _, cache = model.run_with_cache("the capital of the state containing Oakland is")
+        >>> bool((cache["blocks.1.attn.hook_pattern"][0] == recording.patterns[1].dense()).all())
+        True
     """
     hooks: HookList = []
     for name in holds.norms:

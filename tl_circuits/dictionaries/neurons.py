@@ -172,9 +172,9 @@ def mlp_neurons(model: Any) -> Neurons:
         >>> neurons.layers, neurons.width(0)
         ((0, 1, 2, 3), 256)
         >>> with tlc.attach(model, neurons) as replacement:
-        ...     graph = tlc.attribute(replacement, prompt, max_nodes=50)
+        ...     graph = tlc.attribute(replacement, prompt, max_nodes=20)
         >>> graph.nodes.kind.value_counts().to_dict()  # no error nodes
-        {'feature': 50, 'embedding': 9, 'logit': 1}
+        {'feature': 20, 'embedding': 9, 'logit': 1}
     """
     require_model("mlp_neurons", model)
     layers = range(int(model.cfg.n_layers))

@@ -47,13 +47,13 @@ class RecurringCircuit:
     0 there. ``unaligned`` is the share of influence at positions without a slot (mean over prompts, without targets).
 
     Examples:
-        >>> cities = ("Dallas", "Houston", "Waco")
+        >>> cities = ("Dallas", "Houston")
         >>> questions = [f"the capital of the state containing {city} is" for city in cities]
-        >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=40) for text in questions])
+        >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
         >>> recurring.tokens[-2]  # seen at the last position but one
-        ('Dallas', 'Houston', 'Waco')
-        >>> recurring.graph(min_share=1.0).nodes.kind.value_counts().to_dict()  # in all three
-        {'error': 36, 'feature': 28, 'embedding': 9, 'logit': 1}
+        ('Dallas', 'Houston')
+        >>> recurring.graph(min_share=1.0).nodes.kind.value_counts().to_dict()  # in both
+        {'error': 36, 'feature': 14, 'embedding': 9, 'logit': 1}
     """
 
     info: GraphInfo
@@ -219,13 +219,13 @@ def aggregate(
         GraphFileError: a file is not a graph.
 
     Examples:
-        >>> cities = ("Dallas", "Houston", "Waco")
+        >>> cities = ("Dallas", "Houston")
         >>> questions = [f"the capital of the state containing {city} is" for city in cities]
-        >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=40) for text in questions])
+        >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
         >>> print(recurring.features[["id", "count", "share"]].head(2).to_string(index=False))
                 id  count  share
-        L3/F667@-1      3    1.0
-        L0/F551@-7      3    1.0
+        L3/F667@-1      2    1.0
+        L0/F551@-7      2    1.0
     """
     graphs = list(graphs)
     if not graphs:
@@ -287,13 +287,13 @@ def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
     Examples:
         >>> def recurring(*cities):
         ...     questions = [f"the capital of the state containing {city} is" for city in cities]
-        ...     return tlc.aggregate([tlc.attribute(replacement, text, max_nodes=40) for text in questions])
-        >>> difference = tlc.contrast(recurring("Dallas", "Houston", "Waco"), recurring("Miami", "Tampa", "Orlando"))
+        ...     return tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
+        >>> difference = tlc.contrast(recurring("Dallas", "Houston"), recurring("Miami", "Tampa"))
         >>> columns = ["id", "share_first", "share_second", "difference"]
         >>> print(difference[columns].head(2).round(2).to_string(index=False))
                 id  share_first  share_second  difference
-        L0/F308@-2         0.67          0.00        0.17
-        L0/F450@-2         0.00          0.67       -0.06
+        L0/F308@-2          0.5           0.0        0.12
+        L0/F450@-2          0.0           1.0       -0.10
     """
     _require_same([first.info, second.info], ["the first set", "the second set"])
     if not set(first.slots) & set(second.slots):
