@@ -29,7 +29,7 @@ docs: .venv/test-installed
 address: .venv/test-installed
 	$(BIN)/python -m docs.make.address
 
-# Trains the built-in model again and measures it: half an hour on two cores.
+# Trains the built-in model again and measures it: about a quarter of an hour of one core.
 tiny-facts: .venv/test-installed
 	$(BIN)/python -m training.tiny_facts
 

@@ -21,13 +21,18 @@ from tl_circuits.models import PACKAGED
 
 INTRODUCTION = f"""# Benchmarks
 
-Written by `make bench`, part by part (`make bench BENCH_ARGS="--only speed"`). Where circuit-tracer 0.5.0 is measured: Gemma-3-270m
-with 16,384-wide random JumpReLU transcoders, about 60 active features a position, float32, the same weights and features for
-both, one after the other in the same run. Ours: median of three; circuit-tracer: once at each of three batch sizes, {PEER_DEFAULT}
-(as it comes) among them. A run of more than {PEER_LIMIT} s is stopped after the batch at work, and its remaining nodes are reckoned
-at the speed of those done ("about"); "does not finish" means out of memory. The share of the machine's rate, measured between
-the runs, counts a plain backward pass's products with attention weights, one at every layer and position below a node, and
-nothing else: over the whole time, and over the sweeps of the linear engine alone.
+Every timing, memory size and measured share in this documentation stands on this page. `make bench` measures and writes it, part by
+part (`make bench BENCH_ARGS="--only speed"`); parts that it does not measure stay as they are.
+
+Comparisons with circuit-tracer 0.5.0 use Gemma-3-270m in float32 and random JumpReLU transcoders of 16,384 features a layer, of
+which about 60 are active at a position. Both programs get the same weights and features, one after the other in the same run. Our
+times are the median of three runs. circuit-tracer runs once at each of three batch sizes; one of them is its default, {PEER_DEFAULT}. A run of
+more than {PEER_LIMIT} s is stopped after its current batch, and the time of the remaining nodes is estimated from those done (marked
+"about"). "Does not finish" means that it ran out of memory.
+
+"Of the machine's rate" compares a trace with how fast this machine multiplies matrices, measured between the runs. It
+counts only the products that a plain backward pass needs with the attention's weights, one at every layer and position below a node:
+first over the whole time of a trace, then over the sweeps of the linear engine alone.
 """
 
 

@@ -11,13 +11,20 @@ from .errors import ArgumentError, TLCircuitsError
 
 
 def whole(value: Any, what: str = "a whole number", error: type[TLCircuitsError] = ArgumentError) -> int:
-    """``value`` as an int: whatever Python takes as an index, and a single number that happens to be whole.
+    """A whole number of any library as a Python int.
 
-    So NumPy's integers, tensors without a dimension and the ``3.0`` that a row of a frame makes of a 3 will do.
-    Raises ``error``, calling the value ``what``, for anything else, booleans and 1.5 among it.
+    Accepts Python's and NumPy's integers, tensors and arrays that hold a single number, and floats without a
+    fraction (a row of a data frame with mixed columns turns 3 into 3.0). Booleans are refused.
 
-    >>> whole(numpy.int64(3)), whole(torch.tensor(3)), whole(3.0)
-    (3, 3, 3)
+    Args:
+        value: the number.
+        what: how an error message names it.
+        error: the error raised for anything that is not a whole number.
+
+    Examples:
+        >>> import numpy, torch
+        >>> whole(numpy.int64(3)), whole(torch.tensor(3)), whole(3.0)
+        (3, 3, 3)
     """
     if not _is_boolean(value) and getattr(value, "ndim", 0) == 0:
         try:

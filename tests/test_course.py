@@ -230,7 +230,7 @@ def test_a_notebook_that_changes_the_checker_is_noticed(cell):
 def test_a_process_that_the_system_ended_is_said_so():
     asked = [{"function": "f", "task": "", "points": 3}]
     report = _report(ASSIGNMENTS[0], [{"questions": asked}, {"cell": 4}], -9, 60.0)
-    assert "was ended by the system (SIGKILL, perhaps for want of memory) in code cell 4" in report.remarks[0]
+    assert "was ended by the system (SIGKILL, perhaps because memory ran out) in code cell 4" in report.remarks[0]
 
 
 def test_a_process_that_ends_itself_keeps_what_was_checked():
@@ -306,9 +306,9 @@ def test_notebooks_are_found_by_name_or_by_what_they_say_and_refused_in_words(tm
     path = (folder / ASSIGNMENTS[1].starter.name).rename(folder / "Anna.ipynb")
     assert open_submission(folder).assignment == ASSIGNMENTS[1] == find_assignment("2")
     path.write_text(json.dumps({"cells": []}))
-    with pytest.raises(CourseError, match="give it its first name back"):
+    with pytest.raises(CourseError, match="Rename it to its original name"):
         open_submission(path)
-    for text, words in (("{", "is no notebook"), ("[]", "of format 4"), ('{"cells": [1]}', "of format 4")):
+    for text, words in (("{", "is not a notebook"), ("[]", "of format 4"), ('{"cells": [1]}', "of format 4")):
         path.write_text(text)
         with pytest.raises(CourseError, match=words):
             open_submission(folder)

@@ -174,7 +174,7 @@ def test_a_malicious_pickle_runs_nothing_and_says_what_it_wanted(tmp_path, kind)
         if kind == "hidden":
             content = {"cfg": payload, "input_string": "x", "adjacency_matrix": torch.ones(1)}
         torch.save(content, path)
-    with pytest.raises(GraphFileError, match="Nothing of it was run|no whole torch file"):
+    with pytest.raises(GraphFileError, match="Nothing of it was run|not a whole torch file"):
         tlc.load_graph(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.pt"]
 
@@ -185,7 +185,7 @@ def test_torch_files_that_are_no_graph_or_cut_off_say_so(tmp_path):
         tlc.load_graph(tmp_path / "other.pt")
     whole = (DATA / "circuit_tracer.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(GraphFileError, match="no whole torch file"):
+    with pytest.raises(GraphFileError, match="not a whole torch file"):
         tlc.load_graph(tmp_path / "cut.pt")
 
 
@@ -227,7 +227,7 @@ def test_gzipped_files_are_read(tmp_path):
     (tmp_path / "g.json.gz").write_bytes(gzip.compress(json.dumps(small()).encode()))
     assert places(tlc.load_graph(tmp_path / "g.json.gz")) == EXPECTED
     (tmp_path / "cut.gz").write_bytes(gzip.compress(json.dumps(small()).encode())[:200])
-    with pytest.raises(GraphFileError, match="no whole gzip"):
+    with pytest.raises(GraphFileError, match="not a whole gzip"):
         tlc.load_graph(tmp_path / "cut.gz")
 
 
@@ -274,5 +274,5 @@ def test_damaged_graphs_say_what_and_where(tmp_path, damage, words):
 @pytest.mark.parametrize("text", ['{"metadata":', '{"a": 1}', "{}", '{"metadata": [], "nodes": [], "links": []}'])
 def test_other_json_is_refused(tmp_path, text):
     (tmp_path / "g.json").write_text(text)
-    with pytest.raises(GraphFileError, match="is no JSON|no attribution graph"):
+    with pytest.raises(GraphFileError, match="is not JSON|not an attribution graph"):
         tlc.load_graph(tmp_path / "g.json")

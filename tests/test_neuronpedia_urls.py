@@ -83,12 +83,12 @@ def test_a_url_too_long_for_servers_is_refused(traced):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://example.com/gemma-2-2b/graph?slug=x", "no address of"),
-        ("https://www.neuronpedia.org.evil.com/gemma-2-2b/graph", "no address of"),
-        ("ftp://www.neuronpedia.org/gemma-2-2b/graph", "no address of"),
-        ("gemma-2-2b/graph?slug=x", "no address of"),
-        ("https://www.neuronpedia.org/gemma-2-2b/0-res/5", "is no graph"),
-        (AUSTIN[: AUSTIN.index("Texas")], "supernodes is no JSON.*cut off"),
+        ("https://example.com/gemma-2-2b/graph?slug=x", "not an address of"),
+        ("https://www.neuronpedia.org.evil.com/gemma-2-2b/graph", "not an address of"),
+        ("ftp://www.neuronpedia.org/gemma-2-2b/graph", "not an address of"),
+        ("gemma-2-2b/graph?slug=x", "not an address of"),
+        ("https://www.neuronpedia.org/gemma-2-2b/0-res/5", "is not the address of a graph"),
+        (AUSTIN[: AUSTIN.index("Texas")], "supernodes is not JSON.*cut off"),
         (AUSTIN.replace("%5B", "%255B").replace("%22", "%2522"), "encoded twice"),
         ("https://www.neuronpedia.org/m/graph?supernodes=[1]", "expected a list of lists"),
         ("https://www.neuronpedia.org/m/graph?pinnedIds=14_2268", "pinnedIds holds '14_2268'"),

@@ -63,24 +63,24 @@ def test_the_page_tells_the_story_it_was_given(page, graph):
 def test_sentences_hold_in_the_replacement_model_until_removing_a_box_confirms_them(browser, page, graph, tmp_path):
     story = tell(graph)
     lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
-    assert lead == "In the replacement model:" and len(checks) == 3  # every box of the page was removed, each lowered its target
+    assert lead == "What the replacement model says:" and len(checks) == 3  # every box of the page was removed, each lowered its target
     for sentence, check in zip(story.sentences, checks, strict=True):
-        raises = sentence.rsplit(" ", 2)[1] == "raises"
+        raises = sentence.rsplit(" ", 2)[1] in ("raises", "raise")
         assert check.strip().startswith("Confirmed" if raises else "Not confirmed") and "falls by 0.40 in the real model" in check
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
-        assert unmeasured.inner_text(".tale > p") == "In the replacement model, until removing a box confirms it:"
+        assert unmeasured.inner_text(".tale > p") == "What the replacement model says (remove a box to test it in the real model):"
         assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
         last = story.units[story.ways[0][-2]]  # as a live model would tell it
         unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, measured: 0.3})", [graph.node_ids[i] for i in last.members])
         assert "rises by 0.30" in unmeasured.inner_text(".sentences li")
 
 
-def test_what_a_dampened_box_does_is_told_of_the_box_itself():
+def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
     drawn = (("token", "“a”"), ("box", "b"), ("box", "c"), ("target", "“d”"))
     units = tuple(Unit(kind, name, "", (i,), 0.0, 0.0, 1.0) for i, (kind, name) in enumerate(drawn))
     flows = torch.zeros(4, 4)
     flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.5, 0.5
-    assert _sentence(units, flows, (0, 1, 2, 3)) == "“a” activates [b] (1 feature), which dampens [c] (1 feature), which by itself raises “d”."
+    assert _sentence(units, flows, (0, 1, 2, 3)) == "“a” activates [b] (1 feature), which holds back [c] (1 feature); [c] would raise “d”."
 
 
 def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):

@@ -157,10 +157,10 @@ def test_sources_behind_a_position_do_not_count(traced):
         ((-1, 0, 1, 0), "layer -1 is not"),
         ((0, 4, 1, 0), r"head 4 is not in 0\.\.3"),
         ((0, 0, 9, 0), "position 9 is outside"),
-        ((0, 0, 1, 2), "key position 2 lies behind query position 1"),
+        ((0, 0, 1, 2), "key position 2 comes after query position 1"),
         ((0, 0, 8, 2), "sliding window"),
         ((1, 0, 3, 2, 2), "baseline_key 2 is the key itself"),
-        ((1, 0, 3, 2, 5), "key position 5 lies behind"),
+        ((1, 0, 3, 2, 5), "key position 5 comes after"),
     ],
 )
 def test_scores_that_are_not_there_are_refused(traced, arguments, words):
@@ -172,7 +172,7 @@ def test_other_bad_input_is_refused(traced, monkeypatch):
     replacement, graph = traced
     with pytest.raises(ValueError, match="top must be at least 1"):
         tlc.qk_attribution(replacement, graph, 1, 0, 3, 2, top=0)
-    with pytest.raises(TargetError, match="is no source"):
+    with pytest.raises(TargetError, match="is not a source"):
         tlc.qk_attribution(replacement, graph, 1, 0, 3, 2).removal(["bias"])
     attention = type(replacement.model.blocks[1].attn)
     monkeypatch.setattr(attention, "W_Q", None)

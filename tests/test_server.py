@@ -236,7 +236,7 @@ def use_the_page(browser, url, home):
     address = f"{url}/?token={TOKEN}&graph={graph_id(url)}"
     with tab(browser, address, allowed=(url, url.replace("http", "ws"))) as page:
         assert page.inner_text("h1").replace("\xa0", " ") == "Why “ Paris” (75 %)?"
-        assert "2 unreadable" in page.inner_text("header")
+        assert "2 cannot be read" in page.inner_text("header")
         page.locator(".unit.box").first.click()
         page.keyboard.press("s")
         page.locator("input.steer").fill("0")

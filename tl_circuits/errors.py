@@ -18,6 +18,7 @@ __all__ = [
     "ArchitectureError",
     "ArgumentError",
     "AttachError",
+    "BaselineError",
     "BelongingError",
     "CourseError",
     "DictionaryError",
@@ -44,6 +45,10 @@ class ModelError(TLCircuitsError, ValueError):
 
 class TargetError(TLCircuitsError, ValueError):
     """An attribution target that does not exist on this model or prompt."""
+
+
+class BaselineError(TLCircuitsError, ValueError):
+    """Other prompts that a prompt cannot be compared with."""
 
 
 class BelongingError(TargetError):

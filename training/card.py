@@ -60,31 +60,34 @@ with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
     graph = tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
 ```
 
-`tl-circuits demo` tells its story. {f.size} One word is one token. Written by `make tiny-facts`
-(seeded, about ten minutes of one core), which trains the model and its transcoders and measures all numbers below on the
-files as the package opens them.
+`tl-circuits demo` tells its story. {f.size}
+One word is one token.
+
+`make tiny-facts` writes this page. It trains the model and its transcoders (seeded;
+[how long it takes](benchmarks.md#training-transcoders)) and measures all numbers below on the files as the package opens them.
 
 ## What it knows
 
-Accuracy: the share of facts whose answer is the likeliest next word, for facts it was trained on and facts kept from it
-(`tl_circuits.dictionaries.builtin.split`).
+Accuracy is the share of facts whose answer is the likeliest next word. It is given for the facts the model was trained
+on, and for facts that were kept back from training (`tl_circuits.dictionaries.builtin.split`).
 
 | question | trained | accuracy | kept back | accuracy |
 |---|---|---|---|---|
 {families}
 
-Kept back are: for half of the cities one of the three phrasings; of the two-hop questions, all about one city of every
-state, nearly half of those about capitals and a quarter of the others; a sixth of the French opposites; a tenth of the sums.
-On cities that no two-hop question was ever asked about ({f.strangers[0]} questions) accuracy is {f.strangers[1]:.1%}.
+These were kept back: for half of the cities, one of the three phrasings; of the two-hop questions, all those about one
+city of every state, nearly half of those about capitals and a quarter of the others; a sixth of the French opposites; a
+tenth of the sums. On cities that no two-hop question was ever asked about ({f.strangers[0]} questions) accuracy is {f.strangers[1]:.1%}.
 
-The world is small and so is the model: it knows nothing else, and unknown words are read as `<unk>`. Embeddings of cities
-stay at their random start, so which state a city lies in must be looked up by a layer; number embeddings start on a helix.
+The model knows nothing else, and it reads unknown words as `<unk>`. Embeddings of cities stay at their random start, so
+a layer must look up which state a city lies in. Number embeddings start on a helix.
 
 ## Its transcoders
 
-JumpReLU, trained as BatchTopK, one a layer, reading `mlp.hook_in` and writing `hook_mlp_out`. Loss is the cross entropy on
-the answers of facts kept back: {clean:.3f} for the model itself, `replaced` with one layer's MLP output replaced by its
-reconstruction, `removed` with that output removed; `recovered` is the share of the difference that the transcoder saves.
+There is one JumpReLU transcoder for each layer, trained as BatchTopK. It reads `mlp.hook_in` and writes `hook_mlp_out`.
+The loss is the cross entropy on the answers of facts kept back: {clean:.3f} for the model itself. In the column `replaced`,
+one layer's MLP output is replaced by its reconstruction; in `removed`, it is removed. `recovered` is the share of the
+loss added by the removal that the transcoder saves.
 
 | layer | features | L0 | explained variance | replaced | removed | recovered |
 |---|---|---|---|---|---|---|
@@ -92,11 +95,12 @@ reconstruction, `removed` with that output removed; `recovered` is the share of 
 
 ## The middle step, by experiment
 
-Asked for `the capital of the state containing Dallas is`, does it go through Texas? A feature *stands for a state* if,
-whichever of the five properties is asked about, it is active on at least one of the state's seven cities, and at least
-{PURITY:.0%} of its activation over all cities is on that state's (chance: 3 %; `tl_circuits.dictionaries.builtin.state_features`). A state
-has {step.features_a_state:.0f} such features, {step.shared_a_state:.0f} of them *shared* by two or more of its cities, counting the city's
-position and the last one. On the {step.prompts} questions about capitals that were kept from training:
+When asked for `the capital of the state containing Dallas is`, does the model go through Texas? A feature *stands for a
+state* if, whichever of the five properties is asked about, it is active on at least one of the state's seven cities,
+and at least {PURITY:.0%} of its activation over all cities is on that state's (chance: 3 %;
+`tl_circuits.dictionaries.builtin.state_features`). A state has {step.features_a_state:.0f} such features, {step.shared_a_state:.0f} of them *shared* by two or more of
+its cities, counting the city's position and the last one. On the {step.prompts} questions about capitals that were kept from
+training:
 
 | | share |
 |---|---|
@@ -105,9 +109,12 @@ position and the last one. On the {step.prompts} questions about capitals that w
 | with another state's features in their place (drawn at random, at their mean activation), the likeliest word is the other state's capital | {step.swapped:.1%} |
 | the same swap in the {f.control.prompts} questions about abbreviations: the likeliest word is the other state's abbreviation | {f.control.swapped:.1%} |
 
-The last row says that the state was swapped, not the answer. Nothing is held in the last three rows (`freeze="none"`). Why shared features alone would not do for a swap: the first
-layer writes the state from the city with features that serve one to three cities each; the second cleans it up with features
-that most of a state's cities share. Taking features out without a substitute leaves the answer standing more often, because
-what the transcoders miss still points to the state.
+The last row shows that the swap changed the state and not just the answer. In the last three rows nothing is held
+(`freeze="none"`).
+
+Shared features alone would not be enough for a swap: the first layer writes the state from the city with features that
+serve one to three cities each, and the second layer cleans it up with features that most of a state's cities share. If
+features are taken out without a substitute, the answer more often stays the same, because what the transcoders miss
+still points to the state.
 """
     )

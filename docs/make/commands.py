@@ -1,9 +1,7 @@
 """Writes the reference of ``tl-circuits`` from the program itself, where a page says ``<!-- commands -->``."""
 
 import html
-import pkgutil
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 from typer.main import get_command
@@ -17,11 +15,9 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command by what a user types, such as ``tl-circuits course start``, groups left out."""
-    import tl_circuits.cli
+    from tl_circuits.cli.main import app
 
-    for module in pkgutil.iter_modules(tl_circuits.cli.__path__):
-        import_module(f"tl_circuits.cli.{module.name}")
-    return _leaves("tl-circuits", get_command(tl_circuits.cli.app))
+    return _leaves("tl-circuits", get_command(app))
 
 
 def _leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:

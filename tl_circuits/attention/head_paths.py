@@ -1,9 +1,9 @@
-"""The ways of one edge through attention heads: none, one head, two, three, and what is left.
+"""One edge, split by the attention heads that it passes: none, one, two, three, and all else.
 
-With patterns and norms frozen, every head is a matrix from the stream at one position to the stream
-at another, and a direct effect is a sum over all sequences of heads between source and target
-("head loadings", "Tracing Attention Computation Through Feature Interactions", Anthropic 2025).
-Skip connections of transcoders act at one position and belong to the residual stream here.
+With attention patterns and norm denominators frozen, every head is a matrix from the residual stream at one position to
+the stream at another, and a direct effect is a sum over all sequences of heads between source and target ("head
+loadings", "Tracing Attention Computation Through Feature Interactions", Anthropic 2025). The skip connection of a
+transcoder acts at one position and counts as part of the residual stream here.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ Head = tuple[int, int]  # layer, head
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """One layer's heads as matrices on the stream, norms folded in: ``out[q] = Σ_k mix[h, q, k] x[k] W_V W_O``.
+    """One layer's heads as matrices on the stream, with norms folded in: ``out[q] = Σ_k mix[h, q, k] x[k] W_V W_O``.
 
-    The weights lie where the layer does. What is asked about comes from one device, and answers go there.
+    The weights stay on the layer's device. Methods take tensors from any device and give their results there.
     """
 
     W_V: Float[Tensor, "n_kv d_model d_head"]
@@ -33,28 +33,33 @@ class LayerHeads:
     mix: Float[Tensor, "n_heads query key"]
 
     def values(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n_heads n d_head"]:
-        """What every head takes as values from streams."""
+        """What every head computes as its values from streams."""
         made = (x.to(self.W_V.device) @ self.W_V).to(x.device)
         return made.repeat_interleave(self.W_O.shape[0] // self.W_V.shape[0], 0)
 
     def values_back(self, g: Float[Tensor, "n_heads d_head"]) -> Float[Tensor, "n_heads d_model"]:
-        """Gradients at the stream from gradients at each head's values."""
+        """Gradients at the stream, from gradients at each head's values."""
         grouped = g.to(self.W_V.device).unflatten(0, (self.W_V.shape[0], -1))
         return torch.einsum("kge,kde->kgd", grouped, self.W_V).flatten(0, 1).to(g.device)
 
     def written(self, values: Float[Tensor, "n_heads d_head"]) -> Float[Tensor, "n_heads d_model"]:
-        """What every head writes from its value."""
+        """What every head writes to the stream from one of its values."""
         return torch.einsum("he,hed->hd", values.to(self.W_O.device), self.W_O).to(values.device)
 
     def written_back(self, g: Float[Tensor, "*n d_model"]) -> Float[Tensor, "n_heads *n d_head"]:
-        """Gradients at every head's value from one or several gradients at the stream they write to."""
+        """Gradients at every head's value, from one or several gradients at the stream that the heads write to."""
         there = g.to(self.W_O.device)
         return (self.W_O @ there if g.ndim == 1 else there @ self.W_O.transpose(1, 2)).to(g.device)
 
     def through(
         self, spread: Float[Tensor, "n key"], places: Float[Tensor, "m query"]
     ) -> Float[Tensor, "n_heads n m"]:
-        """How much each head carries from ``spread`` over keys to ``places`` among queries."""
+        """How much each head carries from keys to queries.
+
+        Args:
+            spread: shares over key positions.
+            places: shares over query positions.
+        """
         away = self.mix.device
         return (spread.to(away) @ (self.mix.transpose(1, 2) @ places.to(away).T)).to(spread.device)
 
@@ -66,7 +71,13 @@ def layer_heads(attention: FrozenAttention) -> LayerHeads:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source writes at its position: ``writes[L]`` at the end of block L, ``start`` before block 0."""
+    """What a source writes at its position.
+
+    Attributes:
+        position: the position.
+        writes: by layer, what it adds to the stream at the end of that block.
+        start: what it adds before block 0 (a token's embedding).
+    """
 
     position: int
     writes: dict[int, Float[Tensor, " d_model"]]
@@ -75,7 +86,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """What a target reads: ``vector`` on the stream its layer's MLP reads, the last norm's for logits."""
+    """What a target reads.
+
+    Attributes:
+        position: the position.
+        layer: whose MLP reads; the number of layers for logits.
+        vector: the direction that is read, on the stream that this MLP (for logits: the last norm) reads.
+    """
 
     position: int
     layer: int
@@ -84,7 +101,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Paths:
-    """Effects of one edge by way: ``heads`` one hop, ``chains`` the largest of several, ``rest`` all others."""
+    """The parts of one edge. They sum to its weight.
+
+    Attributes:
+        residual: what passed no head.
+        heads: what passed one head, by (layer, head).
+        chains: the largest sequences of several heads, with what passed them.
+        rest: all other sequences of several heads together.
+    """
 
     residual: float
     heads: dict[Head, float]
@@ -93,7 +117,7 @@ class Paths:
 
 
 class HeadPaths:
-    """All heads of a retraced prompt, and the ways of edges through them."""
+    """All heads of a retraced prompt; splits edges by the heads they pass."""
 
     def __init__(self, local: Retraced):
         self._sources, self._engine = local.sources, local.engine
@@ -107,7 +131,7 @@ class HeadPaths:
         return len(self.heads)
 
     def leave(self, source: Source) -> "Leaving":
-        """A source carried to the heads of every block by the residual stream."""
+        """A source, carried by the residual stream to the heads of every block."""
         stream = self._forward(source)
         values = {layer: self.heads[layer].values(x[None])[:, 0] for layer, x in stream.items()}
         written = [self.heads[layer].written(value) for layer, value in values.items()]
@@ -115,7 +139,7 @@ class HeadPaths:
         return Leaving(source, values, written, spread)
 
     def arrive(self, target: Target) -> "Arriving":
-        """A target carried back to the heads of every block by the residual stream."""
+        """A target, carried back by the residual stream to the heads of every block."""
         ends, gradients = self._backward(target)
         at_values = {layer: self.heads[layer].written_back(g) for layer, g in gradients.items()}
         read = [self.heads[layer].values_back(g) for layer, g in sorted(at_values.items())]
@@ -123,7 +147,14 @@ class HeadPaths:
         return Arriving(target, ends, at_values, read, places)
 
     def paths(self, source: "Leaving", target: "Arriving", edge: float, chains: int) -> Paths:
-        """Split ``edge``, the direct effect of a source on a target; list at most ``chains`` chains."""
+        """Split one edge by heads.
+
+        Args:
+            source: the edge's source (:meth:`leave`).
+            target: the edge's target (:meth:`arrive`).
+            edge: the edge's weight.
+            chains: the most sequences of several heads to list.
+        """
         start, end = source.source.position, target.target.position
         residual = self._residual(source.source, target.ends) if start == end else 0.0
         heads = {}
@@ -134,13 +165,13 @@ class HeadPaths:
         layers = sorted(target.at_values)
         if chains and len(layers) > 1:
             self._pairs(best, layers, source, target)
-            if not self._skips:
+            if not self._skips:  # with skips, what a head wrote changes on its way, and triples would need every position
                 self._triples(best, layers, source, target)
         rest = edge - residual - sum(heads.values()) - sum(value for _, value in best.found())
         return Paths(residual, heads, best.found(), rest)
 
     def _skip(self, layer: int, x: Float[Tensor, "n pos d_model"]) -> Float[Tensor, "n pos d_model"]:
-        """What layer ``layer``'s skip connection adds, from streams at the first positions."""
+        """What the skip connection of a layer adds, from streams at the first ``pos`` positions."""
         made: LayerSources = self._sources.layers[layer]
         n, n_pos, d_model = x.shape
         home, x = x.device, x.to(self._sources.devices[layer])
@@ -148,7 +179,7 @@ class HeadPaths:
         flat = _read_linear(self._engine.reads[layer], x.reshape(-1, d_model), positions) @ made.skip.T
         flat = flat if made.norm is None else made.norm.push(flat, positions)
         out = flat.reshape(n, n_pos, d_model)
-        out[:, [p for p in self._sources.skipped if p < n_pos]] = 0.0  # there the MLP is a constant
+        out[:, [p for p in self._sources.skipped if p < n_pos]] = 0.0  # at skipped positions the MLP is a constant
         return out.to(home)
 
     def _skip_at(self, layer: int, x: Float[Tensor, " d_model"], position: int) -> Float[Tensor, " d_model"]:
@@ -166,7 +197,7 @@ class HeadPaths:
         return self._engine.mlp[layer].through_skip(here, position)[0, 0].to(g.device)
 
     def _forward(self, source: Source) -> dict[int, Tensor]:
-        """The source on the stream entering every block, by the residual stream alone."""
+        """The source on the stream that enters every block, carried by the residual stream alone."""
         x, at = source.start, {}
         for layer in range(self.n_layers):
             at[layer] = x
@@ -178,7 +209,7 @@ class HeadPaths:
     def _backward(self, target: Target) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """The target's gradient at the end of every block, and at the outputs of every block's heads."""
         g, ends, heads = target.vector, {}, {}
-        last = min(target.layer, self.n_layers - 1)
+        last = min(target.layer, self.n_layers - 1)  # a logit's layer is the one after the last block
         for layer in range(last, -1, -1):
             if layer == target.layer:  # the MLP of this layer reads; its own output comes later
                 if not self._parallel:
@@ -199,7 +230,7 @@ class HeadPaths:
         return float(total)
 
     def _pairs(self, best: "_Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
-        """Chains of two heads: whatever the first has written, carried to the second's layer and read there."""
+        """Sequences of two heads: what the first head wrote is carried to the second head's layer and read there."""
         n_heads, n_pos = source.spread[0].shape
         states = source.written[0].new_zeros(0, 1, source.written[0].shape[-1])  # [head so far, position or 1, d_model]
         weights = source.spread[0].new_zeros(0, n_pos)
@@ -219,7 +250,11 @@ class HeadPaths:
         return layers[n // n_heads], n % n_heads
 
     def _advance(self, layer: int, states: Tensor, joining: Tensor) -> Tensor:
-        """Carry states through a block's skip connection; its own heads' outputs join, behind it if parallel."""
+        """Carry what heads wrote through one block's skip connection, and add what this block's own heads wrote.
+
+        In a parallel block the MLP reads the stream before the block's own heads write, so these are added after the
+        skip.
+        """
         joining = joining[:, None]
         if layer not in self._skips:
             joining = joining.expand(-1, states.shape[1], -1)
@@ -232,7 +267,7 @@ class HeadPaths:
         return both + self._skip(layer, both)
 
     def _triples(self, best: "_Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
-        """Chains of three heads, by the one in the middle."""
+        """Sequences of three heads, computed for each head in the middle."""
         n_heads = source.spread[0].shape[0]
         for i in range(1, len(layers) - 1):
             heads, above = self.heads[layers[i]], layers[i + 1 :]
@@ -251,7 +286,14 @@ class HeadPaths:
 
 @dataclass(frozen=True)
 class Leaving:
-    """A source at every block's heads: what they take as values, write, and to which positions (by layer)."""
+    """A source at every block's heads.
+
+    Attributes:
+        source: the source.
+        values: by layer, what each head computes from it as values.
+        written: for each layer, what each head then writes.
+        spread: for each layer, to which positions each head carries it.
+    """
 
     source: Source
     values: dict[int, Float[Tensor, "n_heads d_head"]]
@@ -261,11 +303,16 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Arriving:
-    """A target at the heads of the blocks it hangs on, from the first block.
+    """A target at the heads of the blocks that can reach it, first block first.
 
-    ``ends``: its gradient at the end of every block (-1: before block 0). ``at_values``: at every
-    head's values. ``read`` and ``places``: what the heads read for it and at which positions.
-    ``beyond[L]``: what block L's heads write that later heads read for it, kept from edge to edge.
+    Attributes:
+        target: the target.
+        ends: its gradient at the end of every block; -1 stands for the stream before block 0.
+        at_values: by layer, its gradient at every head's values.
+        read: for each layer, the direction that each head reads for it.
+        places: for each layer, the positions at which each head reads.
+        beyond: by layer, its gradient at the values of that layer's heads through all later heads. Kept for the next
+            edge.
     """
 
     target: Target
@@ -277,13 +324,13 @@ class Arriving:
 
 
 class _Largest:
-    """The largest values seen, by absolute size, with the names of their cells."""
+    """The largest values seen so far by absolute size, with the heads they belong to."""
 
     def __init__(self, count: int):
         self._count, self._kept = count, []
 
     def add(self, values: Tensor, name: Callable[..., tuple[Head, ...]]) -> None:
-        """Look at a tensor of values; ``name`` turns a cell's indices into its heads."""
+        """Take in a tensor of values. ``name`` turns the indices of an entry into its heads."""
         top = values.abs().flatten().topk(min(self._count, values.numel())).indices
         cells = torch.unravel_index(top.cpu(), values.shape)
         sizes = values.flatten()[top].tolist()
@@ -294,12 +341,12 @@ class _Largest:
         del self._kept[self._count :]
 
     def found(self) -> list[tuple[tuple[Head, ...], float]]:
-        """Names and values, largest first."""
+        """The heads and the value of each entry, largest first."""
         return list(self._kept)
 
 
 def _read_linear(read: ReadMap, x: Float[Tensor, "n d_model"], positions: Tensor) -> Float[Tensor, "n d_model"]:
-    """The part of a dictionary's input that depends on the stream."""
+    """The part of a dictionary's input that is linear in the stream."""
     if read.norm is None or read.stage == "residual":
         return x
     if read.stage == "normed":
@@ -309,7 +356,8 @@ def _read_linear(read: ReadMap, x: Float[Tensor, "n d_model"], positions: Tensor
 
 
 def sum_paths(several: Sequence[Paths], count: int) -> Paths:
-    """The ways of several edges together, as between two supernodes."""
+    """The parts of several edges added up, as between two supernodes. At most ``count`` sequences of heads are listed.
+    """
     heads: dict[Head, float] = {}
     chains: dict[tuple[Head, ...], float] = {}
     for paths in several:

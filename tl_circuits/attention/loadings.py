@@ -1,4 +1,4 @@
-"""Which heads carried an edge: head loadings of edges of a graph, as frames."""
+"""Which attention heads carried an edge: head loadings of a graph's edges, as frames."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +20,10 @@ from tl_circuits.graph.lookup import node_indices
 from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
 from tl_circuits.support.checked import checked
 
-# An edge computed again may be off by this much of its target's largest edge, by the model's dtype.
+# How far an edge may be off when it is computed again, as a share of its target's largest edge, by the model's dtype.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 _AT_ONCE = 32  # targets in one sweep when edges are computed again
-_IN_SUPERNODES = 200  # chains found for each pair of a supernode's nodes before they are summed
+_IN_SUPERNODES = 200  # sequences of heads found for each edge between supernodes, before the edges are summed
 
 Node = str | int
 
@@ -40,23 +40,38 @@ def head_loadings(
 ) -> pd.DataFrame:
     """How much of the direct effect from ``source`` to ``target`` went through each attention head.
 
-    A frame ``layer head loading kind path``. Rows of kind ``"head"``: one hop through that head,
-    largest first. ``"chain"``: several heads one after the other, the largest first (layer and head
-    are -1, ``path`` names them). ``"rest"``: all other chains together. Last, ``"residual"``: what the
-    residual stream alone carried, skip connections of the dictionary included. ``loading`` sums to the edge.
+    The loading of a head is the part of the edge that passes this head and no other ("Tracing Attention Computation
+    Through Feature Interactions", Anthropic 2025; the equation is in docs/method.md, "Attention").
 
     Args:
-        source: a node id or index, or a list of them (supernodes): then all edges between the two
-            lists are summed.
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        source: a node id or index, or a list of them (a supernode); then all edges between the two lists are summed.
         target: as ``source``.
-        chains: how many chains to list. Those of two and three heads are all looked at (of two heads
-            with skip connections); longer ones are in the rest.
-        targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`; needed only
-            where a target is a LogitDifference or LogitDirection.
+        chains: how many sequences of several heads to list. All sequences of two and three heads are compared (with
+            skip connections only those of two); longer ones are in the rest.
+        targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`. Only needed if the edge's
+            target is a LogitDifference or LogitDirection, whose direction a graph does not store.
 
-    Raises TargetError for unknown nodes, pairs without an edge, and graphs of another model,
-    dictionary or choice of skipped positions; ArchitectureError where the linear engine does not
-    know the architecture.
+    Returns:
+        A frame ``layer head loading kind path`` whose ``loading`` sums to the edge. Rows of kind ``"head"`` are single
+        heads, largest first. ``"chain"`` are sequences of several heads, largest first; their layer and head are -1,
+        and ``path`` names the heads. ``"rest"`` are all other sequences together. The last row, ``"residual"``, is what
+        the residual stream carried alone, skip connections included.
+
+    Raises:
+        TargetError: for an unknown node, a pair without an edge, or an edge that comes out differently on this model.
+        BelongingError: for a graph of another model or dictionary.
+        ArchitectureError: where only the autograd engine can trace the model; it does not know single heads.
+
+    Examples:
+        >>> loadings = tlc.head_loadings(replacement, graph, "token@7", "logit:0")
+        >>> loadings.head(2).round(2)
+           layer  head  loading  kind   path
+        0      2     1     0.41  head  L2/H1
+        1      1     3     0.40  head  L1/H3
+        >>> round(float(loadings.loading.sum()), 2)        # the weight of the edge
+        1.48
     """
     if chains < 0:
         raise ValueError(f"chains must not be negative, got {chains}.")
@@ -80,9 +95,27 @@ def top_head_loadings(
     targets: Any = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """:func:`head_loadings` of the ``edges`` strongest edges, one frame with ``source`` and ``target`` in front.
+    """The head loadings of a graph's strongest edges, in one frame.
 
-    ``progress``: show a progress bar on stderr.
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        edges: how many edges, largest absolute weight first.
+        chains: how many sequences of several heads to list for each edge.
+        targets: as for :func:`head_loadings`.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The frames of :func:`head_loadings` below each other, with the columns ``source`` and ``target`` in front.
+
+    Raises:
+        ValueError: for ``edges`` below 1 or negative ``chains``.
+        TargetError, BelongingError, ArchitectureError: as :func:`head_loadings` raises them.
+
+    Examples:
+        >>> loadings = tlc.top_head_loadings(replacement, graph, edges=2)
+        >>> loadings.groupby(["source", "target"], sort=False).loading.sum().round(2).tolist()
+        [3.33, 3.25]
     """
     if edges < 1 or chains < 0:
         raise ValueError(f"edges must be at least 1 and chains not negative, got {edges} and {chains}.")
@@ -105,9 +138,19 @@ def edge_paths(
     targets: Any = None,
     progress: bool = False,
 ) -> list[Paths]:
-    """The ways of some edges of a graph (indices) through heads, on a prompt already retraced."""
+    """The parts of some edges by heads, on a prompt that is already retraced.
+
+    Args:
+        local: the retraced prompt.
+        graph: the graph.
+        edges: indices of edges.
+        chains: how many sequences of several heads to list for each.
+        targets: as for :func:`head_loadings`.
+        progress: show a progress bar on stderr.
+    """
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
+        # Positions that a file leaves out without saying so would give other edges: compare before explaining.
         _require_same(local, graph, columns, edges, reads)
         heads, leaving, found = HeadPaths(local), {}, {}
         arriving, last = None, None
@@ -151,7 +194,7 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
 
 
 def _on_stream(sources: Sources, layer: int, row: Float[Tensor, " d_out"], position: int) -> Float[Tensor, " d_model"]:
-    """A row at a layer's output site as it reaches the residual stream, brought home."""
+    """What a row at a layer's output site adds to the residual stream, on the device of the first layer."""
     norm, device = sources.layers[layer].norm, sources.devices[layer]
     if norm is None:
         return row.to(sources.home)
@@ -159,14 +202,14 @@ def _on_stream(sources: Sources, layer: int, row: Float[Tensor, " d_out"], posit
 
 
 class _Reads:
-    """What target nodes read, as the engine's targets and as vectors on the stream."""
+    """What target nodes read: as targets of the engine, and as vectors on the stream."""
 
     def __init__(self, local: Retraced, graph: AttributionGraph, targets: Any):
         self._local, self._graph = local, graph
         self._given = None if targets is None else as_targets(targets)
 
     def targets(self, node: int) -> Targets:
-        """A node as the engine's target."""
+        """A node as a target of the engine."""
         nodes = self._graph._nodes
         kind, layer, position = (int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position"))
         if kind not in (Kind.FEATURE, Kind.LOGIT):
@@ -176,7 +219,7 @@ class _Reads:
         return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
 
     def on_stream(self, node: int) -> Target:
-        """A node as a vector on the stream it reads."""
+        """A node as a vector on the stream that it reads."""
         made = self.targets(node)
         layer, position = int(made.layer[0]), int(made.position[0])
         there = made.to(self._local.engine.devices[layer])
@@ -196,7 +239,7 @@ class _Reads:
             return vector - local.replacement.mean_unembedding[0]
         if self._given is None:
             raise TargetError(
-                f"{graph.node_ids[node]!r} is no single token, and a graph does not store its direction. Give "
+                f"{graph.node_ids[node]!r} is not a single token, and a graph does not store its direction. Give "
                 "targets=[...] as to tlc.attribute."
             )
         index = node - int(graph.is_kind("logit").nonzero()[0])
@@ -212,7 +255,7 @@ class _Reads:
 def _require_same(
     local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], reads: _Reads
 ) -> None:
-    """Raise TargetError unless the edges, computed again, are the graph's."""
+    """Raise TargetError unless the edges come out as in the graph when they are computed again."""
     by_target: dict[int, list[int]] = {}
     for edge in edges:
         by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
@@ -229,8 +272,8 @@ def _require_same(
                 gap = abs(float(row[_column(graph, columns, int(graph._edges.source[edge]))]) - float(graph._edges.weight[edge]))
                 if not gap <= tolerance * scale:
                     raise TargetError(
-                        f"the edge into {graph.node_ids[node]} is another one on the attached model and dictionary: "
-                        "trace the prompt again with them (a file that another program wrote does not say which positions it leaves out)."
+                        f"the edge into {graph.node_ids[node]} comes out differently on the attached model and dictionary. "
+                        "Trace the prompt again with them. (Files of other programs do not say which positions they leave out.)"
                     )
 
 
@@ -240,7 +283,7 @@ def _column(graph: AttributionGraph, columns: Columns, node: int) -> int:
 
 
 def path_name(heads: Sequence[Head]) -> str:
-    """Heads as text: ``L3/H2 > L7/H0``."""
+    """Heads as text, such as ``L3/H2 > L7/H0``."""
     return " > ".join(f"L{layer}/H{head}" for layer, head in heads)
 
 

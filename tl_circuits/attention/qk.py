@@ -1,10 +1,9 @@
-"""Why a head looks where it looks: its score as a sum over pairs of sources (QK attribution).
+"""Why a head looks where it looks: its attention score as a sum over pairs of sources (QK attribution).
 
-With patterns of earlier layers and all norm denominators frozen, the stream entering a layer is a
-sum of what tokens, features and errors wrote anywhere, carried along by earlier heads, plus a
-constant. A score before softmax is a product of one such sum at the query position with one at the
-key position, so it is exactly a sum over pairs of sources ("Tracing Attention Computation Through
-Feature Interactions", Anthropic 2025).
+With the patterns of earlier layers and all norm denominators frozen, the stream that enters a layer is a sum: what
+tokens, features and errors wrote anywhere in the prompt, carried along by earlier heads, plus a constant. A score
+before softmax is the product of one such sum at the query position and one at the key position. So it is exactly a sum
+over pairs of sources ("Tracing Attention Computation Through Feature Interactions", Anthropic 2025).
 """
 
 from collections.abc import Sequence
@@ -29,21 +28,41 @@ from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
 from tl_circuits.support.outputs import output
 
-MAX_PAIRS = 2**24  # all pairs as a frame, above this
-# How far the sum may be from the model's own score, relative to the lengths of query and key.
+MAX_PAIRS = 2**24  # the most pairs that are listed as a frame
+# How far the sum may be from the model's own score, as a share of length of query times length of key, by dtype.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True)
 class QKAttribution:
-    """One attention score, or a difference of two, as a sum over pairs of sources.
+    """One attention score, or the difference of two, as a sum over pairs of sources.
 
-    ``score``: the model's own score before softmax and before any soft cap, minus that of
-    ``baseline_key`` if one was given. ``total``: the sum of all pairs. ``terms``: the largest pairs,
-    ``query_source key_source weight``. ``by_query`` and ``by_key``: the largest marginals, a source's
-    pairs with everything on the other side: ``source kind layer position feature token in_graph
-    weight``. ``by_position``: all of ``total`` by the positions the two sources were written at, rows
-    query side, columns key side, with ``"bias"`` for what no source wrote.
+    Attributes:
+        layer: the head's layer.
+        head: the head.
+        query: the position that looks.
+        key: the position that is looked at.
+        baseline_key: the key position to compare with; None if there is none.
+        score: the model's own score before softmax and before any soft cap, minus that of ``baseline_key`` if there is
+            one.
+        total: the sum of all pairs. It equals ``score`` up to rounding.
+        terms: the largest pairs, a frame ``query_source key_source weight``.
+        by_query: the largest sources on the query side, each with the sum of its pairs with all sources on the key
+            side. A frame ``source kind layer position feature token in_graph weight``.
+        by_key: the same for the key side.
+        by_position: all of ``total``, by the positions at which the two sources were written. Rows are the query side,
+            columns the key side; ``"bias"`` is what no source wrote.
+        tokens: the prompt's tokens.
+
+    Examples:
+        >>> qk = tlc.qk_attribution(replacement, graph, layer=2, head=1, query=-1, key=7)
+        >>> qk.by_query[["source", "token", "weight"]].head(1).round(2)
+            source token  weight
+        0  token@8    is    6.55
+        >>> qk.by_position.shape        # 9 positions and the bias
+        (10, 10)
+        >>> round(qk.removal(["token@8"]), 2)
+        -6.55
     """
 
     layer: int
@@ -62,9 +81,13 @@ class QKAttribution:
 
     @checked
     def removal(self, sources: Sequence[str]) -> float:
-        """How the score changes when these sources (node ids) are removed from both sides, all else frozen.
+        """How the score changes if these sources are removed from both sides, with everything else frozen.
 
-        Raises TargetError for an id that is no source of this score.
+        Args:
+            sources: node ids, such as ``"L14/F2268@9"``.
+
+        Raises:
+            TargetError: for an id that is not a source of this score.
         """
         wanted = sorted({self._sides.columns.column(name) for name in sources})
         q, k = (side.double() for side in (self._sides.query, self._sides.key))
@@ -72,7 +95,9 @@ class QKAttribution:
         return float(q_gone @ k_gone - q_gone @ k_all - q_all @ k_gone)
 
     def plot(self, path: str | Path | None = None) -> Path | Picture:
-        """Draw ``by_position`` as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        """Draw ``by_position`` as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``). Without a path, a
+        picture is returned.
+        """
         return output("attention figure")(self, None if path is None else Path(path))
 
     def __rich__(self) -> Any:
@@ -88,7 +113,7 @@ class QKAttribution:
 
     @property
     def title(self) -> str:
-        """The score in words."""
+        """The head, the positions and the score in words."""
         instead = "" if self.baseline_key is None else f" rather than {self.baseline_key}"
         return f"layer {self.layer} head {self.head}, {self.query} to {self.key}{instead}: score {self.score:.3f}"
 
@@ -113,22 +138,38 @@ def qk_attribution(
     baseline_key: int | None = None,
     top: int | None = 20,
 ) -> QKAttribution:
-    """One head's attention score from ``query`` to ``key`` as a sum over pairs of sources.
+    """Why a head looks from one position to another: its attention score as a sum over pairs of sources.
 
-    Sources are the prompt's tokens, every active feature, every error, each with its linear effect on
-    the stream entering ``layer`` at the query (key) position, through earlier heads' frozen patterns
-    as well, and one bias. Norm denominators, those of queries and keys included, are frozen.
+    Sources are the prompt's tokens, all active features, all errors, and one bias. Each counts with its linear effect
+    on the stream that enters ``layer`` at the query (or key) position, also through the frozen patterns of earlier
+    heads. Norm denominators, those of queries and keys included, are frozen ("Tracing Attention Computation Through
+    Feature Interactions", Anthropic 2025; the equation is in docs/method.md, "Attention").
 
     Args:
+        replacement: the model with the graph's dictionary attached.
         graph: says which prompt; sources need not be among its nodes.
-        query: position that looks; negative ones count from the end.
-        key: position that is looked at.
-        baseline_key: another key position: why ``key`` and not this one.
-        top: how many pairs and marginals to list, by absolute size; None for all.
+        layer: the head's layer.
+        head: the head.
+        query: the position that looks; negative positions count from the end.
+        key: the position that is looked at.
+        baseline_key: another key position: why does the head look at ``key`` rather than there?
+        top: how many pairs and sources to list, by absolute size; None for all.
 
-    Raises TargetError for a layer, head or position that does not exist, a key behind the query, a
-    pair that the sliding window masks, and a graph of another model; ArchitectureError for attention
-    without query and key weights, and where the sum misses the model's own score.
+    Raises:
+        TargetError: for a layer, head or position that does not exist, a key after the query, or a key that the sliding
+            window masks.
+        BelongingError: for a graph of another model or dictionary.
+        ArchitectureError: for attention without plain query and key weights, and if the sum does not give the model's
+            score.
+
+    Examples:
+        >>> qk = tlc.qk_attribution(replacement, graph, layer=2, head=1, query=-1, key=7)
+        >>> round(qk.score, 2), round(qk.total, 2)
+        (5.83, 5.83)
+        >>> qk.terms.head(2).round(2)
+          query_source key_source  weight
+        0      token@8       bias    1.65
+        1      token@8    token@7   -1.00
     """
     replacement.require_attached()
     _require_head(replacement.model, layer, head)
@@ -145,7 +186,7 @@ def score_attribution(
     baseline_key: int | None = None,
     top: int | None = 20,
 ) -> QKAttribution:
-    """:func:`qk_attribution` of a prompt already retraced."""
+    """The same as :func:`qk_attribution`, on a prompt that is already retraced."""
     _require_head(local.model, layer, head)
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, or None for all pairs, got {top}.")
@@ -154,7 +195,7 @@ def score_attribution(
     for position in keys:
         if position > query:
             raise TargetError(
-                f"key position {position} lies behind query position {query}: attention only looks back."
+                f"key position {position} comes after query position {query}: attention only looks back."
             )
     if len(set(keys)) < len(keys):
         raise TargetError(f"baseline_key {baseline_key} is the key itself; name another position.")
@@ -185,7 +226,8 @@ def _require_head(model: Any, layer: int, head: int) -> None:
 def _parts(
     local: Retraced, layer: int, position: int, matrix: Float[Tensor, "d_model d_head"], bias: Float[Tensor, " d_head"]
 ) -> Float[Tensor, "source d_head"]:
-    """What every column, and last the bias, adds to one query or key; zero for columns that cannot reach it."""
+    """What every source, and in the last row the bias, adds to one query or key. Sources that cannot reach it add zero.
+    """
     d_head = matrix.shape[1]
     vectors = matrix.T.contiguous()
     at, where = (torch.full((d_head,), place, device=matrix.device) for place in (layer, position))
@@ -207,7 +249,7 @@ def _require_sum(
         if not gap <= tolerance:
             raise ArchitectureError(
                 f"layer {scores.layer}: query times key is off by {gap:.2%} from the model's own score (tolerance "
-                f"{tolerance:.2%}), so this attention is not of a form we know."
+                f"{tolerance:.2%}), so this attention is not of a form that can be attributed."
             )
 
 
@@ -266,7 +308,7 @@ def _assemble(
 def _marginals(
     graph: AttributionGraph, columns: Columns, weight: Float[Tensor, " source"], live: Int[Tensor, " n"], top: int | None
 ) -> pd.DataFrame:
-    """The largest marginals of one side as a frame."""
+    """The largest sources of one side, each with the sum of its pairs, as a frame."""
     count = len(live) if top is None else min(top, len(live))
     chosen = live[weight[live].abs().argsort(descending=True, stable=True)[:count]].tolist()
     in_graph = set(graph.node_ids)
@@ -290,6 +332,6 @@ def _marginals(
 
 
 def _feature(graph: AttributionGraph, columns: Columns, column: int) -> int:
-    """The feature's index, as in the nodes frame: the vocabulary id for tokens, -1 for errors."""
+    """The number in the column ``feature`` of the nodes frame: for tokens the vocabulary id, for errors -1."""
     place = columns.place(column)
     return graph.info.token_ids[place.position] if place.kind == Kind.EMBEDDING else place.feature

@@ -1,4 +1,4 @@
-"""The local replacement model of a graph's prompt once more, to ask what the graph does not store."""
+"""The local replacement model of a graph's prompt, made again to answer what the graph does not store."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from tl_circuits.hooks import (
 
 @dataclass(frozen=True)
 class Retraced:
-    """What one prompt's attribution was made of: recording, sources and the linear engine."""
+    """What the attribution of one prompt is made of: the recording, the sources and the linear engine."""
 
     replacement: Replacement
     recording: Recording
@@ -35,7 +35,7 @@ class Retraced:
     _scores: dict[int, FrozenScores] = field(default_factory=dict, repr=False, compare=False)
 
     def scores(self, layer: int) -> FrozenScores:
-        """Queries and keys of one layer, kept for the next question about it."""
+        """Queries and keys of one layer. They are kept for the next question about the layer."""
         if layer not in self._scores:
             self._scores[layer] = frozen_scores(self.model, self.recording, layer)
         return self._scores[layer]
@@ -52,11 +52,18 @@ class Retraced:
 
 
 def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None = None) -> Retraced:
-    """Record the graph's prompt again and build the frozen maps; with ``below``, only what decides that layer's scores.
+    """Record a graph's prompt again and build the frozen linear maps.
 
     The positions that the graph leaves out are left out again.
-    Raises BelongingError when the graph is of another model or dictionary, ArchitectureError where
-    only the autograd engine can trace: it has no map of single heads.
+
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        below: build only what decides this layer's attention scores: the layers below it. By default everything.
+
+    Raises:
+        BelongingError: if the graph is of another model or dictionary.
+        ArchitectureError: where only the autograd engine can trace the model; it has no map of single heads.
     """
     replacement.require_attached()
     require_belonging(replacement, graph)
@@ -82,7 +89,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of :class:`Sources`, as graphs name their nodes."""
+    """The node of each column of :class:`Sources`."""
 
     kind: Int[Tensor, " column"]  # numbers of Kind: features, errors, embeddings
     layer: Int[Tensor, " column"]
@@ -90,7 +97,7 @@ class Columns:
     feature: Int[Tensor, " column"]
 
     def name(self, column: int) -> str:
-        """The node id of a column; the column after the last is the bias."""
+        """The node id of a column; ``"bias"`` for the column after the last."""
         if column == len(self.kind):
             return "bias"
         return node_id(*self.place(column))
@@ -101,14 +108,22 @@ class Columns:
         return Place(Kind(int(self.kind[column])), layer, position, feature)
 
     def column(self, name: str) -> int:
-        """The column of a node id; raises TargetError if nothing of that name is active."""
+        """The column of a node id.
+
+        Raises:
+            TargetError: if the id is not that of a source, or it is not active on the prompt.
+        """
         place = parse_node_id(name)
         if place is None or place.kind == Kind.LOGIT:
-            raise TargetError(f"{name!r} is no source; sources look like {SOURCE_EXAMPLES}.")
+            raise TargetError(f"{name!r} is not a source; sources look like {SOURCE_EXAMPLES}.")
         return self.find(*place)
 
     def find(self, kind: int, layer: int, position: int, feature: int) -> int:
-        """The column of a node; raises TargetError if nothing there is active on the prompt."""
+        """The column of a node.
+
+        Raises:
+            TargetError: if nothing there is active on the prompt.
+        """
         found = (self.kind == kind) & (self.layer == layer) & (self.position == position)
         if kind == Kind.FEATURE:
             found &= self.feature == feature

@@ -1,4 +1,4 @@
-"""Head loadings and QK attributions as plain data: for pages, for JSON, for Neuronpedia."""
+"""Head loadings and QK attributions of edges as plain data: for pages, for JSON, for Neuronpedia."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,19 @@ from tl_circuits.support.checked import checked
 
 @dataclass(frozen=True)
 class EdgeStory:
-    """Why one edge is there: the ways it went, and why each of its largest heads looked.
+    """Why one edge is there: which heads it went through, and why the largest of them looked where they looked.
 
-    ``scores`` are QK attributions of the heads with the largest loadings, from the target's position
-    to the source's, in the order of ``heads``. ``attention``: the weight each of them has there after
-    softmax. ``instead``: why there rather than at the other position (none of those left
-    out, such as the beginning of the sequence) that gets most of the head's attention; None where there is no other.
+    Attributes:
+        source: id of the edge's source.
+        target: id of the edge's target.
+        weight: the edge's weight.
+        paths: the edge by heads.
+        heads: the heads with the largest loadings, (layer, head) each.
+        scores: for each of these heads, the QK attribution of its score from the target's position to the source's.
+        attention: for each head, the weight that it has there after softmax.
+        instead: for each head, the QK attribution of that score minus the score at its next most attended position, and
+            the weight of that position. The beginning of the sequence does not count as one. None if there is no other
+            position.
     """
 
     source: str
@@ -51,10 +58,28 @@ def explain_heads(
     targets: Any = None,
     progress: bool = False,
 ) -> AttributionGraph:
-    """``graph`` with ``head_stories``: which heads carried some edges and why they looked, for the page and the export.
+    """The same graph with stories of heads: which heads carried some of its edges, and why they looked there.
 
-    ``edges``: how many, those that carry most influence from one position to another; or pairs
-    (source, target). The rest as for :func:`edge_stories`. Edges explained before are kept.
+    Pages show the stories (``graph.to_html``), and exports to Neuronpedia contain them. Edges explained before are
+    kept.
+
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        edges: how many edges to explain, those between different positions with the most influence; or the edges as
+            pairs (source, target) of node ids or indices.
+        heads: how many heads of each edge to explain.
+        targets: as for :func:`tl_circuits.head_loadings`.
+        progress: show progress bars on stderr.
+
+    Raises:
+        TargetError, BelongingError, ArchitectureError: as :func:`tl_circuits.head_loadings` raises them.
+
+    Examples:
+        >>> told = tlc.explain_heads(replacement, graph, [("token@7", "logit:0")])
+        >>> story = told.head_stories[0]
+        >>> story["source"], story["target"], story["heads"][0]["layer"], story["heads"][0]["head"]
+        ('token@7', 'logit:0', 2, 1)
     """
     pairs = strongest_edges(graph, edges) if isinstance(edges, int) else edges
     told = edge_stories(replacement, graph, pairs, heads, targets=targets, progress=progress) if pairs else []
@@ -74,16 +99,25 @@ def edge_stories(
     targets: Any = None,
     progress: bool = False,
 ) -> list[EdgeStory]:
-    """From edges to the heads that carried them to what made these heads look.
+    """For some edges: the heads that carried them, and what made these heads look there.
 
     Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
         edges: pairs (source, target) of node ids or indices.
         heads: how many heads of each edge to explain; 0 for loadings alone.
-        top: how many pairs and marginals to list for each head.
+        top: how many pairs and sources to list for each head.
         targets: as for :func:`tl_circuits.head_loadings`.
         progress: show progress bars on stderr.
 
-    Raises TargetError and ArchitectureError as :func:`tl_circuits.head_loadings` does.
+    Raises:
+        TargetError, BelongingError, ArchitectureError: as :func:`tl_circuits.head_loadings` raises them.
+
+    Examples:
+        >>> from tl_circuits.attention.stories import edge_stories
+        >>> (story,) = edge_stories(replacement, graph, [("token@7", "logit:0")], heads=1)
+        >>> story.heads, round(story.attention[0], 2)        # head 1 of layer 2 looks at Dallas with all its attention
+        (((2, 1),), 1.0)
     """
     for edge in edges:
         if isinstance(edge, str) or len(edge) != 2:
@@ -96,7 +130,7 @@ def edge_stories(
 
 
 def strongest_edges(graph: AttributionGraph, count: int) -> list[tuple[str, str]]:
-    """The edges between different positions, which heads must have carried, with most influence on the targets."""
+    """The edges between different positions that carry most influence on the targets. Heads must have carried them."""
     edges, position = graph._edges, graph._nodes.position
     moved = (position[edges.source] != position[edges.target]).nonzero()[:, 0]
     flow = input_shares(edges, len(graph)) * graph.influence[edges.target]
@@ -126,7 +160,7 @@ def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: Paths, he
 
 
 def _attention(local: Retraced, layer: int, head: int, query: int) -> Float[Tensor, " key"]:
-    """One row of a recorded pattern."""
+    """One row of a recorded attention pattern."""
     block = next(b for b in local.recording.patterns[layer].blocks if query < b.queries.stop)
     row = block.weights.new_zeros(local.n_pos)
     row[block.keys] = block.weights[head, query - block.queries.start]
@@ -136,7 +170,7 @@ def _attention(local: Retraced, layer: int, head: int, query: int) -> Float[Tens
 def _instead(
     local: Retraced, graph: AttributionGraph, head: Head, query: int, key: int, row: Float[Tensor, " key"], top: int
 ) -> tuple[QKAttribution, float] | None:
-    """Why the head looks at ``key`` rather than at the next best position, and the weight that one has."""
+    """Why the head looks at ``key`` rather than at its next most attended position, and the weight of that position."""
     usual = left_out(local.model, local.recording.tokens, local.replacement.dictionary.prompt_rule)
     skipped = {*usual, *local.sources.skipped}
     others = [p for p in range(query + 1) if p != key and p not in skipped and float(row[p]) > 0]
@@ -147,12 +181,26 @@ def _instead(
 
 
 def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict[str, Any]:
-    """An :class:`EdgeStory` as JSON: what a page shows beside a link.
+    """An :class:`EdgeStory` as JSON values: what a page shows beside a link.
 
-    ``heads``: ``layer head loading``, and where explained ``query key score attention pairs by_query by_key`` and
-    ``baseline`` (the same of the difference to another ``key``, or None); ``pairs`` are ``[query source, key source, weight]`` by id, with ``labels`` for every id that is a node of the graph.
-    ``residual``, the loadings of ``heads``, ``other_heads`` (all beyond ``top``), ``chains`` and ``rest`` (all other chains) add up
-    to ``weight``.
+    Args:
+        graph: the graph.
+        story: the story.
+        top: the most heads and sequences of heads to list.
+
+    Returns:
+        A dict. ``residual``, the loadings of ``heads``, ``other_heads`` (all heads beyond ``top``), ``chains`` and
+        ``rest`` (all other sequences) add up to ``weight``. Each of ``heads`` has ``layer head loading`` and, if it is
+        explained, ``query key score attention pairs by_query by_key`` and ``baseline``: the same for the difference to
+        another ``key``, or None. ``pairs`` are ``[query source, key source, weight]`` by id; ``labels`` has the label
+        of every such id that is a node of the graph.
+
+    Examples:
+        >>> from tl_circuits.attention.stories import edge_stories, story_data
+        >>> (story,) = edge_stories(replacement, graph, [("token@7", "logit:0")], heads=1)
+        >>> data = story_data(graph, story)
+        >>> data["source"], data["target"], round(data["weight"], 2), len(data["heads"])
+        ('token@7', 'logit:0', 1.48, 10)
     """
     everything = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))
     ordered, left_out = everything[:top], everything[top:]
@@ -206,11 +254,23 @@ def _named(qk: QKAttribution) -> set[str]:
 def qk_tracing_results(
     heads: Iterable[dict[str, Any]], node_id: Callable[[str], str | None], top: int = 20
 ) -> dict[str, list[list[Any]]]:
-    """Neuronpedia's ``qk_tracing_results`` of one node, from the explained ``heads`` (of :func:`story_data`) that reach it.
+    """The ``qk_tracing_results`` of one node, in Neuronpedia's format.
 
-    Pairs and marginals of several heads are summed; a head and position explained for several edges counts once.
-    ``node_id`` turns our ids into the ids of the exported JSON; sources for which it returns None (the
-    bias, say) are left out, since every id there must be a node or a ``qk_only_nodes`` entry.
+    Pairs and sources of several heads are added up. A head and position that was explained for several edges counts
+    once.
+
+    Args:
+        heads: the explained heads that reach the node, as :func:`story_data` gives them.
+        node_id: turns our ids into those of the exported file. Sources for which it returns None, such as the bias, are
+            left out, because every id in the file must be that of a node or of a ``qk_only_nodes`` entry.
+        top: the most pairs, and the most sources of either side.
+
+    Examples:
+        >>> from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data
+        >>> (story,) = edge_stories(replacement, graph, [("token@7", "logit:0")], heads=1)
+        >>> found = qk_tracing_results(story_data(graph, story)["heads"], lambda name: None if name == "bias" else name)
+        >>> found["pair_wise_contributors"][0][:2]
+        ['token@8', 'token@7']
     """
     pairs: dict[tuple[str, str], float] = {}
     sides: dict[str, dict[str, float]] = {"by_query": {}, "by_key": {}}

@@ -1,4 +1,4 @@
-"""The largest products between two sets of vectors, without making all of them."""
+"""The largest products between two sets of vectors, found without computing all products."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +10,13 @@ BLOCK = 512  # vectors of either side in one matrix product
 def top_pairs(
     a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], top: int
 ) -> tuple[Int[Tensor, " top"], Int[Tensor, " top"], Float[Tensor, " top"]]:
-    """The ``top`` pairs with the largest ``|a[i]·b[j]|``, largest first: ``i``, ``j`` and the products.
+    """The ``top`` pairs with the largest ``|a[i]·b[j]|``.
 
-    Exact: vectors are taken in order of length, and blocks whose product of lengths is below the
-    smallest pair kept cannot hold a larger one (Cauchy and Schwarz).
+    This is exact. Vectors are taken in the order of their length, and a block of pairs is left out if the product of
+    its largest lengths is below the smallest product kept (Cauchy-Schwarz).
+
+    Returns:
+        The indices ``i``, the indices ``j`` and the products, largest first.
     """
     order_a, order_b = (x.norm(dim=1).argsort(descending=True, stable=True) for x in (a, b))
     a, b = a[order_a], b[order_b]

@@ -1,4 +1,4 @@
-"""From expanded rows to a graph: pick the columns that became nodes, and account for the rest."""
+"""Turn the computed rows into a graph: keep the entries whose sources became nodes, count the rest in ``bias``."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,10 @@ from tl_circuits.graph.scores import Edges
 
 @dataclass(frozen=True)
 class Roots:
-    """Where influence starts: logit targets, or the column of one feature."""
+    """Where influence starts: at logit targets (``logits``), or at one feature (``column``).
+
+    ``weights`` says how much influence starts at each logit target.
+    """
 
     targets: Targets | None
     weights: Float[Tensor, " root"]
@@ -26,15 +29,29 @@ class Roots:
 
 
 def assemble(
-    expansion: Expansion, roots: Roots, info: GraphInfo, tokens: Int[Tensor, " pos"], position: int
+    expansion: Expansion,
+    roots: Roots,
+    info: GraphInfo,
+    tokens: Int[Tensor, " pos"],
+    position: int,
+    total: Float[Tensor, " column"],
 ) -> AttributionGraph:
-    """The graph of all expanded features, errors, tokens and targets."""
+    """The graph of all expanded features, errors, tokens and targets.
+
+    Args:
+        expansion: the rows.
+        roots: what the graph explains.
+        info: what the graph knows about its origin.
+        tokens: the prompt's token ids.
+        position: where the logits are read.
+        total: the total effect of every column on the targets.
+    """
     sources = expansion.sources
     features = expansion.expanded().sort().values
     columns = torch.cat([features, sources.error_columns, torch.arange(sources.n_pos)])
     node_of = torch.full((sources.width,), -1, dtype=torch.long)
     node_of[columns] = torch.arange(columns.numel())
-    nodes = _nodes(sources, roots, features, tokens, position)
+    nodes = _nodes(sources, roots, features, tokens, position, total.cpu()[columns])
     parts = [
         _edges(block, node_of[block.columns], node_of, nodes)
         for layer in sorted(expansion.blocks)
@@ -45,6 +62,8 @@ def assemble(
         targets = torch.arange(first, first + expansion.roots.columns.numel())
         parts.append(_edges(expansion.roots, targets, node_of, nodes))
     target, source, weight = (torch.cat(column) for column in zip(*parts, strict=True))
+    # A target's own total effect is all that its sources bring to it.
+    nodes.total_effect[columns.numel() :] = (nodes.weight * (nodes.value - nodes.bias))[columns.numel() :]
     order = torch.argsort(target * len(nodes) + source)
     return AttributionGraph(info, nodes, Edges(source[order], target[order], weight[order]))
 
@@ -52,7 +71,11 @@ def assemble(
 def _edges(
     block: Block, targets: Int[Tensor, " n"], node_of: Int[Tensor, " column"], nodes: Nodes
 ) -> tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor, " edge"]]:
-    """Edges of one block; writes its biases and residues into ``nodes``."""
+    """Target, source and weight of one block's edges; biases and residues are written into ``nodes``.
+
+    The residue of a node is the sum of the effects of sources that are no nodes. It is added to the bias, so that
+    the edges that are left and the bias still add up to the node's value.
+    """
     row, node, value = block.rows.entries(node_of)
     kept = torch.zeros(2, len(targets), dtype=torch.float64)
     kept.index_add_(1, row, torch.stack([value, value.abs()]).double())
@@ -60,6 +83,8 @@ def _edges(
     nodes.residue[targets] = residue.float()
     nodes.residue_mass[targets] = (block.rows.mass.cpu() - kept[1]).clamp_min(0).float()
     nodes.bias[targets] = (block.bias.cpu().double() + residue).float()
+    if nodes.shared is not None:
+        nodes.shared[targets] = block.shared.cpu()
     return targets[row], node, value
 
 
@@ -69,8 +94,9 @@ def _nodes(
     features: Int[Tensor, " n"],
     tokens: Int[Tensor, " pos"],
     position: int,
+    total: Float[Tensor, " column"],
 ) -> Nodes:
-    """The node table, biases still empty."""
+    """The node table in the order features, errors, tokens, logits; biases are still zero (``_edges`` writes them)."""
     table = {name: column.cpu() for name, column in sources.feature_table.items()}
     index = torch.searchsorted(sources.feature_columns, features)
     n_pos, n_layers = sources.n_pos, len(sources.layers)
@@ -97,6 +123,10 @@ def _nodes(
     if roots.column is not None:
         weight[int((features == roots.column).nonzero()[0])] = 1.0
     zeros = torch.zeros(sum(counts))
+    baseline = shared = None
+    if "baseline" in table:
+        baseline, shared = zeros.clone(), zeros.clone()
+        baseline[: len(features)] = table["baseline"][index].float()
     return Nodes(
         kind=kind,
         layer=torch.cat(layer),
@@ -108,4 +138,7 @@ def _nodes(
         residue=zeros.clone(),
         residue_mass=zeros.clone(),
         weight=weight,
+        total_effect=torch.cat([total.float(), torch.zeros(n_roots)]),
+        baseline=baseline,
+        shared=shared,
     )

@@ -11,10 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
+from tl_circuits.attribution.baseline import against, position_means
 from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
+from tl_circuits.attribution.family import Family, find_family
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
@@ -58,36 +61,75 @@ def attribute(
     skip_positions: Iterable[int] | None = None,
     prepend_special: bool | None = None,
     row_mass: float | None = None,
+    baseline: Any = None,
+    align: Any = None,
+    select: Literal["auto", "total_effect", "influence"] = "auto",
     progress: bool = True,
 ) -> AttributionGraph:
-    """The attribution graph of one prompt: exact direct effects in the local replacement model.
+    """Trace one prompt: which features, tokens and errors led the model to its answer, as an attribution graph.
 
-    Attention patterns and norm denominators are frozen at their values on this prompt and MLPs
-    are replaced by the dictionary's features plus error terms (Ameisen et al. 2025).
+    Each edge is the exact direct effect of one node on another in the *local replacement model* (Ameisen et al.
+    2025, "Circuit tracing"): attention patterns and the denominators of norms are frozen at their values on this
+    prompt, and each MLP is replaced by the dictionary's features plus an error term. There everything that is
+    left is linear, so a node's incoming edges and its ``bias`` add up to its value: a feature's pre-activation,
+    or a logit minus the mean logit. Equations: docs/method.md.
 
     Args:
-        replacement: what :func:`tl_circuits.attach` returned.
-        prompt: text, token ids, or a tensor ``[pos]``; or a graph, which means its token ids and the positions
-            that it leaves out. A text that starts with its special tokens does not get them again.
-        targets: None (the likeliest tokens until 95 % of the probability, at most ten), one or
-            several tokens or token ids, :class:`LogitDifference`, :class:`LogitDirection`, or
-            one :class:`FeatureTarget`.
-        position: where the logits are read; -1 is the last token.
-        max_nodes: how many feature nodes to expand, most influential first.
-        batch_size: targets in one sweep; ``"auto"`` bounds memory by prompt length.
-        engine: ``"linear"`` (closed form), ``"autograd"`` (reference), or ``"auto"``.
-        skip_positions: positions without feature and error nodes, whose MLP outputs count as
-            constants; None takes those of the dictionary's ``prompt_rule``: position 0 of published sets, elsewhere
-            the beginning-of-sequence token, if the prompt has one. The graph keeps them (``info.skip_positions``).
+        replacement: the model with a dictionary attached, as :func:`tl_circuits.attach` returns it.
+        prompt: text, token ids, or a tensor ``[pos]``. Or a graph: its token ids are run again, with the positions
+            left out that it leaves out. A text that starts with its special tokens does not get them again.
+        targets: what to explain. None for the likeliest next tokens (until their probabilities sum to 95 %, at
+            most ten); one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
+            or one :class:`FeatureTarget`.
+        position: the position whose logits are explained; -1 is the last token.
+        max_nodes: how many feature nodes the graph gets at most, the most influential ones. Only these are
+            *expanded*, which means that their incoming edges are computed.
+        batch_size: for how many nodes incoming edges are computed together; ``"auto"`` chooses by prompt length
+            and free memory. It changes speed and memory, not which nodes are chosen.
+        engine: ``"linear"`` (closed form, fast, for architectures it knows), ``"autograd"`` (reference, slow,
+            any architecture), or ``"auto"`` for linear where possible.
+        skip_positions: positions that get no feature and error nodes; what their MLPs write counts as constant,
+            in ``bias``. None takes those of the dictionary's ``prompt_rule``: position 0 for published sets, for
+            others the beginning-of-sequence token, if the prompt has one. The graph keeps them
+            (``info.skip_positions``).
         prepend_special: whether a special token (bos, else pad, else eos) is put before a text that starts with
-            none; None does what the dictionary's ``prompt_rule`` says: published sets want it.
-        row_mass: how much of each row's absolute sum to keep while the graph is built, 1.0 for all; None
-            keeps all where the rows fit into half a gigabyte, else 0.999. What is dropped counts
-            in ``bias`` and lowers ``coverage``.
+            none. None does what the dictionary's ``prompt_rule`` says; published sets ask for it.
+        row_mass: which share of a node's incoming effects (by absolute value) is kept in memory while the graph
+            is built, 1.0 for all. None keeps all if that takes at most half a gigabyte, else 0.999. Dropped
+            effects are counted in ``bias`` and lower ``coverage``.
+        baseline: what the prompt is compared with: another prompt, or several. Every source then counts by what
+            differs from their mean at its position, ``(a - ā)·d`` for a feature. What they have in common is part of
+            ``bias`` and stands in the column ``shared``. Features that are silent here and active there are nodes too.
+        align: which positions of the baseline's prompts belong to which of this one. None where all have one length;
+            ``"end"`` to count from the last token; or one ``{position: slot}`` for each prompt, this one's first.
+        select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
+            targets over all paths; ``"influence"``, as circuit-tracer does; ``"auto"``, whichever carries more of the
+            answer (docs/benchmarks.md).
         progress: show a progress bar on stderr.
 
-    Raises PromptError, TargetError, ArchitectureError, NotFiniteError, AttachError or ValueError;
-    the model is left as it was.
+    Returns:
+        The graph: features that were expanded, errors, tokens (embeddings) and logits, and every edge between
+        them. The model is left as it was.
+
+    Raises:
+        BaselineError: the baseline cannot be compared with the prompt.
+        PromptError: the prompt is empty, a batch, or has ids that the model does not know.
+        TargetError: a target is no token of the model, is listed wrongly, or names an inactive feature.
+        ArchitectureError: ``engine="linear"`` does not know this architecture, or edges and bias do not add up.
+        NotFiniteError: the model computes infinite or undefined numbers on this prompt.
+        AttachError: the replacement was detached.
+        ValueError: a number is out of its range.
+
+    Examples:
+        >>> graph = tlc.attribute(replacement, prompt, max_nodes=60)
+        >>> graph.info.target_names
+        ('Austin',)
+        >>> graph.nodes.kind.value_counts().to_dict()
+        {'feature': 60, 'error': 36, 'embedding': 9, 'logit': 1}
+        >>> print(graph.edges[graph.edges.target == "logit:0"].nlargest(2, "weight").round(2).to_string(index=False))
+           source  target  weight
+          token@2 logit:0    3.25
+        L0/F308@7 logit:0    3.12
     """
     replacement.require_attached()
     if max_nodes < 1:
@@ -106,6 +148,11 @@ def attribute(
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
         sources = find_sources(model, dictionary, recording, read.skipped)
+        family = Family(())
+        if baseline is not None:
+            asked = skip_positions is not None
+            family = find_family(model, read, baseline, align, lambda p: _read(replacement, p, rule, None), asked)
+            sources = against(sources, recording, position_means(replacement, family, sources))
         chosen = _make_engine(engine, model, recording, sources, holds)
         roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
@@ -114,8 +161,10 @@ def attribute(
             started_at=() if roots.column is None else (roots.column,),
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
-        total = min(max_nodes, sources.feature_columns.numel())
-        with tqdm(total=total, desc="tracing", unit="node", disable=not progress) as bar:
+        total = _total(chosen, model, recording, roots, holds)
+        by_total = select == "total_effect" or (select == "auto" and _total_carries_more(dictionary, family))
+        count = min(max_nodes, sources.feature_columns.numel())
+        with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
                 chosen,
                 expansion,
@@ -124,15 +173,31 @@ def attribute(
                 max_nodes,
                 batch_size,
                 lambda n: bar.update(n) and None,
+                ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        graph = assemble(expansion, roots, info, tokens, position)
+        compared = tuple((member.token_ids, member.places) for member in family.members)
+        info = replace(info, select="total_effect" if by_total else "influence", baseline=compared)
+        graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
 
 
+def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
+    """The total effect of every column on the roots, weighted as influence is."""
+    if roots.targets is not None:
+        return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
+    column = torch.tensor([roots.column])
+    return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
+
+
+def _total_carries_more(dictionary: Any, family: Family) -> bool:
+    """Whether nodes chosen by total effect carry more of the answer than those chosen by influence (docs/benchmarks.md)."""
+    return bool(family.members)
+
+
 def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:
-    """The dictionary's rule, or the caller's choice of what stands before a text."""
+    """The dictionary's prompt rule, with ``prepend`` replaced where the caller decided about the special token."""
     if prepend is None:
         return rule
     if not isinstance(prompt, str):
@@ -141,7 +206,7 @@ def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:
 
 
 def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterable[Any] | None) -> ReadPrompt:
-    """The prompt's tokens, and the positions left out: those asked for, else those of the graph or the rule."""
+    """The prompt's token ids, and the positions without nodes: ``asked``, else those of a given graph or the rule."""
     if rule == replacement.dictionary.prompt_rule:
         read = read_prompt(replacement.model, replacement.dictionary, prompt)
     else:
@@ -155,6 +220,7 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
 def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
+    # The linear engine compares its frozen maps with this prompt's run, so it finds out itself whether it fits.
     try:
         return LinearEngine(model, recording, sources)
     except ArchitectureError:
@@ -189,7 +255,8 @@ def _roots(
         vector=resolved.vector,
         bias=resolved.bias,
     )
-    # Tokens that a model gives no probability at all still have causes: then all targets count alike.
+    # Influence starts at the targets in proportion to their probabilities. Where all of these are zero (tokens
+    # that the model rules out still have causes), every target counts the same.
     weights = resolved.weights if bool(resolved.weights.any()) else torch.ones_like(resolved.weights)
     return Roots(vectors.to(sources.home), weights.to(sources.home), None, resolved)
 
@@ -207,7 +274,7 @@ def _feature_column(sources: Sources, target: FeatureTarget) -> int:
 
 
 def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor, " n"]) -> Targets:
-    """Read vectors of the features in ``columns``, at their layers' inputs, brought home."""
+    """The features in ``columns`` as targets: the vector by which each reads its layer's input, on one device."""
     table, dictionary = sources.feature_table, sources.dictionary
     index = torch.searchsorted(sources.feature_columns, columns).to(table["layer"].device)
     layer, position, feature = (table[name][index] for name in ("layer", "position", "feature"))

@@ -1,4 +1,4 @@
-"""Which targets go through the model together, and what happens when they do not fit."""
+"""Group targets into sweeps: backward passes that compute many rows at once and still fit into memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,38 +12,42 @@ from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.support.memory import free_memory
 
-SWEEP_FLOATS = 2**30  # in one sweep, 4 GB, and never more than half of the memory that is free
+SWEEP_FLOATS = 2**30  # how many numbers one sweep may hold: 4 GB of float32, but at most half of the free memory
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many (targets x positions) make one sweep on a short prompt, and how many targets on a long one."""
+    """Sweep sizes that keep matrix products fast: on short prompts ``rows``, on long ones ``targets`` decides."""
 
-    rows: int
-    targets: int
+    rows: int  # targets times positions
+    targets: int  # at least so many targets, however long the prompt
 
     @classmethod
     def on(cls, device: torch.device) -> "Sizes":
-        """Enough for matrix products at full rate: on a processor what stays in its cache, on an accelerator more."""
+        """Small enough for the cache of a CPU; larger on a GPU, whose products reach full speed only when large."""
         return cls(rows=1024, targets=64) if device.type == "cpu" else cls(rows=16384, targets=512)
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """What computes rows; the linear and the autograd engine."""
+    """What every engine offers: the rows of direct effects on any targets of one prompt."""
 
     sources: Sources
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
-        """Direct effects and biases of ``targets``."""
+        """The direct effect of every column on every target, and each target's bias."""
 
 
 def sweeps(
     engine: Engine, targets: Targets, batch_size: int | str
 ) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n column"], Float[Tensor, " n"]]]:
-    """Indices, rows and biases of all targets, a sweep at a time.
+    """Compute the rows of all targets, a sweep at a time.
 
-    A sweep that does not fit into memory is halved. Raises MemoryError if one target alone does not fit.
+    Yields:
+        The indices of one sweep's targets, their rows and their biases.
+
+    Raises:
+        MemoryError: one target alone does not fit into memory. (A sweep of several is halved and tried again.)
     """
     waiting = list(sweep_chunks(targets, batch_size, engine.sources))[::-1]
     while waiting:
@@ -67,12 +71,14 @@ def sweeps(
 def sweep_chunks(
     targets: Targets, batch_size: int | str, sources: Sources
 ) -> Iterator[Int[Tensor, " n"]]:
-    """Indices of targets to sweep together: near positions together, so that few rows are padding.
+    """Divide targets into sweeps: each item holds the indices of targets to compute together, last layer first.
 
-    A sweep goes up to its last target's position for all of them; one is closed when what that wastes on
-    the others costs more than a sweep of its own. Each chunk stands from the last layer to the first, the
-    order in which a sweep takes targets up.
-    Where memory suffices, sizes depend on the prompt alone, so that the same prompt gives the same bits.
+    A sweep computes gradients at all positions up to its last target's, for all its targets, though those at earlier
+    positions need fewer. So targets at near positions go together, and a sweep is closed when the waste on its
+    early targets would cost more than another sweep.
+
+    Sizes depend on free memory only where it is short: then the same prompt may round differently (the order of
+    sums changes); otherwise it gives the same bits.
     """
     order = torch.argsort(targets.position, stable=True)
     positions = targets.position[order].tolist()
@@ -86,7 +92,7 @@ def sweep_chunks(
 
 
 def _takes_one_more(positions: list[int], batch_size: int | str, sources: Sources, floats: int) -> bool:
-    """Whether the last of these positions' targets joins the sweep of all before it."""
+    """Whether the target at the last of ``positions`` joins the sweep of the targets at those before it."""
     count = len(positions) - 1
     if isinstance(batch_size, int):
         return count < batch_size
@@ -94,25 +100,25 @@ def _takes_one_more(positions: list[int], batch_size: int | str, sources: Source
 
 
 def _wasteful(positions: list[int], sources: Sources) -> bool:
-    """Whether sweeping these positions' targets together costs more than a sweep more would."""
+    """Whether one sweep for the targets at ``positions`` costs more than two would."""
     last = positions[-1]
     of_its_own = Sizes.on(sources.home).rows // 4 + 2 * (last + 1)  # measured, in targets x positions
     return sum(last - p for p in positions) > of_its_own
 
 
 def _room(used: int, sources: Sources, floats: int) -> int:
-    """How many targets at the first ``used`` positions make one sweep of at most about ``floats`` numbers."""
+    """How many targets fit into one sweep over ``used`` positions that may hold about ``floats`` numbers."""
     sizes = Sizes.on(sources.home)
     each = 5 * used * sources.tokens.shape[1] + sources.width  # gradients and their copies, one row
     return max(1, min(max(sizes.rows // used, sizes.targets), floats // each))
 
 
 def least_free_memory(devices: Iterable[torch.device]) -> int:
-    """Bytes that can be had on the fullest of the devices a sweep passes."""
+    """Free memory in bytes on the fullest of these devices: a sweep passes them all, so this one limits it."""
     return min(free_memory(device) for device in devices)
 
 
-_NO_ROOM = ("can't allocate memory", "out of memory")  # the processor's words; CUDA's, XPU's and MPS'
+_NO_ROOM = ("can't allocate memory", "out of memory")  # how torch says so: on the CPU; on CUDA, XPU and MPS
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

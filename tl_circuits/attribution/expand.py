@@ -1,4 +1,9 @@
-"""Which nodes to expand next: best first, by influence on the targets, until the budget is spent."""
+"""Choose which features to expand: the most influential on the targets first, until ``max_nodes`` are expanded.
+
+To *expand* a node is to compute its row: the direct effect of every source on it. A node's influence is only known
+through the rows of the nodes it acts on, so features are expanded in a few rounds, and after each round all
+influences are computed anew, as in circuit-tracer.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,37 +17,46 @@ from tl_circuits.attribution.rows import ROW_FLOATS, ROW_MASS, Rows, trimmed_row
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 
-ROUNDS = 6  # how often the ranking is renewed on the way to the budget
-SMALLEST_ROUND = 64
+ROUNDS = 6  # max_nodes are expanded in about this many rounds
+SMALLEST_ROUND = 64  # features in a round at least: fewer would make small, slow matrix products
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of expanded nodes of one layer. ``columns[i]`` is the node whose row is row ``i`` of ``rows``."""
+    """Rows of expanded nodes of one layer: row ``i`` of ``rows`` is that of the node in column ``columns[i]``.
+
+    ``shared``: what a baseline brings to each of them, which is part of ``bias``.
+    """
 
     columns: Int[Tensor, " n"]
     rows: Rows
     bias: Float[Tensor, " n"]
+    shared: Float[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)
 class Trimming:
-    """How much of each row is kept: its absolute ``mass``, in at most ``limit`` entries; None: all of it."""
+    """How much of each row is kept: entries with a share ``mass`` of its absolute sum, at most ``limit`` of them."""
 
     mass: float
     limit: int
 
     @classmethod
     def choose(cls, mass: float | None, max_nodes: int, width: int) -> "Trimming | None":
-        """Whole rows where ``max_nodes`` of ``width`` entries fit, or the part asked for."""
+        """The trimming for ``max_nodes`` rows of ``width`` entries; None means that rows are kept whole.
+
+        ``mass`` is the caller's wish (1.0: everything). If it is None, rows are kept whole when they all fit into
+        ``ROW_FLOATS``, and else trimmed so that they do.
+        """
         if mass is None:
+            # An entry that is kept by itself takes two numbers, its value and its column: hence half as many.
             return None if max_nodes * width <= ROW_FLOATS else cls(ROW_MASS, max(1, ROW_FLOATS // (2 * max_nodes)))
         return None if mass == 1.0 else cls(mass, width)
 
 
 @dataclass
 class Expansion:
-    """Rows found so far: those of the roots (logits) and, layer by layer, those of features."""
+    """All rows computed so far: those of the roots (the targets) and, layer by layer, those of features."""
 
     sources: Sources
     root_weights: Float[Tensor, " root"]
@@ -52,10 +66,11 @@ class Expansion:
     trimming: Trimming | None = None
 
     def influence(self) -> Float[Tensor, " column"]:
-        """Each column's total influence on the roots through all expanded nodes.
+        """Each column's influence on the roots, summed over all paths through expanded nodes.
 
-        Rows are taken in absolute value and scaled to sum one (Ameisen et al. 2025, graph pruning).
-        Edges only go up the layers, so one pass from the last layer to the first is exact.
+        Every row is taken in absolute value and divided by its sum (Ameisen et al. 2025, graph pruning). An edge
+        never leads to the same or an earlier layer, so when a layer's turn comes, going from the last layer to the
+        first, its nodes' influences are complete, and one pass is exact.
         """
         total = self.root_weights.new_zeros(self.sources.width)
         if self.roots is not None:
@@ -68,7 +83,7 @@ class Expansion:
         return total
 
     def kept(self, rows: Float[Tensor, "n column"], which: Int[Tensor, " m"], width: int) -> Rows:
-        """What is kept of some of a sweep's rows, which end at ``width``."""
+        """Rows ``which`` of a sweep, up to column ``width`` (later ones are zero), trimmed if rows are to be."""
         if self.trimming is None:
             return whole_rows(rows[which, :width])
         return trimmed_rows([rows[i, :width] for i in which.tolist()], self.trimming.mass, self.trimming.limit)
@@ -87,12 +102,21 @@ def expand(
     max_nodes: int,
     batch_size: int | str,
     advance: Callable[[int], None],
+    ranking: Float[Tensor, " column"] | None = None,
 ) -> None:
-    """Fill ``expansion`` with the rows of the roots and of the ``max_nodes`` most influential features.
+    """Fill ``expansion`` with the rows of the roots and of ``max_nodes`` features: the highest in ``ranking``, else by influence.
 
-    ``feature_targets`` turns columns into targets; ``advance(n)`` is told of n finished nodes. The
-    ranking is renewed on a schedule that depends on ``max_nodes`` alone, so the outcome does not
-    depend on ``batch_size``.
+    Args:
+        engine: computes the rows.
+        expansion: where rows are put.
+        root_targets: the logits or directions to explain; None where a feature is explained
+            (``expansion.started_at``).
+        feature_targets: gives the targets that stand for the features in some columns.
+        max_nodes: how many features to expand.
+        batch_size: how many rows to compute at once. The result does not depend on it, because the ranking is
+            renewed after a number of nodes that depends on ``max_nodes`` alone.
+        advance: called with the number of nodes finished since its last call.
+        ranking: one number for each column; the features with the largest are expanded. None to choose by influence.
     """
     if root_targets is not None:
         expansion.roots = _root_block(engine, root_targets, batch_size)
@@ -103,12 +127,19 @@ def expand(
         waiting[start] = False
         _expand_columns(engine, expansion, start, feature_targets, batch_size, advance)
     budget = min(max_nodes, features.numel()) - len(expansion.started_at)
+    if ranking is not None:
+        candidates = features[waiting[features]]
+        best = torch.argsort(ranking[candidates], descending=True, stable=True)[:budget]
+        columns = candidates[best[ranking[candidates[best]] > 0]].sort().values
+        if len(columns):
+            _expand_columns(engine, expansion, columns, feature_targets, batch_size, advance)
+        return
     step = max(SMALLEST_ROUND, -(-max_nodes // ROUNDS))
     while budget > 0:
         candidates = features[waiting[features]]
         influence = expansion.influence().cpu()[candidates]
         best = torch.argsort(influence, descending=True, stable=True)[: min(step, budget)]
-        best = best[influence[best] > 0]
+        best = best[influence[best] > 0]  # what acts on nothing expanded so far would only fill the graph
         if best.numel() == 0:
             break
         columns = candidates[best]
@@ -128,9 +159,10 @@ def _expand_columns(
     targets = feature_targets(columns)
     for indices, rows, bias in sweeps(engine, targets, batch_size):
         layers, own = targets.layer[indices], columns[indices.cpu()]
+        shared = _take_shared(engine.sources, rows, bias)
         for layer in layers.unique().tolist():
             here = (layers == layer).nonzero()[:, 0]
-            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(layer)), bias[here])
+            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(layer)), bias[here], shared[here])
             expansion.blocks.setdefault(layer, []).append(block)
         advance(indices.numel())
 
@@ -141,4 +173,17 @@ def _root_block(engine: Engine, targets: Targets, batch_size: int | str) -> Bloc
     for indices, rows, bias in sweeps(engine, targets, batch_size):
         values[indices, : rows.shape[1]] = rows
         biases[indices] = bias
-    return Block(torch.full((len(targets),), -1), whole_rows(values), biases)
+    shared = _take_shared(engine.sources, values, biases)
+    return Block(torch.full((len(targets),), -1), whole_rows(values), biases, shared)
+
+
+def _take_shared(
+    sources: Sources, rows: Float[Tensor, "n column"], bias: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """What a baseline brings to each target, moved from its column of the rows to their biases; zeros without one."""
+    if sources.shared_column is None:
+        return torch.zeros_like(bias)
+    shared = rows[:, sources.shared_column].clone()
+    rows[:, sources.shared_column] = 0.0
+    bias += shared
+    return shared

@@ -1,4 +1,4 @@
-"""Rows of direct effects while a graph is under construction: whole, or their heaviest entries."""
+"""Rows of direct effects, as kept while a graph is being built: every entry, or only the largest ones of each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROW_FLOATS = 2**27  # all rows together keep at most so many entries, 512 MB
-ROW_MASS = 0.999  # of a row's absolute sum, what a trimmed row keeps
-_SAMPLE = 4096  # entries of a row from which its cut is estimated
+ROW_FLOATS = 2**27  # how many entries all rows together may keep: 512 MB of float32
+ROW_MASS = 0.999  # the share of its absolute sum that a trimmed row keeps
+_SAMPLE = 4096  # from about this many entries of a row the size of the smallest one to keep is estimated
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of targets at one depth, as a prefix of all columns or, with ``column``, entry by entry.
+    """Direct effects of all columns on ``n`` targets, in one of two forms.
 
-    ``total`` and ``mass``: each whole row's sum and absolute sum, also of what is no longer kept.
-    Entry by entry, row ``i`` stands in ``values[start[i] : start[i + 1]]``.
+    Whole rows (``column`` and ``start`` are None): ``values[i, c]`` is the effect of column ``c`` on target ``i``, for
+    the first columns; those after them have no effect.
+    Trimmed rows: the kept entries of row ``i`` are ``values[start[i] : start[i + 1]]``, and ``column`` tells the column
+    of each. ``total`` and ``mass`` are the sum and the absolute sum of each whole row, dropped entries included.
     """
 
     values: Float[Tensor, "n column"] | Float[Tensor, " entry"]
@@ -27,7 +29,7 @@ class Rows:
     start: Int[Tensor, " n_plus_one"] | None = None
 
     def add_influence(self, weights: Float[Tensor, " n"], influence: Float[Tensor, " width"]) -> None:
-        """Add to every column its absolute share of each row, times the row's weight."""
+        """Pass on influence: each column gets its absolute share of every row, times the row's weight."""
         share = weights / self.mass.float().clamp_min(1e-30)
         if self.column is None:
             influence[: self.values.shape[1]] += share @ self.values.abs()
@@ -38,7 +40,7 @@ class Rows:
     def entries(
         self, node_of: Int[Tensor, " width"]
     ) -> tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor, " edge"]]:
-        """Row, node and value of every entry that is not zero and whose column is a node."""
+        """Row, node number and value of every non-zero entry whose column became a node (``node_of[column] >= 0``)."""
         if self.column is None:
             columns = (node_of[: self.values.shape[1]] >= 0).nonzero()[:, 0]
             kept = self.values.cpu()[:, columns]
@@ -56,7 +58,7 @@ def whole_rows(values: Float[Tensor, "n column"]) -> Rows:
 
 
 def trimmed_rows(rows: Sequence[Float[Tensor, " column"]], mass: float, limit: int) -> Rows:
-    """The heaviest entries of each row: those that carry ``mass`` of its absolute sum, at most ``limit``."""
+    """The largest entries of each row: enough for the share ``mass`` of its absolute sum, but at most ``limit``."""
     total, whole, columns, values = [], [], [], []
     for row in rows:
         size = row.abs()
@@ -69,22 +71,27 @@ def trimmed_rows(rows: Sequence[Float[Tensor, " column"]], mass: float, limit: i
 
 
 def _sums(rows: Float[Tensor, "*n column"]) -> Float[Tensor, "*n"]:
-    """Sums in double precision of sums of a thousand in single precision: twenty times faster, and as good for float32 entries."""
+    """Sums over the last axis: 1024 entries at a time in float32, then these partial sums in float64.
+
+    Twenty times faster than adding everything in float64, and the error stays below the rounding of the entries.
+    """
     even = rows.shape[-1] // 1024 * 1024
     blocks = rows[..., :even].unflatten(-1, (-1, 1024)).sum(-1) if even else rows[..., :0]
     return blocks.sum(-1, dtype=torch.float64) + rows[..., even:].sum(-1, dtype=torch.float64)
 
 
 def _heaviest(size: Float[Tensor, " column"], whole: float, mass: float, limit: int) -> Int[Tensor, " entry"]:
-    """Columns of the entries above a cut which keeps ``mass`` of their sum ``whole``, or the ``limit`` largest.
+    """Columns of the largest entries: so many that they sum to ``mass * whole``, but at most ``limit``.
 
-    The cut is estimated on an even sample, then lowered until it keeps enough.
+    ``whole`` is the sum of all entries. Sorting a whole row would be slow, so the size of the smallest entry to
+    keep (the cut) is estimated on an evenly spaced sample, and halved until enough is kept.
     """
     step = max(1, size.numel() // _SAMPLE)
     sample = size[::step].sort(descending=True).values
     carried = sample.cumsum(0)
     enough = int((carried < mass * carried[-1]).sum())
-    cut = float(sample[min(enough, limit * 5 // (4 * step), len(sample) - 1)])  # a little more than the limit
+    # 5/4: rather a few more than the limit, of which topk drops the smallest.
+    cut = float(sample[min(enough, limit * 5 // (4 * step), len(sample) - 1)])
     while True:
         column = (size >= cut).nonzero()[:, 0]
         kept = size[column]

@@ -1,7 +1,8 @@
-"""Everything that writes to the residual stream on one prompt, laid out as columns of a row.
+"""The sources of one prompt: everything that writes to the residual stream, each with a column in the rows of effects.
 
-Columns go with the computation: tokens first, then each layer's features and its errors. A target
-at layer L is reached only by columns before those of layer L, so its row is a prefix.
+Columns follow the order of computation: the tokens, then layer by layer its active features (sorted by position) and
+its errors (one a position). A target that reads the stream at layer L is affected only by columns before those of
+layer L, so its row may end there.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import FrozenNorm, Recording, write_norm, written_share
 
-GATHERED_FLOATS = 2**20  # of decoder rows gathered at once, 4 MB: more would leave the processor's cache
+GATHERED_FLOATS = 2**20  # decoder rows are gathered in blocks of 4 MB, which the processor's cache holds
 
 # Largest relative gap between an exact dictionary's reconstruction and the MLP's output that
 # rounding explains, by the model's dtype.
@@ -26,12 +27,13 @@ _EXACT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e
 
 @dataclass(frozen=True)
 class LayerSources:
-    """What one layer's MLP writes at its output site.
+    """What one layer's MLP writes at its output site (the hook at which the dictionary rebuilds its output).
 
-    ``error[pos]``: the part of the output that the features miss (None where there are no error
-    nodes). ``constant[pos]``: what is written whatever the features do. ``norm``: the frozen
-    post-norm between the site and the residual stream, if any. ``share``: by how much the block multiplies
-    what is written there.
+    The output is the sum of the features' decoder vectors times their activations, the skip connection ``skip``,
+    ``constant`` (decoder biases; at skipped positions the whole output) and ``error``, which is what is missing
+    (None for exact dictionaries, which have no error nodes). On its way to the residual stream it goes through the
+    frozen post-norm ``norm``, if there is one, and is multiplied by ``share`` (1, but not on Granite).
+    ``shared``: what a baseline writes here too, which features and errors then leave out.
     """
 
     active: LayerActive
@@ -42,26 +44,33 @@ class LayerSources:
     skip: Float[Tensor, "d_out d_in"] | None
     features_at: int  # first column of the layer's features
     errors_at: int  # first column of its errors; also the end of its features
+    shared: Float[Tensor, "pos d_out"] | None = None
 
 
 @dataclass(frozen=True)
 class Sources:
-    """All columns of one prompt. ``skipped`` positions have no features: their MLPs are constants."""
+    """All sources of one prompt. At ``skipped`` positions there are no features; what MLPs write there is constant."""
 
     dictionary: Dictionary
     n_pos: int
     layers: tuple[LayerSources, ...]
     tokens: Float[Tensor, "pos d_model"]
     skipped: tuple[int, ...]
+    shared_tokens: Float[Tensor, "pos d_model"] | None = None
+
+    @property
+    def shared_column(self) -> int | None:
+        """The column of all that a baseline writes too; None without a baseline. It stands behind the tokens."""
+        return None if self.shared_tokens is None else self.n_pos
 
     @property
     def dictionary_layers(self) -> list[int]:
-        """The recorded layers that have a dictionary."""
+        """The layers with a dictionary, as far as the recording goes (it may end below the last layer)."""
         return [layer for layer in self.dictionary.layers if layer < len(self.layers)]
 
     @property
     def home(self) -> torch.device:
-        """Where rows, targets and tables lie: with the first layer. Every other thing lies with its layer."""
+        """The first layer's device, where rows, targets and tables lie. The rest lies on its own layer's device."""
         return self.tokens.device
 
     @cached_property
@@ -75,9 +84,9 @@ class Sources:
         return self.before(len(self.layers))
 
     def before(self, layer: int) -> int:
-        """How many columns lie before layer ``layer``: the length of a row for a target there."""
+        """The number of columns before those of ``layer``: how long the row of a target that reads there is."""
         if layer == 0:
-            return self.n_pos
+            return self.n_pos + (self.shared_tokens is not None)
         last = self.layers[layer - 1]
         return last.errors_at + (0 if last.error is None else self.n_pos)
 
@@ -97,21 +106,30 @@ class Sources:
 
     @cached_property
     def feature_table(self) -> dict[str, Tensor]:
-        """``layer position feature pre activation`` of every active feature, in column order."""
+        """``layer position feature pre activation`` of every active feature, in column order (pre: pre-activation)."""
         actives = [s.active.to(self.home) for s in self.layers]
         layer = [torch.full_like(a.position, i) for i, a in enumerate(actives)]
         table = {"layer": torch.cat(layer)}
         for name in ("position", "feature", "pre", "activation"):
             table[name] = torch.cat([getattr(a, name) for a in actives])
+        if self.shared_tokens is not None:
+            table["baseline"] = torch.cat([a.activation.new_zeros(0) if a.baseline is None else a.baseline for a in actives])
         return table
 
 
 def find_sources(
     model: Any, dictionary: Dictionary, recording: Recording, skip_positions: Sequence[int]
 ) -> Sources:
-    """Encode every recorded layer of one prompt and split each MLP's output into features, error and constant.
+    """Encode every recorded layer of one prompt, and split each MLP's output into features, error and constant.
 
-    Raises ArchitectureError when an exact dictionary (neurons) does not rebuild an MLP's output.
+    Args:
+        model: the model, for the norms behind its MLPs.
+        dictionary: rebuilds the MLPs' outputs.
+        recording: one run of the model on the prompt.
+        skip_positions: positions that get no features and errors.
+
+    Raises:
+        ArchitectureError: a dictionary that should be exact (the MLP's own neurons) does not rebuild the output.
     """
     n_pos = recording.tokens.numel()
     keep = torch.ones(n_pos, dtype=torch.bool)
@@ -156,16 +174,17 @@ def _dictionary_layer(
     if skip is not None:
         recons += recording.sites[dictionary.input_hook(layer)].float() @ skip.T
     for writer in dictionary.writers(layer):
-        _add_decoded(recons, dictionary, writer, layer, actives[writer])
+        add_decoded(recons, dictionary, writer, layer, actives[writer])
     error = output - recons
+    # The encoder also runs at skipped positions: what it finds there is part of `recons`, and dropped below.
     if dictionary.exact:
         _require_rebuilt(layer, output, error, recording.dtype)
-        constant, rest = constant + error, None  # what is left is rounding
+        constant, rest = constant + error, None  # this error is only rounding, so no nodes are made of it
     else:
         rest = torch.where(keep[:, None], error, 0.0)
     active = actives[layer]
     kept = keep[active.position]
-    active = LayerActive(*(getattr(active, n)[kept] for n in ("position", "feature", "pre", "activation")))
+    active = active[kept]
     return LayerSources(
         active=active,
         error=rest,
@@ -179,7 +198,7 @@ def _dictionary_layer(
 
 
 def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> LayerSources:
-    """A layer without a dictionary: its whole MLP output is an error node."""
+    """A layer without a dictionary: at each position its whole MLP output is one error node."""
     output = recording.mlp_out[layer].float()
     keep = keep.to(output.device)
     none = torch.empty(0, dtype=torch.long, device=output.device)
@@ -196,7 +215,7 @@ def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> 
     )
 
 
-def _add_decoded(
+def add_decoded(
     recons: Float[Tensor, "pos d_out"], dictionary: Dictionary, writer: int, layer: int, active: LayerActive
 ) -> None:
     """Add what ``writer``'s active features write to ``layer``, a block of decoder rows at a time."""
@@ -205,7 +224,7 @@ def _add_decoded(
     for start in range(0, active.feature.numel(), step):
         part = slice(start, start + step)
         rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
-        recons.index_add_(0, active.position[part], rows * active.activation[part, None])
+        recons.index_add_(0, active.position[part], rows * active.counted[part, None])
 
 
 def _require_rebuilt(

@@ -1,20 +1,25 @@
-"""Does a finished graph add up? Every node with a row, by itself."""
+"""Check a finished graph: the incoming edges and the bias of each node must add up to its value."""
 
 import torch
 
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.graph.graph import AttributionGraph
 
-# Rounding of the model's own tensors, relative to a node's value, and of float32 sums, relative to what is summed.
+# Allowed error from the rounding of the model's own tensors, by its dtype, relative to a node's value ...
 _SUMS_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# ... and from adding edges up in float32, relative to the sum of their absolute values.
 _SUM_ROUNDING = 2e-6
 
 
 def require_sums(graph: AttributionGraph, dtype: torch.dtype) -> None:
     """Raise ArchitectureError unless edges and bias add up to every node's value.
 
-    Each node is judged by its own value, or the median node's where its own is smaller, so that a node at a
-    position with huge activations hides no other.
+    The allowed error is relative to each node's own value (or to the median node's, if that is larger), so a node
+    with a huge activation does not excuse errors of the others.
+
+    Args:
+        graph: the finished graph.
+        dtype: the model's, which says how exactly it computes.
     """
     nodes, edges = graph._nodes, graph._edges
     sums = torch.zeros(len(graph), dtype=torch.float64).index_add_(0, edges.target, edges.weight.double())
@@ -31,6 +36,6 @@ def require_sums(graph: AttributionGraph, dtype: torch.dtype) -> None:
         name = graph.node_ids[int(known[worst])]
         raise ArchitectureError(
             f"the graph does not add up: edges and bias of {name} give {float(value[worst] + gap[worst]):.4g} or "
-            f"{float(value[worst] - gap[worst]):.4g}, its value is {float(value[worst]):.4g}. The frozen model is not what this "
-            "prompt's run was, so the graph is not returned."
+            f"{float(value[worst] - gap[worst]):.4g}, its value is {float(value[worst]):.4g}. So the frozen model does not "
+            "compute what the model computed on this prompt, and the graph is not returned."
         )

@@ -1,4 +1,4 @@
-"""What to explain: logits, differences of logits, directions, or a feature."""
+"""What a graph explains: logits, differences of logits, directions, or a feature."""
 
 import re
 import unicodedata
@@ -19,10 +19,10 @@ TOP_COUNT = 10
 
 @dataclass(frozen=True)
 class Targets:
-    """Quantities whose incoming direct effects are wanted: ``vector · x[position] + bias``.
+    """Numbers to be explained, each a linear function of one activation: ``vector · x[position] + bias``.
 
-    ``x`` is layer ``layer``'s dictionary input, or for ``layer == n_layers`` the output of
-    ``ln_final``.
+    ``x[position]`` is what the dictionary of layer ``layer`` reads; for ``layer == n_layers`` it is the output of the
+    final norm (``ln_final``), which the unembedding reads.
     """
 
     layer: Int[Tensor, " n"]
@@ -43,7 +43,20 @@ class Targets:
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """The logit of one token minus that of another (token strings or ids)."""
+    """Explain why the model prefers one token to another: the logit of ``positive`` minus the logit of ``negative``.
+
+    Args:
+        positive: a token, as text or id.
+        negative: the token to compare it with.
+
+    Raises:
+        TargetError: a token is neither text nor a whole number.
+
+    Examples:
+        >>> graph = tlc.attribute(replacement, prompt, tlc.LogitDifference("Austin", "Texas"), max_nodes=20)
+        >>> graph.info.target_names, round(float(graph.nodes.activation.iloc[-1]), 1)
+        (('Austin − Texas',), 7.8)
+    """
 
     positive: Any
     negative: Any
@@ -57,7 +70,18 @@ class LogitDifference:
 
 @dataclass(frozen=True, eq=False)
 class LogitDirection:
-    """The final norm's output along any vector of length d_model."""
+    """Explain how far the final norm's output points along a vector, such as a probe's or a difference of means.
+
+    Args:
+        vector: the direction ``[d_model]``. It is used as given, not scaled to length one.
+        name: what the graph calls it.
+
+    Examples:
+        >>> mean = model.W_U.mean(dim=1)  # the average token
+        >>> graph = tlc.attribute(replacement, prompt, tlc.LogitDirection(mean, "average token"), max_nodes=20)
+        >>> graph.info.target_names
+        ('average token',)
+    """
 
     vector: Float[Tensor, " d_model"]
     name: str
@@ -65,7 +89,24 @@ class LogitDirection:
 
 @dataclass(frozen=True)
 class FeatureTarget:
-    """The pre-activation of one active feature; three whole numbers, of any library."""
+    """Explain why one feature is active: its pre-activation, before the dictionary's nonlinearity.
+
+    Args:
+        layer: the feature's layer.
+        position: the token at which it is active; -1 is the last one.
+        feature: its number in the layer's dictionary.
+
+    Raises:
+        TargetError: one of the three is not a whole number (of Python, NumPy or torch).
+
+    Examples:
+        >>> target = tlc.FeatureTarget(layer=2, position=8, feature=603)
+        >>> graph = tlc.attribute(replacement, prompt, target, max_nodes=20)
+        >>> print(graph.edges[graph.edges.target == "L2/F603@8"].nlargest(2, "weight").round(2).to_string(index=False))
+           source    target  weight
+        L0/F308@7 L2/F603@8    0.12
+          token@2 L2/F603@8    0.05
+    """
 
     layer: Any
     position: Any
@@ -78,11 +119,11 @@ class FeatureTarget:
 
 @dataclass(frozen=True)
 class LogitTargets:
-    """Resolved logit targets at one position.
+    """Logit targets at one position, with everything that tracing needs to know about them.
 
-    ``weights`` say how much each counts when influence is traced back: the probability for
-    logits, one for differences and directions. ``token`` is the vocabulary id, -1 where none
-    applies. ``value`` is the quantity the incoming edges and the bias add up to.
+    A target is ``vector · x + bias``, with ``x`` the final norm's output, and ``value`` is what that gives on this
+    prompt. ``weights`` say how much influence starts at each target: a token's probability, or one for differences
+    and directions. ``token`` is the vocabulary id, -1 for differences and directions.
     """
 
     vector: Float[Tensor, "target d_model"]
@@ -94,7 +135,7 @@ class LogitTargets:
 
 
 def as_targets(given: Any) -> list[Any]:
-    """One or several targets as a list, whole numbers as Python's; raises TargetError for an empty list."""
+    """One or several targets as a list, with token ids as Python ints; raises TargetError for an empty list."""
     single = isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
     found = [given] if single else list(given)
     if not found:
@@ -130,7 +171,7 @@ def token_id(model: Any, token: Any) -> int:
 
 
 def _hint(tokenizer: Any, token: str) -> str:
-    """What may have been meant by a text that is no token."""
+    """A sentence that suggests what may have been meant by a text that is no token; empty if there is no guess."""
     before, minus, after = token.partition(" - ")
     if minus and before.strip() and after.strip():
         return f" For a difference of two logits give tlc.LogitDifference({before!r}, {_like(before, after)!r})."
@@ -140,12 +181,12 @@ def _hint(tokenizer: Any, token: str) -> str:
 
 
 def _like(before: str, after: str) -> str:
-    """``after`` with a space in front if ``before`` has one."""
+    """``after``, with a space put in front if ``before`` starts with one."""
     return f" {after}" if before.startswith(" ") and not after.startswith(" ") else after
 
 
 def _bare(text: str) -> str:
-    """A text without what tokenizers change: spaces around it, case, and the way its letters are composed."""
+    """A text without what tokenizers may change: spaces around it, case, and how accented letters are encoded."""
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
@@ -155,11 +196,14 @@ _QUOTED = re.compile(r'\s*"(?P<positive>[^"]+)"\s+-\s+"(?P<negative>[^"]+)"\s*')
 def parse_target(text: str) -> str | LogitDifference:
     """A target as written on a command line or in a file: a token, or ``A - B`` for a difference of two logits.
 
-    B has a space in front if A has one, as tokens that begin a word do; in quotes (``"A" - "B"``) both are
-    taken as they stand.
+    If A starts with a space, as tokens that begin a word do, B gets one too. In quotes (``"A" - "B"``) both are
+    taken exactly as written.
 
-    >>> parse_target(" big - large")
-    LogitDifference(positive=' big', negative=' large')
+    Examples:
+        >>> parse_target(" big - large")
+        LogitDifference(positive=' big', negative=' large')
+        >>> parse_target(" big")
+        ' big'
     """
     quoted = _QUOTED.fullmatch(text)
     if quoted is not None:
@@ -179,7 +223,7 @@ def resolve_position(position: Any, n_pos: int) -> int:
 
 
 def top_logits(logits: Float[Tensor, " d_vocab"]) -> list[int]:
-    """The most likely tokens until 95 % of the probability, at most ten."""
+    """Ids of the most likely tokens: so many that their probabilities sum to 95 %, at most ten."""
     probabilities = logits.float().softmax(-1)
     top = probabilities.topk(min(TOP_COUNT, probabilities.numel()))
     needed = int((top.values.cumsum(-1) < TOP_PROBABILITY).sum()) + 1
@@ -192,10 +236,20 @@ def resolve_logits(
     final: Float[Tensor, " d_model"],
     logits: Float[Tensor, " d_vocab"],
 ) -> LogitTargets:
-    """Vectors, biases and values of logit targets; ``final`` is the final norm's output there.
+    """Turn logit targets into vectors, biases and values.
 
-    A logit is taken minus the mean logit over the vocabulary, before any soft cap (the mean moves
-    no probability): ``scale · ((W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U)``.
+    A token's target is its logit minus the mean logit over the vocabulary, before any soft cap:
+    ``scale · ((W_U[:, t] - mean W_U)·x + b_U[t] - mean b_U)``. The mean is taken away because adding the same number
+    to all logits changes no probability (Ameisen et al. 2025 do the same).
+
+    Args:
+        replacement: the model and its dictionary.
+        targets: tokens, ids, LogitDifferences and LogitDirections.
+        final: ``x``, the final norm's output at the position that is explained.
+        logits: the model's logits there; they give the tokens' probabilities.
+
+    Raises:
+        TargetError: a target is none of these, or is not known to the model.
     """
     model = replacement.model
     unembed = unembed_weights(model)
@@ -211,7 +265,8 @@ def resolve_logits(
         if isinstance(target, LogitDifference):
             a, b = token_id(model, target.positive), token_id(model, target.negative)
             if a == b:
-                raise TargetError(f"{target} is the difference of the token {token_text(model, a)!r} and itself, which is zero.")
+                text = token_text(model, a)
+                raise TargetError(f"{target} is the difference of the token {text!r} and itself, which is zero.")
             (va, ba), (vb, bb) = logit(a), logit(b)
             vector, bias, weight, token = va - vb, ba - bb, 1.0, -1
             name = f"{token_text(model, a)} − {token_text(model, b)}"

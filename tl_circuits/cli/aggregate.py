@@ -20,14 +20,14 @@ FEATURES_SHOWN = 15
 
 @app.command()
 def aggregate(
-    files: Annotated[list[str], typer.Argument(help="Saved graphs of one model and dictionary, such as DIR/*.graph.safetensors.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Name of the files, without ending.")],
-    min_share: Annotated[float, typer.Option(help="In what share of the prompts a feature or edge must be found.")] = 0.5,
+    files: Annotated[list[str], typer.Argument(help="Saved graphs of the same model and dictionary, such as DIR/*.graph.safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The files' name, without its ending.")],
+    min_share: Annotated[float, typer.Option(help="The share of the prompts in which a feature or edge must be found, 0 to 1.")] = 0.5,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the features as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Put the graphs of many prompts together, aligned from the end: one graph of mean effects."""
+    """Combine the graphs of many prompts, aligned from their ends, into one graph of mean effects."""
     with clear_errors(debug):
         paths = {"graph": with_ending(out, ".graph.safetensors"), "page": with_ending(out, ".html")}
         for path in paths.values():

@@ -1,4 +1,4 @@
-"""The program and what its commands share: clear errors, exit codes, tables."""
+"""The program, and what its commands share: clear errors and exit codes."""
 
 import sys
 import traceback
@@ -18,7 +18,7 @@ app = typer.Typer(
 
 @contextmanager
 def clear_errors(debug: bool) -> Iterator[None]:
-    """Turn any failure into one line on stderr and exit code 1; ``debug`` adds the traceback."""
+    """Turn any failure into one line on stderr and exit code 1. ``debug`` adds the traceback."""
     try:
         yield
     except (typer.Exit, typer.BadParameter):
@@ -39,7 +39,7 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 @contextmanager
 def wrong_usage(option: str) -> Iterator[None]:
-    """Turn a ValueError about ``option`` into the message and exit code 2 of wrong usage."""
+    """Report a ValueError about ``option`` as wrong usage, with exit code 2."""
     try:
         yield
     except ValueError as error:

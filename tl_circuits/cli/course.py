@@ -20,7 +20,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 def list_assignments(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """The assignments there are."""
+    """List the assignments."""
     from tl_circuits.course.assignments import ASSIGNMENTS
 
     if as_json:
@@ -34,7 +34,7 @@ def list_assignments(
 @course.command()
 def start(
     number: Annotated[str, typer.Argument(help="Which assignment: 1, 2, 3 or 4.")],
-    folder: Annotated[Path, typer.Argument(help="A new folder for its notebook.")],
+    folder: Annotated[Path, typer.Argument(help="A folder to create for its notebook.")],
     debug: Debug = False,
 ) -> None:
     """Copy the starter notebook of assignment NUMBER into a new FOLDER."""
@@ -48,12 +48,12 @@ def start(
 
 @course.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="The folder that `start` made, or a notebook.")],
-    time_limit: Annotated[float, typer.Option(help="How many seconds running and checking the notebook may take.")] = 120.0,
+    folder: Annotated[Path, typer.Argument(help="The folder that `tl-circuits course start` made, or a notebook.")],
+    time_limit: Annotated[float, typer.Option(help="The most seconds that running and checking the notebook may take.")] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run the notebook in FOLDER, call its functions with inputs of our own, and give points."""
+    """Run the notebook in FOLDER, call its functions with other inputs, and give points."""
     with clear_errors(debug):
         with Console(stderr=True).status("running the notebook and checking its functions ..."):
             from tl_circuits.course.report import check as grade

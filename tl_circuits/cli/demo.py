@@ -14,14 +14,14 @@ from tl_circuits.cli.trace import refuse_early
 
 @app.command()
 def demo(
-    city: Annotated[str, typer.Option(help="The question is the capital of the state containing this city.")] = "Lubbock",
-    swap: Annotated[str, typer.Option(help="The state to put in place of the city's own.")] = "California",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Name of the page, without ending.")] = Path("tiny-facts-demo"),
+    city: Annotated[str, typer.Option(help="A city; the question asks for the capital of the state that contains it.")] = "Lubbock",
+    swap: Annotated[str, typer.Option(help="The state to put in the place of the city's own state.")] = "California",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page's file name, without its ending.")] = Path("tiny-facts-demo"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Trace a two-hop question on the built-in model, draw its page, swap the middle step, say what was found."""
+    """Trace a two-hop question on the built-in model, write its page, swap the middle step, and say what was found."""
     with clear_errors(debug):
         page = out.with_name(out.name + ".html")
         refuse_early(page, force)

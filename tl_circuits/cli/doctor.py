@@ -1,4 +1,4 @@
-"""``tl-circuits doctor``: what is installed, what is usable, and what to run for the rest."""
+"""``tl-circuits doctor``: say what is installed, what is usable, and what to run for the rest."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ OPTIONAL = {
 }
 
 
-# Plain text of several kinds, a paragraph a prompt; --text takes one's own.
+# Plain text of several kinds, one prompt each. --text replaces it.
 SAMPLE = (
     "The capital of France is Paris, and the capital of Italy is Rome. Both cities are older than the countries they govern.",
     "To bake bread, mix flour, water, salt and yeast, let the dough rise for two hours, and bake it until the crust is brown.",
@@ -32,23 +32,23 @@ SAMPLE = (
     "In 1969 two astronauts walked on the moon while a third stayed in orbit. They came home four days later, all of them well.",
 )
 TOKENS_A_PROMPT = 128
-PIECES, CHARACTERS = 8, 600  # of a long text file: evenly spread, each long enough for TOKENS_A_PROMPT
+PIECES, CHARACTERS = 8, 600  # of a long text file: pieces spread evenly, each long enough for TOKENS_A_PROMPT
 
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Measure transcoders on this model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Measure the transcoders on this model.")] = None,
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files to measure on (repeatable). Default: a few sentences.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Say what is installed and usable; with --model and --transcoders, how well those fit together."""
+    """Say what is installed and usable. With --model and --transcoders: measure how well those fit together."""
     with clear_errors(debug):
         if model is not None:
             with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
@@ -111,7 +111,7 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
 
 
 def _parts(text: str) -> list[str]:
-    """A text in pieces, all of it or, of a long one, some."""
+    """A text in pieces: all of it, or some pieces of a long text."""
     step = max(CHARACTERS, len(text) // PIECES)
     return [text[i : i + CHARACTERS] for i in range(0, len(text), step) if text[i : i + CHARACTERS].strip()]
 

@@ -1,4 +1,4 @@
-"""The demonstration: trace a two-hop question, find the middle step, take it out, put another in."""
+"""The demonstration: trace a two-hop question, find the middle step, take it out, and put another one in."""
 
 from dataclasses import dataclass, replace
 
@@ -25,9 +25,18 @@ from tl_circuits.interventions.intervene import InterventionResult, intervene_ma
 
 @dataclass(frozen=True)
 class Story:
-    """What was found on one question. ``graph`` is pruned and labelled; ``middle`` are the ids of its
-    nodes that stand for the state between city and answer; ``without`` and ``swapped`` are the runs
-    with the state's features taken out, and with those of ``other`` in their place.
+    """What was found on one question.
+
+    Attributes:
+        city: the city that the question names.
+        state: its state.
+        other: the state that is put in its place.
+        kept_back: whether the question was kept from training.
+        graph: the graph, pruned and labelled.
+        middle: ids of the graph's nodes that stand for the state and lie between city and answer.
+        features: all features that stand for states.
+        without: the run without the state's features.
+        swapped: the run with the features of ``other`` in their place.
     """
 
     city: str
@@ -52,10 +61,11 @@ class Story:
 
 
 def tell(replacement: Replacement, city: str, other: str) -> Story:
-    """Ask `tiny-facts`, with its transcoders attached, for the capital of the state containing ``city``,
-    then swap that state for ``other``.
+    """Ask `tiny-facts`, with its transcoders attached, for the capital of the state containing ``city``; then swap that
+    state for ``other``.
 
-    Raises PromptError for a city or a state that the model does not know, or a state that the city is in.
+    Raises:
+        PromptError: for a city or a state that the model does not know, or for the state that the city is in.
     """
     state = STATE_OF.get(city)
     if state is None:
@@ -80,7 +90,7 @@ def tell(replacement: Replacement, city: str, other: str) -> Story:
 
 
 def sentences(story: Story) -> list[str]:
-    """The story, for a person who has not seen an attribution graph before."""
+    """The story, for a person who has never seen an attribution graph."""
     s, capital, new = story, story.state["capital"], story.other["capital"]
     own = s.features[s.features.state == s.state.name]
     at_city = sum(name.endswith(f"@{len(s.graph.info.tokens) + PLACES['city']}") for name in s.middle)

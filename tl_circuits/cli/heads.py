@@ -1,4 +1,4 @@
-"""``tl-circuits heads``: which heads carried an edge, and what made them look."""
+"""``tl-circuits heads``: which attention heads carried an edge, and what made them look where they looked."""
 
 import json
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ PAIRS_TOLD = 5
 @app.command()
 def heads(
     graph: Annotated[Path, typer.Argument(help="A graph file that `tl-circuits trace` wrote.")],
-    edge: Annotated[str, typer.Argument(help="'SOURCE > TARGET' as node ids: 'token@3 > logit:0', 'L2/F71@3 > L9/F5@8'.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one the graph names.")] = None,
-    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="What the graph was traced with, as `trace` takes it. Default: what the graph names.")] = None,
-    count: Annotated[int, typer.Option("--heads", help="How many heads to explain.")] = 3,
+    edge: Annotated[str, typer.Argument(help="The edge as 'SOURCE > TARGET', two node ids: 'token@3 > logit:0', 'L2/F71@3 > L9/F5@8'.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one that the graph names.")] = None,
+    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="The transcoders that the graph was traced with, as for `trace`. Default: those that the graph names.")] = None,
+    count: Annotated[int, typer.Option("--heads", help="How many heads to explain, largest share of the edge first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Which attention heads carried EDGE of a traced graph, and which features made them look there."""
+    """Say which attention heads carried EDGE of a traced graph, and which features made them look there."""
     with clear_errors(debug):
         ends = [end.strip() for end in edge.split(">")]
         if len(ends) != 2 or not all(ends):
@@ -53,7 +53,7 @@ def heads(
 
 
 def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print loadings of edges, and the largest pairs behind the scores of their heads."""
+    """Print which heads carried each edge, and the largest pairs behind the scores of these heads."""
     for facts in stories:
         console.print(Text(f"\n{_told(graph, facts['source'])} → {_told(graph, facts['target'])}", style="bold"))
         console.print(f"direct effect {facts['weight']:+.4f}: residual stream {facts['residual']:+.4f}", highlight=False)
@@ -68,7 +68,8 @@ def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], con
 
 
 def loading_rows(facts: dict[str, Any]) -> list[tuple[str, float]]:
-    """The largest heads and chains by name, and what all others carried; with the residual stream they sum to the edge."""
+    """The largest heads and chains by name, then all others together. With the residual stream they add up to the edge.
+    """
     heads = [(f"layer {head['layer']} head {head['head']}", head["loading"]) for head in facts["heads"]]
     chains = [tuple(chain) for chain in facts["chains"]]
     rest = facts["rest"] + sum(value for _, value in chains[PAIRS_TOLD:])
@@ -97,7 +98,7 @@ def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str
 
 
 def _told(graph: "AttributionGraph", name: str, labels: dict[str, str] | None = None) -> str:
-    """A node's id with its token, or with its label where it is a feature of the graph."""
+    """A node's id with its token, or with its label if it is a feature of the graph."""
     if name.startswith("token@"):
         return f"{name} “{graph.info.tokens[int(name[6:])]}”"
     if labels is not None:

@@ -11,16 +11,16 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
     from tl_circuits.graph.graph import AttributionGraph
     from tl_circuits.hooks import Replacement
 
-Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="`neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits models`, a SAELens release, a hub repository or a folder.")]
-Width = Annotated[str | None, typer.Option("--width", help="Which of several published widths, such as 16k.")]
-L0 = Annotated[str | None, typer.Option("--l0", help="Which of several published sparsities, such as small, or a number.")]
+Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="Where the features come from: `neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits models`, a SAELens release, a hub repository or a folder.")]
+Width = Annotated[str | None, typer.Option("--width", help="Which of several published sets, by its width, such as 16k.")]
+L0 = Annotated[str | None, typer.Option("--l0", help="Which of several published sets, by its sparsity: small, or a number.")]
 
-Layers = Annotated[list[int] | None, typer.Option("--layer", help="Only this layer's transcoder (repeatable); the MLPs of all others are error nodes.")]
+Layers = Annotated[list[int] | None, typer.Option("--layer", help="Use only this layer's transcoder (repeatable). The MLPs of all other layers become error nodes.")]
 
 
 @dataclass(frozen=True)
 class Features:
-    """Which dictionary, and which part of it, the options ask for."""
+    """Which dictionary the options ask for, and which part of it."""
 
     transcoders: str
     width: str | None = None
@@ -33,9 +33,10 @@ class Features:
 
 
 def features_named(graphs: "Sequence[AttributionGraph]") -> str:
-    """What to open for ``graphs``: the dictionary that all of them name, or neurons where there are none.
+    """The dictionary to open for ``graphs``: the one that all of them name, or neurons if there are no graphs.
 
-    Raises ValueError where they name several.
+    Raises:
+        ValueError: if they name several.
     """
     named = dict.fromkeys(graph.info.dictionary for graph in graphs)
     if len(named) > 1:
@@ -45,7 +46,7 @@ def features_named(graphs: "Sequence[AttributionGraph]") -> str:
 
 
 def open_replacement(model_name: str, features: Features, device: str | None, dtype: str) -> "Replacement":
-    """The model called ``model_name`` with the features attached; a context that detaches them."""
+    """The model called ``model_name`` with the features attached. As a context manager, it detaches them."""
     kinds = ("float32", "bfloat16", "float16")
     if dtype not in kinds:
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
@@ -64,7 +65,7 @@ def open_replacement(model_name: str, features: Features, device: str | None, dt
             progress=Console(stderr=True).is_terminal,
         )
     elif features != Features("neurons"):
-        raise ValueError("--width, --l0 and --layer choose among transcoders; of neurons all are taken.")
+        raise ValueError("--width, --l0 and --layer choose among transcoders; with neurons, all of them are used.")
     with Console(stderr=True).status("loading the model ..."):
         model = tlc.load_model(model_name, device=device, dtype=getattr(torch, dtype))
     return tlc.attach(model, tlc.mlp_neurons(model) if dictionary is None else dictionary)

@@ -1,6 +1,6 @@
 """The whole program: all commands together."""
 
-from tl_circuits.cli import (  # noqa: F401  each adds its command to `app`
+from tl_circuits.cli import (  # noqa: F401  importing a module adds its command to `app`
     aggregate,
     batch,
     course,

@@ -1,4 +1,4 @@
-"""``tl-circuits models``: what can be named."""
+"""``tl-circuits models``: list what --model and --transcoders can name."""
 
 import json
 from typing import Annotated
@@ -16,9 +16,9 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """List the models that --model can name, and the transcoders that --transcoders can."""
+    """List the models that --model can name, and the transcoders that --transcoders can name."""
     with clear_errors(debug):
-        # It takes torch along, for which --help should not wait.
+        # Imported here because it imports torch, and --help should not wait for that.
         from tl_circuits.dictionaries.references import SHORT_NAMES
 
         rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]

@@ -1,4 +1,6 @@
-"""``tl-circuits export | upload | label | dashboards``: graphs and features to and from Neuronpedia and circuit-tracer."""
+"""``tl-circuits export | upload | label | dashboards``: graphs and features for Neuronpedia and circuit-tracer, and
+back.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +15,7 @@ from tl_circuits.cli.loading import Features, open_replacement
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
     from tl_circuits.graph.graph import AttributionGraph
 
-Graph = Annotated[Path, typer.Argument(help="A graph file: ours, Neuronpedia's or circuit-tracer's JSON, or circuit-tracer's .pt.")]
+Graph = Annotated[Path, typer.Argument(help="A graph file: one that `trace` wrote, JSON of Neuronpedia or circuit-tracer, or a .pt of circuit-tracer.")]
 ModelId = Annotated[str | None, typer.Option("--model-id", help="The model's name on Neuronpedia, such as gemma-2-2b.")]
 SourceSet = Annotated[str | None, typer.Option(help="The features' source set on Neuronpedia, such as gemmascope-transcoder-16k.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
@@ -26,18 +28,18 @@ _FORMATS = ("neuronpedia", "circuit-tracer", "graphml", "dot", "parquet", "html"
 @app.command()
 def export(
     graph: Graph,
-    target: Annotated[str, typer.Option("--target", help="neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits.")] = "neuronpedia",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; or a folder for neuronpedia, circuit-tracer and parquet.")] = Path("."),
+    target: Annotated[str, typer.Option("--target", help="The format: neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits.")] = "neuronpedia",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, or a folder (for neuronpedia, circuit-tracer and parquet).")] = Path("."),
     slug: Annotated[str | None, typer.Option(help="The graph's name on the page.")] = None,
     model_id: ModelId = None,
     source_set: SourceSet = None,
-    features: Annotated[Path | None, typer.Option(help="A folder from `dashboards`, for circuit-tracer's page.")] = None,
-    node_threshold: Annotated[float | None, typer.Option(help="Keep the nodes with this share of the influence; default: all.")] = None,
+    features: Annotated[Path | None, typer.Option(help="A folder that `tl-circuits dashboards` wrote. Its records of the graph's features are copied for circuit-tracer's page.")] = None,
+    node_threshold: Annotated[float | None, typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: all nodes.")] = None,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write a graph for another program."""
+    """Write a graph as a file for another program."""
     with clear_errors(debug):
         if target not in _FORMATS:
             raise ValueError(f"--target {target!r} is not one of {', '.join(_FORMATS)}.")
@@ -58,8 +60,8 @@ def upload(
     slug: Annotated[str, typer.Option(help="The graph's name on Neuronpedia: letters, digits, _ . -")],
     model_id: ModelId = None,
     source_set: SourceSet = None,
-    description: Annotated[str, typer.Option(help="Shown with the graph.")] = "",
-    node_threshold: Annotated[float | None, typer.Option(help="Keep the nodes with this share of the influence; default: all.")] = None,
+    description: Annotated[str, typer.Option(help="A text that is shown with the graph.")] = "",
+    node_threshold: Annotated[float | None, typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: all nodes.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -72,16 +74,16 @@ def upload(
 @app.command()
 def label(
     graph: Graph,
-    source: Annotated[str, typer.Option(help="neuronpedia, or a folder from `dashboards`.")] = "neuronpedia",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The graph file to write; default: the one given, if it is ours.")] = None,
+    source: Annotated[str, typer.Option(help="Where labels come from: neuronpedia, or a folder that `tl-circuits dashboards` wrote.")] = "neuronpedia",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The graph file to write. Default: the file given, if `trace` wrote it; this needs --force.")] = None,
     model_id: ModelId = None,
     source_set: SourceSet = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Take what this computer remembers; ask nobody.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what this computer remembers; ask no server.")] = False,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Put labels on a graph's features and save it."""
+    """Put labels on a graph's features, and save the graph."""
     with clear_errors(debug):
         import tl_circuits as tlc
 
@@ -100,16 +102,16 @@ def dashboards(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the feature files.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
     transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
-    layers: Annotated[str | None, typer.Option(help="Which layers: 3, 0-5 or 0,4,8; default: all.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens in one example.")] = 64,
-    examples: Annotated[int, typer.Option(help="Examples kept for a feature.")] = 10,
+    layers: Annotated[str | None, typer.Option(help="Which layers: 3, 0-5 or 0,4,8. Default: all.")] = None,
+    context: Annotated[int, typer.Option(help="Number of tokens in one example.")] = 64,
+    examples: Annotated[int, typer.Option(help="How many examples to keep for each feature.")] = 10,
     max_tokens: Annotated[int | None, typer.Option(help="Stop after this many tokens.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """See what features do over texts: examples, histograms, logits. Goes on where it was interrupted."""
+    """Write down what features do over texts: examples, histograms, logits. An interrupted run is continued."""
     with clear_errors(debug):
         chosen = _layers(layers)
         with open_replacement(model, Features(transcoders), device, dtype) as replacement:
@@ -131,7 +133,11 @@ def _load(path: Path, node_threshold: float | None) -> "AttributionGraph":
 
 
 def _layers(text: str | None) -> list[int] | None:
-    """``3``, ``0-5`` or ``0,4,8`` as numbers; raises ValueError for anything else."""
+    """``3``, ``0-5`` or ``0,4,8`` as numbers.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if text is None:
         return None
     made: list[int] = []

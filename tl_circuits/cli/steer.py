@@ -1,4 +1,4 @@
-"""``tl-circuits steer``: what the model says with features edited, beside what it says without."""
+"""``tl-circuits steer``: what the model says with features edited, compared with what it says without."""
 
 import json
 from typing import Annotated
@@ -15,22 +15,22 @@ from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, op
 @app.command()
 def steer(
     prompt: Annotated[str, typer.Argument(help="The text the model reads.")],
-    edit: Annotated[list[str], typer.Option("--edit", "-e", help="'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).")],
+    edit: Annotated[list[str], typer.Option("--edit", "-e", help="An edit: 'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    freeze: Annotated[str, typer.Option(help="What is held for the next-token table: all, attention or none.")] = "attention",
-    tokens: Annotated[int, typer.Option("--tokens", help="Also write on for this many tokens, with and without the edits.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    freeze: Annotated[str, typer.Option(help="What is held in the run for the table of next tokens: all (attention, norms and MLPs), attention (attention and norms) or none.")] = "attention",
+    tokens: Annotated[int, typer.Option("--tokens", help="Also let the model write this many tokens, without and with the edits.")] = 0,
+    temperature: Annotated[float, typer.Option(help="For the written tokens: 0 takes the likeliest, above 0 samples.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Makes sampling repeatable.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Run PROMPT with edits and compare with the untouched model."""
+    """Run PROMPT with edits, and compare with the untouched model."""
     with clear_errors(debug):
         import tl_circuits as tlc
 

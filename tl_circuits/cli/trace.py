@@ -20,34 +20,34 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
 
 PATHS_TOLD = 5
 EDGES_TOLD = 3
-EDGES_EXPLAINED = 12  # in the files
+EDGES_EXPLAINED = 12  # with --heads; all of them go into the files, EDGES_TOLD are printed
 
 
 @app.command()
 def trace(
-    prompt: Annotated[str, typer.Argument(help="The text to explain; the question is why the model goes on as it does.")],
+    prompt: Annotated[str, typer.Argument(help="The text to explain: why does the model continue it as it does?")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for a difference; B gets a space in front if A has one. Default: the likeliest tokens.")] = None,
-    position: Annotated[int, typer.Option(help="Where the answer is read; -1 is the last token.")] = -1,
-    prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Put a special token (bos, else pad, else eos) before the text. Default: what the transcoders want.")] = None,
-    skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position without features and errors (repeatable), such as 0. Default: what the transcoders want.")] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for the difference of two tokens. If A begins with a space, B gets one too. Default: the likeliest tokens.")] = None,
+    position: Annotated[int, typer.Option(help="The position after which the answer is read; -1 is the last token.")] = -1,
+    prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Whether to put a special token (bos, else pad, else eos) before the text. Default: as the transcoders were trained.")] = None,
+    skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position to leave out, without features and errors, such as 0 (repeatable). Default: as the transcoders were trained.")] = None,
     max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = 2000,
-    engine: Annotated[str, typer.Option(help="auto, linear or autograd.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Name of the files, without ending. Default: from the prompt.")] = None,
+    engine: Annotated[str, typer.Option(help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The files' name, without its ending. Default: made from the prompt.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Remove nodes one by one and compare with what the graph predicts.")] = False,
-    heads: Annotated[bool, typer.Option("--heads", help="Also say which attention heads carried the strongest edges, and why they looked.")] = False,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Remove each box of the page in the model, so that the page can show what happens.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Also test the graph: remove nodes one by one, and compare the effects with what the graph predicts.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Also say which attention heads carried the strongest edges, and why they looked there.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also remove each box of the page in the model, so that the page can show what happens then.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Trace one PROMPT: which features, from which tokens, led to the answer."""
+    """Trace one PROMPT: which features, from which tokens, led to the answer?"""
     with clear_errors(debug):
         name = out if out is not None else Path(_slug(prompt))
         files = {"graph": with_ending(name, ".graph.safetensors"), "page": with_ending(name, ".html")}
@@ -129,12 +129,12 @@ def _slug(prompt: str) -> str:
 
 
 def with_ending(name: Path, ending: str) -> Path:
-    """``name`` with ``ending`` after whatever it has, dots included."""
+    """``name`` with ``ending`` added. Dots in the name are kept."""
     return name.with_name(name.name + ending)
 
 
 def refuse_early(path: Path, force: bool) -> None:
-    """Say before the work, not after it, that the result could not be written."""
+    """Raise OutputError now, and not after the work, if the result could not be written."""
     from tl_circuits.errors import OutputError
 
     if path.exists() and not force:
@@ -144,7 +144,7 @@ def refuse_early(path: Path, force: bool) -> None:
 
 
 def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:
-    """What the trace found, ready for JSON."""
+    """What the trace found, as JSON values."""
     from tl_circuits.graph.paths import sentence, strongest_paths
 
     scores = graph.scores()
@@ -215,7 +215,9 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
 
 
 def prompt_lines(graph: "AttributionGraph") -> list[str]:
-    """What was put before the text, which positions are left out, and whether the text stands for the tokens."""
+    """Lines that say what was put before the text, which positions are left out, and whether the text gives the same
+    tokens again.
+    """
     info, lines = graph.info, []
     if info.prepended:
         lines.append(f"“{info.prepended}” was put before the text")
@@ -228,7 +230,7 @@ def prompt_lines(graph: "AttributionGraph") -> list[str]:
 
 
 def show_check(report: "FaithfulnessReport", console: Console) -> None:
-    """Print how the graph's predictions fared."""
+    """Print how well the graph's predictions held."""
     console.print(Text("\nPredicted against measured, removing nodes one by one", style="bold"))
     table = Table("held while removing", "pairs", "correlation", "explained variance", "same sign", "diverged", box=None)
     for row in report.summary().itertuples():

@@ -1,4 +1,4 @@
-"""``tl-circuits train``: transcoders for a model of one's own."""
+"""``tl-circuits train``: train transcoders for your own model."""
 
 import json
 import time
@@ -16,22 +16,22 @@ from tl_circuits.cli.app import app, clear_errors
 def train(
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, a checkpoint folder or a hub name.")],
     text: Annotated[list[Path], typer.Option("--text", help="Text files to train on (repeatable).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")],
     layer: Annotated[list[int] | None, typer.Option("--layer", help="Only this layer (repeatable). Default: all.")] = None,
-    expansion: Annotated[int, typer.Option(help="Features a layer, as a multiple of d_model.")] = 16,
-    k: Annotated[int, typer.Option(help="Active features a token.")] = 32,
-    skip: Annotated[bool, typer.Option(help="With a linear skip connection.")] = True,
-    context: Annotated[int, typer.Option(help="Tokens a piece of text.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Pieces a step.")] = 8,
-    epochs: Annotated[int, typer.Option(help="How often to go through the text.")] = 1,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. Default: from the number of features.")] = None,
+    expansion: Annotated[int, typer.Option(help="Number of features in each layer, as a multiple of d_model.")] = 16,
+    k: Annotated[int, typer.Option(help="Number of active features for each token.")] = 32,
+    skip: Annotated[bool, typer.Option(help="Whether the transcoders have a linear skip connection.")] = True,
+    context: Annotated[int, typer.Option(help="Tokens in each piece of text.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Pieces in each step.")] = 8,
+    epochs: Annotated[int, typer.Option(help="How many times to go through the text.")] = 1,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. Default: computed from the number of features.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Train transcoders on text files; afterwards --transcoders takes the folder."""
+    """Train transcoders on text files. Afterwards, --transcoders takes the folder."""
     with clear_errors(debug):
         with Console(stderr=True).status("loading tl_circuits ..."):
             from tl_circuits.dictionaries.training import train_transcoders

@@ -1,4 +1,4 @@
-"""``tl-circuits view``: graphs in a browser, with a model to steer where one is named."""
+"""``tl-circuits view``: show graphs in a browser, and steer them if a model is named."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,17 +14,19 @@ from tl_circuits.cli.loading import Features, features_named, open_replacement
 @app.command()
 def view(
     path: Annotated[Path, typer.Argument(help="A graph file, or a folder of them.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Also load this model: boxes can be steered and prompts traced in the page.")] = None,
-    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="What the graphs were traced with, as `trace` takes it. Default: what the graphs name.")] = None,
-    host: Annotated[str, typer.Option(help="Which address to listen on; anything but this machine's own needs --token.")] = "127.0.0.1",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also load this model. In the page you can then steer boxes and trace new prompts.")] = None,
+    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="The transcoders that the graphs were traced with, as for `trace`. Default: those that the graphs name.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on. If other machines can reach it, --token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The first port to try.")] = 7860,
-    token: Annotated[str | None, typer.Option(help="What the address must carry; default: a new random one.")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="Also answer under this name: that of a proxy, such as a JupyterHub (repeatable).")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: what the model takes.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    token: Annotated[str | None, typer.Option(help="The token that every request must carry. Default: a new random one.")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="Also answer requests for this host name, such as that of a JupyterHub (repeatable).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Show graphs in a browser, served from this machine to this machine."""
+    """Show graphs in a browser. The page is served by this machine, and only to this machine unless --host says
+    otherwise.
+    """
     with clear_errors(debug), ExitStack() as stack:
         from tl_circuits.errors import GraphFileError
 

@@ -1,4 +1,4 @@
-"""The four assignments: their names, starters, and how a folder's assignment is known."""
+"""The four assignments: names and starter notebooks, and how the assignment of a folder is recognised."""
 
 import json
 import os
@@ -19,7 +19,13 @@ STARTERS = Path(__file__).parent / "notebooks"
 
 @dataclass(frozen=True)
 class Assignment:
-    """One assignment; ``name`` is that of its notebook and of the module with its checks."""
+    """One assignment.
+
+    Attributes:
+        number: 1 to 4.
+        name: the name of its notebook, and of the module with its checks.
+        title: what it is about.
+    """
 
     number: int
     name: str
@@ -32,7 +38,7 @@ class Assignment:
 
     @property
     def questions(self) -> "tuple[Question, ...]":
-        """What is asked; imports torch and the model."""
+        """The questions. Importing them imports torch and the model."""
         return import_module(f"tl_circuits.course.checks.{self.name}").QUESTIONS
 
 
@@ -45,7 +51,11 @@ ASSIGNMENTS = (
 
 
 def find_assignment(number: str) -> Assignment:
-    """The assignment of a number (or name), given as text; raises CourseError with the four there are."""
+    """The assignment with a number or name, given as text.
+
+    Raises:
+        CourseError: if there is none; it names the four.
+    """
     for assignment in ASSIGNMENTS:
         if number.strip() in (str(assignment.number), assignment.name):
             return assignment
@@ -54,9 +64,10 @@ def find_assignment(number: str) -> Assignment:
 
 
 def start(assignment: Assignment, folder: Path) -> Path:
-    """Copy the starter into a new folder and return the notebook's path.
+    """Copy the starter notebook into a new folder, and return the notebook's path.
 
-    Raises OutputError if ``folder`` exists or cannot be made.
+    Raises:
+        OutputError: if ``folder`` exists or cannot be made.
     """
     if folder.exists() or folder.is_symlink():
         raise OutputError(f"{folder} exists already; give a folder that does not, so that no work is overwritten.")
@@ -74,7 +85,7 @@ def start(assignment: Assignment, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Submission:
-    """A notebook handed in: its assignment and its code cells, numbered from 1 (as Jupyter counts them)."""
+    """A notebook handed in: its assignment, and its code cells with their numbers, counted from 1 as Jupyter does."""
 
     assignment: Assignment
     path: Path
@@ -82,9 +93,10 @@ class Submission:
 
 
 def open_submission(place: Path) -> Submission:
-    """The notebook in a folder (or a notebook itself).
+    """The notebook in a folder, or a notebook itself.
 
-    Raises CourseError where there is none, more than one, or one that cannot be read.
+    Raises:
+        CourseError: if there is none, more than one, or one that cannot be read.
     """
     if not place.exists():
         raise CourseError(f"{place} does not exist; `tl-circuits course start N {place}` makes it.")
@@ -100,7 +112,7 @@ def open_submission(place: Path) -> Submission:
     assignment = _by_name(path) or _by_metadata(notebook)
     if assignment is None:
         names = ", ".join(a.starter.name for a in ASSIGNMENTS)
-        raise CourseError(f"{path} is none of the assignments' notebooks; give it its first name back, one of {names}.")
+        raise CourseError(f"{path} is none of the assignments' notebooks. Rename it to its original name, one of {names}.")
     sources = [_source(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
     return Submission(assignment, path, tuple(enumerate(sources, 1)))
 
@@ -121,10 +133,10 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CourseError(f"cannot read {path}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise CourseError(f"{path} is no notebook: {error}. Save it again from Jupyter.") from error
+        raise CourseError(f"{path} is not a notebook: {error}. Save it again from Jupyter.") from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise CourseError(f"{path} is no notebook of format 4 (it has no list of cells). Save it again from Jupyter.")
+        raise CourseError(f"{path} is not a notebook of format 4 (it has no list of cells). Save it again from Jupyter.")
     return notebook
 
 

@@ -1,4 +1,4 @@
-"""Time for what students wrote: no cell and no question uses up what the others need."""
+"""Time limits for student code, so that no cell and no question uses up the time of the others."""
 
 import signal
 import threading
@@ -10,12 +10,14 @@ from typing import Any
 
 
 class StillRunning(BaseException):
-    """Raised in student code whose time is over. No Exception, so that ``except Exception`` in a loop does not catch it."""
+    """Raised in student code whose time is over. It is not an Exception, so that ``except Exception`` in a loop does
+    not catch it.
+    """
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment of ``time.monotonic`` at which everything must be done."""
+    """A moment, on the clock ``time.monotonic``, at which everything must be done."""
 
     at: float
 
@@ -26,9 +28,9 @@ class Deadline:
 
     @contextmanager
     def half_of_the_rest(self) -> Iterator[None]:
-        """Raise StillRunning in the block once half of the time that is left is used up.
+        """Raise StillRunning in the block once it has used up half of the time that is left.
 
-        Does nothing where Python cannot be interrupted so: outside the main thread, and on Windows.
+        Does nothing where Python cannot be interrupted like this: outside the main thread, and on Windows.
         """
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             yield

@@ -13,7 +13,7 @@ from tl_circuits.course.student_code import Failure, caught
 
 @dataclass(frozen=True)
 class Mark:
-    """What one question brought, and what is missing."""
+    """The points for one question, and what is missing."""
 
     function: str
     task: str
@@ -29,10 +29,14 @@ def grade(
     lab: Lab | None = None,
     deadline: Deadline = NEVER,
 ) -> Iterator[Mark]:
-    """Check one question after the other. ``begun`` is told each before its function is called.
+    """Check one question after the other.
 
-    ``lab`` has the reference model; it is best opened before student code runs. Of the time until
-    ``deadline``, each question gets at most half of what is left.
+    Args:
+        questions: the questions.
+        namespace: what the notebook defined.
+        begun: called with each question before its function is called.
+        lab: holds the reference model. Open it before student code runs.
+        deadline: each question gets at most half of the time that is left until then.
     """
     ours = (lab or open_lab()).ours
     for question in questions:
@@ -44,7 +48,7 @@ def grade(
 
 
 def mark(question: Question, namespace: Mapping[str, Any], lab: Lab, deadline: Deadline = NEVER) -> Mark:
-    """Points of one question. Parts before one that fails keep their points."""
+    """The points for one question. Parts before a part that fails keep their points."""
     name = question.function
     student = namespace.get(name)
     if not callable(student):

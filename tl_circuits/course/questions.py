@@ -18,12 +18,12 @@ TOLERANCE = 1e-3  # answers are sums of some hundred float32 products of size ab
 
 
 class WrongAnswer(Exception):
-    """An answer of the wrong type or shape; the message says so to the student."""
+    """An answer of the wrong type or shape. The message tells the student."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a question: its points, whether they are earned, and a hint where they are not."""
+    """A part of a question: its points, whether they are earned, and a hint if they are not."""
 
     points: int
     right: bool
@@ -32,8 +32,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Lab:
-    """What one question has to work with. The student's function gets a model of its own, so that
-    nothing it does to it reaches ``ours``, from which the expected answers come, or other questions.
+    """What one question has to work with.
+
+    The student's function gets a model of its own. Whatever it does to that model does not reach ``ours``, which gives
+    the expected answers, or other questions.
     """
 
     ours: Replacement
@@ -54,13 +56,13 @@ class Lab:
         return attach(self.model, self.transcoders)
 
     def cache(self, prompt: str) -> Any:
-        """All hook points' values on ``prompt``, a TransformerLens cache."""
+        """The values at all hook points on ``prompt``: a TransformerLens cache."""
         with torch.no_grad():
             return self.ours.model.run_with_cache(prompt)[1]
 
 
 def open_lab() -> Lab:
-    """A lab with a reference of its own."""
+    """A lab with a reference model of its own."""
     return Lab(attach(load_model("tiny-facts", device="cpu"), load_transcoders("tiny-facts")))
 
 
@@ -69,7 +71,9 @@ Check = Callable[[Callable[..., Any], Lab], Iterator[Part]]
 
 @dataclass(frozen=True)
 class Question:
-    """A function the student writes. ``check`` calls it with hidden inputs and yields parts that add up to ``points``."""
+    """A function that the student writes. ``check`` calls it with hidden inputs and yields parts, which add up to
+    ``points``.
+    """
 
     function: str
     task: str
@@ -78,7 +82,11 @@ class Question:
 
 
 def tensor(answer: Any, shape: Sequence[int], axes: str) -> Tensor:
-    """The answer as a float32 tensor of the shape asked for, all of it finite; raises WrongAnswer otherwise."""
+    """The answer as a finite float32 tensor of the expected shape.
+
+    Raises:
+        WrongAnswer: for anything else.
+    """
     if not isinstance(answer, Tensor):
         raise WrongAnswer(f"it returned {kind(answer)}; expected a tensor [{axes}].")
     if tuple(answer.shape) != tuple(shape):
@@ -89,7 +97,11 @@ def tensor(answer: Any, shape: Sequence[int], axes: str) -> Tensor:
 
 
 def number(answer: Any) -> float:
-    """The answer as a float; raises WrongAnswer for what is no single number."""
+    """The answer as a float.
+
+    Raises:
+        WrongAnswer: if it is not a single number.
+    """
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()
     try:
@@ -99,7 +111,11 @@ def number(answer: Any) -> float:
 
 
 def effects(answer: Any) -> dict[str, float]:
-    """The answer as a dict from node ids to numbers; raises WrongAnswer otherwise."""
+    """The answer as a dict from node ids to numbers.
+
+    Raises:
+        WrongAnswer: for anything else.
+    """
     if not isinstance(answer, dict):
         _refuse(answer, "a dict {node id: effect}")
     strangers = [key for key in answer if not isinstance(key, str)]
@@ -109,7 +125,11 @@ def effects(answer: Any) -> dict[str, float]:
 
 
 def sequence(answer: Any, of: type, what: str) -> list[Any]:
-    """The answer as a list whose items are all of one type; raises WrongAnswer otherwise."""
+    """The answer as a list whose items all have one type.
+
+    Raises:
+        WrongAnswer: for anything else.
+    """
     if isinstance(answer, Tensor) and answer.ndim == 1:
         answer = answer.tolist()
     if not isinstance(answer, (list, tuple, set, frozenset)):
@@ -135,22 +155,22 @@ def _refuse(answer: Any, expected: str) -> Any:
 
 
 def close(got: Tensor, want: Tensor) -> bool:
-    """Equal up to rounding, measured on the largest entry."""
+    """Whether two tensors are equal up to rounding, measured on the largest entry."""
     scale = max(1.0, float(want.abs().max()))
     return bool((got - want.float()).abs().max() <= TOLERANCE * scale)
 
 
 def near(got: float, want: float) -> bool:
-    """Equal up to rounding."""
+    """Whether two numbers are equal up to rounding."""
     return math.isclose(got, want, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 def same_effects(got: dict[str, float], want: dict[str, float]) -> bool:
-    """The same number for each node; a node that is missing counts as zero."""
+    """Whether two dicts have the same number for each node. A missing node counts as zero."""
     scale = max([1.0, *(abs(v) for v in want.values())])
     return all(abs(got.get(key, 0.0) - want.get(key, 0.0)) <= TOLERANCE * scale for key in {*got, *want})
 
 
 def n_hooks(model: Any) -> int:
-    """How many hooks hang on a model."""
+    """How many hooks are on a model."""
     return sum(len(point.fwd_hooks) for point in model.hook_dict.values())

@@ -15,15 +15,24 @@ from tl_circuits.course.assignments import Assignment, open_submission
 from tl_circuits.errors import CourseError
 
 TIME_LIMIT = 120.0
-START_LIMIT = 120.0  # for Python to import everything, which is not the student's time
+START_LIMIT = 120.0  # seconds for Python to import everything; they do not count against the student's time
 GRADING = "TL_CIRCUITS_GRADING"
-# The student's folder must not come first on the path: a file torch.py or a folder tl_circuits in it would be taken for the real one.
-CODE = "import sys; sys.path[:] = [p for p in sys.path if p]; from tl_circuits.course.student_process import main; main(*sys.argv[1:])"
+# The student's folder must not come first on the path, or a file torch.py in it would be imported as torch.
+CODE = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "from tl_circuits.course.student_process import main; main(*sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result. ``marks``: function, task, points, earned, remarks, one each question; ``remarks`` are about the notebook."""
+    """The result of grading.
+
+    Attributes:
+        assignment: the assignment.
+        marks: for each question a dict ``function task points earned remarks``.
+        remarks: about the notebook as a whole.
+    """
 
     assignment: Assignment
     marks: tuple[dict[str, Any], ...]
@@ -31,20 +40,24 @@ class Report:
 
     @property
     def points(self) -> int:
-        """What can be had."""
+        """The most points possible."""
         return sum(mark["points"] for mark in self.marks)
 
     @property
     def earned(self) -> int:
-        """What was had."""
+        """The points earned."""
         return sum(mark["earned"] for mark in self.marks)
 
 
 def check(place: Path, time_limit: float = TIME_LIMIT) -> Report:
-    """Grade the notebook in a folder (or a notebook itself); running and checking
-    it may take ``time_limit`` seconds.
+    """Grade the notebook in a folder, or a notebook itself.
 
-    Raises CourseError where there is nothing to grade, or the grading process cannot start.
+    Args:
+        place: the folder or the notebook.
+        time_limit: the most seconds that running and checking it may take.
+
+    Raises:
+        CourseError: if there is nothing to grade, or the grading process cannot start.
     """
     if not time_limit > 0:
         raise CourseError(f"the time limit must be more than 0 seconds, got {time_limit}.")
@@ -66,7 +79,7 @@ def check(place: Path, time_limit: float = TIME_LIMIT) -> Report:
 
 
 def _run(cells: Path, log: Path, folder: Path, errors: Path, time_limit: float) -> int | None:
-    """The exit code of the student's process, None if it took too long. Nothing it started is left running."""
+    """The exit code of the student's process; None if it took too long. Everything that it started is ended too."""
     environment = {
         **os.environ,
         GRADING: "1",
@@ -97,7 +110,7 @@ def _run(cells: Path, log: Path, folder: Path, errors: Path, time_limit: float) 
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and its children: its own process group."""
+    """End the process and its children, that is, its own process group."""
     try:
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -109,7 +122,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _events(log: Path) -> list[dict[str, Any]]:
-    """What the process told; a last line cut short does not count."""
+    """What the process reported. A last line that was cut off does not count."""
     events = []
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
@@ -138,10 +151,10 @@ def _report(assignment: Assignment, events: list[dict[str, Any]], ended: int | N
 
 
 def _end_of(code: int | None, time_limit: float) -> str:
-    """In words how a process ended that was not done."""
+    """In words, how a process ended that did not get to its end."""
     if code is None:
         return f"took longer than {time_limit:g} s and was stopped"
     if code < 0 and -code in set(signal.Signals):
-        hint = ", perhaps for want of memory" if -code == 9 else ""
+        hint = ", perhaps because memory ran out" if -code == 9 else ""
         return f"was ended by the system ({signal.Signals(-code).name}{hint})"
     return f"ended its process (exit code {code})"

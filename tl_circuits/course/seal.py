@@ -1,4 +1,4 @@
-"""Whether the checker is still the one that was there before a notebook ran."""
+"""Find out whether the checker is still the same after a notebook has run."""
 
 import sys
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ CHECKER = "tl_circuits.course"
 
 @dataclass(frozen=True)
 class Seal:
-    """What every name of the checker's modules stood for; ``code`` is what a function did."""
+    """What every name in the checker's modules stood for; ``code`` is what each function did."""
 
     names: tuple[tuple[ModuleType, str, Any, Any], ...]
 
     @classmethod
     def now(cls) -> "Seal":
-        """The checker as it is."""
+        """The checker as it is now."""
         modules = [module for name, module in sys.modules.items() if name == CHECKER or name.startswith(f"{CHECKER}.")]
         kept = ((m, name, value, _code(value)) for m in modules for name, value in vars(m).items())
         return cls(tuple(kept))

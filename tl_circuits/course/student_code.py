@@ -19,8 +19,11 @@ CELL = re.compile(r"<cell (\d+)>")
 class Failure:
     """What student code raised, in words.
 
-    ``unwritten``: it only means that a function is still to be written. ``follows``: only that an earlier
-    cell failed, which would have defined ``name``, the name that is missing.
+    Attributes:
+        text: the exception and where it was raised.
+        unwritten: whether it only means that a function is not written yet.
+        name: the name that is missing, if one is.
+        follows: whether it only follows from the failure of an earlier cell, which would have defined ``name``.
     """
 
     text: str
@@ -31,7 +34,7 @@ class Failure:
 
 @contextmanager
 def caught(failures: list[Failure]) -> Any:
-    """Append to ``failures`` whatever student code raises, its attempts to end the program included."""
+    """Append to ``failures`` whatever student code raises, also if it tries to end the program."""
     try:
         yield
     except BaseException as error:
@@ -40,7 +43,7 @@ def caught(failures: list[Failure]) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """The exception with cell number and line, from the innermost frame that lies in a cell."""
+    """The exception, with the number and line of the code cell in which it was raised."""
     said = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     for filename, line in reversed(_frames(error)):
@@ -57,7 +60,9 @@ def _frames(error: BaseException) -> list[tuple[str, int | None]]:
 
 
 def _unwritten(error: BaseException) -> bool:
-    """Whether a ``raise`` in a cell raised it, as starters do: libraries raise NotImplementedError as well."""
+    """Whether a ``raise`` in a cell raised NotImplementedError, as the starters do. Libraries raise it for other
+    reasons.
+    """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -70,9 +75,16 @@ def _unwritten(error: BaseException) -> bool:
 def run_cells(
     cells: Sequence[tuple[int, str]], started: Callable[[int], None], deadline: Deadline = NEVER
 ) -> tuple[dict[str, Any], list[Failure]]:
-    """Run code cells, one after the other, going on after one that fails or uses up half of the time that is left.
+    """Run code cells one after the other. A cell that fails, or uses up half of the time that is left, does not stop
+    the next.
 
-    Returns what they defined, and the failures. ``started`` is told each cell's number before it runs.
+    Args:
+        cells: number and source of each cell.
+        started: called with each cell's number before it runs.
+        deadline: when everything must be done.
+
+    Returns:
+        What the cells defined, and the failures.
     """
     namespace: dict[str, Any] = {"__name__": "__main__", "display": lambda *_, **__: None}
     failures: list[Failure] = []
@@ -92,7 +104,7 @@ def run_cells(
 
 
 def defined(source: str) -> set[str]:
-    """The names that a cell defines; of one that is no Python, its functions."""
+    """The names that a cell defines. If the cell is not valid Python: the names of its functions."""
     try:
         nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError):
@@ -103,7 +115,7 @@ def defined(source: str) -> set[str]:
 
 
 def without_magics(source: str) -> str:
-    """The cell without lines for the notebook's own shell (``%pip``, ``!ls``), line numbers kept."""
+    """The cell without lines for the notebook's own shell (``%pip``, ``!ls``). Line numbers stay the same."""
     try:
         compile(source, "<cell>", "exec")
     except (SyntaxError, ValueError):

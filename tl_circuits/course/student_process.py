@@ -1,7 +1,7 @@
 """The process in which a student's notebook runs: ``python -c ... CELLS EVENTS``.
 
-It reads the cells from one file and writes what happens to another, one JSON object a line, so that
-whatever comes of this process, the one that started it knows how far it got.
+It reads the cells from one file and writes what happens to another, one JSON object in each line. So the process that
+started it knows how far it got, whatever happens to it.
 """
 
 import json
@@ -14,7 +14,7 @@ NETWORK = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.geth
 
 
 def refuse_network() -> None:
-    """Make every use of the network raise, for the rest of this process."""
+    """Make every use of the network raise PermissionError, for the rest of this process."""
 
     def hook(event: str, _: tuple[Any, ...]) -> None:
         if event in NETWORK:
@@ -36,7 +36,7 @@ def main(cells_file: str, events_file: str) -> None:
     from tl_circuits.course.student_code import run_cells
 
     work = json.loads(Path(cells_file).read_text(encoding="utf-8"))
-    # All this before the student can touch anything.
+    # All this is opened before student code can change anything.
     questions, lab, seal = find_assignment(work["assignment"]).questions, open_lab(), Seal.now()
     with open(events_file, "a", encoding="utf-8") as file:
 

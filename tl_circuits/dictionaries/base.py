@@ -19,17 +19,31 @@ class LayerActive:
     """The active features of one layer on one prompt, sorted by position, then feature.
 
     ``pre`` is the quantity whose direct effects a graph lists (the pre-activation; a neuron's
-    activation itself), ``activation`` the factor on the decoder vector.
+    activation itself), ``activation`` the factor on the decoder vector. ``baseline``: the mean activation on
+    other prompts, where the graph is a contrast with them; features that are silent here but not there are listed too,
+    with activation 0.
     """
 
     position: Int[Tensor, " n"]
     feature: Int[Tensor, " n"]
     pre: Float[Tensor, " n"]
     activation: Float[Tensor, " n"]
+    baseline: Float[Tensor, " n"] | None = None
+
+    @property
+    def counted(self) -> Float[Tensor, " n"]:
+        """The activation that counts as the feature's own: all of it, or what differs from the baseline."""
+        return self.activation if self.baseline is None else self.activation - self.baseline
 
     def to(self, device: torch.device) -> "LayerActive":
         """The same on another device."""
-        return LayerActive(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return LayerActive(*(c if c is None else c.to(device) for c in self._columns()))
+
+    def __getitem__(self, index: Tensor) -> "LayerActive":
+        return LayerActive(*(c if c is None else c[index] for c in self._columns()))
+
+    def _columns(self) -> list[Tensor | None]:
+        return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
 class Dictionary(ABC):
@@ -109,6 +123,12 @@ class Dictionary(ABC):
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
         """Vectors ``v`` and biases ``b`` with ``v·x + b`` = the feature's ``pre`` at input ``x``."""
+
+    def silent_vectors(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
+        """As :meth:`read_vectors`, for features that are silent at ``x``: vectors and biases of what kept them so."""
+        return self.read_vectors(layer, features, x)
 
     @abstractmethod
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:

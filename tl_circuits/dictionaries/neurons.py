@@ -104,6 +104,15 @@ class Neurons(Dictionary):
         vectors = half[:, None] * (u[:, None] * gate + g[:, None] * into)
         return vectors, half * (u * b_gate + g * b_in)
 
+    def silent_vectors(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
+        """What the nonlinearity reads: a silent neuron's ratio is 0, which would say nothing about why."""
+        w = self._at[layer]
+        matrix, bias = (w.W_in, w.b_in) if w.W_gate is None else (w.W_gate, w.b_gate)
+        vectors = _columns(matrix, features)
+        return vectors, vectors.new_zeros(len(vectors)) if bias is None else take_rows(bias, features)
+
     def _ratio(self, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """``act(g)/g``; at ``g = 0``, where every activation here is zero, the ratio plays no part."""
         return torch.where(g == 0, torch.zeros_like(g), self._act(g) / torch.where(g == 0, 1.0, g))

@@ -1,1 +1,1 @@
-"""What features mean: by the vocabulary, by texts that activate them, by records on disk."""
+"""What features mean: labels from the vocabulary, texts that activate them, and records of both on disk."""

@@ -1,4 +1,6 @@
-"""Feature files for one's own dictionary: what its features do over a corpus, streamed and resumable."""
+"""Feature files for your own dictionary: what its features do over a corpus. Streamed, and resumed after an
+interruption.
+"""
 
 import json
 import os
@@ -58,17 +60,42 @@ def make_dashboards(
     save_every: float = 60.0,
     progress: bool = True,
 ) -> FeatureFiles:
-    """Run the text files through the model and write what each feature does to ``folder/features``.
+    """Run text files through the model and write down what each feature does, into ``folder/features``.
 
-    The text is cut into pieces of ``context`` tokens, each behind the special token that a traced text
-    gets (which does not count). A feature keeps its ``examples`` strongest pieces, a
-    histogram of its activations, and the tokens its decoder promotes and suppresses. Neurons, which
-    can be negative, are ranked by absolute value.
+    For each feature, the files hold its strongest examples, a histogram of its activations, and the tokens that its
+    decoder promotes and suppresses. The text is cut into pieces of ``context`` tokens. Before each piece stands the
+    special token that a traced text gets; it is not counted. Neurons can be negative and are ranked by absolute value.
 
-    Memory depends on features, examples and context, not on the corpus. An interrupted call goes on
-    where it was saved last when called again with the same arguments, and gives the same files.
-    Raises PromptError for texts that are missing or empty, OutputError for a folder that holds the
-    beginning of another run.
+    Memory depends on the number of features, on ``examples`` and on ``context``, not on the corpus. If a call is
+    interrupted, call again with the same arguments: it goes on from its last save and gives the same files.
+
+    Args:
+        replacement: the model with the dictionary attached.
+        texts: the text files.
+        folder: where to write.
+        layers: which layers; None for all layers with a dictionary.
+        context: tokens in one example.
+        examples: how many examples to keep for each feature.
+        batch: how many pieces to run at once.
+        max_tokens: stop after this many tokens.
+        save_every: seconds between saves.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The files, to read records and labels from.
+
+    Raises:
+        PromptError: for texts that are missing or empty.
+        OutputError: for a folder that holds the beginning of another run.
+        ValueError: for a layer without a dictionary.
+
+    Examples:
+        >>> (folder / "corpus.txt").write_text("the state containing Dallas is Texas . " * 10)
+        390
+        >>> files = tlc.make_dashboards(replacement, [folder / "corpus.txt"], folder, layers=[0], progress=False)
+        >>> record = files.read(0, 308)
+        >>> files.layers, len(record["top_logits"]), round(record["act_max"], 1)
+        ([0], 10, 2.8)
     """
     replacement.require_attached()
     dictionary = replacement.dictionary
@@ -98,7 +125,7 @@ def make_dashboards(
 
 
 class _Run:
-    """A run with its state on disk: sums per layer, and the tokens of all pieces seen."""
+    """A run, with its state on disk: the sums of each layer, and the tokens of all pieces seen so far."""
 
     def __init__(
         self,
@@ -149,19 +176,19 @@ class _Run:
         self._tokens.seek(0, os.SEEK_END)
 
     def save(self) -> None:
-        """Write the state: whole or not at all."""
+        """Write the state, whole or not at all."""
         self._tokens.flush()
         tensors = {f"{layer}.{name}": t for layer, top in self.tops.items() for name, t in top.tensors().items()}
         with atomic_file(self.folder / "state.safetensors", overwrite=True) as file:
             file.write(save({name: t.contiguous() for name, t in tensors.items()} | {"done": torch.tensor(self.done)}))
 
     def close(self) -> None:
-        """Forget the state: the files are written."""
+        """Delete the state; the files are written."""
         self._tokens.close()
         shutil.rmtree(self.folder)
 
     def batches(self, size: int) -> Iterator[Int[Tensor, "batch pos"]]:
-        """The pieces not yet done, a batch at a time; -1 fills up the last one."""
+        """The pieces still to do, one batch at a time. The last piece is filled up with -1."""
         pieces, limit = [], None if self.max_tokens is None else max(1, self.max_tokens // self.context)
         for number, piece in enumerate(self._pieces()):
             if limit is not None and number >= limit:
@@ -192,7 +219,7 @@ class _Run:
             yield rest + [-1] * (self.context - len(rest))
 
     def take(self, pieces: Int[Tensor, "batch pos"]) -> None:
-        """Run a batch of pieces and add what every layer's features do."""
+        """Run a batch of pieces, and add what the features of every layer do."""
         model, dictionary = self.replacement.model, self.replacement.dictionary
         counted = pieces >= 0
         tokens = pieces.clamp_min(0)
@@ -208,7 +235,7 @@ class _Run:
         self.done += len(pieces)
 
     def records(self, layer: int) -> Iterator[dict[str, Any] | None]:
-        """Every feature's record, in order; None for features that were never active."""
+        """The record of every feature, in order; None for features that were never active."""
         model, dictionary, top = self.replacement.model, self.replacement.dictionary, self.tops[layer]
         self._tokens.flush()
         pieces = np.asarray(np.memmap(self._tokens.name, dtype=np.int32, mode="r")).reshape(-1, self.context)
@@ -257,7 +284,9 @@ class _Texts(dict[int, str]):
 
 
 def _four_digits() -> Float[np.ndarray, " half"]:
-    """Every half-precision number rounded to four digits, by its sixteen bits: faster than rounding each activation."""
+    """Every half-precision number rounded to four digits, indexed by its sixteen bits. Looking up is faster than
+    rounding.
+    """
     return np.array([float(f"{v:.4g}") for v in np.arange(2**16, dtype=np.uint16).view(np.float16).tolist()])
 
 

@@ -1,25 +1,25 @@
-"""One number for a layer and a feature, as circuit-tracer's graphs and files of features write it."""
+"""One number for a layer and a feature, as graphs and feature files of circuit-tracer write it."""
 
 import math
 
 
 def cantor_pair(layer: int, feature: int) -> int:
-    """Layer and feature index as one number (Cantor's pairing; graph schema 1)."""
+    """Layer and feature index as one number (Cantor's pairing function; graph schema 1)."""
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
 def cantor_unpair(code: int) -> tuple[int, int]:
-    """Layer and feature index of :func:`cantor_pair`'s number, in whole numbers throughout."""
+    """The layer and the feature index in a number of :func:`cantor_pair`. Computed with whole numbers alone."""
     diagonal = (math.isqrt(8 * code + 1) - 1) // 2
     feature = code - diagonal * (diagonal + 1) // 2
     return diagonal - feature, feature
 
 
 def feature_of_code(layer: int, code: int) -> int:
-    """The feature index in an encoded ``feature`` whose layer is known.
+    """The feature index in a ``feature`` of a graph file, if its layer is known.
 
-    Graph schema 1 pairs; before it, the layer's digits stood in front of the zero-padded index
-    (five digits for 16,384 features); before that the index stood alone.
+    Graph schema 1 uses :func:`cantor_pair`. Older files put the layer's digits in front of the zero-padded index (five
+    digits for 16,384 features); still older ones write the index alone.
     """
     if cantor_unpair(code)[0] == layer:
         return cantor_unpair(code)[1]

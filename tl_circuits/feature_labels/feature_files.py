@@ -1,9 +1,8 @@
-"""Feature files: examples, histograms and logits of one's own dictionary, on disk.
+"""Feature files: examples, histograms and logits of the features of your own dictionary, on disk.
 
-The layout is the one circuit-tracer's page fetches from a hub: ``index.json.gz`` names for each layer a
-file and the offsets of its records; a record is a little-endian length of four bytes and a zlib stream
-of JSON. The page reads a graph's features from loose JSON files when it is served locally; see
-:meth:`FeatureFiles.write_loose`.
+The layout is the one that circuit-tracer's page fetches from a hub. ``index.json.gz`` names for each layer a file and
+the offsets of its records. A record is a little-endian length of four bytes and a zlib stream of JSON. Served locally,
+the page reads a graph's features from loose JSON files instead; see :meth:`FeatureFiles.write_loose`.
 """
 
 import gzip
@@ -28,7 +27,11 @@ TOKENS_KEPT, EXAMPLES_KEPT, WINDOW = 5, 3, 24
 
 
 class FeatureFiles:
-    """A folder of feature files, read one record at a time. Raises GraphFileError if it is none."""
+    """A folder of feature files, read one record at a time.
+
+    Raises:
+        GraphFileError: if the folder holds no feature files.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder / "features" if (folder / "features" / "index.json.gz").is_file() else folder
@@ -37,7 +40,7 @@ class FeatureFiles:
 
     @cached_property
     def origin(self) -> Origin | None:
-        """The model and dictionary that the records are about; None where nothing says so."""
+        """The model and dictionary that the records are about; None if nothing says so."""
         path = self.folder.parent / ORIGIN
         if not path.is_file():
             return None
@@ -48,7 +51,7 @@ class FeatureFiles:
             raise GraphFileError(f"{path} is damaged ({error}).") from error
 
     def require_of(self, graph: AttributionGraph) -> None:
-        """Raise BelongingError where the records are known to be of another model or dictionary than the graph."""
+        """Raise BelongingError if the records are known to be of another model or dictionary than the graph."""
         if self.origin is not None:
             require_made_of(self.origin, graph.info, f"the feature files in {self.folder.parent.name}")
 
@@ -63,11 +66,15 @@ class FeatureFiles:
 
     @property
     def layers(self) -> list[int]:
-        """The layers there are files for."""
+        """The layers that there are files for."""
         return sorted(map(int, self._index))
 
     def read(self, layer: int, feature: int) -> dict[str, Any] | None:
-        """One feature's record; None if it is not there. Raises GraphFileError if it is damaged."""
+        """The record of one feature; None if there is none.
+
+        Raises:
+            GraphFileError: if it is damaged.
+        """
         entry = self._index.get(str(layer))
         if entry is None or not 0 <= feature < len(entry["offsets"]) - 1:
             return None
@@ -84,7 +91,7 @@ class FeatureFiles:
             raise GraphFileError(f"{path}: feature {feature} is damaged ({error}).") from error
 
     def label(self, layer: int, feature: int) -> Label | None:
-        """The record as a label with examples; None if there is none."""
+        """The record of one feature as a label with examples; None if there is none."""
         record = self.read(layer, feature)
         if record is None:
             return None
@@ -94,7 +101,9 @@ class FeatureFiles:
         return Label(short, promotes, suppresses, (), "feature files", tuple(map(_example, rows)))
 
     def write_loose(self, graph: AttributionGraph, folder: Path) -> int:
-        """Write ``<code>.json`` for the graph's features, as circuit-tracer's page reads them; returns how many."""
+        """Write ``<code>.json`` for each of the graph's features, as circuit-tracer's page reads them; returns how
+        many.
+        """
         self.require_of(graph)
         n, written = graph._nodes, set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +126,7 @@ def _example(row: dict[str, Any]) -> Example:
 
 
 def write_layer(folder: Path, layer: int, records: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
-    """Write one layer's records as they come; returns its entry of the index."""
+    """Write one layer's records as they come; returns the layer's entry of the index."""
     name, offsets = f"layer_{layer}.bin", [0]
     with atomic_file(folder / name, overwrite=True) as file:
         for record in records:
@@ -129,12 +138,12 @@ def write_layer(folder: Path, layer: int, records: Iterable[dict[str, Any] | Non
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
-    """Write beside the records' ``folder`` which model and dictionary they are about."""
+    """Write beside the ``folder`` of the records which model and dictionary they are about."""
     with atomic_file(folder.parent / ORIGIN, overwrite=True) as file:
         file.write(json.dumps(origin._asdict(), ensure_ascii=False).encode())
 
 
 def write_index(folder: Path, entries: dict[int, dict[str, Any]]) -> None:
-    """Write the index, which makes the layers' files findable: last, when all of them are whole."""
+    """Write the index. Readers find the layers' files through it, so it is written last, when all of them are whole."""
     with atomic_file(folder / "index.json.gz", overwrite=True) as file:
         file.write(gzip.compress(json.dumps({str(k): v for k, v in sorted(entries.items())}).encode(), mtime=0))

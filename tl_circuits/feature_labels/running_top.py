@@ -1,4 +1,4 @@
-"""What is kept of a layer's activations while a corpus streams by: the strongest examples, and a histogram."""
+"""What is kept of a layer's activations while a corpus streams by: the strongest examples and a histogram."""
 
 from dataclasses import dataclass, fields
 
@@ -12,11 +12,17 @@ _SMALLEST_RANGE = 2.0**-12
 
 @dataclass
 class RunningTop:
-    """Sums over the texts seen so far; memory depends on features, examples and context alone.
+    """Sums over the texts seen so far. Their memory depends only on features, examples and context.
 
-    ``strength``: largest absolute activation of each kept example, strongest first; ``context``: the
-    number of its text, -1 for none; ``window``: the activations in it. ``counts``: a histogram of
-    absolute activations other than zero, of equal bins from 0 to ``range``, a power of two.
+    Attributes:
+        strength: the largest absolute activation of each kept example, strongest first.
+        context: the number of each example's text; -1 for none.
+        window: the activations in that text.
+        counts: a histogram of absolute activations other than zero, with equal bins from 0 to ``range``.
+        range: the upper end of the histogram, a power of two.
+        low: the smallest activation.
+        high: the largest activation.
+        tokens: how many tokens were counted.
     """
 
     strength: Float[Tensor, "k feature"]
@@ -30,7 +36,7 @@ class RunningTop:
 
     @staticmethod
     def empty(width: int, examples: int, length: int) -> "RunningTop":
-        """Nothing seen yet."""
+        """The sums before any text."""
         return RunningTop(
             torch.zeros(examples, width),
             torch.full((examples, width), -1),
@@ -43,13 +49,13 @@ class RunningTop:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
+        """All sums by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def add(
         self, acts: Float[Tensor, "batch pos feature"], counted: Bool[Tensor, "batch pos"], first: int
     ) -> None:
-        """Take in a batch of texts, numbered from ``first``; only ``counted`` positions count."""
+        """Take in a batch of texts, numbered from ``first``. Only ``counted`` positions count."""
         acts = acts.float().cpu() * counted[..., None]
         self._keep_strongest(acts, first)
         self.low, self.high = torch.minimum(self.low, acts.amin((0, 1))), torch.maximum(self.high, acts.amax((0, 1)))
@@ -58,7 +64,8 @@ class RunningTop:
 
     def _keep_strongest(self, acts: Float[Tensor, "batch pos feature"], first: int) -> None:
         best = torch.maximum(acts.amax(1), -acts.amin(1))
-        risen = (best.amax(0) > self.strength[-1]).nonzero()[:, 0]  # fewer and fewer as texts go by
+        # Only features that beat their weakest example need work: fewer and fewer of them as texts go by.
+        risen = (best.amax(0) > self.strength[-1]).nonzero()[:, 0]
         numbers = torch.arange(first, first + len(acts))[:, None].expand(-1, len(risen))
         k = len(self.strength)
         strength, chosen = torch.cat([self.strength[:, risen], best[:, risen]]).topk(k, dim=0)
@@ -71,7 +78,7 @@ class RunningTop:
         self.window[:, risen] = torch.where((chosen < k)[..., None], old, new)
 
     def _count(self, size: Float[Tensor, "n feature"]) -> None:
-        while True:  # twice the range: two bins become one
+        while True:  # while something lies beyond the range, double it: two bins become one
             short = size.amax(0) > self.range
             if not short.any():
                 break
@@ -84,7 +91,9 @@ class RunningTop:
         self.counts += torch.bincount(feature * BINS + bins, minlength=width * BINS).view(width, BINS)
 
     def quantiles(self, features: Int[Tensor, " n"], shares: tuple[float, ...]) -> list[list[float]]:
-        """For each feature the absolute activations below which the shares of all its active tokens lie, to a bin."""
+        """For each feature, the absolute activations below which the given shares of its active tokens lie, to the
+        width of a bin.
+        """
         counts = self.counts[features].double()
         wanted = torch.tensor(shares, dtype=torch.float64) * counts.sum(1, keepdim=True)
         reached = torch.searchsorted(counts.cumsum(1), wanted).clamp_max(BINS - 1)

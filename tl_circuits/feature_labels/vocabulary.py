@@ -1,4 +1,4 @@
-"""Labels without a network: what a feature reads and writes, in the vocabulary's own tokens."""
+"""Labels without a network: what a feature reads and writes, as tokens of the vocabulary."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,13 +31,31 @@ FEATURES_AT_ONCE = 64
 def label_features(
     replacement: Replacement, graph: AttributionGraph, nodes: Sequence[str | int] | None = None, progress: bool = False
 ) -> AttributionGraph:
-    """``graph`` with a vocabulary label on its features (or on those of the nodes given, by id or index).
+    """Label features by their weights: which tokens they promote, suppress and respond to. No network and no texts are
+    needed.
 
-    A feature promotes the tokens with the largest ``activation · decoder · W_U`` and suppresses
-    those with the smallest, logits taken minus their mean; it reads the tokens whose embedding
-    has the largest product with its encoder. The short label shows whichever of promoting and
-    reading stands out more, in standard deviations over the vocabulary. Raises BelongingError for a graph of
-    another model or dictionary than the attached ones, TargetError for a node it does not have.
+    A feature promotes the tokens with the largest ``activation · decoder · W_U`` and suppresses those with the
+    smallest, with the mean logit subtracted. It reads the tokens whose embeddings have the largest product with its
+    encoder. The short label shows whichever of promoting and reading stands out more, in standard deviations over the
+    vocabulary.
+
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        nodes: which features to label, by id or index; None for all.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The graph with these labels.
+
+    Raises:
+        BelongingError: for a graph of another model or dictionary.
+        TargetError: for a node that the graph does not have.
+
+    Examples:
+        >>> labelled = tlc.label_features(replacement, graph)
+        >>> labelled.nodes.set_index("id").label["L3/F667@8"]
+        'say “Austin”, “TX”'
     """
     require_belonging(replacement, graph)
     features = graph.is_kind("feature")
@@ -80,7 +98,7 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
 
 
 def _peak(values: Float[Tensor, " d_vocab"], top: Float[Tensor, " k"]) -> float:
-    """How far the largest value stands above the mean, in standard deviations."""
+    """How far the largest value lies above the mean, in standard deviations."""
     return float((top[0] - values.mean()) / values.std().clamp_min(1e-30))
 
 

@@ -1,4 +1,4 @@
-"""Names for boxes of features, from the features' labels."""
+"""Names for boxes of features, made from the features' labels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,18 @@ TOKENS_NAMED = 2
 def name_boxes(
     graph: AttributionGraph, boxes: Sequence[Sequence[int]], own: dict[tuple[int, ...], str]
 ) -> Groups:
-    """(label, node ids) for each box of node indices, a person's (``own``: members to label) first, then by influence.
+    """A name for each box.
 
-    A box is called after the tokens that most of its influence promotes or responds to, or, where
-    labels are no vocabulary labels, after its strongest feature; without labels after token and layers.
+    A box is named after the tokens that most of its influence promotes or responds to. If its labels do not come from
+    the vocabulary, it is named after its strongest feature; without labels, after its token and layers.
+
+    Args:
+        graph: the graph.
+        boxes: node indices of each box.
+        own: labels that a person gave, by sorted members.
+
+    Returns:
+        (label, node ids) for each box: a person's boxes first, then by influence.
     """
     ranked = sorted(boxes, key=lambda box: (tuple(sorted(box)) not in own, -float(graph.influence[list(box)].sum())))
     labels = [own.get(tuple(sorted(box))) or _name(graph, box) for box in ranked]
@@ -26,7 +34,7 @@ def name_boxes(
 
 
 def _told_apart(labels: list[str], places: list[str], n_own: int) -> list[str]:
-    """Labels that all differ; the first ``n_own``, a person's, stay as they are."""
+    """Labels that all differ. The first ``n_own`` come from a person and stay as they are."""
     counts, made = Counter(labels), labels[:n_own]
     for label, where in zip(labels[n_own:], places[n_own:], strict=True):
         told = f"{label} · {where}" if counts[label] > 1 else label

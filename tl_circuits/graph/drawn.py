@@ -1,4 +1,4 @@
-"""How much of a large graph is drawn: the same for the page and for what is measured for the page."""
+"""How much of a large graph is drawn. The page and what is measured for the page use the same."""
 
 from tl_circuits.graph.graph import AttributionGraph
 
@@ -8,7 +8,7 @@ _NODE_THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 def page_graph(graph: AttributionGraph) -> AttributionGraph:
-    """The graph itself, or the largest pruned one with at most :data:`MOST_NODES` nodes."""
+    """The graph itself, or pruned as far as needed to have at most :data:`MOST_NODES` nodes."""
     shown = graph
     for threshold in _NODE_THRESHOLDS:
         if len(shown) <= MOST_NODES:

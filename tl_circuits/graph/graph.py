@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -25,13 +26,32 @@ from tl_circuits.support.outputs import output
 
 @dataclass(frozen=True, eq=False)
 class AttributionGraph:
-    """Direct effects in the local replacement model of one prompt.
+    """Which features and tokens acted on the answer to one prompt, and by how much.
 
-    ``edges`` run from sources to targets; for every node with a row,
-    ``sum(incoming) + bias == value``. ``labels`` maps a node's index to its :class:`Label`;
-    ``notes`` is what a person added; ``head_stories`` say which heads carried some of the edges and why
-    they looked (:func:`tl_circuits.explain_heads`), as JSON; ``source_file`` is what the file of another program, from which
-    the graph was read, says beyond these tables, so that an export can give it back.
+    Nodes are tokens, features, errors (what the dictionary does not rebuild) and targets. An edge is the direct effect
+    of its source on its target in the local replacement model of the prompt (Ameisen et al. 2025). For every node with
+    a row, incoming edges and ``bias`` add up to its ``value``. A graph is never changed; methods return new ones.
+
+    Attributes:
+        info: what the graph is of: prompt, tokens, targets, model, dictionary.
+        labels: what features read and write, by node index.
+        notes: groups, pins and names that a person gave.
+        source_file: for a graph read from another program's file, what that file says beyond our tables. An export
+            writes it back.
+        head_stories: which heads carried some of the edges, and why they looked there, as JSON values
+            (:func:`tl_circuits.explain_heads` makes them).
+
+    Examples:
+        >>> graph
+        AttributionGraph('the capital of the state containing Dallas is': 60 features, 36 errors, 9 embeddings, ...
+        >>> graph.nodes[["id", "kind", "token"]].tail(2)
+                  id       kind token
+        104  token@8  embedding    is
+        105  logit:0      logit    is
+        >>> graph.edges.nlargest(2, "weight").round(2)
+               source     target  weight
+        41    token@7  L0/F308@7    3.33
+        2360  token@2    logit:0    3.25
     """
 
     info: GraphInfo
@@ -46,7 +66,7 @@ class AttributionGraph:
         return len(self._nodes)
 
     def __eq__(self, other: object) -> bool:
-        """Whether all content is the same: what was traced, labels, notes, stories of heads."""
+        """Whether two graphs say the same: what was traced, labels, notes and stories of heads."""
         if not isinstance(other, AttributionGraph):
             return NotImplemented
         tables = ((self._nodes, other._nodes), (self._edges, other._edges))
@@ -58,7 +78,15 @@ class AttributionGraph:
         return hash(self.fingerprint)
 
     def prompt_tokens(self) -> list[int]:
-        """The token ids to run the model on; raises PromptError for a graph of many prompts, which has none."""
+        """The token ids to run the model on.
+
+        Raises:
+            PromptError: for an aggregated graph, which belongs to no single prompt.
+
+        Examples:
+            >>> model.to_str_tokens(tlc.hooks.to_tokens(model, graph.prompt_tokens()))[:3]
+            ['<bos>', 'the', 'capital']
+        """
         if self.info.recurring:
             raise PromptError(
                 f"the graph is what recurs over {self.info.prompt!r}, so there is no prompt to run the model on. "
@@ -67,32 +95,63 @@ class AttributionGraph:
         return list(self.info.token_ids)
 
     def skipped_positions(self, usual: Sequence[int] = ()) -> tuple[int, ...]:
-        """The positions left out when the graph was traced; where its file does not say, those of ``usual`` without features."""
+        """The positions that were left out when the graph was traced: they have neither features nor errors.
+
+        Args:
+            usual: the positions to consider if the graph's file does not say which were left out; then those without
+                features are returned.
+
+        Examples:
+            >>> graph.skipped_positions()        # the beginning-of-sequence token
+            (0,)
+        """
         if self.info.skip_positions is not None:
             return self.info.skip_positions
         with_features = set(self._nodes.position[self.is_kind("feature")].tolist())
         return tuple(p for p in usual if p not in with_features)
 
     def is_kind(self, kind: str) -> Tensor:
-        """A mask ``[node]`` of the nodes of one kind."""
+        """Which nodes are of one kind.
+
+        Args:
+            kind: ``"feature"``, ``"error"``, ``"embedding"`` or ``"logit"`` (in graphs read from other programs' files
+                also ``"attention feature"``, ``"attention error"`` and ``"bias"``).
+
+        Returns:
+            A boolean mask ``[node]`` in adjacency order.
+
+        Examples:
+            >>> int(graph.is_kind("feature").sum())
+            60
+        """
         return self._nodes.kind == Kind.of(kind)
 
     def adjacency(self) -> Float[Tensor, "node node"]:
-        """Dense float32 matrix of direct effects: rows are targets, columns are sources."""
+        """All direct effects as one dense float32 matrix.
+
+        Returns:
+            A tensor ``[node, node]``. Rows are targets, columns are sources.
+
+        Examples:
+            >>> graph.adjacency().shape
+            torch.Size([106, 106])
+        """
         dense = torch.zeros(len(self), len(self))
         dense[self._edges.target, self._edges.source] = self._edges.weight
         return dense
 
     @cached_property
     def influence(self) -> Float[Tensor, " node"]:
-        """Each node's total influence on the targets (float64); targets add their own weight."""
+        """Each node's total influence on the targets, over all paths (float64 ``[node]``); a target also counts its own
+        weight.
+        """
         shares = input_shares(self._edges, len(self))
         weights = self._nodes.weight
         return influence(self._edges, shares, weights) + weights.double()
 
     @cached_property
     def node_ids(self) -> tuple[str, ...]:
-        """Unique names: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
+        """Unique names in adjacency order: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
         names, rank = [], 0
         columns = (self._nodes.kind, self._nodes.layer, self._nodes.position, self._nodes.feature)
         for kind, layer, position, feature in zip(*(c.tolist() for c in columns), strict=True):
@@ -103,11 +162,19 @@ class AttributionGraph:
 
     @cached_property
     def node_numbers(self) -> dict[str, int]:
-        """Each id's place in adjacency order."""
+        """The index of each node id in adjacency order."""
         return {name: i for i, name in enumerate(self.node_ids)}
 
     def label(self, index: int) -> str:
-        """One line of text for a node; a person's name for it comes first."""
+        """One line of text for a node: the name that a person gave it, else its label, else what it is.
+
+        Args:
+            index: the node's index in adjacency order.
+
+        Examples:
+            >>> graph.label(0), graph.label(graph.node_ids.index("logit:0"))
+            ('feature 171 of layer 0', 'output “Austin”')
+        """
         index = whole(index, "label(index=...)")
         if self.notes.names and self.node_ids[index] in self.notes.names:
             return self.notes.names[self.node_ids[index]]
@@ -130,7 +197,7 @@ class AttributionGraph:
 
     @cached_property
     def nodes(self) -> pd.DataFrame:
-        """A frame with one row a node, in adjacency order."""
+        """A pandas frame with one row for each node, in adjacency order."""
         n = self._nodes
         position = n.position.tolist()
         columns = {
@@ -141,17 +208,20 @@ class AttributionGraph:
             "feature": n.feature.numpy(),
             "token": [self.info.tokens[p] if p >= 0 else "" for p in position],
             "activation": n.activation.numpy(),
+            "baseline": np.zeros(len(n), np.float32) if n.baseline is None else n.baseline.numpy(),
             "bias": n.bias.numpy(),
             "influence": self.influence.numpy(),
+            "total_effect": np.full(len(n), np.nan, np.float32) if n.total_effect is None else n.total_effect.numpy(),
             "label": [self.label(i) for i in range(len(n))],
             "value": n.value.numpy(),
             "residue": n.residue.numpy(),
+            "shared": np.zeros(len(n), np.float32) if n.shared is None else n.shared.numpy(),
         }
         return pd.DataFrame(columns)
 
     @cached_property
     def edges(self) -> pd.DataFrame:
-        """A frame ``source target weight`` of node ids, sorted by target, then source."""
+        """A pandas frame ``source target weight`` with node ids, sorted by target, then source."""
         ids = pd.array(self.node_ids, dtype="str")
         return pd.DataFrame(
             {
@@ -162,7 +232,16 @@ class AttributionGraph:
         )
 
     def completeness_error(self) -> float:
-        """Largest ``|sum(incoming) + bias - value|`` over nodes with a row, over the largest ``|value|``."""
+        """How exactly edges and bias add up to the nodes' values.
+
+        Returns:
+            The largest ``|sum(incoming) + bias - value|`` over all nodes with a row, divided by the largest
+            ``|value|``.
+
+        Examples:
+            >>> graph.completeness_error() < 1e-5
+            True
+        """
         sums = torch.zeros(len(self), dtype=torch.float64)
         sums.index_add_(0, self._edges.target, self._edges.weight.double())
         known = ~self._nodes.value.isnan()
@@ -174,7 +253,11 @@ class AttributionGraph:
 
     @property
     def coverage(self) -> float:
-        """The share of all absolute direct effects, weighted by influence, that the graph's edges carry."""
+        """How much of the direct effects the graph shows: the share of all absolute inputs that its edges carry.
+
+        Each node with a row counts by its influence. What edges do not show are effects of features that were not
+        traced or were pruned.
+        """
         mass = torch.zeros(len(self), dtype=torch.float64)
         mass.index_add_(0, self._edges.target, self._edges.weight.double().abs())
         residue = self._nodes.residue_mass.double()
@@ -184,16 +267,34 @@ class AttributionGraph:
         return float((share * reach).sum() / reach.sum().clamp_min(1e-30))
 
     def scores(self) -> Scores:
-        """Replacement and completeness score."""
+        """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
+
+        Examples:
+            >>> scores = graph.scores()
+            >>> round(scores.replacement, 3), round(scores.completeness, 3)
+            (0.967, 0.988)
+        """
         is_error = self.is_kind("error") | self.is_kind("attention error")
         return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
     @checked
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
-        """The smaller graph that carries most of the influence (see :mod:`tl_circuits.graph.prune`).
+        """The smaller graph that carries most of the influence on the targets (circuit-tracer's ``prune_graph``).
 
-        Kept nodes keep their bias; what pruned edges contributed is added to ``residue`` and
-        ``bias``, so the sums still hold.
+        Tokens and targets always stay. Kept nodes keep their value: what a cut edge contributed moves into the target's
+        ``bias`` and ``residue``, so the sums still hold.
+
+        Args:
+            node_threshold: the share of all influence that the kept nodes carry, 0 to 1.
+            edge_threshold: the share of the rest's edge scores that the kept edges carry, 0 to 1.
+
+        Raises:
+            ValueError: for a threshold outside 0 to 1.
+
+        Examples:
+            >>> small = graph.prune()
+            >>> len(graph), len(small), round(small.coverage, 1)
+            (106, 21, 0.8)
         """
         always = self.is_kind("embedding") | self.is_kind("logit") | (self._nodes.weight > 0)
         is_feature = self.is_kind("feature") | self.is_kind("attention feature")
@@ -227,22 +328,31 @@ class AttributionGraph:
 
     @property
     def groups(self) -> Groups:
-        """A person's groups: (label, node ids) each."""
+        """The groups that a person made, as (label, node ids)."""
         return self.notes.groups
 
     @property
     def pins(self) -> tuple[str, ...]:
-        """Ids of pinned nodes: those every picture shows."""
+        """Ids of pinned nodes. Every picture shows them."""
         return self.notes.pins
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what was traced, by which notes know their graph."""
+        """A hash of what was traced. Notes carry it, so that they are not applied to another graph."""
         return fingerprint(self.info, self._nodes, self._edges)
 
     @checked
     def with_notes(self, notes: Notes) -> "AttributionGraph":
-        """The same graph with these notes; raises ValueError for ids it does not have."""
+        """The same graph with other notes.
+
+        Raises:
+            ValueError: if the notes name a node that the graph does not have.
+
+        Examples:
+            >>> noted = graph.with_notes(tlc.Notes(pins=("L0/F308@7",), text="Look at Dallas."))
+            >>> noted.notes.text
+            'Look at Dallas.'
+        """
         unknown = {*notes.pins, *notes.names, *(i for _, ids in notes.groups for i in ids)} - set(self.node_ids)
         if unknown:
             raise ValueError(f"the graph has no node {sorted(unknown)[0]!r}; ids look like {self.node_ids[0]!r}.")
@@ -250,63 +360,180 @@ class AttributionGraph:
 
     @checked
     def group(self, label: str, ids: Iterable[str]) -> "AttributionGraph":
-        """With these nodes as one supernode. They leave other groups; raises ValueError for a label in use."""
+        """The same graph with some nodes put into one group of your own. They leave the groups they were in.
+
+        Args:
+            label: the group's name.
+            ids: the nodes' ids.
+
+        Raises:
+            ValueError: for a label in use, an empty group, or an id that the graph does not have.
+
+        Examples:
+            >>> graph.group("Texas", ["L0/F308@7", "L0/F71@7"]).groups
+            (('Texas', ('L0/F308@7', 'L0/F71@7')),)
+        """
         return self.with_notes(self.notes.group(label, ids))
 
     @checked
     def ungroup(self, label: str) -> "AttributionGraph":
-        """Without the group ``label``; raises KeyError if there is none."""
+        """The same graph without one of its groups.
+
+        Raises:
+            KeyError: if there is no group with this label; it names those there are.
+
+        Examples:
+            >>> graph.group("Texas", ["L0/F308@7"]).ungroup("Texas").groups
+            ()
+        """
         return self.with_notes(self.notes.ungroup(label))
 
     @checked
     def rename(self, old: str, new: str) -> "AttributionGraph":
-        """The group, or the node with the id, ``old`` called ``new``; raises KeyError if there is neither."""
+        """The same graph with another name for a group or a node.
+
+        Args:
+            old: the group's label, or the node's id.
+            new: the new name.
+
+        Raises:
+            KeyError: if there is neither a group nor a node called ``old``.
+
+        Examples:
+            >>> named = graph.rename("L0/F308@7", "Dallas, a city in Texas")
+            >>> named.label(named.node_ids.index("L0/F308@7"))
+            'Dallas, a city in Texas'
+        """
         if old in self.node_ids:
             return self.with_notes(replace(self.notes, names=self.notes.names | {old: new}))
         return self.with_notes(self.notes.rename(old, new))
 
     @checked
     def pin(self, *ids: str) -> "AttributionGraph":
-        """With these nodes pinned."""
+        """The same graph with these nodes pinned: every picture shows them.
+
+        Args:
+            *ids: node ids.
+
+        Raises:
+            ValueError: for an id that the graph does not have.
+
+        Examples:
+            >>> graph.pin("L0/F308@7", "L0/F71@7").pins
+            ('L0/F308@7', 'L0/F71@7')
+        """
         return self.with_notes(replace(self.notes, pins=tuple(dict.fromkeys((*self.pins, *ids)))))
 
     def supernodes(self, max_boxes: int = 12) -> Supernodes:
-        """At most ``max_boxes`` boxes of features that play one role (see :mod:`tl_circuits.graph.supernodes`).
+        """Group the strongest features into boxes that read and write alike; no model is needed.
 
-        ``graph.with_groups(graph.supernodes().groups)`` makes them groups of your own to edit.
+        ``graph.with_groups(graph.supernodes().groups)`` makes the boxes groups of your own to edit.
+
+        Args:
+            max_boxes: the most boxes, at least 1.
+
+        Returns:
+            The boxes, and how much is lost by drawing them instead of their features.
+
+        Raises:
+            ValueError: for ``max_boxes`` below 1.
+
+        Examples:
+            >>> found = graph.supernodes()
+            >>> len(found.groups) <= 12, found.lump_error < 0.18
+            (True, True)
+            >>> label, ids = found.groups[0]
+            >>> label, "L0/F308@7" in ids
+            ('at “Dallas”, layer 0', True)
         """
         return output("supernodes")(self, max_boxes)
 
     def with_groups(self, groups: Groups) -> "AttributionGraph":
-        """With these groups instead of the ones it has."""
+        """The same graph with these groups instead of those it has.
+
+        Args:
+            groups: (label, node ids) for each group.
+
+        Raises:
+            ValueError: for a label or a node in two groups, or an id that the graph does not have.
+
+        Examples:
+            >>> mine = graph.with_groups(graph.supernodes(max_boxes=4).groups)
+            >>> len(mine.groups) <= 4
+            True
+        """
         return self.with_notes(replace(self.notes, groups=groups))
 
     @checked
     def unpin(self, *ids: str) -> "AttributionGraph":
-        """Without these pins."""
+        """The same graph without these pins.
+
+        Examples:
+            >>> graph.pin("L0/F308@7", "L0/F71@7").unpin("L0/F71@7").pins
+            ('L0/F308@7',)
+        """
         return self.with_notes(replace(self.notes, pins=tuple(i for i in self.pins if i not in ids)))
 
     @checked
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write one safetensors file, atomically; raises OutputError if it exists or cannot be written."""
+        """Write the graph into one safetensors file, whole or not at all; its notes go into a file beside it.
+
+        Args:
+            path: such as ``why.graph.safetensors``.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputError: if the file exists or cannot be written.
+
+        Examples:
+            >>> path = graph.save(folder / "why.graph.safetensors")
+            >>> tlc.load_graph(path) == graph
+            True
+        """
         return output("graph file")(self, Path(path), overwrite)
 
     @checked
     def to_html(
         self, path: str | Path, overwrite: bool = False, ablations: list[dict[str, Any]] | None = None
     ) -> Path:
-        """Write a page of its own, without any network access; raises OutputError as :meth:`save` does.
+        """Write the graph as one HTML page that needs no network.
 
-        ``ablations``: what :func:`tl_circuits.box_ablations` measured, for "remove this box" in the page.
+        Args:
+            path: the file to write.
+            overwrite: whether to replace a file that exists.
+            ablations: what :func:`tl_circuits.box_ablations` measured; the page then shows what removing a box does.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputError: if the file exists or cannot be written.
+
+        Examples:
+            >>> graph.to_html(folder / "why.html").name
+            'why.html'
         """
         return output("html")(self, Path(path), overwrite, ablations)
 
     @checked
     def plot(self, path: str | Path | None = None, max_boxes: int = 12, overwrite: bool = False) -> Path | Picture:
-        """Draw the story as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``); no browser needed.
+        """Draw the graph's boxes, strongest paths and answer as a figure (extra ``figure``); no browser is needed.
 
-        Without a path the drawing is returned as a picture, which a notebook shows. Raises OutputError as
-        :meth:`save` does, and for other endings.
+        Args:
+            path: a file that ends in ``.svg``, ``.png`` or ``.pdf``. Without one, the picture is returned, and a
+                notebook shows it.
+            max_boxes: the most boxes to draw.
+            overwrite: whether to replace a file that exists.
+
+        Raises:
+            OutputError: if the file exists, cannot be written, or has another ending.
+
+        Examples:
+            >>> graph.plot(folder / "why.svg").name
+            'why.svg'
         """
         return output("figure")(self, None if path is None else Path(path), max_boxes, overwrite)
 
@@ -324,48 +551,123 @@ class AttributionGraph:
         creator: str = "",
         overwrite: bool = False,
     ) -> Path:
-        """Write the JSON that a page reads: ``target`` is ``"neuronpedia"`` or ``"circuit-tracer"``.
+        """Write the graph as JSON for Neuronpedia's page, or for circuit-tracer's.
 
-        ``path``: a file, or a folder for ``<slug>.json``. ``slug``: the graph's name there, from the file's
-        name or the prompt by default. ``scan``: Neuronpedia's model id, or circuit-tracer's transcoders.
-        ``features``: a folder from ``tl-circuits dashboards``, whose records of the graph's features are put
-        where circuit-tracer's page finds them without a network. Raises ExportError for names with illegal characters and graphs that page cannot show, OutputError as
-        :meth:`save` does.
+        Args:
+            path: a file, or a folder, which then gets ``<slug>.json``.
+            target: ``"neuronpedia"`` or ``"circuit-tracer"``: whose page the file is for.
+            slug: the graph's name on the page. By default it is made from the file's name or the prompt.
+            source_set: Neuronpedia's name of the dictionary.
+            scan: Neuronpedia's model id, or circuit-tracer's transcoders.
+            features: for circuit-tracer: a folder from ``tl-circuits dashboards``. The records of the graph's features
+                are copied to where the page finds them without a network.
+            description: a text shown with the graph.
+            creator: your name, shown with the graph.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ExportError: for a name with illegal characters, or a graph that the page cannot show.
+            OutputError: if the file exists or cannot be written.
+
+        Examples:
+            >>> graph.to_neuronpedia(folder, slug="dallas").name
+            'dallas.json'
         """
         given = dict(target=target, slug=slug, source_set=source_set, scan=scan, description=description, creator=creator)
         return output("neuronpedia")(self, Path(path), overwrite, None if features is None else Path(features), **given)
 
     def upload(self, slug: str, **options: Any) -> str:
-        """Put the graph on Neuronpedia under ``slug`` and return its address.
+        """Put the graph on Neuronpedia. This needs the network and a key.
 
-        ``options``: ``model`` and ``source_set`` by Neuronpedia's names, ``description``, ``creator``, ``key``
-        (else ``NEURONPEDIA_API_KEY`` or the keyring), ``server``. Raises ExportError for what the site would not
-        take, before anything is sent, and NeuronpediaError where it refuses or cannot be reached.
+        Args:
+            slug: the graph's name there.
+            **options: ``model`` and ``source_set`` (Neuronpedia's names), ``description``, ``creator``, ``key`` (else
+                ``NEURONPEDIA_API_KEY`` or the keyring), ``server``.
+
+        Returns:
+            The address of the graph's page.
+
+        Raises:
+            ExportError: for what the site would not take; nothing has been sent then.
+            NeuronpediaError: if the site refuses or cannot be reached.
         """
         return output("upload")(self, slug, **options)
 
     @checked
     def neuronpedia_url(self, model: str, slug: str, embed: bool = False) -> str:
-        """The address at which Neuronpedia shows this graph, uploaded as ``slug``, with its groups, pins and names."""
+        """The address at which Neuronpedia shows this graph after an upload, with its groups, pins and names.
+
+        Args:
+            model: Neuronpedia's model id.
+            slug: the name under which the graph was uploaded.
+            embed: the page without its frame, for other sites to embed.
+
+        Raises:
+            ExportError: if the address would be too long for servers.
+
+        Examples:
+            >>> graph.pin("token@7").neuronpedia_url("gemma-2-2b", "dallas")
+            'https://www.neuronpedia.org/gemma-2-2b/graph?slug=dallas&pinnedIds=E_210_7'
+        """
         return output("neuronpedia address")(self, model, slug, embed)
 
     def to_networkx(self) -> Any:
-        """A ``networkx.DiGraph`` with the frames' columns as attributes (extra ``networkx``)."""
+        """The graph as a ``networkx.DiGraph`` (extra ``networkx``). Attributes are the columns of ``nodes`` and
+        ``edges``.
+
+        Raises:
+            ImportError: if networkx is not installed; it names the extra.
+
+        Examples:
+            >>> directed = graph.to_networkx()
+            >>> round(directed["token@7"]["L0/F308@7"]["weight"], 2)
+            3.33
+        """
         return output("networkx")(self)
 
     @checked
     def to_parquet(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
-        """Write ``nodes.parquet`` and ``edges.parquet`` into a folder (extra ``parquet``); returns both paths."""
+        """Write the frames ``nodes`` and ``edges`` as two Parquet files (extra ``parquet``).
+
+        Returns:
+            The paths of ``nodes.parquet`` and ``edges.parquet``.
+
+        Raises:
+            OutputError: if a file exists or cannot be written.
+
+        Examples:
+            >>> [path.name for path in graph.to_parquet(folder)]
+            ['nodes.parquet', 'edges.parquet']
+        """
         return output("parquet")(self, Path(folder), overwrite)
 
     @checked
     def to_graphml(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write GraphML, with the frames' columns as attributes (extra ``networkx``)."""
+        """Write GraphML, for Gephi, Cytoscape or yEd (extra ``networkx``). Attributes are the columns of the frames.
+
+        Raises:
+            OutputError: if the file exists or cannot be written.
+
+        Examples:
+            >>> graph.to_graphml(folder / "why.graphml").name
+            'why.graphml'
+        """
         return output("graphml")(self, Path(path), overwrite)
 
     @checked
     def to_dot(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write DOT, for Graphviz."""
+        """Write DOT, for Graphviz.
+
+        Raises:
+            OutputError: if the file exists or cannot be written.
+
+        Examples:
+            >>> graph.prune().to_dot(folder / "why.dot").read_text().splitlines()[0]
+            'digraph attribution {'
+        """
         return output("dot")(self, Path(path), overwrite)
 
     def __repr__(self) -> str:
@@ -374,6 +676,8 @@ class AttributionGraph:
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two columns are the same, NaN being NaN."""
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two columns are the same, or both missing; NaN counts as equal to NaN."""
+    if a is None or b is None:
+        return a is b
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Kind(IntEnum):
-    """What a node can be. The last three only occur in graphs read from other programs' files.
+    """What a node can be. The last three occur only in graphs read from other programs' files.
 
     The numbers are those in a graph's tables and files; ``text`` is what frames say.
     """
@@ -26,7 +26,11 @@ class Kind(IntEnum):
 
     @classmethod
     def of(cls, text: str) -> "Kind":
-        """The kind that frames call ``text``; raises ValueError naming all kinds."""
+        """The kind that frames call ``text``.
+
+        Raises:
+            ValueError: for any other text; it names all kinds.
+        """
         if text not in _BY_TEXT:
             raise ValueError(f"there is no kind of node {text!r}; kinds are {', '.join(_BY_TEXT)}.")
         return _BY_TEXT[text]
@@ -45,9 +49,13 @@ _BY_TEXT = {kind.text: kind for kind in Kind}
 
 
 class Place(NamedTuple):
-    """Where a node stands: what decides its id.
+    """Where a node stands, which decides its id.
 
-    ``layer`` is -1 for embeddings; ``feature`` is -1 for errors and embeddings, and a logit's rank among the targets.
+    Attributes:
+        kind: the node's kind.
+        layer: -1 for embeddings.
+        position: the position in the prompt.
+        feature: the feature's index; -1 for errors and embeddings; for logits the rank among the targets.
     """
 
     kind: Kind
@@ -66,14 +74,16 @@ SOURCE_EXAMPLES = "'L14/F2268@9', 'L3/error@2' or 'token@4'"
 def node_id(kind: int, layer: int, position: int | str, feature: int) -> str:
     """The id of a node.
 
-    >>> node_id(Kind.FEATURE, 14, 9, 2268), node_id(Kind.ERROR, 3, 2, -1), node_id(Kind.EMBEDDING, -1, 4, 17)
-    ('L14/F2268@9', 'L3/error@2', 'token@4')
-
     Args:
         kind: a :class:`Kind` or its number.
         layer: the node's layer; not used for embeddings and logits.
         position: the position in the prompt, or the name of a slot that stands for one.
-        feature: the feature index; for logits the rank among the targets, 0 for the first.
+        feature: the feature's index; for logits the rank among the targets, 0 for the first.
+
+    Examples:
+        >>> from tl_circuits.graph.kinds import Kind, node_id
+        >>> node_id(Kind.FEATURE, 14, 9, 2268), node_id(Kind.ERROR, 3, 2, -1), node_id(Kind.EMBEDDING, -1, 4, 17)
+        ('L14/F2268@9', 'L3/error@2', 'token@4')
     """
     if kind == Kind.LOGIT:
         return f"logit:{feature}"
@@ -89,10 +99,12 @@ def node_id(kind: int, layer: int, position: int | str, feature: int) -> str:
 
 
 def parse_node_id(text: str) -> Place | None:
-    """Where the node with this id stands; None for anything that is no id of a feature, error, embedding or logit.
+    """Where the node with this id stands; None for any text that is not the id of a feature, error, embedding or logit.
 
-    >>> parse_node_id("L14/F2268@9")
-    Place(kind=<Kind.FEATURE: 0>, layer=14, position=9, feature=2268)
+    Examples:
+        >>> from tl_circuits.graph.kinds import parse_node_id
+        >>> parse_node_id("L14/F2268@9")
+        Place(kind=<Kind.FEATURE: 0>, layer=14, position=9, feature=2268)
     """
     logit = _LOGIT_ID.fullmatch(text)
     if logit is not None:

@@ -1,4 +1,4 @@
-"""Nodes as people name them: ids, or indices from whatever counts."""
+"""Find nodes by what people give: ids or indices, one or several."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +9,11 @@ from tl_circuits.hooks import is_whole, shown, whole
 
 
 def node_index(graph: AttributionGraph, node: Any, error: type[TLCircuitsError] = TargetError) -> int:
-    """The index of a node given by id or index; raises ``error`` if the graph has none such."""
+    """The index of a node given by id or index.
+
+    Raises:
+        TargetError: (or ``error``) if the graph has no such node.
+    """
     if isinstance(node, str) and node in graph.node_numbers:
         return graph.node_numbers[node]
     if not isinstance(node, str) and is_whole(node) and 0 <= whole(node) < len(graph):
@@ -19,7 +23,11 @@ def node_index(graph: AttributionGraph, node: Any, error: type[TLCircuitsError] 
 
 
 def node_indices(graph: AttributionGraph, nodes: Any, error: type[TLCircuitsError] = TargetError) -> list[int]:
-    """The indices of one node or of several (a list, an array, a column of a frame)."""
+    """The indices of one node or of several, given as a list, an array or a column of a frame.
+
+    Raises:
+        TargetError: (or ``error``) if the graph lacks one of them, or the list is empty.
+    """
     one = isinstance(nodes, (str, Mapping)) or not isinstance(nodes, Iterable) or getattr(nodes, "ndim", 1) == 0
     several = [nodes] if one else list(nodes)
     if not several:

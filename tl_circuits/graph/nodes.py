@@ -1,4 +1,4 @@
-"""What a graph is made of: its nodes, their labels, and what prompt and model it is of."""
+"""What a graph consists of: its nodes, their labels, and which prompt and model it is of."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,25 @@ from tl_circuits.hooks import Sample
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
-    """The nodes in adjacency order: features, errors (layer-major), embeddings, logits.
+    """The nodes in adjacency order: features, errors (layer by layer), embeddings, logits.
 
-    ``kind`` holds the numbers of :class:`~tl_circuits.graph.kinds.Kind`. ``layer`` is -1 for embeddings and the number of layers for
-    logits; ``feature`` is the feature index, -1 for errors, the vocabulary id for embeddings and
-    logits (-1 for targets that are not a single token), a running number for biases. ``value`` is what incoming edges and bias
-    add up to (pre-activation, or logit minus mean logit), NaN for nodes without a row. ``residue``
-    is the part of ``bias`` that comes from features outside the graph, ``residue_mass`` their
-    absolute sum.
+    Attributes:
+        kind: the numbers of :class:`~tl_circuits.graph.kinds.Kind`.
+        layer: -1 for embeddings, the number of layers for logits.
+        position: the token's position; -1 where there is none.
+        feature: the feature's index; -1 for errors; the vocabulary id for embeddings and logits (-1 for a target that
+            is not a single token); a running number for biases.
+        activation: the feature's activation on the prompt.
+        value: what incoming edges and bias add up to: the pre-activation, or the logit minus the mean logit. NaN for
+            nodes without a row.
+        bias: the part of ``value`` that no edge shows.
+        residue: the part of ``bias`` that comes from features outside the graph.
+        residue_mass: the absolute sum of those features' effects.
+        weight: what a target counts for, such as its probability; 0 for all other nodes.
+        total_effect: the signed effect on the targets over all paths, each target by its weight. None if the file does
+            not say.
+        baseline: in a contrast graph, the feature's mean activation in the baseline.
+        shared: in a contrast graph, the part of ``bias`` that the baseline brings.
     """
 
     kind: Int[Tensor, " node"]
@@ -30,17 +41,25 @@ class Nodes:
     residue: Float[Tensor, " node"]
     residue_mass: Float[Tensor, " node"]
     weight: Float[Tensor, " node"]
+    total_effect: Float[Tensor, " node"] | None = None
+    baseline: Float[Tensor, " node"] | None = None
+    shared: Float[Tensor, " node"] | None = None
 
     def __len__(self) -> int:
         return self.kind.numel()
 
     def __getitem__(self, index: Tensor) -> "Nodes":
-        return Nodes(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
+        return Nodes(**{name: column[index] for name, column in self.columns().items()})
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns that are there, by name."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: column for name, column in found.items() if column is not None}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A piece of text on which a feature is active: its tokens, and the activation on each."""
+    """A piece of text that activates a feature: its tokens, and the feature's activation on each of them."""
 
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
@@ -48,11 +67,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Label:
-    """What a feature reads and writes, in the vocabulary's own tokens, strongest first.
+    """What a feature reads and writes, as tokens of the vocabulary, strongest first.
 
-    ``promotes`` and ``suppresses``: tokens whose logits its decoder raises and lowers most.
-    ``reads``: tokens whose embedding its encoder likes best. ``short`` is one line for pictures;
-    ``origin`` says where the label came from; ``examples`` are texts that activate the feature most.
+    Attributes:
+        short: one line for pictures.
+        promotes: tokens whose logits the feature's decoder raises most.
+        suppresses: tokens whose logits it lowers most.
+        reads: tokens whose embeddings fit the feature's encoder best.
+        origin: where the label comes from.
+        examples: texts that activate the feature most.
+
+    Examples:
+        >>> labelled = tlc.label_features(replacement, graph, ["L3/F667@8"])
+        >>> label = labelled.labels[labelled.node_numbers["L3/F667@8"]]
+        >>> label.short, label.origin
+        ('say “Austin”, “TX”', 'vocabulary')
     """
 
     short: str
@@ -63,15 +92,42 @@ class Label:
     examples: tuple[Example, ...] = ()
 
 
+Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
+
+
 @dataclass(frozen=True)
 class GraphInfo:
-    """What the graph is of. All of it is stored in the file's metadata as JSON.
+    """What a graph is of. All of it is stored in the graph's file.
 
-    ``prompt_exact``: whether tokenising ``prompt`` again is known to give ``token_ids``, which was tried when
-    the graph was traced. False where no text does, and for files that do not say; run the graph itself then.
-    ``skip_positions``: positions without features and error nodes, whose MLP outputs are constants; None for
-    files that do not say. ``prepended``: the special token that the dictionary's rule put before the text,
-    beyond the model's own rule; empty if none.
+    Attributes:
+        prompt: the text.
+        token_ids: the ids that the model was run on.
+        tokens: their texts.
+        target_names: what is explained, such as the likeliest next tokens.
+        target_probabilities: the targets' probabilities (1 for a difference or direction).
+        model: the model's name.
+        dictionary: the dictionary's name.
+        n_layers: the number of the model's blocks.
+        exact: whether the dictionary rebuilds every MLP exactly, as neurons do.
+        engine: which engine computed the edges.
+        max_nodes: how many features were asked for.
+        n_active: how many features are active on the prompt.
+        version: the version of the program that made the graph.
+        recurring: whether this is an aggregated graph of what recurs over many prompts.
+        sample: some numbers from the weights of model and dictionary, by which both are recognised.
+        prompt_exact: whether tokenising ``prompt`` is known to give ``token_ids`` again. False if no text does, or the
+            file does not say; then run the graph itself instead of its text.
+        skip_positions: positions without features and error nodes, whose MLP outputs are constants; None if the file
+            does not say.
+        prepended: the special token that the dictionary's rule put before the text in addition to the model's own;
+            empty if there is none.
+        select: by what the features were chosen, ``"total_effect"`` or ``"influence"``.
+        baseline: the prompts of a contrast graph's baseline.
+
+    Examples:
+        >>> graph.info.tokens[-2:], graph.info.target_names, graph.info.skip_positions
+        (('Dallas', 'is'), ('Austin',), (0,))
     """
 
     prompt: str
@@ -92,3 +148,5 @@ class GraphInfo:
     prompt_exact: bool = False
     skip_positions: tuple[int, ...] | None = None
     prepended: str = ""
+    select: str = "influence"
+    baseline: Baselines = ()

@@ -1,4 +1,4 @@
-"""The strongest ways from prompt tokens to a target, for telling a graph in sentences."""
+"""The strongest paths from prompt tokens to a target, and sentences that tell them."""
 
 import re
 from dataclasses import dataclass
@@ -14,9 +14,13 @@ ALONE = re.compile("^ +$|(?<=“) +(?=”)")  # tokens of nothing but spaces, al
 
 @dataclass(frozen=True)
 class Path:
-    """Nodes from a token to a target. ``share``: the last edge's share of the target's absolute
-    inputs. ``signs[i]``: whether edge i pushes its target the way the target
-    went on this prompt (+1) or against it (-1); for the last edge, whether it raises the target.
+    """Nodes from a token to a target.
+
+    Attributes:
+        nodes: node indices, from the token to the target.
+        signs: one for each edge. +1 if the edge pushes the node it points to in the direction of that node's activation
+            on this prompt, else -1. For the last edge: +1 if it raises the target.
+        share: the last edge's share of the target's absolute inputs.
     """
 
     nodes: tuple[int, ...]
@@ -25,11 +29,11 @@ class Path:
 
 
 def strongest_paths(graph: AttributionGraph, count: int = 5) -> list[Path]:
-    """For each of the features with the largest direct effect on the target of largest weight, the
-    strongest way from a prompt token to it; largest effect first.
+    """The strongest path to each of the features that act most directly on the answer, largest direct effect first.
 
-    A way is as strong as the product of its edges' shares of their targets' inputs; ``share`` is
-    that of the last edge: what part of the target's inputs comes from the feature directly.
+    The answer is the target of largest weight. A path is as strong as the product of its edges' shares of their
+    targets' inputs. ``share`` is that of the last edge: the part of the answer's inputs that comes directly from the
+    feature.
     """
     edges = graph._edges
     shares = input_shares(edges, len(graph))
@@ -51,7 +55,7 @@ def strongest_paths(graph: AttributionGraph, count: int = 5) -> list[Path]:
 
 
 def _best_ways(graph: AttributionGraph, shares: Tensor) -> Tensor:
-    """For each node its predecessor on the strongest way from a token, -1 for tokens and unreached."""
+    """For each node, the node before it on the strongest path from a token; -1 for tokens and where no path leads."""
     edges, layer = graph._edges, graph._nodes.layer
     best = graph.is_kind("embedding").double()
     came_from = torch.full((len(graph),), -1, dtype=torch.long)
@@ -77,23 +81,32 @@ def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
 
 
 def visible(text: str) -> str:
-    """Text with line breaks, tabs, and spaces that stand alone as signs."""
+    """``text`` with signs for line breaks, tabs, and spaces that stand alone."""
     shown = text.replace("\n", "⏎").replace("\t", "→")
     return ALONE.sub(lambda spaces: "␣" * len(spaces[0]), shown)
 
 
 def sentence(graph: AttributionGraph, path: Path) -> str:
-    """One sentence a newcomer can read, such as ``“ France” drives L20 [say “ Paris”], which raises “ Paris”``."""
+    """One sentence that a newcomer can read, such as
+    ``“ France” drives layer 20 [say “ Paris”], which raises “ Paris”``.
+    """
     nodes = graph._nodes
-    words = [f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”"]
-    for step, (node, sign) in enumerate(zip(path.nodes[1:], path.signs, strict=True)):
-        joint = "" if step == 0 else ", which"
+    words, joint, would = f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”", " ", False
+    for node, sign in zip(path.nodes[1:], path.signs, strict=True):
         if node == path.nodes[-1]:
-            verb, name = ("raises" if sign > 0 else "lowers"), _target_name(graph, node)
+            verb, name = ("raise" if sign > 0 else "lower"), _target_name(graph, node)
         else:
-            verb, name = ("drives" if sign > 0 else "dampens"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
-        words.append(f"{joint} {verb} {name}")
-    return visible("".join(words))
+            verb, name = ("drive" if sign > 0 else "hold back"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
+        words += f"{joint}{conjugated(verb, would)} {name}"
+        joint = ", which " if sign > 0 else f"; {name} "
+        would = would or sign < 0  # after "holds back [X]" comes what X would do, not what holding it back does
+    return visible(words)
+
+
+def conjugated(verb: str, would: bool) -> str:
+    """A verb after its subject: ``"hold back"`` as ``"holds back"``, or as ``"would hold back"``."""
+    first, space, rest = verb.partition(" ")
+    return f"would {verb}" if would else f"{first}s{space}{rest}"
 
 
 def _target_name(graph: AttributionGraph, node: int) -> str:

@@ -8,7 +8,7 @@ from tl_circuits.graph.scores import Edges, influence, input_shares
 
 
 def smallest_kept(values: Float[Tensor, " n"], threshold: float) -> float:
-    """The smallest of the largest values that together make up ``threshold`` of the sum."""
+    """The smallest of the largest values that together make up the share ``threshold`` of the sum."""
     if values.numel() == 0:
         return 0.0
     descending = values.sort(descending=True).values
@@ -25,12 +25,26 @@ def prune_masks(
     node_threshold: float,
     edge_threshold: float,
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, " edge"]]:
-    """Which nodes and edges stay (circuit-tracer's ``prune_graph``, same numbers on the same matrix).
+    """Which nodes and edges stay when a graph is pruned (circuit-tracer's ``prune_graph``; same numbers on the same
+    matrix).
 
-    Nodes carrying ``node_threshold`` of the influence stay, then of the edges among them those
-    carrying ``edge_threshold``; then features without an input, and features and errors without
-    an output, go until none is left. ``always`` marks tokens and targets, which stay.
-    Raises ValueError for thresholds outside 0..1.
+    First, the fewest nodes that carry the share ``node_threshold`` of the influence stay. Of the edges among them, the
+    fewest that carry the share ``edge_threshold`` of the edge scores stay. Then features without an input, and features
+    and errors without an output, are removed until there are none.
+
+    Args:
+        edges: the direct effects.
+        weights: the targets' weights, 0 for all other nodes.
+        is_feature: which nodes are features.
+        always: tokens and targets, which stay.
+        node_threshold: 0 to 1.
+        edge_threshold: 0 to 1.
+
+    Returns:
+        The masks of kept nodes and of kept edges.
+
+    Raises:
+        ValueError: for a threshold outside 0 to 1.
     """
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0.0 <= value <= 1.0:

@@ -1,7 +1,7 @@
-"""One safetensors file a graph, metadata inside, written atomically. Never pickle."""
+"""Graphs as files: one safetensors file each, with the metadata inside, written atomically. Never pickle."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ _TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities")
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
-    """Write ``graph`` to ``path``, its notes beside it; same graph, same bytes."""
-    tensors = {f"nodes.{f.name}": getattr(graph._nodes, f.name).contiguous() for f in fields(Nodes)}
+    """Write ``graph`` to ``path``, and its notes beside it. The same graph gives the same bytes."""
+    tensors = {f"nodes.{name}": column.contiguous() for name, column in graph._nodes.columns().items()}
     tensors |= {
         "edges.source": graph._edges.source.to(torch.int32),
         "edges.target": graph._edges.target.to(torch.int32),
@@ -50,13 +50,22 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
 
 @checked
 def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
-    """Read a graph that :meth:`AttributionGraph.save` wrote.
+    """Read a graph from a file.
 
-    ``notes``: also take the notes beside it, if they are of this graph.
+    Files that :meth:`AttributionGraph.save` wrote, the JSON of Neuronpedia, circuit-tracer and llamascopium (plain or
+    gzipped), and circuit-tracer's ``.pt``. Nothing in a file is ever run.
 
-    Also reads the JSON of Neuronpedia, circuit-tracer and llamascopium (plain or gzipped), and
-    circuit-tracer's ``.pt``, of which nothing is ever run. Raises GraphFileError for files that are
-    missing, truncated, foreign or corrupted.
+    Args:
+        path: the file.
+        notes: whether to take the notes beside the file, if they belong to this graph.
+
+    Raises:
+        GraphFileError: if the file is missing, cut off, damaged, or not a graph.
+
+    Examples:
+        >>> path = graph.save(folder / "why.graph.safetensors")
+        >>> tlc.load_graph(path).info.prompt
+        'the capital of the state containing Dallas is'
     """
     path = Path(path)
     if not path.is_file():
@@ -86,7 +95,7 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether the file is JSON, gzip, or a torch file, rather than ours (safetensors)."""
+    """Whether the file is JSON, gzip or a torch file, rather than our own safetensors."""
     with path.open("rb") as file:
         head = file.read(64)
     # safetensors starts with the length of its header, eight bytes, then that header's brace.
@@ -96,7 +105,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def with_notes_beside(graph: AttributionGraph, path: Path) -> AttributionGraph:
-    """``graph`` with the notes in the file ``path``, if there is one and they are of this graph."""
+    """``graph`` with the notes in the file ``path``, if that file exists and its notes belong to this graph."""
     if not path.is_file():
         return graph
     notes, made_for = read_notes(path)
@@ -104,7 +113,11 @@ def with_notes_beside(graph: AttributionGraph, path: Path) -> AttributionGraph:
 
 
 def read_sample(stored: Any) -> Sample:
-    """A graph's sample of weights as JSON holds it; raises ValueError or TypeError for anything else."""
+    """The sample of weights that a graph's JSON holds.
+
+    Raises:
+        ValueError, TypeError: if ``stored`` is anything else.
+    """
     return tuple((str(name), tuple(map(float, values))) for name, values in stored)
 
 
@@ -114,12 +127,15 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     info["sample"] = read_sample(info.get("sample", ()))
     if info.get("skip_positions") is not None:
         info["skip_positions"] = tuple(info["skip_positions"])
-    nodes = Nodes(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(Nodes)})
+    if "baseline" in info:
+        info["baseline"] = tuple((tuple(ids), tuple(places)) for ids, places in info["baseline"])
+    present = [f.name for f in fields(Nodes) if f.default is MISSING or f"nodes.{f.name}" in tensors]
+    nodes = Nodes(**{name: tensors[f"nodes.{name}"] for name in present})
     edges = Edges(
         tensors["edges.source"].long(), tensors["edges.target"].long(), tensors["edges.weight"]
     )
     n = len(nodes)
-    sizes = {getattr(nodes, f.name).shape for f in fields(Nodes)}
+    sizes = {column.shape for column in nodes.columns().values()}
     if sizes != {(n,)} or not (edges.source.shape == edges.target.shape == edges.weight.shape):
         raise ValueError("its tables differ in length")
     if len(edges) and not (0 <= int(edges.source.min()) and int(torch.maximum(edges.source, edges.target).max()) < n):

@@ -1,8 +1,8 @@
-"""Group features that play one role into a few boxes: similar inputs, similar outputs, no cycle.
+"""Group features that read and write alike into a few boxes, so that a picture of boxes can be read from bottom to top.
 
-Similarity of two features is the mean of two Jaccard indices: of their neighbour sets, and of their
-signed input and output profiles. Boxes grow by average linkage; a merge that would close a cycle
-among boxes is skipped, so a picture of boxes can be read from bottom to top.
+Two features are similar in two ways: they share neighbours, and the neighbours drive them (or are driven) by similar
+shares and signs. Each is a Jaccard index, and the similarity is their mean. The most similar boxes are merged again and
+again (average linkage). A merge that would close a cycle among boxes is skipped.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from tl_circuits.graph.prune import smallest_kept
 from tl_circuits.graph.scores import input_shares
 
 FEATURE_SHARE = 0.6  # boxes are made of the features that carry this share of the features' influence,
-MOST_FEATURES = (48, 36, 26, 18, 12)  # but at most so many: fewer while the boxes lump too much together
-DIRECT_FEATURES = 0.5  # and of the strongest direct causes of the first target, this many to each of those
-LAYERS_APART = 0.5  # added to the distance of features a whole model apart, since boxes have a place in the picture
-NEIGHBOUR_SHARE = 0.8  # neighbours are counted over the edges that carry this share of the influence
-CYCLE_SHARE = 0.01  # flows below this share of the strongest flow between boxes close no cycle
+MOST_FEATURES = (48, 36, 26, 18, 12)  # but of at most so many; fewer while the boxes lump too much together
+DIRECT_FEATURES = 0.5  # times that number: how many of the strongest direct causes of the first target are added
+LAYERS_APART = 0.5  # added to the distance of the first and the last layer, because a box has one height in the picture
+NEIGHBOUR_SHARE = 0.8  # two nodes are neighbours if their edge is among those that carry this share of the influence
+CYCLE_SHARE = 0.01  # flows below this share of the strongest flow between boxes count as no flow
 GOOD_LUMP_ERROR = 0.18
 FEWEST_BOXES = 8
 Boxes = list[list[int]]
@@ -32,8 +32,13 @@ Boxes = list[list[int]]
 class _Role:
     """What features read and write within the part of the graph that boxes are made of.
 
-    ``flow[i, j]``: the share of ``i``'s inputs that come from ``j``, times ``i``'s influence, signed
-    towards ``i``'s activation. Features first, then tokens, errors and targets.
+    Attributes:
+        features: node indices of the features.
+        flow: ``flow[i, j]`` is the share of ``i``'s inputs that come from ``j``, times ``i``'s influence. It is
+            positive if ``j`` pushes ``i`` in the direction of its activation. Features come first, then tokens, errors
+            and targets.
+        drawn: what a picture draws one by one: everything but errors.
+        influence: of the features.
     """
 
     features: Int[Tensor, " feature"]
@@ -43,11 +48,18 @@ class _Role:
 
 
 def supernodes(graph: AttributionGraph, max_boxes: int = 12) -> Supernodes:
-    """At most ``max_boxes`` boxes for ``graph``, named by their labels; deterministic, no model needed.
+    """At most ``max_boxes`` boxes for ``graph``, named by their labels. Deterministic; needs no model.
 
-    As few boxes (at least 8, at least ``max_boxes`` less 4) as keep the lump error under 0.18, else ``max_boxes``; weaker features
-    stay outside when they would lump too much together. A person's groups and pins are always
-    among the boxes. Raises ValueError for ``max_boxes`` below 1.
+    The fewest boxes are taken that keep the lump error under 0.18, but not fewer than 8 or ``max_boxes - 4``. If none
+    do, there are ``max_boxes``, and weak features are left out where they would lump too much together. A person's
+    groups and pins are always among the boxes.
+
+    Args:
+        graph: the graph.
+        max_boxes: the most boxes, at least 1.
+
+    Raises:
+        ValueError: for ``max_boxes`` below 1.
     """
     if max_boxes < 1:
         raise ValueError(f"max_boxes must be at least 1, got {max_boxes}.")
@@ -70,7 +82,7 @@ def supernodes(graph: AttributionGraph, max_boxes: int = 12) -> Supernodes:
 
 
 def _fewest(graph: AttributionGraph, role: _Role, own: list[list[int]], max_boxes: int) -> tuple[Boxes, float]:
-    """The fewest boxes with a good lump error, else the best that fit."""
+    """The fewest boxes whose lump error is good, else the ones with the smallest lump error."""
     if not len(role.features):
         return [], 0.0
     place = {node: i for i, node in enumerate(role.features.tolist())}
@@ -110,7 +122,9 @@ def _role(graph: AttributionGraph, most: int, always: list[int]) -> _Role:
 
 
 def _distances(role: _Role) -> Float[Tensor, "feature feature"]:
-    """One minus the mean of neighbour Jaccard and signed weighted Jaccard."""
+    """One minus the similarity of every two features: the mean of the Jaccard index of their neighbours, and the
+    weighted Jaccard index of their signed inputs and outputs.
+    """
     n, flow = len(role.features), role.flow
     strong = flow.abs() >= smallest_kept(flow.abs()[flow != 0], NEIGHBOUR_SHARE)
     strong &= flow != 0
@@ -129,7 +143,7 @@ def _unit(rows: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
 
 
 def _merges(graph: AttributionGraph, role: _Role, fixed: Boxes, max_boxes: int) -> list[Boxes]:
-    """The boxes after each merge, from ``max_boxes`` down; ``fixed`` boxes take part in no merge."""
+    """The boxes after each merge, from ``max_boxes`` boxes down. The ``fixed`` boxes are never merged."""
     n = len(role.features)
     # On a tie, features on the same token go together first, then those with the same label.
     position = graph._nodes.position[role.features]
@@ -165,16 +179,16 @@ def _merges(graph: AttributionGraph, role: _Role, fixed: Boxes, max_boxes: int) 
 
 
 def _strongest(role: _Role, boxes: Boxes, n_fixed: int, count: int) -> Boxes:
-    """The ``count`` boxes of largest influence, a person's always."""
+    """The ``count`` boxes of largest influence; a person's boxes are always among them."""
     reach = [-float(role.influence[box].sum()) - (1e9 if i < n_fixed else 0) for i, box in enumerate(boxes)]
     order = sorted(range(len(boxes)), key=reach.__getitem__)[: max(count, n_fixed)]
     return [boxes[i] for i in sorted(order)]
 
 
 def _closest(linkage: Float[Tensor, "box box"], flow: Float[Tensor, "box box"]) -> tuple[int, int] | None:
-    """The most similar two boxes whose merge closes no cycle, lower index first; None if there are none."""
+    """The two most similar boxes whose merge closes no cycle, lower index first; None if there are none."""
     strong = _strong(flow)
-    further = strong @ _reach(strong) > 0  # ways over a third box
+    further = strong @ _reach(strong) > 0  # boxes joined over a third one: a merge would close a cycle through it
     allowed = linkage.clone()
     allowed[further | further.T] = torch.inf
     allowed = allowed.triu(1) + torch.full_like(allowed, torch.inf).tril()
@@ -182,7 +196,7 @@ def _closest(linkage: Float[Tensor, "box box"], flow: Float[Tensor, "box box"]) 
         a, b = divmod(flat, len(linkage))
         if torch.isinf(allowed[a, b]):
             return None
-        if is_acyclic(_joined(flow, a, b)):  # many weak flows can add up to one that counts
+        if is_acyclic(_joined(flow, a, b)):  # checked again, as weak flows can add up to one that counts
             return a, b
     return None
 
@@ -202,7 +216,7 @@ def _strong(flow: Float[Tensor, "box box"]) -> Float[Tensor, "box box"]:
 
 
 def _reach(links: Float[Tensor, "box box"]) -> Float[Tensor, "box box"]:
-    """1 where one or more links lead from column to row."""
+    """1 where one or more links lead from the column's box to the row's box."""
     reach = links
     for _ in range(max(1, len(links).bit_length())):
         reach = ((reach + reach @ reach) > 0).double()
@@ -210,12 +224,12 @@ def _reach(links: Float[Tensor, "box box"]) -> Float[Tensor, "box box"]:
 
 
 def is_acyclic(flow: Float[Tensor, "box box"]) -> bool:
-    """Whether the flows between boxes that count (above 1 % of the strongest) close no cycle."""
+    """Whether the flows between boxes form no cycle. Flows below 1 % of the strongest do not count."""
     return not bool(_reach(_strong(flow)).diagonal().any())
 
 
 def lump_error(role: _Role, boxes: Boxes) -> float:
-    """See :class:`Supernodes`."""
+    """How much is lost by drawing these boxes instead of their features; see :class:`Supernodes`."""
     n = len(role.features)
     singles = role.drawn.nonzero()[:, 0]
     singles = singles[singles >= n]

@@ -1,4 +1,4 @@
-"""A graph as other libraries' objects and files."""
+"""A graph as objects and files of other libraries."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,10 @@ from tl_circuits.support.files import atomic_file
 
 
 def to_networkx(graph: AttributionGraph) -> Any:
-    """A ``networkx.DiGraph``: node ids as nodes, the nodes frame's columns as attributes.
+    """A ``networkx.DiGraph``: node ids as nodes, the columns of the nodes frame as attributes.
 
-    Raises ImportError naming the extra when networkx is not installed.
+    Raises:
+        ImportError: if networkx is not installed; it names the extra.
     """
     try:
         import networkx
@@ -26,9 +27,13 @@ def to_networkx(graph: AttributionGraph) -> Any:
 
 
 def to_parquet(graph: AttributionGraph, folder: Path, overwrite: bool) -> tuple[Path, Path]:
-    """Write ``nodes.parquet`` and ``edges.parquet``, the two frames, into ``folder``; returns both paths.
+    """Write the two frames into ``folder`` as ``nodes.parquet`` and ``edges.parquet``.
 
-    Raises OutputError for files that exist.
+    Returns:
+        Both paths.
+
+    Raises:
+        OutputError: if a file exists or cannot be written.
     """
     import pyarrow
     import pyarrow.parquet as parquet
@@ -48,9 +53,9 @@ def to_parquet(graph: AttributionGraph, folder: Path, overwrite: bool) -> tuple[
 
 
 def to_graphml(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
-    """Write GraphML (Gephi, Cytoscape, yEd), the frames' columns as attributes; needs the extra ``networkx``.
+    r"""Write GraphML (for Gephi, Cytoscape, yEd) with the frames' columns as attributes; needs the extra ``networkx``.
 
-    Characters that XML cannot hold are written as ``\\uXXXX``.
+    Characters that XML cannot hold are written as ``\uXXXX``.
     """
     made = to_networkx(graph)
     import networkx
@@ -85,5 +90,5 @@ def to_dot(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
 
 
 def _quoted(text: str) -> str:
-    """A DOT string; JSON's escapes of quotes are DOT's, its others are shown as they are."""
+    """A DOT string. JSON escapes quotes as DOT does; its other escapes are shown literally."""
     return '"' + json.dumps(text, ensure_ascii=False)[1:-1].replace("\\n", "\\\\n").replace("\\t", "\\\\t") + '"'

@@ -1,4 +1,4 @@
-"""What scaling or removing a set of features does to the answer, measured in the model."""
+"""What removing or scaling a set of features does to the answer, measured in the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,28 @@ TOP = 5
 
 @checked
 def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
-    """Each box of the page removed, patterns and norms held: what ``graph.to_html(ablations=...)`` embeds.
+    """Remove each box of the graph's page in the model and measure what happens to the answer.
 
-    ``progress``: show a progress bar on stderr. Raises PromptError for a graph of many prompts, BelongingError for
-    one of another model or dictionary than the attached ones.
+    Attention patterns and norm denominators are held; where such a run diverges, nothing is.
+
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        One dict for each box, for ``graph.to_html(ablations=...)``: its ``nodes``, the likeliest next tokens before and
+        after (``top``), and how the answer's logit was ``predicted`` to move and how it moved as ``measured``.
+
+    Raises:
+        PromptError: for an aggregated graph, which belongs to no single prompt.
+        BelongingError: for a graph of another model or dictionary.
+
+    Examples:
+        >>> removed = tlc.box_ablations(replacement, graph)
+        >>> removed[0]["freeze"], removed[0]["top"][0]["token"]
+        ('attention', 'Austin')
+        >>> path = graph.to_html(folder / "why.html", ablations=removed)
     """
     require_belonging(replacement, graph)
     shown = page_graph(graph)
@@ -32,10 +50,11 @@ def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: b
 def measure_boxes(
     replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[str]], factor: float, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """For each set of node ids, multiplied by ``factor``: the likeliest next tokens before and after, and
-    how the logit of the strongest token target (minus the mean logit) moves, predicted and measured.
+    """Multiply each set of nodes by ``factor`` in the model, and measure what happens to the answer.
 
-    Patterns and norms are held (``freeze`` is ``"attention"``); where that run diverges, nothing is (``"none"``).
+    For each set: the likeliest next tokens before and after, and how the logit of the strongest token target (minus the
+    mean logit) moves, predicted and measured. Patterns and norm denominators are held (``freeze`` is ``"attention"``);
+    where that run diverges, nothing is (``"none"``).
     """
     if not boxes:
         return []

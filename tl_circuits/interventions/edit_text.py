@@ -1,4 +1,4 @@
-"""Edits as text: ``L14/F2268@9 = 0``, ``L20/F15589@-1 *= -2``, ``L3/error@2: *= 0``, ``token@4 *= 0.5``."""
+"""Edits as text: ``L14/F2268@9 = 0``, ``L20/F15589@-1 *= -2``, ``L3/error@2 *= 0``, ``token@4 *= 0.5``."""
 
 import re
 from typing import Any
@@ -31,7 +31,20 @@ _EDIT = re.compile(
 
 @checked
 def parse_edit(text: str) -> Edit:
-    """The edit that ``text`` writes; raises EditError showing the grammar when it cannot be read."""
+    """The edit that a text stands for, as on the command line.
+
+    Args:
+        text: a place, ``=``, ``*=`` or ``+=``, and a number.
+
+    Raises:
+        EditError: for a text that cannot be read; it explains the form.
+
+    Examples:
+        >>> tlc.parse_edit("L0/F308@7 *= -2")
+        Scale(layer=0, position=7, feature=308, factor=-2.0)
+        >>> tlc.parse_edit("token@4 *= 0")
+        TokenEdit(position=4, factor=0.0)
+    """
     head = _HEAD.match(text)
     if head is not None:
         return _head_edit(text, head)

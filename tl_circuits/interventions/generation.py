@@ -1,4 +1,4 @@
-"""Write on from a prompt while edits act."""
+"""Continue a prompt while edits act."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,12 +35,35 @@ def generate(
     use_past_kv_cache: bool = True,
     on_token: Callable[[str], Any] | None = None,
 ) -> str:
-    """The prompt and what the model writes after it, with edits in force and nothing else held.
+    """Let the model continue a prompt while edits act. Nothing else is held.
 
-    Edits at prompt positions act while the prompt is read; open-ended slices (``slice(8, None)``)
-    and None go on acting in the generated tokens. ``temperature`` 0 takes the likeliest token;
-    ``seed`` makes sampling repeatable. ``on_token`` is called with each new token's text. Stops at
-    the end-of-sequence token. Raises EditError, and PromptError if it would outgrow the context.
+    Edits at positions of the prompt act while the prompt is read. Edits at open-ended slices (``slice(8, None)``) and
+    at all positions (None) also act on the generated tokens.
+
+    Args:
+        replacement: the model with a dictionary attached.
+        prompt: text, token ids, or a graph.
+        edits: one edit or several.
+        max_new_tokens: the most tokens to generate; an end-of-sequence token ends the text earlier.
+        temperature: 0 takes the likeliest token each time; above 0, tokens are sampled.
+        seed: makes sampling repeatable.
+        use_past_kv_cache: keep keys and values of earlier tokens, which is faster.
+        on_token: called with the text of each new token.
+
+    Returns:
+        The prompt and the continuation as one text.
+
+    Raises:
+        EditError: for edits that name what does not exist or contradict each other.
+        PromptError: if the text would not fit into the model's context.
+
+    Examples:
+        >>> tlc.generate(replacement, prompt, max_new_tokens=1)
+        'the capital of the state containing Dallas is Austin'
+        >>> from tl_circuits.dictionaries.builtin.state_features import state_features, swap_edits
+        >>> swap = swap_edits(state_features(replacement), "Texas", "California")
+        >>> tlc.generate(replacement, prompt, swap, max_new_tokens=1)
+        'the capital of the state containing Dallas is Sacramento'
     """
     replacement.require_attached()
     model, dictionary = replacement.model, replacement.dictionary
@@ -65,7 +88,7 @@ def generate(
     with torch.no_grad():
         for _ in range(max_new_tokens):
             start = cached.length if cached else 0
-            fresh = tokens[start:]
+            fresh = tokens[start:]  # with a cache, only what the model has not read yet
             hooks = edit_hooks(replacement, plan.within(start, tokens.numel()), None, "none")
             with added_hooks(model, hooks):
                 logits = cached(fresh[None]) if cached else model(fresh[None])[0, -1].float()
@@ -84,7 +107,7 @@ def generate(
 
 
 def _continuation(tokenizer: Any, before: list[int], written: list[int]) -> str:
-    """The text of ``written`` as it stands behind ``before``: by itself, many tokenizers leave out its first space."""
+    """The text of ``written`` after ``before``. Decoded by itself, it would often lose its first space."""
     head, whole = tokenizer.decode(before), tokenizer.decode(before + written)
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(written)
 

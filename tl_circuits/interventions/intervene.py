@@ -1,4 +1,4 @@
-"""Set, scale or ablate features and see what the model does."""
+"""Change features and see what the model does."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,17 +40,33 @@ from tl_circuits.support.outputs import output
 
 Freeze = Literal["all", "attention", "none"]
 TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
-DIVERGED = 1000.0  # a norm keeps its output's size: so much growth is an artefact of a denominator held too small
+# A free norm keeps its output's size; only a denominator that is held, and is far too small, lets it grow so much.
+DIVERGED = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
 class InterventionResult:
-    """One edited run beside the untouched one.
+    """One run with edits, compared with the untouched run.
 
-    ``final`` and ``baseline_final`` are what the unembedding reads, float32. ``activations`` lists
-    the features of the chosen layers that are active before or after: layer, position, feature,
-    before, after. A run that outgrew floating point (see ``growth``) raises DivergenceError where its
-    logits are asked for.
+    A run whose numbers overflowed raises DivergenceError when you ask it for logits.
+
+    Attributes:
+        model: the model.
+        tokens: the prompt's token ids.
+        edits: the edits.
+        freeze: what was held.
+        final: what the unembedding reads, float32.
+        baseline_final: the same of the untouched run.
+        activations: the features that are active before or after, in the layers that were compared. A frame
+            ``layer position feature before after``.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
+        >>> result.logits.shape, result.kl() > 1
+        (torch.Size([9, 670]), True)
+        >>> before, after = result.logit_difference("Austin", "Juneau")
+        >>> before > 0 > after
+        True
     """
 
     model: Any = field(repr=False)
@@ -63,17 +79,17 @@ class InterventionResult:
 
     @property
     def growth(self) -> float:
-        """How many times longer the edit made what the unembedding reads, at the worst position.
+        """By what factor the edit lengthened the vectors that the unembedding reads, at the worst position.
 
-        With denominators held nothing keeps the stream's size: where an edit leaves a stream larger
-        than its denominator, gated MLPs, being quadratic, square the excess layer after layer.
-        Infinite for a run that outgrew floating point.
+        With norm denominators held, nothing limits the size of the stream: if an edit leaves a stream larger than the
+        denominator held for it, gated MLPs, which are quadratic, square the excess layer after layer. Infinite for a
+        run that overflowed.
         """
         return float(growth(self.final[None], self.baseline_final)[0])
 
     @property
     def diverged(self) -> bool:
-        """Whether :attr:`growth` is beyond 1000, so that the numbers say nothing of the model."""
+        """Whether :attr:`growth` is beyond 1000. The numbers then say nothing about the model."""
         return self.growth > DIVERGED
 
     def _require_finite(self) -> None:
@@ -88,18 +104,18 @@ class InterventionResult:
 
     @cached_property
     def logits(self) -> Float[Tensor, "pos d_vocab"]:
-        """The edited run's logits, float32."""
+        """Logits of the edited run, float32."""
         self._require_finite()
         return self._logits(self.final)
 
     @cached_property
     def baseline_logits(self) -> Float[Tensor, "pos d_vocab"]:
-        """The untouched run's logits, float32."""
+        """Logits of the untouched run, float32."""
         return self._logits(self.baseline_final)
 
     @cached_property
     def last_logits(self) -> Float[Tensor, " d_vocab"]:
-        """The edited run's logits after the last token, without making those of all positions."""
+        """Logits of the edited run after the last token, without computing those of other positions."""
         self._require_finite()
         return self._logits(self.final[-1:])[0]
 
@@ -113,7 +129,8 @@ class InterventionResult:
 
     @checked
     def top(self, k: int = 5) -> pd.DataFrame:
-        """The ``k`` likeliest next tokens of either run, with probabilities before and after."""
+        """The ``k`` likeliest next tokens of either run, as a frame ``token id before after`` with both probabilities.
+        """
         before, after = (log.exp() for log in self._last)
         ids = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
         ids = ids[torch.argsort(torch.maximum(before, after)[ids], descending=True, stable=True)]
@@ -127,20 +144,22 @@ class InterventionResult:
         )
 
     def kl(self) -> float:
-        """KL divergence of the next token's distribution, untouched from edited, in nats."""
+        """How far the edits moved the distribution of the next token: KL(untouched ‖ edited), in nats."""
         before, after = self._last
         return float((before.exp() * (before - after)).sum())
 
     @checked
     def logit_difference(self, a: str | int, b: str | int) -> tuple[float, float]:
-        """The logit of ``a`` minus that of ``b`` after the last token, before and after the edit."""
+        """The logit of ``a`` minus the logit of ``b`` after the last token, in the untouched and in the edited run."""
         ia, ib = token_id(self.model, a), token_id(self.model, b)
         before, after = self._last
         return float(before[ia] - before[ib]), float(after[ia] - after[ib])
 
     @checked
     def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
-        """Draw the likeliest next tokens before and after, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        """Draw the likeliest next tokens before and after as SVG, PNG or PDF (extra ``figure``). Without a path, a
+        picture is returned.
+        """
         return output("intervention figure")(self, None if path is None else Path(path), overwrite)
 
     def __rich__(self) -> Any:
@@ -165,7 +184,7 @@ _WHY_DIVERGED = (
 def growth(
     finals: Float[Tensor, "run pos d_model"], baseline: Float[Tensor, "pos d_model"]
 ) -> Float[Tensor, " run"]:
-    """For each run how many times longer its vectors are than the untouched ones, at the worst position."""
+    """By what factor the vectors of each run are longer than the untouched ones, at the worst position."""
     sizes = finals.double().norm(dim=-1) / baseline.double().norm(dim=-1).clamp_min(1e-30)
     return sizes.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
 
@@ -182,19 +201,31 @@ def intervene(
 ) -> InterventionResult:
     """Run a prompt with edits and compare with the untouched run.
 
-    Args:
-        prompt: text, token ids, or an attribution graph, which is run on exactly its token ids.
-        edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit,
-            ScoreEdit. An open-ended slice of positions runs to the prompt's end.
-        freeze: ``"all"`` holds patterns, norm denominators and all MLP outputs, so that edits have
-            their direct effects only; ``"attention"`` holds patterns and denominators; ``"none"``.
-        constrained_layers: layers whose MLP outputs are held besides (constrained patching,
-            Ameisen et al. 2025).
-        layers: whose activations to compare; None for all that have a dictionary.
+    The model keeps exactly the hooks it had.
 
-    Raises EditError for edits that name what does not exist or contradict each other, PromptError
-    for the prompt, DivergenceError if the run outgrows floating point, which it can where denominators
-    are held. The model keeps exactly the hooks it had.
+    Args:
+        replacement: the model with a dictionary attached.
+        prompt: text, token ids, or a graph, which is run on exactly its token ids.
+        edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit, ScoreEdit. An
+            open-ended slice of positions runs to the prompt's end.
+        freeze: what is held at the values of the untouched run. ``"all"``: attention patterns, norm denominators and
+            all MLP outputs, so that edits have only their direct effects. ``"attention"``: patterns and denominators.
+            ``"none"``: nothing.
+        constrained_layers: layers whose MLP outputs are also held (constrained patching, Ameisen et al. 2025).
+        layers: whose activations to compare; None for all layers with a dictionary.
+
+    Raises:
+        EditError: for edits that name what does not exist or contradict each other.
+        PromptError: for a prompt that cannot be run.
+        BelongingError: for edits or a graph of another model or dictionary.
+        DivergenceError: if the run overflows, which can happen while denominators are held.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
+        >>> result.top(1)[["token", "before", "after"]].round(1)
+            token  before  after
+        0  Austin     1.0    0.0
+        1  Juneau     0.0    0.5
     """
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     result = _run(replacement, prompt, [edits], freeze, constrained_layers, layers)[0]
@@ -213,13 +244,28 @@ def intervene_many(
     layers: Iterable[int] | None = (),
     progress: bool = False,
 ) -> list[InterventionResult]:
-    """:func:`intervene` for many lists of edits of one prompt, run as batches; same numbers.
+    """Run one prompt with many lists of edits, in batches. Each result is the same as from :func:`intervene`.
 
-    A run that outgrows floating point does not stop the others: its result is ``diverged``, and asking it
-    for logits raises DivergenceError.
+    A run that overflows does not stop the others: its result is ``diverged``, and raises DivergenceError when you ask
+    it for logits.
 
-    ``layers``: whose activations to compare in every run; none unless asked. ``progress``: show a
-    progress bar on stderr.
+    Args:
+        replacement: the model with a dictionary attached.
+        prompt: text, token ids, or a graph.
+        edit_sets: the edits of each run.
+        freeze: as for :func:`intervene`.
+        constrained_layers: as for :func:`intervene`.
+        layers: whose activations to compare in every run; none unless asked.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        EditError, PromptError, BelongingError: as :func:`intervene` raises them.
+
+    Examples:
+        >>> sets = [tlc.edits_of(graph, [name]) for name in ("L0/F308@7", "token@7")]
+        >>> results = tlc.intervene_many(replacement, prompt, sets, freeze="none")
+        >>> [result.kl() > 0.1 for result in results]        # one feature does little, its token does much
+        [False, True]
     """
     sets = [(edits,) if isinstance(edits, Edit) else tuple(edits) for edits in edit_sets]
     return _run(replacement, prompt, sets, freeze, constrained_layers, layers, progress)
@@ -263,7 +309,7 @@ def _run(
 
 
 def require_run_belongs(replacement: Replacement, prompt: Any, edit_sets: Iterable[Iterable[Any]]) -> None:
-    """Raise BelongingError for edits made from another dictionary's graph, and for such a graph in the prompt's place."""
+    """Raise BelongingError for edits made from the graph of another dictionary, and for such a graph as the prompt."""
     if isinstance(prompt, AttributionGraph):
         require_belonging(replacement, prompt)
     require_edits_belong(replacement, (edit for edits in edit_sets for edit in edits))
@@ -278,7 +324,7 @@ def edited_batches(
     constrained: Sequence[int],
     layers: Sequence[int],
 ) -> Iterable[tuple[Tensor, dict[str, Tensor], Sequence[tuple[Edit, ...]]]]:
-    """Batches of runs: final streams, the dictionary inputs of ``layers``, and their edits."""
+    """Batches of runs: the final streams, the dictionary's inputs at ``layers``, and the edits of each run."""
     model, dictionary = replacement.model, replacement.dictionary
     n = tokens.numel()
     size = max(1, TOKENS_AT_ONCE // n)
@@ -301,7 +347,7 @@ def _constrained(model: Any, layers: Sequence[int] | range) -> tuple[int, ...]:
 
 
 def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.DataFrame:
-    """Activations before and after, of features active in either run."""
+    """Activations before and after, of features that are active in either run."""
     parts = []
     for layer, after in inputs.items():
         before = clean.seen[dictionary.input_hook(layer)][0]
@@ -326,9 +372,27 @@ def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.
 def intervention_hooks(
     replacement: Replacement, prompt: Any, edits: Sequence[Any] | Any, *, freeze: str = "attention"
 ) -> HookList:
-    """The hooks of :func:`intervene`, to pass to ``model.run_with_hooks`` or ``model.add_hook``.
+    """The hooks of :func:`intervene`, for ``model.run_with_hooks`` or ``model.add_hook``.
 
-    They belong to this prompt: its length, and its clean values where ``freeze`` holds any.
+    They fit this prompt only: its length, and the values of its untouched run if ``freeze`` holds any.
+
+    Args:
+        replacement: the model with a dictionary attached.
+        prompt: text, token ids, or a graph.
+        edits: one edit or several.
+        freeze: as for :func:`intervene`.
+
+    Returns:
+        A list of (hook name, function).
+
+    Raises:
+        EditError, PromptError, BelongingError: as :func:`intervene` raises them.
+
+    Examples:
+        >>> hooks = tlc.intervention_hooks(replacement, prompt, tlc.TokenEdit(7), freeze="none")
+        >>> logits = model.run_with_hooks(tlc.hooks.to_tokens(model, prompt)[None], fwd_hooks=hooks)
+        >>> model.tokenizer.decode(logits[0, -1].argmax())
+        'Juneau'
     """
     replacement.require_attached()
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
@@ -347,12 +411,25 @@ def intervention_hooks(
 def edits_of(
     graph: AttributionGraph, nodes: Any, factor: float = 0.0, *, replacement: Replacement | None = None
 ) -> list[Any]:
-    """Edits that multiply the nodes given (ids or indices; a supernode, say) by ``factor``.
+    """Edits that multiply nodes of a graph by ``factor``; by default, that remove them.
 
-    The edits remember their graph: :func:`intervene` refuses them where another model or dictionary is attached.
-    ``replacement``: refuse them now. Raises EditError for unknown ids and for nodes that nothing can edit (outputs; attention
-    features and biases of other programs' graphs), PromptError for a graph of many prompts, whose positions are no
-    prompt's, BelongingError for a graph that is not of ``replacement``.
+    The edits remember their graph: :func:`intervene` refuses them if another model or dictionary is attached.
+
+    Args:
+        graph: the graph.
+        nodes: ids or indices, such as those of a supernode.
+        factor: what to multiply by; 0 removes.
+        replacement: if given, a graph that does not belong to it is refused now.
+
+    Raises:
+        EditError: for an unknown id, and for nodes that nothing can edit (outputs; attention features and biases of
+            other programs' graphs).
+        PromptError: for an aggregated graph, whose positions are not those of a prompt.
+        BelongingError: for a graph that does not belong to ``replacement``.
+
+    Examples:
+        >>> tlc.edits_of(graph, ["L0/F308@7", "token@7"], factor=2.0)
+        [Scale(layer=0, position=7, feature=308, factor=2.0), TokenEdit(position=7, factor=2.0)]
     """
     graph.prompt_tokens()
     if replacement is not None:

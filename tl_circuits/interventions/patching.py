@@ -1,4 +1,4 @@
-"""Sweeps of interventions: patching feature by feature, and keeping a circuit while all else is off."""
+"""Many interventions at once: patching feature by feature, and keeping a circuit while all other features are off."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -30,13 +30,37 @@ def feature_patching(
     freeze: str = "none",
     limit: int = 2000,
 ) -> pd.DataFrame:
-    """Run ``corrupted`` with one feature at a time set to what it is on ``clean``.
+    """Activation patching with features: run ``corrupted`` with one feature at a time set to its activation on
+    ``clean``.
 
-    For every layer, position and feature whose activations differ, ``metric`` of the logits after
-    the last token. The ``limit`` largest differences are run. Returns a frame: layer, position,
-    feature, clean, corrupted (activations), metric, change (against the corrupted run), largest
-    change first. Raises PromptError when the prompts differ in length, DictionaryError for layers without a
-    dictionary, ArgumentError for a metric that does not make one number of logits ``[d_vocab]``.
+    Every layer, position and feature whose activations differ is a candidate; the ``limit`` largest differences are
+    run.
+
+    Args:
+        replacement: the model with a dictionary attached.
+        clean: the prompt to take activations from.
+        corrupted: the prompt to run; it must have as many tokens.
+        metric: makes one number of the logits after the last token, ``[d_vocab]``.
+        layers: which layers to patch; None for all layers with a dictionary.
+        freeze: as for :func:`intervene`.
+        limit: the most features to run.
+
+    Returns:
+        A frame ``layer position feature clean corrupted metric change``, largest change first. ``clean`` and
+        ``corrupted`` are the feature's activations; ``change`` is the metric minus that of the corrupted run.
+
+    Raises:
+        PromptError: if the prompts differ in length.
+        DictionaryError: for layers without a dictionary.
+        ArgumentError: for a metric that does not make one number of the logits, or a negative ``limit``.
+
+    Examples:
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> other = prompt.replace("Dallas", "Oakland")
+        >>> patched = tlc.feature_patching(replacement, prompt, other, lambda logits: logits[austin], limit=20)
+        >>> patched[["layer", "position", "feature", "change"]].head(1).round(1)
+           layer  position  feature  change
+        0      0         7      308     3.8
     """
     replacement.require_attached()
     if limit < 0:
@@ -84,15 +108,36 @@ def circuit_curve(
     random_sets: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Keep only a pruned graph's features and see how much of ``metric`` stays.
+    """Keep only the features of a pruned graph, and see how much of a metric stays.
 
-    For each node threshold of :meth:`AttributionGraph.prune`, all other features (except at the
-    positions that the graph leaves out) go to zero or to their mean over the prompt; errors stay as the
-    run makes them. ``metric`` takes the logits after the last token. Returns a frame: threshold,
-    features, kept (share of the untouched metric), random_mean and random_std of as many features
-    drawn from the graph's active ones. Raises BelongingError for a graph of another model or dictionary than the
-    attached ones, ArgumentError for a metric that does not make one number of logits ``[d_vocab]``, or makes 0 of the
-    untouched ones.
+    For each node threshold of :meth:`AttributionGraph.prune`, all other features are set to zero or to their mean over
+    the prompt, except at the positions that the graph leaves out. Errors stay as the run makes them.
+
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        metric: makes one number of the logits after the last token, ``[d_vocab]``.
+        thresholds: the node thresholds.
+        others: ``"zero"`` or ``"mean"``: what all other features are set to.
+        random_sets: how many sets of as many random active features to compare with.
+        seed: for the random sets.
+
+    Returns:
+        A frame ``threshold features kept random_mean random_std``. ``kept`` is the metric as a share of the untouched
+        model's; ``random_mean`` and ``random_std`` are mean and standard deviation of that share for the random sets.
+
+    Raises:
+        BelongingError: for a graph of another model or dictionary.
+        ArgumentError: for a metric that does not make one number of the logits, or is 0 for the untouched model.
+
+    Examples:
+        >>> austin, dallas = (model.tokenizer.convert_tokens_to_ids(word) for word in ("Austin", "Dallas"))
+        >>> def metric(logits):
+        ...     return logits[austin] - logits[dallas]
+        >>> curve = tlc.circuit_curve(replacement, graph, metric, thresholds=[0.8])
+        >>> curve[["threshold", "features", "kept"]].round(1)
+           threshold  features  kept
+        0        0.8        11   0.9
     """
     replacement.require_attached()
     require_belonging(replacement, graph)
@@ -155,7 +200,11 @@ def _kept(
 
 
 def _number(metric: Metric, logits: Float[Tensor, " d_vocab"]) -> float:
-    """What ``metric`` makes of the logits after the last token; raises ArgumentError unless it is one number."""
+    """The number that ``metric`` makes of the logits after the last token.
+
+    Raises:
+        ArgumentError: unless it is one number.
+    """
     asked = f"metric is given the logits after the last token, one number for each of the {len(logits)} tokens: logits[token]"
     try:
         made = metric(logits)

@@ -1,4 +1,4 @@
-"""QK attributions put to the test: remove sources, all else held, and see what the score does."""
+"""Test QK attributions in the model: remove sources with everything else held, and see how the score changes."""
 
 from collections.abc import Sequence
 
@@ -28,11 +28,10 @@ SOURCES = 10  # removed one by one, and then together
 def score_effects(
     replacement: Replacement, graph: AttributionGraph, scores: Sequence[QKAttribution], clean: CleanRun
 ) -> pd.DataFrame:
-    """Predicted and measured changes of attention scores: freeze source target predicted measured.
+    """Predicted and measured changes of attention scores, as a frame ``freeze source target predicted measured``.
 
-    The largest sources of each score are removed one by one, then together (``"all of these"``), with
-    patterns, all norm denominators (queries' and keys' included) and MLP outputs held. ``freeze`` says
-    ``"score"``.
+    The largest sources of each score are removed one by one, then together (``"all of these"``). Patterns, all norm
+    denominators (queries' and keys' included) and MLP outputs are held. ``freeze`` is ``"score"`` in every row.
     """
     return pd.concat([_one_score(replacement, graph, qk, clean) for qk in scores], ignore_index=True)
 

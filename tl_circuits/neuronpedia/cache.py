@@ -1,4 +1,4 @@
-"""Features once asked for, kept on this computer: also those that do not exist."""
+"""Features that Neuronpedia was asked for are kept on this computer, also those that do not exist."""
 
 import json
 import logging
@@ -17,14 +17,13 @@ logger = logging.getLogger(__name__)
 _DAY = 86400.0
 KEPT_FOR = 90 * _DAY
 MISSING_FOR = 7 * _DAY
-"""After this a feature that was not there is asked for again: labels appear."""
+"""A feature that did not exist is asked for again after this time, because new labels appear."""
 
 
 class FeatureCache:
-    """A SQLite file; several processes may use it. Without a disk to write to, nothing is kept.
+    """A SQLite file that several processes may use. If it cannot be written, nothing is kept.
 
-    Keys are (server, model, source, index); a value is the feature as JSON, or None where the
-    server has none.
+    Keys are (server, model, source, index). A value is the feature as JSON, or None if the server has none.
     """
 
     def __init__(self, path: Path | None = None):
@@ -46,7 +45,9 @@ class FeatureCache:
     def read(
         self, server: str, model: str, wanted: Iterable[tuple[str, int]], any_age: bool = False
     ) -> dict[tuple[str, int], Any]:
-        """What is known of the ``(source, index)`` pairs: a feature, or None for known to be missing."""
+        """What is known of the ``(source, index)`` pairs: the feature, or None if it is known not to exist. Unknown
+        pairs are left out.
+        """
         found: dict[tuple[str, int], Any] = {}
         now = time.time()
         try:
@@ -64,7 +65,7 @@ class FeatureCache:
         return found
 
     def write(self, server: str, model: str, features: dict[tuple[str, int], Any]) -> None:
-        """Keep what the server said."""
+        """Keep what the server answered."""
         now = time.time()
         rows = [
             (server, model, source, index, now, None if body is None else zlib.compress(json.dumps(body).encode(), 1))
@@ -77,7 +78,7 @@ class FeatureCache:
             self._damaged(error)
 
     def _damaged(self, error: Exception) -> None:
-        """A cache that cannot be used is no reason to fail: it is put aside, or done without."""
+        """A damaged cache is no reason to fail: log it, move the file aside if possible, and go on without."""
         logger.warning("the cache %s cannot be used: %s", self.path, error)
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             try:

@@ -1,4 +1,4 @@
-"""A small HTTP client for Neuronpedia: time-outs, retries with jitter, one clear error."""
+"""A small HTTP client for Neuronpedia: time limits, retries with random pauses, and one clear error."""
 
 import gzip
 import json
@@ -22,11 +22,17 @@ FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 
 @dataclass(frozen=True)
 class Client:
-    """Where to ask, as whom, and how patiently.
+    """Which server to ask, with which key, and how long to try.
 
-    ``deadline``: seconds for one question with all its retries. ``key`` is sent to ``server`` only,
-    and never shown, logged or written. Raises NeuronpediaError for a server without TLS that is not
-    this computer.
+    Attributes:
+        server: the server's address.
+        key: sent to ``server`` alone, and never shown, logged or written.
+        timeout: seconds to wait for one answer.
+        deadline: seconds for one question with all its retries.
+        retries: the most retries.
+
+    Raises:
+        NeuronpediaError: for a server without TLS that is not this computer.
     """
 
     server: str = SITE
@@ -41,15 +47,15 @@ class Client:
             raise NeuronpediaError(f"the server {self.server!r} must start with https://, or be this computer.")
 
     def get(self, path: str) -> Any:
-        """The parsed JSON at ``path``; None where there is nothing (404)."""
+        """The parsed JSON at ``path``; None if there is nothing (404)."""
         return self._ask("GET", path, None)
 
     def post(self, path: str, body: Any) -> Any:
-        """The parsed answer to ``body``, sent as JSON; None where there is nothing (404)."""
+        """The parsed answer to ``body``, which is sent as JSON; None if there is nothing (404)."""
         return self._ask("POST", path, json.dumps(body).encode())
 
     def put(self, url: str, data: bytes) -> None:
-        """Store JSON, gzipped or not, at a signed address; the key is not sent there."""
+        """Store JSON, gzipped or not, at a signed address. The key is not sent there."""
         headers = {"Content-Type": "application/json"}
         if data.startswith(b"\x1f\x8b"):
             headers["Content-Encoding"] = "gzip"
@@ -69,7 +75,11 @@ class Client:
         return {"timeout": (min(10.0, self.timeout), self.timeout), "allow_redirects": False}
 
     def _patiently(self, what: str, send: Callable[[Any], Any], as_json: bool = False) -> Any:
-        """Send, and again after failures that may pass; raises NeuronpediaError saying what was the last one."""
+        """Send, and try again after failures that may pass.
+
+        Raises:
+            NeuronpediaError: with the last failure.
+        """
         requests = _requests()
         wait, started, problem = FIRST_WAIT, time.monotonic(), ""
         for attempt in range(self.retries + 1):
@@ -103,7 +113,7 @@ def _requests() -> Any:
 
 
 def _asked_to_wait(response: Any) -> float:
-    """Seconds of a Retry-After header, 0 without one."""
+    """The seconds of a Retry-After header; 0 without one."""
     try:
         return max(0.0, float(response.headers.get("Retry-After", 0)))
     except ValueError:
@@ -131,18 +141,18 @@ def _failure(error: Exception) -> str:
         "ConnectionError": "no connection, or cut off",
         "ChunkedEncodingError": "the answer was cut off",
         "ContentDecodingError": "the answer is damaged (gzip)",
-        "JSONDecodeError": "the answer is no JSON",
+        "JSONDecodeError": "the answer is not JSON",
     }
     return f"{meaning.get(kind, kind)}."
 
 
 def compressed(data: bytes) -> bytes:
-    """gzip, the same bytes each time."""
+    """The data as gzip; the same bytes each time."""
     return gzip.compress(data, mtime=0)
 
 
 def find_key(key: str | None) -> str | None:
-    """The key given, else ``NEURONPEDIA_API_KEY``, else what the computer's keyring holds for ``neuronpedia``."""
+    """The key given, else ``NEURONPEDIA_API_KEY``, else the entry ``neuronpedia`` of this computer's keyring."""
     if key or os.environ.get("NEURONPEDIA_API_KEY"):
         return key or os.environ["NEURONPEDIA_API_KEY"]
     try:

@@ -1,9 +1,9 @@
-"""Graphs as the JSON that Neuronpedia's and circuit-tracer's pages read, written as a stream."""
+"""Write graphs as the JSON that Neuronpedia's and circuit-tracer's pages read, as a stream."""
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,16 @@ _LINKS_AT_ONCE = 20_000
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the file says besides the graph.
+    """What a file says besides the graph.
 
-    ``scan``: Neuronpedia's model id, or what circuit-tracer's page takes features from.
-    ``source_set_exists``: whether Neuronpedia is known to have ``source_set``.
+    Attributes:
+        target: whose page it is for, ``"neuronpedia"`` or ``"circuit-tracer"``.
+        slug: the graph's name; None to make one from the path or the prompt.
+        source_set: Neuronpedia's name of the dictionary.
+        scan: Neuronpedia's model id, or the place from which circuit-tracer's page takes features.
+        description: shown with the graph.
+        creator: shown with the graph.
+        source_set_exists: whether Neuronpedia is known to have ``source_set``.
     """
 
     target: str = "neuronpedia"
@@ -47,19 +53,21 @@ class ExportOptions:
 
 
 def export(graph: AttributionGraph, path: Path, overwrite: bool, features: Path | None, **options: Any) -> Path:
-    """What :meth:`AttributionGraph.to_neuronpedia` does; ``options`` are those of :class:`ExportOptions`."""
+    """Do what :meth:`AttributionGraph.to_neuronpedia` says; ``options`` are those of :class:`ExportOptions`."""
     return write_json(graph, path, ExportOptions(**options), overwrite, features)
 
 
 def write_json(
     graph: AttributionGraph, path: Path, options: ExportOptions, overwrite: bool, features: Path | None = None
 ) -> Path:
-    """Write the graph for ``options.target``; a folder as ``path`` takes ``<slug>.json`` inside.
+    """Write the graph for ``options.target``; if ``path`` is a folder, as ``<slug>.json`` inside it.
 
-    For circuit-tracer the graph is also entered into ``graph-metadata.json`` beside it, and records of
-    its features from the folder ``features`` are put into ``features/<slug>``. Raises
-    ExportError for slugs with illegal characters and graphs the target's page cannot show,
-    OutputError for files that exist or cannot be written. Nothing is left half-written.
+    For circuit-tracer, the graph is also entered into ``graph-metadata.json`` beside it, and the records of its
+    features are copied from the folder ``features`` to ``features/<slug>``. Nothing is left half-written.
+
+    Raises:
+        ExportError: for slugs with illegal characters, and graphs that the page cannot show.
+        OutputError: for files that exist or cannot be written.
     """
     if options.target not in ("neuronpedia", "circuit-tracer"):
         raise ExportError(f"target {options.target!r} is not 'neuronpedia' or 'circuit-tracer'.")
@@ -84,19 +92,23 @@ def write_json(
 
 
 def enter_metadata(metadata: dict[str, Any], path: Path) -> None:
-    """Put a graph into the list that circuit-tracer's page chooses from, in place of one with its slug."""
+    """Put a graph into the list from which circuit-tracer's page chooses. It replaces an entry with the same slug."""
     graphs = []
     if path.is_file():
         try:
             graphs = [g for g in json.loads(path.read_bytes())["graphs"] if g.get("slug") != metadata["slug"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExportError(f"{path} is no list of graphs ({error}). Move it away and export again.") from error
+            raise ExportError(f"{path} is not a list of graphs ({error}). Move it away and export again.") from error
     with atomic_file(path, overwrite=True) as file:
         file.write(_json({"graphs": [*graphs, metadata]}).encode())
 
 
 def check_name(what: str, text: str) -> str:
-    """``text`` if Neuronpedia takes it as a slug or model id; raises ExportError naming what is illegal."""
+    """``text``, if Neuronpedia takes it as a slug or model id.
+
+    Raises:
+        ExportError: if it does not; it names what is illegal.
+    """
     illegal = sorted(set(re.sub(r"[A-Za-z0-9_.-]", "", text)))
     if illegal or not text:
         which = f"holds {' '.join(map(repr, illegal))}" if illegal else "is empty"
@@ -105,17 +117,17 @@ def check_name(what: str, text: str) -> str:
 
 
 def escape_token(token: str) -> str:
-    """A token as it can stand in a logit's label: the readers cut at double quotes and at ``(p=``."""
+    """A token as it can stand in the label of a logit. The readers cut labels at double quotes and at ``(p=``."""
     return token.replace('"', "\uff02").replace("(p=", "(p\uff1d")
 
 
 def unescape_token(token: str) -> str:
-    """The token of :func:`escape_token`'s text."""
+    """The token in a text of :func:`escape_token`."""
     return token.replace("\uff02", '"').replace("(p\uff1d", "(p=")
 
 
 def their_ids(graph: AttributionGraph) -> list[str]:
-    """Each node's id in the file, in adjacency order; all differ."""
+    """Each node's id in the file, in adjacency order. All differ."""
     n, made, seen = graph._nodes, [], set()
     for kind, layer, feature, position in zip(*(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True):
         text = node_id(KINDS[kind], layer, feature, position, graph.info.n_layers)
@@ -128,7 +140,9 @@ def their_ids(graph: AttributionGraph) -> list[str]:
 
 
 def cumulative_influence(graph: AttributionGraph) -> list[float]:
-    """For each node the share of all influence that it and the more influential ones carry: small is important."""
+    """For each node, the share of all influence that it and all more influential nodes carry together: small is
+    important.
+    """
     reach = (graph.influence - graph._nodes.weight.double()).clamp_min(0)
     order = torch.argsort(reach, descending=True, stable=True)
     share = reach[order].cumsum(0) / reach.sum().clamp_min(1e-30)
@@ -195,7 +209,7 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
 
 
 def _shareable(model: str) -> str:
-    """The model's name without the folders of this computer."""
+    """The model's name, without the folders of this computer."""
     return Path(model).name if Path(model).is_absolute() else model
 
 
@@ -247,7 +261,9 @@ def _q_params(graph: AttributionGraph, ids: list[str], target: str) -> dict[str,
 
 
 def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
-    """A person's names, as pairs: by encoded feature for circuit-tracer, by layer, code and position for Neuronpedia."""
+    """A person's names for features, as pairs: by encoded feature for circuit-tracer; by layer, code and position for
+    Neuronpedia.
+    """
     n = graph._nodes
     index = {name: i for i, name in enumerate(graph.node_ids)}
     pairs = []
@@ -269,7 +285,7 @@ def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
 def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     n, reach = graph._nodes, cumulative_influence(graph)
     extras = graph.source_file.get("nodes", {})
-    columns = {f.name: getattr(n, f.name).tolist() for f in fields(n) if f.name not in ("activation", "weight")}
+    columns = {name: getattr(n, name).tolist() for name in ("kind", "layer", "feature", "position")}
     activation, weight, value, bias, residue, mass = (
         np.char.mod("%.9g", getattr(n, name).numpy()).astype(float).tolist()
         for name in ("activation", "weight", "value", "bias", "residue", "residue_mass")

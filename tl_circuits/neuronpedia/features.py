@@ -1,4 +1,4 @@
-"""Features read from Neuronpedia: in batches, through the cache, as labels."""
+"""Read features from Neuronpedia, in batches and through the cache, and make labels of them."""
 
 import logging
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ def fetch_features(
     cache: FeatureCache,
     progress: bool = False,
 ) -> dict[tuple[str, int], dict[str, Any] | None]:
-    """Features by ``(source, index)``, None for those the server does not have.
+    """Features by ``(source, index)``; None for those that the server does not have.
 
-    Asks ``client`` for what ``cache`` does not know; without a client, takes what the cache has.
-    When the server fails, what is known so far is returned, with a warning in the log.
+    ``client`` is asked for what ``cache`` does not know; without a client only the cache is used. If the server fails,
+    what is known so far is returned, and the log has a warning.
     """
     known = cache.read(server, model, wanted, any_age=client is None)
     missing = [pair for pair in dict.fromkeys(wanted) if pair not in known]
@@ -71,7 +71,7 @@ def _ask(client: Client, model: str, part: list[tuple[str, int]]) -> dict[tuple[
 
 
 def _trimmed(row: dict[str, Any]) -> dict[str, Any]:
-    """What labels and cards use of a feature."""
+    """The part of a feature that labels and cards use."""
     explanations = [
         {"description": e["description"], "typeName": e.get("typeName")}
         for e in row.get("explanations") or ()
@@ -90,7 +90,7 @@ def _window(activation: dict[str, Any]) -> dict[str, Any]:
 
 
 def label_of(feature: dict[str, Any]) -> Label | None:
-    """A feature's label: Neuronpedia's preferred explanation, else its first, else its top tokens."""
+    """The label of a feature: Neuronpedia's preferred explanation, else its first explanation, else its top tokens."""
     described = feature["explanations"]
     chosen = next((e for e in described if e["typeName"] in _PREFERRED), described[0] if described else None)
     promotes, suppresses = (tuple(feature[name][:TOKENS_KEPT]) for name in ("pos_str", "neg_str"))
@@ -116,11 +116,26 @@ def search_features(
     server: str | None = None,
     key: str | None = None,
 ) -> pd.DataFrame:
-    """Features whose explanation is near ``text`` in meaning: layer, feature, label, similarity.
+    """Search Neuronpedia for features whose explanation is close in meaning to a text. This needs the network.
 
-    ``model`` and ``source_set`` by Neuronpedia's names; ``layers``: which to search, all by default
-    where the model is known. Raises ValueError for texts under three letters and unknown layers,
-    NeuronpediaError when Neuronpedia does not answer or does not know them.
+    Args:
+        text: what to search for, at least three letters.
+        model: Neuronpedia's name of the model.
+        source_set: Neuronpedia's name of the dictionary.
+        layers: which layers to search; by default all, if the model is known.
+        limit: the most features to return.
+        server: another server than the public site.
+        key: your key; see the Neuronpedia page of the documentation.
+
+    Returns:
+        A frame ``layer feature label similarity``, most similar first.
+
+    Raises:
+        ValueError: for a shorter text, or if the layers are not known and not given.
+        NeuronpediaError: if Neuronpedia does not answer, or does not know the model or the dictionary.
+
+    Examples:
+        >>> found = tlc.search_features("cities", "gemma-2-2b", "gemmascope-transcoder-16k")        # doctest: +SKIP
     """
     if len(text.strip()) < 3:
         raise ValueError(f"Neuronpedia searches for at least three letters, got {text!r}.")

@@ -1,4 +1,4 @@
-"""Labels for a graph's features: from Neuronpedia, from files of one's own, from the vocabulary."""
+"""Labels for a graph's features: from Neuronpedia, from your own feature files, or from the vocabulary."""
 
 import logging
 from dataclasses import replace
@@ -32,20 +32,34 @@ def labels(
     deadline: float = 60.0,
     progress: bool = False,
 ) -> AttributionGraph:
-    """``graph`` with labels on its features; those it has stay where the source has none.
+    """The same graph with labels on its features. A label that it has stays if the source has none.
+
+    A server that is slow or fails leaves some features without a label; the call returns all the same, and the log says
+    so.
 
     Args:
-        source: ``"neuronpedia"``, ``"vocabulary"`` (needs ``replacement``), or a folder that
-            ``tl-circuits dashboards`` wrote.
-        replacement: if given, features still without a label get their vocabulary label.
-        model: Neuronpedia's name of it; taken from the graph where its dictionary is known.
-        source_set: Neuronpedia's name of the dictionary, as ``model``.
-        offline: take what this computer remembers, ask nobody.
-        deadline: seconds that one question with its retries may take; then the rest goes without.
+        graph: the graph.
+        source: ``"neuronpedia"``, ``"vocabulary"`` (needs ``replacement``), or a folder that ``tl-circuits dashboards``
+            wrote.
+        replacement: if given, features that still have no label get their vocabulary label.
+        model: Neuronpedia's name of the model; taken from the graph if its dictionary is known.
+        source_set: Neuronpedia's name of the dictionary; as ``model``.
+        offline: use only what this computer remembers.
+        server: another server than the public site.
+        key: your key; see the Neuronpedia page of the documentation.
+        timeout: seconds to wait for one answer.
+        deadline: seconds that one question may take with its retries; after that, the rest stays without labels.
+        progress: show a progress bar on stderr.
 
-    A server that fails costs labels, never the call: the log says so. Raises NeuronpediaError where
-    the source set is not known, or none of the features is found and there is no ``replacement``; BelongingError for
-    feature files, or a ``replacement``, of another model or dictionary.
+    Raises:
+        NeuronpediaError: if the source set is not known, or none of the features is found and there is no
+            ``replacement``.
+        BelongingError: for feature files, or a ``replacement``, of another model or dictionary.
+
+    Examples:
+        >>> labelled = tlc.labels(graph, "vocabulary", replacement=replacement)
+        >>> len(labelled.labels)
+        60
     """
     if source == "vocabulary":
         if replacement is None:
@@ -67,7 +81,11 @@ def labels(
 
 
 def source_set_for(graph: AttributionGraph, model: str | None, source_set: str | None) -> SourceSet:
-    """Where on Neuronpedia a graph's features are; raises NeuronpediaError if that must be told."""
+    """Where on Neuronpedia a graph's features are.
+
+    Raises:
+        NeuronpediaError: if this is not known and has to be given.
+    """
     known = known_source_set(graph.info.dictionary)
     metadata = graph.source_file.get("metadata", {})
     details = metadata.get("feature_details") or {}

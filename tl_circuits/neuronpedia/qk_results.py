@@ -1,4 +1,4 @@
-"""Head stories as Neuronpedia's ``qk_tracing_results``, and the nodes these need besides the graph's."""
+"""Head stories as Neuronpedia's ``qk_tracing_results``, and the nodes that these need besides the graph's own."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,9 +11,10 @@ from tl_circuits.neuronpedia import ids
 
 
 def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str, dict[str, list[list[Any]]]]:
-    """For each node that a story explains, by our id: its contributors in the file's ids.
+    """The contributors to each node that a head story explains, by our node id; the contributors have the file's ids.
 
-    ``their``: our ids to the file's. Sources that are no nodes of the graph get the id they would have.
+    ``their`` maps our ids to those of the file. Sources that are not nodes of the graph get the id that they would
+    have.
     """
     heads: dict[str, list[dict[str, Any]]] = {}
     for story in graph.head_stories:
@@ -32,7 +33,7 @@ def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str,
 
 
 def pruned_contributors(results: Iterable[dict[str, list[list[Any]]]], known: set[str]) -> dict[str, dict[str, Any]]:
-    """Entries for ``qk_only_nodes``: contributors that are none of the ``known`` nodes of the file."""
+    """Entries for ``qk_only_nodes``: the contributors that are not among the ``known`` nodes of the file."""
     ids = {x for rows in results for listed in rows.values() for row in listed for x in row if isinstance(x, str)}
     return {name: _entry(name) for name in sorted(ids - known)}
 

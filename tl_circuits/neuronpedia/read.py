@@ -1,4 +1,4 @@
-"""Which program wrote a graph file, by its first bytes."""
+"""Read graph files of other programs. The first bytes say which program wrote the file."""
 
 import gzip
 import zlib
@@ -11,7 +11,11 @@ _GZIP, _ZIP, _PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x80"
 
 
 def read_foreign(path: Path) -> AttributionGraph:
-    """The graph in a file of another program; raises GraphFileError saying what is wrong and where."""
+    """The graph in a file of another program.
+
+    Raises:
+        GraphFileError: if the file cannot be read; it says what is wrong and where.
+    """
     from tl_circuits.neuronpedia.read_json import graph_from_json, parse
 
     data = path.read_bytes()
@@ -23,5 +27,5 @@ def read_foreign(path: Path) -> AttributionGraph:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise GraphFileError(f"{path} is no whole gzip file ({error}). Was it cut off?") from error
+            raise GraphFileError(f"{path} is not a whole gzip file ({error}). Was it cut off?") from error
     return graph_from_json(parse(data, str(path)), str(path))

@@ -1,8 +1,8 @@
-"""Graphs from the JSON of Neuronpedia, circuit-tracer, Anthropic's viewer and llamascopium."""
+"""Read graphs from the JSON of Neuronpedia, circuit-tracer, Anthropic's viewer and llamascopium."""
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ _METADATA_KEYS = {
 
 @dataclass(frozen=True)
 class _Node:
-    """One node, read."""
+    """One node of a file."""
 
     kind: int
     layer: int
@@ -44,19 +44,20 @@ class _Node:
 def graph_from_json(content: Any, where: str) -> AttributionGraph:
     """The graph in parsed JSON; ``where`` names the file in messages.
 
-    Raises GraphFileError for missing keys, unknown node types, duplicate ids, links to nodes that
-    are not there, numbers that are none, and cycles, saying at which node or link.
+    Raises:
+        GraphFileError: for missing keys, unknown kinds of nodes, ids used twice, links to missing nodes, texts in place
+            of numbers, and cycles. It says at which node or link.
     """
     if isinstance(content, dict) and isinstance(content.get("graph_data"), dict):
         outer, content = content, content["graph_data"]
         content = {**content, "metadata": {"slug": str(outer.get("name") or ""), **content.get("metadata", {})}}
     for key in ("metadata", "nodes", "links"):
         if not isinstance(content, dict) or key not in content:
-            raise GraphFileError(f"{where} is no attribution graph: it has no {key!r}.")
+            raise GraphFileError(f"{where} is not an attribution graph: it has no {key!r}.")
     metadata = content["metadata"]
     for key in ("prompt_tokens", "prompt"):
         if not isinstance(metadata, dict) or key not in metadata:
-            raise GraphFileError(f"{where} is no attribution graph: its metadata has no {key!r}.")
+            raise GraphFileError(f"{where} is not an attribution graph: its metadata has no {key!r}.")
     doubled = "scan" not in metadata and "qParams" not in content  # llamascopium: attention 2L, MLP 2L+1
     nodes = [_node(raw, i, where, metadata, doubled) for i, raw in enumerate(content["nodes"])]
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].kind)  # stable: the file's order within a kind
@@ -84,7 +85,7 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
         layer = -1 if kind == "embedding" or raw["layer"] == "E" else int(raw["layer"])
         position = int(raw["ctx_idx"])
     except (TypeError, ValueError) as error:
-        raise GraphFileError(f"{where}: nodes[{number}] has a layer or ctx_idx that is no number ({error}).") from error
+        raise GraphFileError(f"{where}: nodes[{number}] has a layer or ctx_idx that is not a number ({error}).") from error
     code, said = raw.get("feature"), parse_node_id(str(raw["node_id"]))
     if doubled and layer >= 0:
         layer //= 2
@@ -106,7 +107,9 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
 
 
 def _feature_index(code: Any, layer: int, said: Any, metadata: dict[str, Any], doubled: bool) -> int | None:
-    """The index: by pairing where the file declares it, else from the id, else from the older encodings."""
+    """The feature's index: unpaired if the file declares the pairing, else from the node's id, else by the older
+    encodings.
+    """
     if not isinstance(code, int) or code < 0:
         return said.feature if said is not None and said.feature >= 0 else None
     if doubled:
@@ -135,7 +138,7 @@ def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
         columns[name] = torch.tensor([default if x is None else float(x) for x in found], dtype=torch.float32)
     with_value = is_logit & ~columns["value"].isnan()
     columns["activation"][with_value] = columns["value"][with_value]
-    return Nodes(**{f.name: columns[f.name] for f in fields(Nodes)})
+    return Nodes(**columns)
 
 
 def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphInfo:
@@ -171,7 +174,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
 
 
 def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
-    """Facts that only our own export has; an older one lacks some."""
+    """Facts that only our own export writes; older exports lack some of them."""
     skipped = info.get("skip_positions")
     return {
         "recurring": bool(info.get("recurring", False)),
@@ -183,7 +186,9 @@ def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _n_layers(metadata: dict[str, Any], nodes: list[_Node], logits: list[_Node], doubled: bool) -> int:
-    """circuit-tracer puts logits at layer n+1, llamascopium at n; a pruned graph may lack the last layers."""
+    """The number of layers. circuit-tracer puts logits at layer n+1, llamascopium at n; a pruned graph may lack the
+    last layers.
+    """
     highest = max((n.layer for n in nodes if n.kind != Kind.LOGIT), default=-1) + 1
     if metadata.get("scan") in LAYERS_OF_MODEL:
         return max(highest, LAYERS_OF_MODEL[metadata["scan"]])
@@ -222,7 +227,7 @@ def _labels(nodes: list[_Node]) -> dict[int, Label]:
 
 
 def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list[_Node]) -> AttributionGraph:
-    """Add notes, and what the tables do not hold."""
+    """The graph with notes, and with what the file says beyond our tables."""
     metadata, q_params = content["metadata"], content.get("qParams") or {}
     ours = dict(zip((n.raw["node_id"] for n in nodes), graph.node_ids, strict=True))
     by_js = {str(n.raw.get("jsNodeId")): name for n, name in zip(nodes, graph.node_ids, strict=True)}
@@ -249,8 +254,12 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
 
 
 def parse(data: bytes, where: str) -> Any:
-    """Parsed JSON, or GraphFileError naming the line."""
+    """The parsed JSON.
+
+    Raises:
+        GraphFileError: if it cannot be parsed; it names the place.
+    """
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise GraphFileError(f"{where} is no JSON, or cut off ({error}).") from error
+        raise GraphFileError(f"{where} is not JSON, or was cut off ({error}).") from error

@@ -1,4 +1,4 @@
-"""The links of a graph file as edges, whole or refused."""
+"""The links of a graph file as edges. A file with a wrong link is refused as a whole."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ _ERRORS = (Kind.ERROR, Kind.ATTENTION_ERROR)
 def read_links(
     links: Any, ids: Sequence[str], kinds: Sequence[int], layers: Sequence[int], order: Sequence[int], where: str
 ) -> Edges:
-    """Edges between nodes, numbered by their place in ``order``.
+    """Edges between nodes, numbered by their place in ``order``. ``ids``, ``kinds`` and ``layers`` are in the file's
+    order.
 
-    ``ids``, ``kinds`` and ``layers`` stand in the file's order. Raises GraphFileError for duplicate
-    ids, links that dangle, stand twice or carry no number, and cycles.
+    Raises:
+        GraphFileError: for ids used twice, links to missing nodes, links given twice or without a number, and cycles.
     """
     index, shared = _index(ids, kinds, where)
     if not isinstance(links, list):
@@ -55,9 +56,9 @@ def read_links(
 
 
 def _index(ids: Sequence[str], kinds: Sequence[int], where: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Where each id stands, features first; and the errors that share an id with a feature.
+    """Where each id stands, and the errors that share an id with a feature; the id then stands for the feature.
 
-    circuit-tracer 0.5.0 calls the error of layer 5 what it calls feature 5 of layer 0.
+    circuit-tracer 0.5.0 gives the error of layer 5 and feature 5 of layer 0 the same id.
     """
     index: dict[str, int] = {}
     shared: dict[str, int] = {}
@@ -97,10 +98,10 @@ def _separate(
     kinds: Sequence[int],
     where: str,
 ) -> None:
-    """Decide which links of a shared id belong to the error, in place.
+    """Decide which links of a shared id belong to the error, and change them in place.
 
-    Nothing flows into an error, nor from it to its own or an earlier layer; and circuit-tracer
-    lists a target's links in the order of the nodes.
+    Nothing flows into an error, or from it to its own or an earlier layer. And circuit-tracer lists a target's links in
+    the order of the nodes, so a link's neighbours say on which side of the features it stands.
     """
     error_of = {index[name]: error for name, error in shared.items()}
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -132,4 +133,4 @@ def _require_acyclic(edges: Edges, n_nodes: int, where: str) -> None:
         left &= ~free
         inputs = inputs - torch.bincount(edges.target[free[edges.source]], minlength=n_nodes)
     if left.any():
-        raise GraphFileError(f"{where}: its links run in a circle, so it is no attribution graph.")
+        raise GraphFileError(f"{where}: its links run in a circle, so it is not an attribution graph.")

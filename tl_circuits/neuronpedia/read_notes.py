@@ -1,4 +1,4 @@
-"""Pins, supernodes and names in a graph file's ``qParams``, as notes."""
+"""Pins, supernodes and names in the ``qParams`` of a graph file, as notes."""
 
 import json
 from typing import Any
@@ -12,11 +12,11 @@ from tl_circuits.graph.notes import Groups, Notes
 def read_notes(
     graph: AttributionGraph, q_params: dict[str, Any], own: dict[str, Any], ours: dict[str, str]
 ) -> tuple[Notes, dict[str, Any]]:
-    """The notes, and what else ``qParams`` says.
+    """The notes in a graph file, and what else its ``qParams`` say.
 
-    ``own``: the notes as we wrote them, which know pins from group members; where the two differ a
-    page has been at work since, and ``qParams`` counts. ``ours``: node ids of the file to ours.
-    Ids that no node has are dropped, as the pages drop them.
+    ``own`` are the notes as we wrote them, which tell pins from members of groups; ``qParams`` do not. Where the two
+    differ, a page has changed the file since, and ``qParams`` count. ``ours`` maps node ids of the file to ours. Ids
+    that no node has are dropped, as the pages drop them.
     """
     pinned = [ours[i] for i in _listed(q_params.get("pinnedIds")) if i in ours]
     groups = group_ids(_parsed(q_params.get("supernodes")), ours)
@@ -35,7 +35,9 @@ def read_notes(
 
 
 def group_ids(supernodes: Any, ours: dict[str, str]) -> Groups:
-    """``[[label, id, ...], ...]`` as groups. A node stays in its first group; labels used again get a number."""
+    """``[[label, id, ...], ...]`` as groups. A node stays in its first group, and a label that is used again gets a
+    number.
+    """
     groups: dict[str, tuple[str, ...]] = {}
     taken: set[str] = set()
     for row in supernodes if isinstance(supernodes, list) else ():
@@ -53,7 +55,8 @@ def group_ids(supernodes: Any, ours: dict[str, str]) -> Groups:
 
 
 def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[str, str]:
-    """Names by ``layer_code_position`` (Neuronpedia) or by ``code`` alone (circuit-tracer: every position)."""
+    """Names by ``layer_code_position`` (Neuronpedia), or by ``code`` alone (circuit-tracer; then for every position).
+    """
     pairs = dict(p for p in clerps if isinstance(p, list) and len(p) == 2) if isinstance(clerps, list) else {}
     if not pairs:
         return {}
@@ -79,7 +82,7 @@ def _same_feature(graph: AttributionGraph, index: int) -> list[str]:
 
 
 def translated(results: Any, ids: dict[str, str]) -> Any:
-    """QK contributors with other node ids; those that ``ids`` does not know stay."""
+    """QK contributors with other node ids; ids that ``ids`` does not have stay as they are."""
     if not isinstance(results, dict):
         return results
     return {
@@ -89,12 +92,12 @@ def translated(results: Any, ids: dict[str, str]) -> Any:
 
 
 def _listed(value: Any) -> list[str]:
-    """``pinnedIds``: a list, or joined by commas."""
+    """The ids in ``pinnedIds``: a list, or one text with commas."""
     return value.split(",") if isinstance(value, str) else [str(v) for v in value or ()]
 
 
 def _parsed(value: Any) -> Any:
-    """circuit-tracer saves lists as JSON inside a string."""
+    """The value; circuit-tracer saves lists as JSON inside a string."""
     if not isinstance(value, str):
         return value
     try:

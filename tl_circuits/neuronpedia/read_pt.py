@@ -1,7 +1,6 @@
-"""circuit-tracer's ``.pt`` files, read without running anything in them."""
+"""Read circuit-tracer's ``.pt`` files without running anything in them."""
 
 import pickle
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +40,11 @@ _NEEDED = (
 
 
 def read_pt(path: Path) -> AttributionGraph:
-    """The graph that circuit-tracer's ``Graph.to_pt`` wrote.
+    """The graph that circuit-tracer's ``Graph.to_pt`` wrote. The adjacency matrix is taken as it is.
 
-    Only tensors, plain values and two known classes are read; anything else in the file, such as
-    code to run, raises GraphFileError naming it. The adjacency matrix is read as it is.
+    Raises:
+        GraphFileError: if the file holds anything but tensors, plain values and two known classes, such as code to run
+            (it names what it found), or if it is damaged.
     """
     try:
         with torch.serialization.safe_globals(_ALLOWED):
@@ -55,10 +55,10 @@ def read_pt(path: Path) -> AttributionGraph:
             "the file, open it with circuit-tracer and export JSON."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise GraphFileError(f"{path} is no whole torch file ({_first_line(error)}). Was it cut off?") from error
+        raise GraphFileError(f"{path} is not a whole torch file ({_first_line(error)}). Was it cut off?") from error
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
-        raise GraphFileError(f"{path} is a torch file, but no circuit-tracer graph: it has no {missing[0]!r}.")
+        raise GraphFileError(f"{path} is a torch file, but not a circuit-tracer graph: it has no {missing[0]!r}.")
     try:
         return _build(content)
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
@@ -110,7 +110,7 @@ def _build(content: dict[str, Any]) -> AttributionGraph:
 
 
 def _targets(content: dict[str, Any]) -> list[_LogitTarget]:
-    """The outputs; older files give vocabulary ids only."""
+    """The outputs. Older files give only vocabulary ids."""
     found = content.get("logit_targets", content.get("logit_tokens"))
     if isinstance(found, Tensor):
         return [_LogitTarget("", int(i)) for i in found.tolist()]
@@ -143,11 +143,11 @@ def _nodes(
         "feature": torch.cat([features[:, 2], minus, torch.tensor(tokens), torch.tensor(vocab, dtype=torch.long)]),
         "value": torch.full((total,), float("nan")),
     }  # fmt: skip
-    return Nodes(**{f.name: columns[f.name] for f in fields(Nodes)})
+    return Nodes(**columns)
 
 
 def _texts(tokenizer_name: str, tokens: list[int]) -> list[str]:
-    """The tokens' texts if their tokenizer is on this computer, else ``#id``: the file does not hold them."""
+    """The tokens' texts if their tokenizer is on this computer, else ``#id``; the file does not hold the texts."""
     try:
         from transformers import AutoTokenizer
 

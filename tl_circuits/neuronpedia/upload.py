@@ -1,4 +1,4 @@
-"""A graph put on Neuronpedia: checked first, then sent."""
+"""Put a graph on Neuronpedia: checked first, then sent."""
 
 import json
 import logging
@@ -29,12 +29,26 @@ def upload_graph(
     key: str | None = None,
     server: str | None = None,
 ) -> str:
-    """Put the graph on Neuronpedia as ``slug`` and return its address.
+    """Put the graph on Neuronpedia as ``slug``. A graph of yours under that slug is replaced.
 
-    Slug, size, JSON schema and, if given, the source set are checked before anything is sent. A
-    graph of one's own under that slug is replaced. ``key``: argument, ``NEURONPEDIA_API_KEY``, or the
-    keyring's entry ``neuronpedia``/``api-key``. Raises ExportError for what the site would not take,
-    NeuronpediaError where it refuses or cannot be reached.
+    Slug, size, JSON schema and, if given, the source set are checked before anything is sent.
+
+    Args:
+        graph: the graph.
+        slug: the graph's name there.
+        model: Neuronpedia's name of the model.
+        source_set: Neuronpedia's name of the dictionary.
+        description: shown with the graph.
+        creator: your name, shown with the graph.
+        key: your key; else ``NEURONPEDIA_API_KEY``, else the keyring's entry ``neuronpedia``/``api-key``.
+        server: another server than the public site.
+
+    Returns:
+        The address of the graph's page.
+
+    Raises:
+        ExportError: for what the site would not take.
+        NeuronpediaError: if the site refuses or cannot be reached.
     """
     check_name("slug", slug)
     key = find_key(key)
@@ -56,7 +70,11 @@ def upload_graph(
 
 
 def check_upload(data: bytes) -> dict[str, Any]:
-    """The parsed file; raises ExportError if it is too large, or not what the site's schema asks for."""
+    """The parsed file.
+
+    Raises:
+        ExportError: if it is too large, or does not fit the site's schema.
+    """
     if len(data) > LARGEST:
         raise ExportError(
             f"the file is {len(data) / 2**20:.0f} MB, Neuronpedia takes {LARGEST / 2**20:.0f} MB. Keep less: "
@@ -91,7 +109,7 @@ def _require_source_set(graph: AttributionGraph, client: Client, model: str | No
 
 
 def _send(client: Client, slug: str, model: str, data: bytes) -> str:
-    # Under 1,024 bytes the site answers 500: JSON may end in blanks.
+    # The site answers 500 to less than 1,024 bytes. JSON may end in spaces, so fill it up.
     packed = compressed(data)
     body = packed if len(packed) >= SMALLEST else data.ljust(SMALLEST)
     signed = client.post("/api/graph/signed-put", {"filename": f"{slug}.json", "contentLength": len(body)})

@@ -1,4 +1,4 @@
-"""Neuronpedia's graph URLs: the subgraph in them, and URLs for subgraphs of ours."""
+"""Neuronpedia's graph addresses: read the subgraph in one, and write one for our own groups and pins."""
 
 import json
 from collections.abc import Sequence
@@ -23,12 +23,20 @@ _HOSTS = ("neuronpedia.org", "www.neuronpedia.org", "localhost", "127.0.0.1")
 
 @dataclass(frozen=True)
 class Subgraph:
-    """What a Neuronpedia graph URL shows.
+    """What the address of a Neuronpedia graph shows.
 
-    ``groups``: places by label; ``pins``: all pinned places that are in no group; ``names``: a
-    person's names for features, by place. ``subgraph``: the id of a saved subgraph, which on the
-    site replaces all of these. ``n_layers``: the model's, by which outputs are told from features; None where it
-    is not known: then places at ``highest``, the last layer of the address, may be either.
+    Attributes:
+        model: Neuronpedia's model id.
+        slug: the graph's name.
+        groups: places by label.
+        pins: all pinned places that are in no group.
+        names: a person's names for features, by place.
+        pruning_threshold: the page's setting.
+        density_threshold: the page's setting.
+        source_set: the dictionary.
+        subgraph: the id of a saved subgraph, which on the site replaces all of these.
+        n_layers: the number of the model's layers, which tells outputs from features. None if it is not known; then
+            places at ``highest``, the last layer of the address, may be either.
     """
 
     model: str
@@ -44,7 +52,7 @@ class Subgraph:
 
     @property
     def highest(self) -> int:
-        """The last layer of the address."""
+        """The last layer that the address names."""
         return max((p.layer for p in (*self.pins, *self.names, *(q for group in self.groups.values() for q in group))), default=-1)
 
     @checked
@@ -56,11 +64,19 @@ class Subgraph:
         n_layers: int | None = None,
         replacement: Replacement | None = None,
     ) -> list[Any]:
-        """Edits for :func:`tl_circuits.intervene`: multiply a group's nodes (or all pinned ones) by ``factor``.
+        """Edits for :func:`tl_circuits.intervene` that multiply the nodes of a group by ``factor``. Outputs cannot be
+        edited and are left out.
 
-        Outputs are left out, having nothing to edit. ``n_layers``, or the ``replacement`` to edit: tells outputs from
-        features where the address was read without. Raises KeyError naming the groups there are, NeuronpediaError for
-        places that the model does not have, or whose ids say two things.
+        Args:
+            label: the group; None for all groups and pins.
+            factor: what to multiply by; 0 removes.
+            n_layers: the model's number of layers, which tells outputs from features; needed if the address was read
+                without.
+            replacement: the model to edit, instead of ``n_layers``.
+
+        Raises:
+            KeyError: for an unknown label; it names the groups.
+            NeuronpediaError: for places that the model does not have, or whose id could mean two things.
         """
         if label is not None and label not in self.groups:
             raise KeyError(f"there is no group {label!r}; there are {list(self.groups)}.")
@@ -73,7 +89,11 @@ class Subgraph:
         return [edit for edit in edits if edit is not None]
 
     def _sure(self, place: Place, n_layers: int | None) -> Place:
-        """``place`` with its kind decided; raises NeuronpediaError where its id could mean two things."""
+        """``place`` with its kind decided.
+
+        Raises:
+            NeuronpediaError: if its id could mean two things.
+        """
         if place.kind != "feature":
             if place.kind == "error" and n_layers is not None and place.layer >= n_layers:
                 raise NeuronpediaError(f"the address names an error of layer {place.layer}; the model has the layers 0..{n_layers - 1}.")
@@ -98,7 +118,11 @@ class Subgraph:
 
 
 def _beyond(said: str, place: Place, n_layers: int) -> Place:
-    """An output, which stands behind the last layer; raises NeuronpediaError for layers further out."""
+    """The output at a place after the last layer.
+
+    Raises:
+        NeuronpediaError: for a layer that is still further out.
+    """
     if place.layer > n_layers + 1:
         raise NeuronpediaError(f"{said} is at layer {place.layer}; the model has {n_layers} layers, with outputs at {n_layers + 1}.")
     return Place("logit", n_layers, place.feature, place.position)
@@ -110,20 +134,31 @@ def _edit(place: Place, factor: float) -> Edit | None:
 
 @checked
 def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
-    """The subgraph in a graph's URL: model, slug, and features by group, ready for ``intervene``.
+    """The subgraph in the address of a Neuronpedia graph: model, slug, groups, pins and names.
 
-    ``n_layers``: the model's, which tells outputs from features; known for many models that
-    Neuronpedia shows, and else asked for by :meth:`Subgraph.edits`. Raises NeuronpediaError for other sites, other
-    pages, addresses cut off or encoded twice, saying which part, and places beyond the model's layers.
+    Args:
+        url: the address.
+        n_layers: the model's number of layers, which tells outputs from features. It is known for many models on
+            Neuronpedia; otherwise :meth:`Subgraph.edits` asks for it.
+
+    Raises:
+        NeuronpediaError: for addresses of other sites and pages, addresses that are cut off or encoded twice (it says
+            which part), and places beyond the model's layers.
+
+    Examples:
+        >>> url = "https://www.neuronpedia.org/gemma-2-2b/graph?slug=dallas&pinnedIds=14_2268_9"
+        >>> shown = tlc.from_neuronpedia_url(url)
+        >>> shown.model, shown.slug, shown.edits()
+        ('gemma-2-2b', 'dallas', [Ablate(layer=14, position=9, feature=2268)])
     """
     if n_layers is not None and n_layers < 1:
         raise NeuronpediaError(f"n_layers must be at least 1, got {n_layers}.")
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or parts.hostname not in _HOSTS:
-        raise NeuronpediaError(f"{_short(url)} is no address of {SITE}.")
+        raise NeuronpediaError(f"{_short(url)} is not an address of {SITE}.")
     way = [unquote(step) for step in parts.path.split("/") if step]
     if len(way) != 2 or way[1] != "graph":
-        raise NeuronpediaError(f"{_short(url)} is no graph: expected {SITE}/<model>/graph?slug=...")
+        raise NeuronpediaError(f"{_short(url)} is not the address of a graph; expected {SITE}/<model>/graph?slug=...")
     # The raw query is split first: labels may hold & and # once decoded.
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     model = way[0]
@@ -156,9 +191,10 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
 
 
 def neuronpedia_url(graph: AttributionGraph, model: str, slug: str, embed: bool = False) -> str:
-    """The address that shows a graph uploaded as ``slug`` with our groups, pins and names.
+    """The address that shows a graph uploaded as ``slug``, with our groups, pins and names.
 
-    Raises ExportError when it would be longer than servers take; save a subgraph there instead.
+    Raises:
+        ExportError: if it would be longer than servers take.
     """
     from tl_circuits.neuronpedia.export import check_name, clerp_pairs, their_ids
 
@@ -192,7 +228,7 @@ def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
         rows = json.loads(text)
     except ValueError as error:
         hint = " It is encoded twice; decode the address once." if "%5B" in text or "%22" in text else " Was the address cut off?"
-        raise NeuronpediaError(f"the address's {key} is no JSON ({error}).{hint}") from error
+        raise NeuronpediaError(f"the address's {key} is not JSON ({error}).{hint}") from error
     good = isinstance(rows, list) and all(
         isinstance(row, list) and row and all(isinstance(item, str) for item in row) for row in rows
     )
@@ -204,14 +240,14 @@ def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
 def _place(text: str, n_layers: int | None, key: str) -> Place:
     place = parse_node_id(text, n_layers)
     if place is None:
-        raise NeuronpediaError(f"the address's {key} holds {_short(text)}, which is no node id such as 14_2268_9 or E_26865_9.")
+        raise NeuronpediaError(f"the address's {key} holds {_short(text)}, which is not a node id (these look like 14_2268_9 or E_26865_9).")
     if n_layers is not None and place.kind == "logit":
         _beyond(text, Place("logit", int(text.split("_")[0]), place.feature, place.position), n_layers)
     return place
 
 
 def _named_place(text: str, n_layers: int | None) -> Place | None:
-    """The feature in ``layer_code_position``; None for what is no feature."""
+    """The feature in ``layer_code_position``; None if it is not a feature."""
     said = parse_node_id(text, n_layers)
     if said is None or said.kind != "feature":
         return said

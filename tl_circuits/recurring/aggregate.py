@@ -21,9 +21,9 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
+from tl_circuits.graph.slots import Align, Slots, find_slots
 from tl_circuits.graph.storage import load_graph
 from tl_circuits.hooks import first_difference
-from tl_circuits.recurring.slots import Align, Slots, find_slots
 from tl_circuits.recurring.tally import Tally
 from tl_circuits.support.checked import checked
 

@@ -10,9 +10,13 @@ if TYPE_CHECKING:
 
 
 def plot_score(qk: "QKAttribution", path: Path | None) -> Path | Picture:
-    """What the query side and the key side brought from which positions, as SVG, PNG or PDF; without a path, a picture.
+    """Draw by which positions the query side and the key side of a score were written, as SVG, PNG or PDF.
 
-    Raises ImportError naming the extra when matplotlib is not installed, OutputError for other endings.
+    Without a path, a picture is returned.
+
+    Raises:
+        ImportError: if matplotlib is not installed; it names the extra.
+        OutputError: for other endings.
     """
     names = [*(f"{i} {token}" for i, token in enumerate(qk.tokens)), "bias"]
     rows = [*range(qk.query + 1), len(qk.tokens)]

@@ -1,4 +1,4 @@
-"""The page's modules as one script: a file, a server and a notebook all run the same text."""
+"""The page's JavaScript modules as one script. A file, a server and a notebook all run the same text."""
 
 import re
 from functools import cache
@@ -9,9 +9,9 @@ _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.M)
 
 @cache
 def script(entry: str) -> str:
-    """The module ``entry`` and what it imports, in one text: imports first, each once.
+    """The module ``entry`` and everything it imports as one text: imports first, each once.
 
-    All modules share one scope, so top-level names must differ between files.
+    All modules then share one scope, so top-level names must differ between the files.
     """
     done: dict[str, str] = {}
     _add(entry, done)
@@ -29,5 +29,5 @@ def _add(name: str, done: dict[str, str]) -> None:
 
 @cache
 def page_file(name: str) -> str:
-    """The text of one file of the page."""
+    """The text of one of the page's files."""
     return (files("tl_circuits.view") / "page" / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The story as a figure for papers and slides, and an intervention before and after; matplotlib, no browser."""
+"""The story as a figure for papers and slides, and an intervention before and after. Matplotlib; no browser."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def plural(count: int, thing: str) -> str:
 
 
 def small_print(line: str) -> float:
-    """The size in points at which a line under the headline fits the figure's width."""
+    """The size in points at which a line below the headline fits the figure's width."""
     return 7.5 * min(1.0, 180 / max(1, len(line)))
 
 
@@ -65,7 +65,7 @@ def plot_intervention(result: "InterventionResult", path: Path | None, overwrite
 
 
 def _places(story: Story) -> tuple[list[tuple[float, float, float, float]], float]:
-    """Left, bottom, width, height of every unit, and the height of all: lanes as in the page."""
+    """Left, bottom, width and height of every unit, and the height of the whole: boxes in lanes, as in the page."""
     tokens = [u for u in story.units if u.kind == "token"]
     lanes: list[list[Unit]] = []
     for box in sorted((u for u in story.units if u.kind == "box"), key=lambda u: (u.row, u.column)):
@@ -85,7 +85,7 @@ def _places(story: Story) -> tuple[list[tuple[float, float, float, float]], floa
 
 
 def _row(found: dict[int, Any], units: list[Unit], y: float, height: float) -> list[float]:
-    """A row of chips over the middle; their centres by column."""
+    """Place units in a row over the middle; returns their centres by column."""
     widths = [0.25 + 0.085 * min(16, len(u.name)) for u in units]
     squeeze = min(1.0, (WIDE - 0.3) / max(1e-9, sum(widths) + 0.1 * len(widths)))
     x = (WIDE - squeeze * (sum(widths) + 0.1 * max(0, len(widths) - 1))) / 2
@@ -151,7 +151,7 @@ def _unit(axis: Any, unit: Unit, place: tuple[float, float, float, float]) -> No
 
 
 def _plain() -> dict[str, Any]:
-    """Text is text: no mathematics in dollar signs, and fonts for more scripts where there are any."""
+    """Draw text as it is, without mathematics between dollar signs, in fonts that also have other scripts."""
     return {"parse_math": False, "family": ["DejaVu Sans", "sans-serif"]}
 
 

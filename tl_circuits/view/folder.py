@@ -1,4 +1,4 @@
-"""The graphs of a file or folder, by id; what cannot be read is listed with the reason."""
+"""The graphs of a file or folder, by id. Files that cannot be read are listed with the reason."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ FIELDS = ("groups", "pins", "names", "text")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its id, name, and why it cannot be shown (empty if it can)."""
+    """One file: its id, its path, and why it cannot be shown (empty if it can)."""
 
     id: str
     path: Path
@@ -28,7 +28,7 @@ class Entry:
 
 
 class GraphFolder:
-    """The graphs under one path. Pages name them by id, never by path."""
+    """The graphs under one path. Pages ask for them by id, never by path."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -39,7 +39,7 @@ class GraphFolder:
         self._loaded: dict[str, tuple[float, AttributionGraph, dict[str, Any]]] = {}
 
     def entries(self) -> list[Entry]:
-        """All files that may hold a graph, by name."""
+        """All files that may hold a graph, sorted by name."""
         files = [self.path] if self.path.is_file() else sorted(p for p in self.path.iterdir() if p.suffix in ENDINGS)
         files = [p for p in files if not p.name.endswith(".notes.json") and not p.name.startswith(".")]
         return [self._entry(path) for path in files]
@@ -57,7 +57,7 @@ class GraphFolder:
     def _open(self, entry: Entry) -> tuple[AttributionGraph, dict[str, Any]]:
         changed = entry.path.stat().st_mtime
         if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
-            if len(self._loaded) > 8:  # graphs are large; the oldest goes
+            if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
                 self._loaded.pop(next(iter(self._loaded)))
             # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
             self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})
@@ -65,22 +65,30 @@ class GraphFolder:
         return graph, data
 
     def graphs(self) -> list[AttributionGraph]:
-        """All readable graphs, by name."""
+        """All graphs that can be read, sorted by name."""
         return [self._open(entry)[0] for entry in self.entries() if not entry.problem]
 
     def find(self, graph_id: str) -> Entry:
-        """The readable file with this id; raises KeyError."""
+        """The readable file with this id.
+
+        Raises:
+            KeyError: if there is none.
+        """
         for entry in self.entries():
             if entry.id == graph_id and not entry.problem:
                 return entry
         raise KeyError(f"there is no graph {graph_id!r}.")
 
     def graph(self, graph_id: str) -> AttributionGraph:
-        """The graph with this id; raises KeyError."""
+        """The graph with this id.
+
+        Raises:
+            KeyError: if there is none.
+        """
         return self._open(self.find(graph_id))[0]
 
     def keep_labels(self, graph_id: str, graph: AttributionGraph, write: bool) -> None:
-        """Show the graph with this one's labels from now on; ``write``: also put them into its file."""
+        """Show the graph with the labels of this one from now on. ``write``: also put them into its file."""
         entry = self.find(graph_id)
         with self._lock:
             if write:
@@ -88,7 +96,7 @@ class GraphFolder:
             self._loaded[graph_id] = (entry.path.stat().st_mtime, graph, {})
 
     def data(self, graph_id: str) -> dict[str, Any]:
-        """The page's data of a graph, made once."""
+        """What the page needs of a graph. It is made once and kept."""
         entry = self.find(graph_id)
         graph, data = self._open(entry)
         if not data:
@@ -103,10 +111,13 @@ class GraphFolder:
         return json.loads(notes_json(*read_notes(path)))
 
     def save_notes(self, graph_id: str, given: Any, fields: list[str]) -> None:
-        """Write the named fields of the notes given; other fields stay as another tab may have left them.
+        """Write the named fields of the notes given. Other fields stay as they are, because another tab may have
+        changed them.
 
-        Raises GraphFileError for what are no notes, KeyError for unknown ids and fields, ValueError for
-        notes of another graph.
+        Raises:
+            GraphFileError: if ``given`` are not notes.
+            KeyError: for unknown ids and fields.
+            ValueError: for notes of another graph.
         """
         entry = self.find(graph_id)
         graph = self.graph(graph_id)
@@ -125,7 +136,9 @@ class GraphFolder:
 
 
 def _kept_notes(path: Path, graph_hash: str) -> Notes:
-    """The notes at ``path`` if they are of this graph. Those of another one are put aside as ``.other``, not written over."""
+    """The notes at ``path``, if they are of this graph. Those of another graph are not overwritten but renamed to
+    ``.other``.
+    """
     if not path.is_file():
         return Notes()
     notes, owner = read_notes(path)

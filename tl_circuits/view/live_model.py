@@ -1,4 +1,4 @@
-"""The one model behind a server: one job at a time, and of one tab's wishes only the latest."""
+"""The one model behind a server. It does one job at a time, and only the latest wish of each tab."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,9 @@ def unlabelled(graph: AttributionGraph) -> list[int]:
 
 
 def foreign(replacement: Replacement, folder: GraphFolder) -> list[str]:
-    """A sentence for each graph of another model or dictionary: it can be looked at, and what asks the model is refused."""
+    """A sentence for each graph of another model or dictionary. Such a graph can be looked at, but the model is not
+    asked about it.
+    """
     told = []
     for entry in folder.entries():
         if entry.problem:
@@ -40,7 +42,7 @@ def foreign(replacement: Replacement, folder: GraphFolder) -> list[str]:
 
 
 class LiveModel:
-    """Steers and traces with one attached model. Jobs run one after the other in a thread of their own."""
+    """Steers and traces with one attached model. Jobs run one after the other, in a thread of their own."""
 
     def __init__(self, replacement: Replacement, max_nodes: int = 1000) -> None:
         self.replacement = replacement
@@ -50,9 +52,11 @@ class LiveModel:
     async def steer(
         self, graph: AttributionGraph, nodes: list[str], factor: float, still_wanted: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        """What multiplying these nodes does; None if a later wish came before the model was free.
+        """What multiplying these nodes by ``factor`` does; None if a later wish came before the model was free.
 
-        Raises EditError for nodes that cannot be edited, ValueError for too many or too far.
+        Raises:
+            EditError: for nodes that cannot be edited.
+            ValueError: for too many nodes or too large a factor.
         """
         if not 0 < len(nodes) <= MOST_STEERED or not abs(factor) <= LARGEST_FACTOR:
             raise ValueError(f"steer 1 to {MOST_STEERED} nodes by a factor between -{LARGEST_FACTOR} and {LARGEST_FACTOR}.")
@@ -64,9 +68,11 @@ class LiveModel:
     async def heads(
         self, graph: AttributionGraph, source: str, target: str, still_wanted: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        """Which heads carried the edge and why the largest looked; None if a later wish came before the model was free.
+        """Which heads carried an edge and why the largest of them looked there; None if a later wish came before the
+        model was free.
 
-        Raises TargetError for edges that are not there, or are not those of this model and dictionary.
+        Raises:
+            TargetError: for edges that do not exist, or that are not those of this model and dictionary.
         """
         async with self._turn:
             if not still_wanted():
@@ -78,12 +84,16 @@ class LiveModel:
         return story_data(graph, story)
 
     async def label(self, graph: AttributionGraph) -> AttributionGraph:
-        """``graph`` with labels on the :data:`LABELS_AT_ONCE` most influential features that have none."""
+        """The graph with labels on the :data:`LABELS_AT_ONCE` most influential features that have none."""
         async with self._turn:
             return await asyncio.to_thread(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
 
     async def trace(self, prompt: str, tell: Callable[[str], None]) -> AttributionGraph:
-        """A new graph of ``prompt``; ``tell`` gets what is being done, from another thread."""
+        """A new graph of ``prompt``. ``tell`` is called, from another thread, with what is being done.
+
+        Raises:
+            ValueError: for a prompt that is empty or too long.
+        """
         if not 0 < len(prompt) <= LONGEST_PROMPT:
             raise ValueError(f"a prompt has 1 to {LONGEST_PROMPT} characters.")
         async with self._turn:

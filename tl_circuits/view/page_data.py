@@ -1,4 +1,4 @@
-"""What the page is given: the story, the nodes as columns, and the strongest links as packed numbers."""
+"""What the page gets: the story, the nodes as columns, and the strongest links as packed numbers."""
 
 import base64
 import gzip
@@ -27,10 +27,10 @@ TOKEN_LENGTH = 60  # characters of one token of an example
 
 
 def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Everything the page shows, as JSON-ready values; ``links`` is a base64 text (see :func:`_packed`).
+    """Everything that the page shows, as JSON values. ``links`` is a base64 text (:func:`_packed`).
 
-    Links beyond :data:`MOST_LINKS` are left out, smallest influence first; ``links_traced`` says how
-    many there are and ``links_share`` how much of the influence the ones here carry.
+    At most :data:`MOST_LINKS` links are included, those with the most influence. ``links_traced`` says how many the
+    graph has, and ``links_share`` which share of the influence the included ones carry.
     """
     shown = page_graph(graph)
     stories = [tell(shown, boxes) for boxes in LEVELS]
@@ -81,7 +81,9 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
 
 
 def attention_data(shown: AttributionGraph) -> dict[str, Any]:
-    """Why heads look. ``heads``: the graph's head stories. ``qk``: what another program's file says of a node, by index."""
+    """Why heads look: ``heads`` are the graph's head stories; ``qk`` is what another program's file says about a node,
+    by index.
+    """
     known = {name: i for i, name in enumerate(shown.node_ids)}
     theirs = shown.source_file.get("nodes", {})
     results = {str(known[i]): rest["qk_tracing_results"] for i, rest in theirs.items() if i in known and "qk_tracing_results" in rest}
@@ -89,7 +91,7 @@ def attention_data(shown: AttributionGraph) -> dict[str, Any]:
 
 
 def story_on_page(story: dict[str, Any], known: Container[str]) -> dict[str, Any]:
-    """A head story with five digits, and labels of ids that the page does not know itself."""
+    """A head story with numbers of five digits, and with labels only for ids that the page does not know itself."""
     made = _rounded(story)
     return made | {"labels": {name: label for name, label in made["labels"].items() if name not in known}}
 
@@ -103,7 +105,7 @@ def _rounded(value: Any) -> Any:
 
 
 def naming_data(graph: AttributionGraph) -> dict[str, Any]:
-    """The parts of :func:`page_data` that labels change, for labels that come after the picture."""
+    """The parts of :func:`page_data` that depend on labels, for labels that come later than the picture."""
     shown = page_graph(graph)
     stories = [tell(shown, boxes) for boxes in LEVELS]
     drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
@@ -127,7 +129,11 @@ def _level(story: Story, usual: bool) -> dict[str, Any]:
 
 
 def _strongest_links(graph: AttributionGraph, drawn_nodes: list[int]) -> tuple[Int[Tensor, " kept"], float]:
-    """Links the story is made of, each node's five strongest inputs, then by influence; and what share they carry."""
+    """The links to include, and the share of the influence that they carry.
+
+    First come links between things that the stories draw and the five strongest inputs of each node, then all others;
+    each by influence.
+    """
     edges = graph._edges
     flow = input_shares(edges, len(graph)) * graph.influence[edges.target]
     drawn = torch.zeros(len(graph), dtype=torch.bool)
@@ -146,7 +152,9 @@ def _strongest_links(graph: AttributionGraph, drawn_nodes: list[int]) -> tuple[I
 
 
 def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
-    """Columns. ``mass``: a node's absolute inputs, unseen ones included, so that a link over it is a share."""
+    """The nodes as columns. ``mass`` is the sum of a node's absolute inputs, also of those that the page does not get;
+    a link divided by it is a share.
+    """
     nodes, edges = graph._nodes, graph._edges
     mass = nodes.residue_mass.double().index_add(0, edges.target, edges.weight.double().abs())
     ranked = torch.argsort(graph.influence, descending=True, stable=True)[:MOST_CARDS].tolist()
@@ -170,7 +178,7 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
 
 
 def _examples(label: Label, wanted: bool) -> list[list[list[Any]]]:
-    """The label's examples, each as tokens and activations around its strongest token; nothing if not wanted."""
+    """The label's examples, each as tokens and activations around its strongest token; none if they are not wanted."""
     if not wanted:
         return []
     return [[_cut(example) for example in label.examples]]
@@ -189,7 +197,8 @@ def _short(values: Tensor) -> list[float | None]:
 
 
 def _packed(graph: AttributionGraph, kept: Int[Tensor, " kept"]) -> str:
-    """Sources and targets (uint16, or uint32 above 65,535 nodes), weights (float32), little-endian, gzip, base64."""
+    """Sources and targets (uint16, or uint32 above 65,536 nodes), then weights (float32): little-endian, gzip, base64.
+    """
     index = "<u2" if len(graph) <= 65_536 else "<u4"
     edges = graph._edges[kept]
     parts = [edges.source.numpy().astype(index), edges.target.numpy().astype(index), edges.weight.numpy().astype("<f4")]
@@ -198,6 +207,6 @@ def _packed(graph: AttributionGraph, kept: Int[Tensor, " kept"]) -> str:
 
 
 def packed_json(data: dict[str, Any]) -> str:
-    """``data`` as JSON, gzip, base64: what the page's script unpacks."""
+    """``data`` as JSON, gzip, base64. The page's script unpacks it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode()

@@ -1,4 +1,4 @@
-"""One HTML file, everything inside, nothing fetched."""
+"""The page as one HTML file that contains everything and fetches nothing."""
 
 import base64
 import hashlib
@@ -13,7 +13,11 @@ from tl_circuits.view.page_data import packed_json, page_data
 
 
 def write_page(graph: AttributionGraph, path: Path, overwrite: bool, ablations: list[dict[str, Any]] | None) -> Path:
-    """Write ``graph``'s page to ``path``, atomically; raises OutputError as ``graph.save`` does."""
+    """Write the page of ``graph`` to ``path``, whole or not at all.
+
+    Raises:
+        OutputError: if the file exists or cannot be written.
+    """
     content = page_html(graph, ablations).encode("utf-8", "replace")
     with atomic_file(path, overwrite) as file:
         file.write(content)
@@ -21,7 +25,7 @@ def write_page(graph: AttributionGraph, path: Path, overwrite: bool, ablations: 
 
 
 def page_html(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> str:
-    """The page as text. Its security policy allows its own script and style and no request at all."""
+    """The page as text. Its content security policy allows its own script and style, and no request at all."""
     code, style = script("file.js"), page_file("page.css")
     policy = (
         f"default-src 'none'; script-src '{_hash(code)}'; style-src '{_hash(style)}'; "

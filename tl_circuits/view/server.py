@@ -1,8 +1,8 @@
-"""The page over HTTP: several graphs, notes that are kept, and a model to steer where there is one.
+"""The page over HTTP: several graphs, notes that are kept, and a model to steer if there is one.
 
-Loopback by default. Every request carries the token that the printed address ends in; Host and Origin are
-checked, so that neither another site nor a name that points here can use a person's browser to get in.
-All addresses in the page are relative, so it works below a notebook proxy's prefix.
+By default the server listens on this machine only. Every request must carry the token that the printed address ends in.
+Host and Origin are checked, so that neither another site nor a host name that points to this machine can use a person's
+browser to get in. All addresses in the page are relative, so it works behind a notebook proxy.
 """
 
 import asyncio
@@ -31,7 +31,14 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src '
 
 
 def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, live: LiveModel | None) -> Any:
-    """The ASGI application. ``hosts``: names a request may be for; None for any (a public address with a token)."""
+    """The ASGI application.
+
+    Args:
+        folder: the graphs.
+        token: what every request must carry.
+        hosts: host names that requests may be for; None for any (then the token alone protects the server).
+        live: the model, if there is one.
+    """
     try:
         from fastapi import FastAPI, WebSocket, WebSocketDisconnect
         from starlette.requests import Request
@@ -55,7 +62,7 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
 
     @app.middleware("http")
     async def check(request: Request, call_next: Any) -> Any:
-        if request.url.path.rsplit("/", 1)[-1] not in ("page.js", "page.css"):  # no secrets in these two
+        if request.url.path.rsplit("/", 1)[-1] not in ("page.js", "page.css"):  # these two hold no secrets
             problem = refused(request.headers, request.query_params.get("token") or request.headers.get("x-token"))
             if problem:
                 return JSONResponse({"error": problem}, 403, headers=plain)
@@ -125,7 +132,9 @@ def _save(folder: GraphFolder, graph_id: str, body: bytes) -> dict[str, bool]:
 
 
 async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
-    """Answer one tab. A wish that a later one of its kind overtakes before the model is free is answered with ``skipped``."""
+    """Answer one tab. If a later wish of the same kind comes before the model is free, the earlier one is answered with
+    ``skipped``.
+    """
     latest: dict[str, int] = {}
     jobs: set[asyncio.Task[None]] = set()
 
@@ -172,7 +181,7 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
 async def _asked(
     wish: dict[str, Any], kind: str, live: LiveModel, graph: AttributionGraph, still_wanted: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """The answer to one question to the model; None if a later one came before."""
+    """The answer to one question to the model; None if a later question came first."""
     if kind == "heads":
         story = await live.heads(graph, str(wish.get("source")), str(wish.get("target")), still_wanted)
         return None if story is None else story_on_page(story, set(graph.node_ids))
@@ -181,7 +190,7 @@ async def _asked(
 
 
 async def _label(socket: Any, folder: GraphFolder, live: LiveModel, graph_id: str) -> None:
-    """Labels for what has none, the strongest features first, while the tab shows the picture already."""
+    """Label features that have no label, the strongest first, while the tab already shows the picture."""
     todo = unlabelled(folder.graph(graph_id))
     for start in range(0, len(todo), LABELS_AT_ONCE):
         graph = await live.label(folder.graph(graph_id))
@@ -219,7 +228,11 @@ def _shell(live: bool) -> str:
 
 
 def free_port(host: str, wanted: int) -> int:
-    """``wanted``, or the next port that is free on ``host``. Raises OSError if none of the next ones is."""
+    """``wanted``, or the next port that is free on ``host``.
+
+    Raises:
+        OSError: if none of the next ports is free.
+    """
     for port in range(wanted, wanted + PORTS_TRIED):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -232,16 +245,25 @@ def free_port(host: str, wanted: int) -> int:
 
 
 def require_token(host: str, token: str | None) -> None:
-    """Raise ValueError for a public ``host`` without a token of the person's own."""
+    """Raise ValueError if other machines can reach ``host`` and no token was chosen."""
     if host not in LOOPBACK and not token:
-        raise ValueError(f"--host {host} lets other machines in. Choose a token for them: --token SOMETHING-LONG.")
+        raise ValueError(f"--host {host} lets other machines in. Choose a token that they must give: --token SOMETHING-LONG.")
 
 
 def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any, proxies: Sequence[str] = ()) -> None:
-    """Serve until interrupted. ``ready(address)`` is told the address once the port is known.
-    ``proxies``: names of other hosts under which a proxy hands requests on.
+    """Serve until interrupted.
 
-    Raises ValueError for a public ``host`` without a token of the person's own.
+    Args:
+        path: a graph file or a folder of graphs.
+        host: the address to listen on.
+        port: the first port to try.
+        token: what every request must carry; None for a random one.
+        live: the model, if there is one.
+        ready: called with address and port once the port is known.
+        proxies: other host names, under which a proxy passes requests on.
+
+    Raises:
+        ValueError: if other machines can reach ``host`` and no token was chosen.
     """
     require_token(host, token)
     public = host not in LOOPBACK

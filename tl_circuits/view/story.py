@@ -1,6 +1,6 @@
 """The story of a graph: its question, a few boxes between tokens and answer, sentences, and a meter.
 
-The page, the server, the widget and the figure all tell this one.
+The page, the server, the widget and the figure all show it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tl_circuits.graph.box_names import place
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.paths import visible
+from tl_circuits.graph.paths import conjugated, visible
 
 SENTENCES = 3
 ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
@@ -21,10 +21,16 @@ MOST_TARGETS = 5
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing the story draws: a prompt token, a box of features, or a target.
+    """One thing that the picture draws: a prompt token, a box of features, or a target.
 
-    ``row``: 0 for tokens, 1 for targets, in between where a box's layers are. ``column``: where on
-    the prompt it sits, in tokens. ``members``: node indices.
+    Attributes:
+        kind: ``"token"``, ``"box"`` or ``"target"``.
+        name: what is written on it.
+        place: where it is, in words.
+        members: its node indices.
+        row: its height: 0 for tokens, 1 for targets, and for boxes between them according to their layers.
+        column: where on the prompt it sits, in tokens.
+        influence: of its members together.
     """
 
     kind: str
@@ -38,8 +44,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Arrow:
-    """The direct effects of one unit on another. ``share``: of the other's inputs, signed: above zero
-    they push it the way it went (raise it, if it is a target), below zero against it."""
+    """The direct effects of one unit on another.
+
+    Attributes:
+        source: index of the unit that acts.
+        target: index of the unit that is acted on.
+        share: the share of the target's inputs. Above zero, it pushes the target in the direction it went on this
+            prompt (for an output: raises it); below zero, against it.
+    """
 
     source: int
     target: int
@@ -48,8 +60,13 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Meter:
-    """Where the targets' influence comes from. ``shown``: from tokens, over nothing but what is drawn;
-    ``error``: from MLP output that the features miss; ``hidden``: over features that are not drawn. Sums to 1."""
+    """Where the influence on the targets comes from. The three shares add up to 1.
+
+    Attributes:
+        shown: from tokens, over nothing but what is drawn.
+        error: from MLP output that the features miss.
+        hidden: through features that are not drawn.
+    """
 
     shown: float
     error: float
@@ -58,7 +75,17 @@ class Meter:
 
 @dataclass(frozen=True)
 class Story:
-    """What is told: see the module's text. ``lump_error``: see Supernodes."""
+    """Everything that is shown of a graph.
+
+    Attributes:
+        headline: the question.
+        sentences: the strongest paths in words.
+        units: tokens, boxes and targets.
+        arrows: the effects between them.
+        meter: how much of the influence the picture shows.
+        lump_error: how much is lost by drawing boxes (:class:`Supernodes`).
+        ways: for each sentence, the units that its path goes over, from token to target.
+    """
 
     headline: str
     sentences: tuple[str, ...]
@@ -70,7 +97,7 @@ class Story:
 
 
 def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
-    """The story of ``graph`` in at most ``max_boxes`` boxes, a person's groups among them."""
+    """The story of ``graph`` in at most ``max_boxes`` boxes. A person's groups are among them."""
     found = graph.supernodes(max_boxes)
     index = {name: i for i, name in enumerate(graph.node_ids)}
     boxes = [(label, tuple(index[i] for i in ids)) for label, ids in found.groups]
@@ -83,11 +110,11 @@ def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
 
 
 def headline(graph: AttributionGraph) -> str:
-    """The question the graph answers."""
+    """The question that the graph answers."""
     names, weights = graph.info.target_names, graph.info.target_probabilities
     if not names:
         return "Why did this feature fire?"
-    # A difference or direction has weight one and is no probability.
+    # A difference or direction has weight one, which is not a probability.
     probability = f" ({weights[0]:.0%})".replace("%", " %") if weights[0] < 1 else ""
     return f"Why “{visible(names[0])}”{probability}?"
 
@@ -132,13 +159,13 @@ def _membership(graph: AttributionGraph, units: tuple[Unit, ...]) -> Tensor:
 
 
 def _input_mass(graph: AttributionGraph) -> Float[Tensor, " node"]:
-    """All absolute inputs of a node, those from features outside the graph included."""
+    """The sum of all absolute inputs of each node, also of those from features outside the graph."""
     mass = graph._nodes.residue_mass.double()
     return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs()).clamp_min(1e-30)
 
 
 def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "unit unit"]:
-    """Signed shares: row the unit acted on, column the one acting."""
+    """The signed share of each unit's inputs that comes from each other unit. Rows are acted on, columns act."""
     edges, nodes = graph._edges, graph._nodes
     unit_of = _membership(graph, units)
     towards = torch.where(graph.is_kind("feature"), nodes.activation.sign(), torch.ones(())).double()
@@ -165,7 +192,7 @@ def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple
 
 
 def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[tuple[int, ...], ...]:
-    """The strongest way over each of the boxes that act most on the first target."""
+    """The strongest path over each of the boxes that act most on the first target."""
     first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
     if first is None:
         return ()
@@ -184,7 +211,9 @@ def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tu
 
 
 def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[int | None]:
-    """For each unit the one before it on its strongest way from a token: products of shares, boxes from low to high."""
+    """For each unit, the unit before it on its strongest path from a token. A path is as strong as the product of its
+    shares.
+    """
     best = [1.0 if unit.kind == "token" else 0.0 for unit in units]
     came_from: list[int | None] = [None] * len(units)
     for u in sorted((u for u, unit in enumerate(units) if unit.kind == "box"), key=lambda u: (units[u].row, u)):
@@ -197,19 +226,22 @@ def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[in
 
 
 def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: tuple[int, ...]) -> str:
-    words, joint = units[chain[0]].name, " "
+    words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
         up, unit = float(flows[target, source]) >= 0, units[target]
-        verb = ("raises" if up else "lowers") if unit.kind == "target" else ("activates" if up else "dampens")
+        verb = ("raise" if up else "lower") if unit.kind == "target" else ("activate" if up else "hold back")
         count = len(unit.members)
         name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
-        words += f"{joint}{verb} {name}"
-        joint = ", which " if up else ", which by itself "  # what it does, not what dampening it does
+        words += f"{joint}{conjugated(verb, would)} {name}"
+        joint = ", which " if up else f"; [{unit.name}] "
+        would = would or not up  # after "holds back [X]" comes what X would do, not what holding it back does
     return f"{words}."
 
 
 def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
-    """Follow the drawn targets' inputs back, each node's by their shares, until a token, an error or a feature not drawn."""
+    """Follow the inputs of the drawn targets back, each node's inputs by their shares, until a token, an error, or a
+    feature that is not drawn.
+    """
     edges, layer = graph._edges, graph._nodes.layer
     drawn = _membership(graph, units) >= 0
     is_token, is_error = graph.is_kind("embedding"), graph.is_kind("error")
@@ -218,7 +250,7 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     arriving = torch.zeros(len(graph), dtype=torch.float64)
     arriving[targets] = graph._nodes.weight[targets].double()
     total = float(arriving.sum())
-    through = drawn & ~is_token
+    through = drawn & ~is_token  # influence is followed back through drawn nodes; it ends at tokens
     useful = through[edges.target]
     for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
         now = useful & (layer[edges.target] == at)
@@ -229,7 +261,7 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
 
 
 def summary_line(story: Story, exact: bool) -> str:
-    """The meter in words, and first of all if it is less than half."""
+    """The meter in words. If less than half is shown, it begins by saying so."""
     m = story.meter
     parts = f"{_percent(m.shown)} of the influence on the answer runs through what is drawn, "
     parts += f"{_percent(m.hidden)} through features that are not drawn"
@@ -238,7 +270,7 @@ def summary_line(story: Story, exact: bool) -> str:
 
 
 def _percent(share: float) -> str:
-    """Two digits that mean something, as the page writes it."""
+    """A share in per cent with two meaningful digits, as the page writes it."""
     size = 100 * abs(share)
     digits = 0 if size in (0, 100) or 10 <= size < 99 else 1 if size >= 1 else 2
     return f"{100 * share:.{digits}f} %"

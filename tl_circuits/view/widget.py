@@ -1,4 +1,4 @@
-"""The page in a notebook: JupyterLab, VS Code, Colab and others that anywidget knows (extra ``widget``)."""
+"""The page in a notebook (extra ``widget``): JupyterLab, VS Code, Colab and all others that anywidget supports."""
 
 from typing import Any
 
@@ -17,11 +17,28 @@ except ImportError as error:
 
 
 class Widget(anywidget.AnyWidget):
-    """``tlc.Widget(graph)`` shows the graph's page; what a person does there arrives here, and the reverse.
+    """The graph's page in a notebook cell. What you do in the page changes the widget's attributes, and the reverse.
 
-    ``selection``: ids of the chosen nodes; set, it chooses the box of just these, else the first. ``groups`` (``[label, id, ...]`` each), ``pins``,
-    ``names`` (id to text) and ``text``: the notes, to read and to set. ``widget.graph`` is the graph
-    with them. ``ablations``: as for ``graph.to_html``.
+    Args:
+        graph: the graph.
+        ablations: what :func:`tl_circuits.box_ablations` measured, for "remove this box" in the page.
+
+    Attributes:
+        selection: ids of the chosen nodes. If you set it, the page chooses the box of exactly these nodes, else the
+            first node.
+        groups: your groups, ``[label, id, ...]`` each.
+        pins: ids of the pinned nodes.
+        names: your names for nodes, by id.
+        text: your notes.
+
+    Raises:
+        ArgumentError: if ``graph`` is not a graph.
+
+    Examples:
+        >>> widget = tlc.Widget(graph)
+        >>> widget.pins = ["L0/F308@7"]
+        >>> widget.graph.pins        # the graph with your notes
+        ('L0/F308@7',)
     """
 
     _esm = script("widget.js")
@@ -47,6 +64,10 @@ class Widget(anywidget.AnyWidget):
 
     @property
     def graph(self) -> AttributionGraph:
-        """The graph with the notes as they are now; raises ValueError for ids it does not have."""
+        """The graph with the notes as they are now.
+
+        Raises:
+            ValueError: if the notes name a node that the graph does not have.
+        """
         groups = tuple((label, tuple(ids)) for label, *ids in self.groups)
         return self._graph.with_notes(Notes(groups, tuple(self.pins), dict(self.names), self.text))

@@ -1,7 +1,9 @@
-"""The reference engine: rows of direct effects by automatic differentiation of the frozen model.
+"""The reference engine: direct effects by automatic differentiation of the frozen model.
 
-Slow and obvious. It knows nothing of weights or block layout: one forward pass with patterns and
-denominators detached and every MLP output replaced by a leaf, then one backward pass a target.
+It is slow but simple, and works on any architecture, since it looks at no weights. One forward pass is made with
+attention patterns and norm denominators detached, and with every MLP's output replaced by a leaf tensor of the same
+value. Then the gradient of a target at such a leaf is the direct effect of each unit written there, one backward
+pass a target.
 """
 
 from typing import Any
@@ -18,13 +20,14 @@ _TOKENS = "blocks.0.hook_resid_pre"
 
 
 class AutogradEngine:
-    """Direct effects on any targets of one prompt; same columns and meaning as the linear engine."""
+    """Direct effects on any targets of one prompt; rows have the same columns and meaning as the linear engine's."""
 
     def __init__(self, model: Any, recording: Recording, sources: Sources, holds: Holds):
         self.sources = sources
         dictionary = sources.dictionary
         n_layers = len(sources.layers)
         self._final = recording.final
+        # Tensors recorded in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False):
             self._tokens_leaf = recording.resid_pre[0][None].clone().requires_grad_()
             self._leaves = {
@@ -50,7 +53,7 @@ class AutogradEngine:
 
     @property
     def final(self) -> Float[Tensor, " d_model"]:
-        """What the unembedding reads at the position whose logits are explained."""
+        """The final norm's output, which the unembedding reads, at the position whose logits are explained."""
         return self._final
 
     def _site(self, layer: int) -> str:
@@ -70,7 +73,11 @@ class AutogradEngine:
         return keep
 
     def _writer(self, layer: int, skip: Tensor | None, inputs: dict[int, Tensor]) -> Any:
-        """Put the leaf in the output's place; a skip connection stays differentiable beside it."""
+        """A hook that replaces the MLP's output by its leaf.
+
+        A transcoder's skip connection is linear in the MLP's input, so gradients must pass it: it is added with the
+        value zero (``through - through.detach()``) but with its gradient.
+        """
 
         def write(tensor: Tensor) -> Tensor:
             if skip is None:
@@ -84,7 +91,7 @@ class AutogradEngine:
         return write
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
-        """The direct effect of every column on every target, and what is left as bias."""
+        """The direct effect of every column on every target, and each target's bias: its value minus all effects."""
         out = targets.vector.new_zeros(len(targets), self.sources.before(int(targets.layer.max())))
         value = targets.bias.clone()
         leaves = [self._tokens_leaf, *self._leaves.values()]
@@ -97,6 +104,8 @@ class AutogradEngine:
             tokens, *layers = (None if grad is None else grad[0].float() for grad in grads)
             if tokens is not None:
                 out[i, : self.sources.n_pos] = (tokens * self.sources.tokens).sum(-1)
+                if self.sources.shared_tokens is not None:
+                    out[i, self.sources.shared_column] += (tokens * self.sources.shared_tokens).sum()
             for layer, grad in enumerate(layers):
                 if grad is not None and layer < int(targets.layer[i]):
                     self._effects(layer, grad, out[i])
@@ -110,7 +119,9 @@ class AutogradEngine:
             wrote = self.sources.layers[writer]
             active = wrote.active.to(grad.device)
             decoders = dictionary.decoder_vectors(writer, active.feature, layer)
-            effects = (grad[active.position] * decoders).sum(-1) * active.activation
+            effects = (grad[active.position] * decoders).sum(-1) * active.counted
             row[wrote.features_at : wrote.errors_at] += effects.to(row.device)
+        if source.shared is not None:
+            row[self.sources.shared_column] += (grad * source.shared).sum().to(row.device)
         if source.error is not None:
             row[source.errors_at : source.errors_at + self.sources.n_pos] = (grad * source.error).sum(-1).to(row.device)

@@ -1,4 +1,4 @@
-"""One layer's MLP as the sweep sees it: features, error and constant written, and the skip path."""
+"""What one layer's MLP adds to rows of direct effects: its features, error, constant and skip connection."""
 
 import torch
 from jaxtyping import Float
@@ -7,20 +7,23 @@ from torch import Tensor
 from tl_circuits.attribution.sources import GATHERED_FLOATS, LayerSources, Sources
 from tl_circuits.hooks import ReadMap
 
-CACHED_FLOATS = 2**22  # scaled decoder rows kept per writing layer, 16 MB; above, gathered anew in each sweep
-DENSE_SHARE = 0.25  # from this share of active features on, one product with the whole decoder wins
+CACHED_FLOATS = 2**22  # a layer's decoder rows are kept between sweeps if they take at most 16 MB, else gathered anew
+DENSE_SHARE = 0.25  # if more than this share of features is active, a product with the whole decoder is faster
 
 
 def add_position_dots(
     total: Float[Tensor, " n"], g: Float[Tensor, "pos n d"], vectors: Float[Tensor, "total_pos d"]
 ) -> None:
-    """Add ``Σ_pos g[pos, n]·vectors[pos]`` to ``total``."""
-    for here, vector in zip(g, vectors, strict=False):  # several times faster than one batched product
+    """Add ``Σ_pos g[pos, n]·vectors[pos]`` to ``total[n]``."""
+    for here, vector in zip(g, vectors, strict=False):  # a loop is several times faster than one batched product here
         total.addmv_(here, vector)
 
 
 class Decoder:
-    """What the features of one layer write to one layer's residual stream, position by position."""
+    """What the active features of layer ``writer`` write to the residual stream at ``layer``, position by position.
+
+    The two layers are the same, except for cross-layer transcoders, whose features also write to later layers.
+    """
 
     def __init__(self, sources: Sources, writer: int, layer: int):
         source = sources.layers[writer]
@@ -42,15 +45,19 @@ class Decoder:
             self._kept = self._scaled(0, n_active) if n_active * d_out <= CACHED_FLOATS else None
 
     def _scaled(self, start: int, stop: int) -> Float[Tensor, "n d_model"]:
-        """Decoder rows of a run of active features, on the residual stream, times the activations."""
+        """What active features ``start`` to ``stop`` write to the stream: decoder vectors times activations."""
         active = self._active
-        rows = self._vectors(active.feature[start:stop]) * active.activation[start:stop, None]
+        rows = self._vectors(active.feature[start:stop]) * active.counted[start:stop, None]
         return rows if self._norm is None else self._norm.push(rows, active.position[start:stop])
 
     def add_effects(
         self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]
     ) -> None:
-        """Add each feature's direct effect on each target to its column of ``out``."""
+        """Add each feature's direct effect on each target to its column of ``out``.
+
+        ``g[i, n]`` is the gradient of target ``n`` at position ``first + i`` of the stream; an effect is its product
+        with what the feature writes there.
+        """
         rows, begin, end = self._kept, 0, 0 if self._kept is None else self._bounds[-1]
         for at, here in enumerate(g, start=first):
             start, stop = self._bounds[at], self._bounds[at + 1]
@@ -60,7 +67,7 @@ class Decoder:
             if self._dense:
                 torch.addcmul(columns, *self._dense_effects(here, at, start, stop), out=columns)
                 continue
-            if stop > end:
+            if stop > end:  # gather the next block of decoder rows, which may serve several positions
                 begin, end = start, min(max(stop, start + self._at_once), self._bounds[first + g.shape[0]])
                 rows = self._scaled(begin, end)
             columns.addmm_(here, rows[start - begin : stop - begin].T)
@@ -68,18 +75,24 @@ class Decoder:
     def _dense_effects(
         self, g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
     ) -> tuple[Float[Tensor, "n active"], Float[Tensor, " active"]]:
-        """Products with the whole decoder, active columns only, and the activations to scale them by."""
+        """Products of gradients with the decoder vectors of the features active here, and their activations.
+
+        Multiplies with the whole decoder and picks the active columns afterwards.
+        """
         if self._norm is not None:
             where = torch.full((g.shape[0],), position, device=g.device)
             g = self._norm.transpose(g, where)
         features = self._active.feature[start:stop]
         scores = g @ self._kept.T
         scores = scores if features.numel() == scores.shape[1] else scores[:, features]
-        return scores, self._active.activation[start:stop]
+        return scores, self._active.counted[start:stop]
 
 
 class FrozenMLP:
-    """Direct effects of one layer's MLP output, and the linear way through its skip connection."""
+    """One layer's MLP in the local replacement model: features, error, constant, and a linear skip connection.
+
+    ``read`` is how the dictionary reads the stream; only the skip connection needs it.
+    """
 
     def __init__(self, sources: Sources, layer: int, read: ReadMap | None):
         source: LayerSources = sources.layers[layer]
@@ -90,6 +103,7 @@ class FrozenMLP:
         positions = torch.arange(sources.n_pos, device=source.constant.device)
         norm = source.norm
         constant = source.constant
+        # The norm's bias reaches the output through the skip connection whatever the stream is: part of the constant.
         if source.skip is not None and read is not None and read.stage == "normed" and read.norm is not None:
             from_bias = (source.skip @ read.norm.weights.bias).expand_as(constant).clone()
             from_bias[list(sources.skipped)] = 0.0  # there the whole output is constant already
@@ -97,9 +111,11 @@ class FrozenMLP:
         self._constant = constant if norm is None else norm.forward(constant)
         error = source.error
         self._error = norm.push(error, positions) if norm is not None and error is not None else error
+        shared = source.shared
+        self._shared = norm.push(shared, positions) if norm is not None and shared is not None else shared
 
     def add_constant(self, constant: Float[Tensor, "pos d_model"]) -> None:
-        """Write something more to the residual stream, whatever the features do."""
+        """Count ``constant`` among what this layer writes to the residual stream whatever the features do."""
         self._constant = self._constant + constant
 
     def add_effects(
@@ -109,13 +125,15 @@ class FrozenMLP:
         out: Float[Tensor, "n column"],
         bias: Float[Tensor, " n"],
     ) -> None:
-        """Add what this layer's output does to every target: features and errors to ``out``, the rest to ``bias``.
+        """Add this layer's direct effects on every target: features' and errors' to ``out``, constants' to ``bias``.
 
-        ``g`` holds the positions from ``first`` on.
+        ``g[i, n]`` is the gradient of target ``n`` at position ``first + i`` of the stream behind the MLP.
         """
         for decoder in self._decoders:
             decoder.add_effects(g, first, out)
         add_position_dots(bias, g, self._constant[first:])
+        if self._shared is not None:
+            add_position_dots(out[:, self._sources.shared_column], g, self._shared[first:])
         if self._error is not None:
             at = self._source.errors_at + first
             for offset, here in enumerate(g):
@@ -124,7 +142,7 @@ class FrozenMLP:
     def through_skip(
         self, g: Float[Tensor, "used n d_model"], first: int
     ) -> Float[Tensor, "used n d_model"] | None:
-        """Gradients at the stream the MLP reads, through the skip connection; None without one."""
+        """Gradients taken back through the skip connection, to the stream that the MLP reads; None if there is none."""
         skip = self._source.skip
         if skip is None:
             return None

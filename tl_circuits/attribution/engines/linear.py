@@ -1,4 +1,10 @@
-"""The fast engine: rows of direct effects by one closed-form backward pass in matrix products."""
+"""The fast engine: rows of direct effects by a backward pass written out as matrix products.
+
+With patterns and norm denominators frozen, every block is an affine map of the residual stream, known from the weights.
+So the gradients of many targets go from the last layer to the first as plain matrix products, without autograd and for
+all targets together. At each layer, a gradient times what a source writes there is that source's direct effect.
+Equations: docs/method.md, "Computing rows"; Ameisen et al. 2025, "Circuit tracing".
+"""
 
 import copy
 from typing import Any
@@ -26,23 +32,22 @@ from tl_circuits.hooks import (
     unembed_weights,
 )
 
-# How far the frozen maps may be from what the model computed, relative to the largest entry at each position.
+# How far the frozen maps may be from what the model computed, relative to each position's largest entry, by dtype.
 _MAP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
-# What float32 sums over all that is written lose, relative to the largest entry anywhere.
+# Rounding of float32 sums over everything written to the stream, relative to the largest entry at any position.
 _MAP_ROUNDING = 1e-5
 
 _STREAM = ReadMap("residual", None)
-LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
+LOGITS_COMPARED = 4096  # tokens whose logits are checked, evenly spread over the vocabulary
 
 
 class LinearEngine:
     """Direct effects on any targets of one prompt, exact in the local replacement model.
 
-    One sweep from the last layer to the first carries the gradient ``g[pos, n]`` of all targets
-    at once; a target joins at the layer it reads. Patterns and denominators are constants, so the
-    gradient is the direct effect per unit written (Ameisen et al. 2025). Targets of the layer behind the
-    last read what the final norm gives, or the bare stream where the recording ends below a layer.
+    Making one compares each frozen map with what the model computed on this prompt, and raises ArchitectureError if
+    they differ: the engine never explains a model that it does not reproduce. Targets with ``layer == n_layers`` read
+    the final norm's output; if the recording ends below the model's last layer, they read the stream there.
     """
 
     def __init__(self, model: Any, recording: Recording, sources: Sources):
@@ -61,7 +66,7 @@ class LinearEngine:
         self.mlp = [FrozenMLP(sources, layer, self.reads.get(layer)) for layer in layers]
         self.final = self.reads[len(layers)].forward(recording.resid_final)[recording.position] if whole else None
         self.leading = Leading(recording, sources, self.attention)
-        self._check(model, recording)
+        self._check(model, recording)  # before rounding is added, which would make everything fit
         if recording.dtype != torch.float32:
             self.attention = rounded_attention(self.attention, recording)
             self.reads |= rounded_reads(self.reads, model, recording, sources)
@@ -69,7 +74,7 @@ class LinearEngine:
                 mlp.add_constant(stream_rounding(recording, sources, self.reads, layer))
 
     def _check(self, model: Any, recording: Recording) -> None:
-        """Compare every map with what the model computed, so that nothing is explained wrongly."""
+        """Raise ArchitectureError unless every frozen map gives what the model computed on this prompt."""
         tolerance = _MAP_TOLERANCE[recording.dtype]
 
         def compare(what: str, ours: Tensor, models: Tensor) -> None:
@@ -94,8 +99,9 @@ class LinearEngine:
         for layer in self.sources.dictionary_layers:
             if self.sources.layers[layer].share != 1.0:
                 raise ArchitectureError(
-                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way to the residual "
-                    'stream, which the closed form does not know. Use engine="autograd", or output_hook="hook_mlp_out".'
+                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way to "
+                    'the residual stream, which the closed form does not know. Use engine="autograd", or '
+                    'output_hook="hook_mlp_out".'
                 )
             ours = self.reads[layer].forward(resid_mid(recording, model, layer))
             hook = self.sources.dictionary.input_hook(layer)
@@ -107,7 +113,7 @@ class LinearEngine:
         compare("logits", logits, recording.logits[some])
 
     def below(self, layer: int) -> "LinearEngine":
-        """The same engine cut off at ``layer``: targets of that layer read the stream that enters it."""
+        """The same engine for the layers below ``layer`` only: targets of that layer read the stream that enters it."""
         cut = copy.copy(self)
         cut.attention, cut.mlp = self.attention[:layer], self.mlp[:layer]
         cut.reads = {at: read for at, read in self.reads.items() if at < layer} | {layer: _STREAM}
@@ -129,17 +135,19 @@ class LinearEngine:
 
 
 class _Sweep:
-    """One pass from the last layer to the first. ``g[p - first, i]`` is target i's gradient at p.
+    """One backward pass from the last layer to the first, for many targets at once.
 
-    Targets stand in the order in which they join; those that joined lately are held as :class:`Factored`.
+    A target *joins* at the layer whose input it reads: from there on its gradient is carried along. Targets are sorted
+    by layer, last first, so they join in order. Those that joined last are held in compact form (``_late``, see
+    :class:`Factored`), those before them in full: ``_g[p - _first, i]`` is target ``i``'s gradient at position ``p``.
     """
 
     def __init__(self, engine: LinearEngine, targets: Targets):
         self._engine, self._targets = engine, targets
         sources = engine.sources
         self._tokens = sources.tokens
-        # Nothing at the leading skipped positions is a feature, so the sweep need not go there;
-        # what flows through them is read off the values they hold (see Leading).
+        # At the leading skipped positions there are no features, so the sweep need not visit them; what flows
+        # through them is computed from the values they hold (see Leading).
         leading = engine.leading
         starts = int(targets.position.min()) >= leading.count
         self._leading = leading if leading.count and starts else None
@@ -162,13 +170,16 @@ class _Sweep:
             self._go_to(layer)
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
-        own = self._out[:, self._first : last]
-        for offset, here in enumerate(self._gradients()):
+        own, gradients = self._out[:, self._first : last], self._gradients()
+        for offset, here in enumerate(gradients):
             own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
+        shared = engine.sources.shared_tokens
+        if shared is not None:
+            add_position_dots(self._out[:, engine.sources.shared_column], gradients, shared[self._first :])
         return self._effects.joined()
 
     def _go_to(self, layer: int) -> None:
-        """Bring what the sweep carries to a layer's device; nothing to do where all lie on one."""
+        """Bring what the sweep carries to the device of ``layer``, if it is not there already."""
         device = self._engine.devices[layer]
         if device != self._g.device:
             self._g, self._targets = self._g.to(device), self._targets.to(device)
@@ -181,6 +192,7 @@ class _Sweep:
         return torch.cat([self._g, *(late.dense() for late in self._late)], dim=1) if self._late else self._g
 
     def _layer(self, layer: int, parallel: bool) -> None:
+        """Go through one layer backwards: MLP, then attention (beside each other where the model has them parallel)."""
         engine, g, n = self._engine, self._gradients(), self._joined
         attention, mlp = engine.attention[layer], engine.mlp[layer]
         into_skip = None
@@ -188,7 +200,7 @@ class _Sweep:
             mlp.add_effects(g, self._first, self._out[:n], self._bias[:n])
             into_skip = mlp.through_skip(g, self._first)
         entering = self._entering(layer)
-        if into_skip is not None:
+        if into_skip is not None:  # a skip connection changes gradients at every position, so all are held in full
             self._g, self._late = g, []
             if not parallel:
                 g += into_skip
@@ -204,7 +216,7 @@ class _Sweep:
             self._join(*entering)
 
     def _attend(self, layer: int) -> None:
-        """Take the gradients through a layer's attention; those no longer worth factoring become dense."""
+        """Take all gradients through a layer's attention, and expand those whose compact form no longer pays."""
         attention, first = self._engine.attention[layer], self._first
         shares = torch.cat([self._g.new_zeros(0, self._g.shape[0]), *(late.shares.flatten(0, 1) for late in self._late)])
         mixed, carried = attention.mix_back(self._g, shares, first)
@@ -225,7 +237,7 @@ class _Sweep:
             self._late = self._late[len(settled) :]
 
     def _entering(self, layer: int) -> tuple[Float[Tensor, "new d_model"], Tensor]:
-        """Vectors on the stream and positions of the targets that read at ``layer``."""
+        """The targets that read at ``layer``: their vectors, as vectors on the residual stream, and their positions."""
         targets, n = self._targets, self._joined
         count = self._counts[layer] if layer <= self._depth else 0
         new = slice(n, n + count)
@@ -237,18 +249,19 @@ class _Sweep:
         return vectors, position
 
     def _join(self, vectors: Float[Tensor, "new d_model"], position: Tensor) -> None:
-        """Append targets, each at its own position."""
+        """Let targets join the sweep: the gradient of each is its vector, at its own position."""
         if len(vectors):
             self._late.append(Factored.joining(vectors, position - self._first, self._g.shape[0]))
             self._joined += len(vectors)
 
 
 class Leading:
-    """The leading skipped positions (the beginning-of-sequence token), told apart by what they hold.
+    """The skipped positions at the prompt's start (usually one, the beginning-of-sequence token), computed in advance.
 
-    Their streams depend on nothing but themselves. ``values[L]`` splits what each of them gives as
-    values to layer L's attention into one part a token there and one constant part, so a sweep
-    reads effects through them off the gradient at their values.
+    No later position acts on them and their MLPs are constants, so their streams are known: a linear function of their
+    own tokens plus a constant. ``_values[L]`` holds the attention values of layer L at these positions, one part for
+    each of their tokens, one for what a baseline has there too, and one constant part. Later positions see them only through these values; so a sweep leaves
+    them out and multiplies its gradient at the values with the parts.
     """
 
     def __init__(self, recording: Recording, sources: Sources, attention: list[FrozenAttention]):
@@ -260,8 +273,12 @@ class Leading:
         if count == 0:
             return
         tokens = sources.tokens[:count]
-        streams = torch.zeros(count, count, tokens.shape[1], device=tokens.device)
+        self._shared_column = sources.shared_column
+        n_parts = count + (sources.shared_tokens is not None)
+        streams = torch.zeros(n_parts, count, tokens.shape[1], device=tokens.device)
         streams[range(count), range(count)] = tokens
+        if sources.shared_tokens is not None:
+            streams[count] = sources.shared_tokens[:count]
         for layer, block in enumerate(attention):
             streams = streams.to(block.const.device)
             rest = recording.resid_pre[layer][:count].float() - streams.sum(0)
@@ -276,15 +293,17 @@ class Leading:
         out: Float[Tensor, "total column"],
         bias: Float[Tensor, " total"],
     ) -> None:
-        """Add what these positions do to the first ``n`` targets, whose gradients at their values are given."""
+        """Add these positions' effects on the first ``n`` targets; ``values`` are the gradients at a layer's values."""
         n = values.shape[2]
         parts = torch.einsum("kqne,skqe->ns", values, self._values[layer])
-        out[:n, : self.count] += parts[:, :-1]
+        out[:n, : self.count] += parts[:, : self.count]
+        if self._shared_column is not None:
+            out[:n, self._shared_column] += parts[:, self.count]
         bias[:n] += parts[:, -1]
 
 
 def explained_logits(
     model: Any, recording: Recording, final: ReadMap, tokens: slice
 ) -> Float[Tensor, " some"]:
-    """Logits of some of the vocabulary as the frozen final norm and unembedding give them."""
+    """Logits of some tokens of the vocabulary, computed with the frozen final norm and the unembedding."""
     return unembed_weights(model).some(tokens).logits(final.forward(recording.resid_final)[recording.position])

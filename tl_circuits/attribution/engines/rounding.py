@@ -1,9 +1,9 @@
-"""What a model in half precision adds to its own tensors by rounding them, as constants.
+"""Rounding of models in half precision, measured on the prompt and counted as constants.
 
-A bfloat16 model keeps eight bits of every tensor it computes, so its residual stream is not the sum
-of what was written to it, and its norms' outputs are not those of the stream, by a few parts in a
-thousand. On one prompt these differences are fixed numbers. Counted among the constants, they make
-edges and biases add up to the values that the model has, to float32 precision.
+A bfloat16 model keeps eight bits of every number, so by a few parts in a thousand its residual stream is not the sum
+of what was written to it, and a norm's output is not exactly that of the norm's formula. On one prompt these
+differences are fixed numbers. They are added to the constants of the frozen maps; then edges and biases add up to
+the model's own values to float32 precision.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, resid_mid
 def rounded_attention(
     attention: list[FrozenAttention], recording: Recording
 ) -> list[FrozenAttention]:
-    """Attention whose constants hold what the model's own output has beyond the frozen map's."""
+    """The frozen attention maps, each with the model's own output minus the map's added to its constant."""
     gaps = (
         out.float() - block.forward(resid)
         for block, resid, out in zip(attention, recording.resid_pre, recording.attn_out, strict=True)
@@ -31,7 +31,7 @@ def rounded_attention(
 def rounded_reads(
     reads: dict[int, ReadMap], model: Any, recording: Recording, sources: Sources
 ) -> dict[int, ReadMap]:
-    """Read maps that know what the model's own tensor at the read site has beyond theirs."""
+    """The read maps with ``rounding`` set: the model's own tensor at the dictionary's input, minus the map's."""
     made = {}
     for layer in sources.dictionary_layers:
         read = reads[layer]
@@ -43,7 +43,7 @@ def rounded_reads(
 def stream_rounding(
     recording: Recording, sources: Sources, reads: dict[int, ReadMap], layer: int
 ) -> Float[Tensor, "pos d_model"]:
-    """What the stream after ``layer`` has beyond the stream before it, the attention's and the MLP's output."""
+    """The stream after ``layer`` minus the sum it should be: stream before, attention's output and MLP's output."""
     after = recording.streams[layer + 1].float()
     source = sources.layers[layer]
     written = recording.mlp_out[layer].float()

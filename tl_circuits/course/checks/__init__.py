@@ -1,1 +1,1 @@
-"""What each assignment asks, and how its answers are checked: one module an assignment."""
+"""What each assignment asks, and how its answers are checked: one module for each assignment."""

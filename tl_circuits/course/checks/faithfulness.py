@@ -1,4 +1,4 @@
-"""Assignment 4: how far a graph's predictions hold, and where they do not."""
+"""Assignment 4: how far a graph's predictions hold, and where they fail."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

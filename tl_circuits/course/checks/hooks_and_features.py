@@ -58,7 +58,7 @@ def reconstruction_error(student: Student, lab: Lab) -> Iterator[Part]:
         got = tensor(student(lab.model, transcoder, layer, prompt), want.shape, "pos d_model")
         hint = "wrong values: the error is the MLP's output minus the sum of activation times row of `W_dec`."
         if close(got, -want):
-            hint = "the sign is turned round: the error is what must be added to the reconstruction."
+            hint = "the sign is wrong: the error is what must be added to the reconstruction."
         elif with_bias and close(got, want + transcoder.b_dec):
             hint = "`b_dec` is part of the reconstruction."
         yield Part(2, close(got, want), hint)
@@ -67,7 +67,7 @@ def reconstruction_error(student: Student, lab: Lab) -> Iterator[Part]:
 def ablate(student: Student, lab: Lab) -> Iterator[Part]:
     layer, prompt = 0, "the capital of the state containing Houston is"
     acts = lab.cache(prompt)[f"blocks.{layer}.hook_mlp_out.hook_sae_acts_post"][0].clone()
-    acts[0] = 0.0  # no question about the beginning of the sequence
+    acts[0] = 0.0  # do not ask about the beginning of the sequence
     count = (acts > 0).sum(0)
     once = int(acts.sum(0).where(count == 1, torch.zeros(())).argmax())
     often = int(acts.sum(0).where(count > 1, torch.zeros(())).argmax())

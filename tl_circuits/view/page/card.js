@@ -1,9 +1,9 @@
-// The card beside the picture: what the chosen box or node is, what drives it, what it drives.
+// The card beside the picture: what the chosen box or node is, what drives it, and what it drives.
 import { button, el, percent, plural, signed, visible } from "./dom.js";
 import { qkParts, storyOf } from "./heads.js";
 import { linkName } from "./links.js";
 import { chance, nodeName, nodePlace } from "./units.js";
-const LISTED = 10, LEAST_SHARE = 5e-5; // what would read 0.00 % is only counted
+const LISTED = 10, LEAST_SHARE = 5e-5; // weaker ones would read 0.00 %, so they are only counted
 
 const quoted = (tokens) => tokens.map((t) => `“${visible(t)}”`).join("  ");
 
@@ -35,7 +35,7 @@ function whyButton(app, source, target) {
   return button("heads", () => app.chooseLink(source, target), { class: "why", "aria-label": `Which heads carried ${linkName(app, source, target)}` });
 }
 
-// Texts that activate the feature most, each token as strong as it is lit.
+// Texts that activate the feature most. The stronger a token activates it, the stronger its colour.
 function topExamples(found) {
   const most = Math.max(...found.flatMap(([, values]) => values.map(Math.abs)), 1e-30);
   return found.map(([tokens, values]) => {
@@ -68,7 +68,7 @@ export function nodeCard(app, i) {
   parts.push(el("h2", {}, kind === "error" ? "What the features miss here" : nodeName(graph, i, app.notes.names)));
   parts.push(el("p", { class: "soft" }, `${nodePlace(graph, i)} · ${graph.ids[i]}`));
   const card = graph.nodes.cards[i];
-  if (app.notes.names[graph.ids[i]]) parts.push(el("p", { class: "soft" }, `Your name for it; before: ${graph.nodes.label[i]}`));
+  if (app.notes.names[graph.ids[i]]) parts.push(el("p", { class: "soft" }, `You named it. Its label: ${graph.nodes.label[i]}`));
   else if (card) parts.push(el("p", { class: "soft" }, `Label from ${card[3] === "vocabulary" ? "the vocabulary: computed from its weights, without looking at any text" : card[3]}`));
   if (kind !== "embedding") parts.push(app.nodeActions(i));
   if (kind === "feature") parts.push(el("h3", {}, "How strongly it fires"), activations(graph, i));
@@ -105,7 +105,7 @@ export function unitCard(app, unit) {
   const u = app.scene.units.indexOf(unit), { graph } = app;
   const members = [...unit.members].sort((a, b) => graph.nodes.influence[b] - graph.nodes.influence[a]);
   const parts = [el("h2", {}, unit.name), el("p", { class: "soft" },
-    unit.kind === "errors" ? "The part of each MLP’s output that the features do not rebuild. Nothing here has a meaning of its own."
+    unit.kind === "errors" ? "The part of each MLP’s output that the features do not rebuild. The graph does not say where it comes from or what it means."
       : `${plural(members.length, "feature")} at ${unit.place}${unit.own ? " · your group" : " · grouped automatically: similar inputs and outputs"}`)];
   if (unit.kind === "box") parts.push(app.boxActions(unit), ...app.effect(unit));
   parts.push(...rows("Driven by (share of its inputs)", unitItems(app, u, true)));
@@ -119,11 +119,11 @@ export function restCard(graph) {
   const s = graph.scores;
   return [
     el("h2", {}, "How to read this"),
-    el("p", {}, "The prompt is at the bottom, what the model says next on top. Each box is a group of features that do the same job; the number says how many. Click one."),
+    el("p", {}, "The prompt is at the bottom; what the model says next is on top. Each box is a group of features that do a similar job; the number says how many. Click one."),
     el("p", {}, el("span", { class: "plus" }, "Blue solid"), " arrows raise what they point to, ",
       el("span", { class: "minus" }, "orange dashed"), " arrows lower it; thicker is stronger."),
-    el("p", { class: "soft" }, "“say …” boxes make those tokens more likely; “sees …” boxes respond to them. All of it holds in the replacement model, " +
-      "where attention is frozen; removing a box shows what the real model does."),
+    el("p", { class: "soft" }, "“say …” boxes make those tokens more likely; “sees …” boxes respond to them. All this is about the replacement model, " +
+      "in which attention is frozen. To see what the real model does, remove a box."),
     el("h3", {}, "About this graph"),
     el("p", { class: "soft" }, `${graph.model}, features: ${graph.dictionary}. ${graph.features_traced.toLocaleString("en")} of ` +
       `${graph.features_active.toLocaleString("en")} active features traced; they carry ${percent(s.coverage)} of the direct effects. ` +

@@ -1,7 +1,7 @@
 // Elements and texts. Everything from the data enters as text, never as markup.
 const SVG = "http://www.w3.org/2000/svg";
 
-// A quoted token's first space stays with its quote, at the end of a line too.
+// Keep a quoted token's first space with its quote, also at the end of a line.
 const held = (text) => text.replaceAll("“ ", "“\u00a0");
 
 function fill(made, properties, children) {
@@ -40,7 +40,7 @@ export function clipped(text, length) {
   return text.length > length ? `${text.slice(0, length - 1)}…` : text;
 }
 
-// Says how wide a text is in the story's picture, in its fonts.
+// Measures how wide a text is in the fonts of the story's picture.
 export function makeRuler() {
   const pen = document.createElement("canvas").getContext("2d");
   const fonts = { name: "600 13px system-ui, sans-serif", plain: "13px system-ui, sans-serif", foot: "11.5px system-ui, sans-serif" };

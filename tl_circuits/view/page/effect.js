@@ -16,7 +16,7 @@ function compared(result) {
   if (result.predicted === undefined) return null;
   const sign = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
   return el("p", { class: "soft" }, `Logit of “${visible(result.target)}”: predicted ${sign(result.predicted)}, measured ${sign(result.measured)} ` +
-    (result.freeze === "none" ? "(nothing held: with attention and norms held the run diverges)." : "(attention and norms held)."));
+    (result.freeze === "none" ? "(with nothing held, because the run diverges with attention and norms held)." : "(with attention and norms held)."));
 }
 
 // The part of a card about a set of features. `members` are node ids.
@@ -36,7 +36,7 @@ export function effectParts(app, members, name) {
           wait.hidden = false;
           try {
             const result = await app.host.steer({ nodes: members, factor });
-            if (!result) return; // a later wish came
+            if (!result) return; // the slider has moved on; its answer comes later
             wait.hidden = true;
             if (factor === 0) app.keepMeasured(result);
             show(result, factor === 0 ? "In the model, without it:" : `In the model, with it at ${factor} ×:`);

@@ -1,4 +1,4 @@
-// Which attention heads carried a link, and what made them look: tables and lists for the card.
+// Which attention heads carried a link, and what made them look there: tables and lists for the card.
 import { el, percent, signed, visible } from "./dom.js";
 import { nodeName, nodePlace } from "./units.js";
 const CARRIERS = 4, REASONS = 6, ROUNDING = 1e-3;
@@ -11,14 +11,14 @@ export function storyOf(graph, source, target) {
   return graph.headStories.get(`${graph.ids[source]}>${graph.ids[target]}`);
 }
 
-// What carried most of a link, in a few words.
+// What carried the largest part of a link, in a few words.
 export function carrierWords(story) {
   const [first] = story.heads;
   const [name, loading] = !first || Math.abs(story.residual) > Math.abs(first.loading) ? ["the residual stream", story.residual] : [headName(first), first.loading];
   return `${name} (${signed(loading / story.weight)})`;
 }
 
-// A source of a score by its id: a node of the page, or something that is not in the graph.
+// Name and place of a source of a score: a node of the page, or something that is not in the graph.
 function sourceWords(app, labels, id) {
   const { graph } = app, i = graph.indexOf.get(id);
   if (i !== undefined) return { name: nodeName(graph, i, app.notes.names), place: nodePlace(graph, i), act: () => app.chooseNode(i) };
@@ -48,7 +48,7 @@ function pairsTable(app, labels, rows) {
       el("td", { class: `amount ${signOf(weight)}` }, amount(weight))))))];
 }
 
-// What made a head look, from both sides; also for results that came with another program's file.
+// What made a head look there, on both sides. Also for results in another program's file.
 export function qkParts(app, labels, { byQuery, byKey, pairs }) {
   return [...reasons(app, labels, "What asks (query side)", byQuery), ...reasons(app, labels, "What answers (key side)", byKey), ...pairsTable(app, labels, pairs)];
 }
@@ -60,13 +60,13 @@ function whyParts(app, story, head) {
     ...qkParts(app, story.labels, { byQuery: head.by_query, byKey: head.by_key, pairs: head.pairs })];
   if (baseline) {
     parts.push(el("h3", {}, `Why not at ${at(baseline.key)}`),
-      el("p", {}, `That position gets ${percent(baseline.attention)}; the score here is ${baseline.score >= 0 ? "higher" : "lower"} by ${Math.abs(baseline.score).toFixed(2)}. The difference:`),
+      el("p", {}, `That position gets ${percent(baseline.attention)} of its attention. The score here is ${baseline.score >= 0 ? "higher" : "lower"} by ${Math.abs(baseline.score).toFixed(2)}. The difference:`),
       ...qkParts(app, story.labels, { byQuery: baseline.by_query, byKey: baseline.by_key, pairs: baseline.pairs }));
   }
   return parts;
 }
 
-// All ways of a link sum to it: the largest heads, chains of heads, the residual stream, the rest.
+// Through what a link went: the largest heads, sequences of heads, the residual stream, the rest. They add up to the link.
 function carriers(story) {
   const words = (path) => path.replaceAll(/L(\d+)\/H(\d+)/g, "layer $1 head $2").replaceAll(" > ", ", then ");
   const ways = [...story.heads.slice(0, CARRIERS).map((h) => [headName(h), h.loading]), ...story.chains.slice(0, CARRIERS).map(([path, value]) => [words(path), value])]

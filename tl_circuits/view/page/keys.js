@@ -1,14 +1,14 @@
-// Everything a mouse does a key does.
+// Whatever the mouse can do, a key can do too.
 import { button, el } from "./dom.js";
 import { nextLink } from "./links.js";
 
 const PAN = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] };
 const HELP = [
-  ["← →", "the next thing to the left or right"], ["↑ ↓", "along the strongest arrow out or in"],
-  ["Enter", "expand a box in place, or close it"], ["Esc", "back: close, unmark, let go"], ["Space", "mark a box (mouse: Shift-click)"],
+  ["← →", "go to the next thing on the left or right"], ["↑ ↓", "follow the strongest arrow out or in"],
+  ["Enter", "open a box in place, or close it"], ["Esc", "go back: close the box, clear the marks, choose nothing"], ["Space", "mark a box (mouse: Shift-click)"],
   ["G", "group the marked boxes; ungroup the chosen group (mouse: drop a box on a box)"], ["L", "name a box or feature"],
-  ["H", "the links of what is chosen, one after the other: which heads carried them, and why these looked (mouse: click an arrow)"],
-  ["P", "pin: keep it in the picture (mouse: Ctrl-click)"], ["S", "steer or remove the chosen box"], ["E", "what the features miss"],
+  ["H", "go through the links of what is chosen: which heads carried them, and why these heads looked there (mouse: click an arrow)"],
+  ["P", "pin it: it stays in the picture (mouse: Ctrl-click)"], ["S", "steer or remove the chosen box"], ["E", "choose what the features miss"],
   ["/", "search"], ["+ −", "zoom in All nodes (mouse: wheel), 0 to fit"],
   ["Shift ← → ↑ ↓", "move All nodes (mouse: drag)"], ["1 2 3", "story, all nodes, table"], ["Ctrl Z", "undo"], ["?", "this help"],
 ];

@@ -1,5 +1,5 @@
 import { clipped } from "./dom.js";
-// Where the story's units go: tokens below, targets above, boxes in lanes between, by layer and token.
+// Where the story's units go: tokens at the bottom, targets on top, boxes in lanes between them, by layer and token.
 export const BOX = { width: 204, height: 58, gap: 12, lane: 40 };
 const CHIP = 30, TOP = 12, TARGET_HEIGHT = 34, ERROR_HEIGHT = 30, CLOSE_ROWS = 0.22, CHIP_LETTERS = 20;
 
@@ -33,7 +33,7 @@ function lanesOf(boxes, capacity) {
   return lanes;
 }
 
-// Left edges near the wished centres, without overlap, inside 0..width.
+// Left edges as near as possible to the wanted centres, without overlap, inside 0..width.
 export function spread(centres, wide, gap, width) {
   const left = centres.map((c) => Math.max(2, c - wide / 2));
   for (let i = 1; i < left.length; i += 1) left[i] = Math.max(left[i], left[i - 1] + wide + gap);

@@ -1,4 +1,4 @@
-// The card of a link between two nodes, and of an arrow, which is all links between two boxes.
+// The card of a link between two nodes, and the card of an arrow: all links between two boxes.
 import { button, el, plural, signed } from "./dom.js";
 import { carrierWords, storyOf, storyParts } from "./heads.js";
 import { nodeName, nodePlace } from "./units.js";
@@ -23,16 +23,16 @@ export function linkCard(app, source, target) {
   if (story) return [...parts, ...storyParts(app, story)];
   const shown = el("div", { role: "status" });
   if (app.host.heads) askModel(app, source, target, shown);
-  else shown.append(el("p", { class: "soft" }, "Which heads carried this link was not computed. “tl-circuits trace --heads” does it for the strongest links, “tl-circuits view FILE --model NAME” for any."));
+  else shown.append(el("p", { class: "soft" }, "Nothing has been computed about the heads that carried this link. “tl-circuits trace --heads” does it for the strongest links, “tl-circuits view FILE --model NAME” for any link."));
   return [...parts, shown];
 }
 
 async function askModel(app, source, target, shown) {
   const { graph } = app;
-  shown.append(el("progress", { "aria-label": "Asking the model" }), " asking the model which heads carried it");
+  shown.append(el("progress", { "aria-label": "Asking the model" }), " Asking the model which heads carried it");
   try {
     const story = await app.host.heads({ source: graph.ids[source], target: graph.ids[target] });
-    if (!story) return; // a later wish came
+    if (!story) return; // another link was chosen meanwhile
     graph.headStories.set(`${story.source}>${story.target}`, story);
     shown.replaceChildren(...storyParts(app, story));
   } catch (error) { shown.replaceChildren(el("p", {}, String(error.message ?? error))); }
@@ -69,7 +69,7 @@ export function storiesByArrow(graph, units) {
   return found;
 }
 
-// H: the links of what is chosen, one after the other, those with a story first.
+// The key H: go through the links of what is chosen, those with a story first.
 export function nextLink(app) {
   const { chosen, graph } = app, origin = chosen?.from ?? chosen;
   if (!origin) return false;

@@ -1,4 +1,4 @@
-// How much of the influence on the answer the picture carries: a bar, and the same in words.
+// How much of the influence on the answer the picture shows: a bar, and the same in words.
 import { el, percent, shape } from "./dom.js";
 
 export const little = (meter) => meter.shown < 0.5;

@@ -1,7 +1,7 @@
-// All nodes by position and layer on a canvas. The picture is drawn once into a bitmap, which moves and
-// scales with the pointer, and is drawn sharp again when the pointer rests. Only links of the chosen node
-// and the strongest others are drawn. All nodes at the zoom of now are kept as a backdrop, strong and faint,
-// so that a click only draws what it is about.
+// All nodes by position and layer, on a canvas. Drawing thousands of nodes takes too long to do at every movement, so
+// the picture is drawn once into a bitmap. The bitmap is moved and scaled, and drawn sharp again when the pointer rests. Links are
+// drawn of the chosen node, or else only the strongest. For each zoom, all nodes are kept as a backdrop in strong and in faint
+// colours, so that a click only has to draw what it is about.
 import { clipped, el, visible } from "./dom.js";
 const LEFT = 70, BOTTOM = 34, STRONGEST = 1200, REST_MS = 140, NEAR = 18, MOST_ZOOM = 24, NEIGHBOURS = 150;
 
@@ -32,7 +32,7 @@ export class NodesView {
     this.paint();
   }
 
-  // Columns as wide as their fullest cell asks for, rows only for layers that hold a node.
+  // A column is as wide as its fullest cell needs. Only layers that hold a node get a row.
   place() {
     const { graph } = this, row = (i) => (graph.kinds[i] === "embedding" ? -1 : graph.kinds[i] === "logit" ? graph.n_layers : graph.nodes.layer[i]);
     this.rows = [...new Set(graph.kinds.map((_, i) => row(i)))].sort((a, b) => a - b);
@@ -75,7 +75,7 @@ export class NodesView {
     return Object.fromEntries(["ink", "soft", "line", "plus", "minus", "feature", "chosen", "paper"].map((n) => [n, style.getPropertyValue(`--${n}`)]));
   }
 
-  // Draw the picture sharp at the zoom of now.
+  // Draw the picture sharp at the present zoom.
   paint() {
     if (!this.wide) return;
     const ratio = Math.min(2, devicePixelRatio || 1), { canvas } = this;
@@ -97,7 +97,7 @@ export class NodesView {
     canvas.style.transform = "";
   }
 
-  // Everything as it looks while nothing is chosen; faint, it lies behind what is.
+  // All nodes as they look while nothing is chosen. In faint colours, they lie behind what is chosen.
   backdrop(look, ratio, faint) {
     const { x, y, k } = this.zoom, made = [x, y, k, this.wide, this.high, ratio, ...Object.values(look)].join();
     if (this.backdrops[faint]?.made === made) return this.backdrops[faint].canvas;

@@ -11,7 +11,7 @@ export class NoteBook {
     this.past = [];
   }
 
-  // What this host kept for this graph; notes of another graph are offered by name, not applied.
+  // Load the notes that the host kept. Notes of another graph are returned, to be offered, and not applied.
   async load() {
     const kept = await this.host.loadNotes?.();
     if (!kept) return null;
@@ -25,7 +25,7 @@ export class NoteBook {
     this.changed();
   }
 
-  // Only what is about nodes this graph has.
+  // The part of the notes that is about nodes of this graph.
   known({ groups = [], pins = [], names = {}, text = "" }) {
     const has = (id) => this.graph.indexOf.has(id);
     return {

@@ -1,5 +1,6 @@
-// The whole page: render(el, data, host). `host` keeps notes and, where a model is at hand, steers:
-// { loadNotes(), saveNotes(notes, fields), steer({nodes, factor}), heads({source, target}), selected(ids), bar, keys: where to listen }, all optional.
+// The whole page: render(el, data, host). `host` says what differs between file, server and notebook; all of it is optional:
+// loadNotes() and saveNotes(notes, fields) keep notes; steer({nodes, factor}) and heads({source, target}) ask a model;
+// selected(ids) is told what is chosen; bar is put on top; keys is where to listen for keys.
 import { button, download, el, percent, plural, shape } from "./dom.js";
 import { unpackGraph } from "./unpack.js";
 import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
@@ -34,7 +35,7 @@ class App {
     this.svg = shape("svg", { role: "group", "aria-label": "The story: the prompt below, the answer above, boxes of features between" });
     this.linksTable = el("tbody");
     this.story = el("div", { class: "story" }, this.svg, el("details", {}, el("summary", {}, "The picture as a table"),
-      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share of its inputs", "behind it"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
+      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share of its inputs", "carried by"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
     this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
     this.table = new TableView(this);
     this.card = el("section", { class: "card", "aria-label": "About what is chosen", tabindex: -1 });
@@ -126,7 +127,7 @@ class App {
 
   drawTale() { this.tale.replaceChildren(...tale(this.graph, this.graph.levels[this.level], this.notes.groups.length > 0)); }
 
-  // What the model did without a box, for the sentences.
+  // Keep what the model did without a box; the sentences show it.
   keepMeasured(result) {
     this.graph.ablations = [...this.graph.ablations, result];
     this.drawTale();
@@ -135,7 +136,7 @@ class App {
   drawMeter(meter) {
     const few = little(meter);
     this.meter.classList.toggle("few", few);
-    if (few) this.tale.before(this.meter); // said first
+    if (few) this.tale.before(this.meter); // little is explained: say that first
     else this.tale.after(this.meter);
     this.meter.replaceChildren(...meterParts(this.graph, meter));
   }
@@ -170,7 +171,7 @@ class App {
     else this.chooseUnit(key);
   }
 
-  // What a notebook chose: the box with just these nodes, else the first of them.
+  // Choose what a notebook chose: the box of exactly these nodes, else the first of them.
   choose(ids) {
     const unit = this.scene?.units.find((u) => u.members.length === ids.length && this.ids(u).every((id) => ids.includes(id)));
     const i = this.graph.indexOf.get(ids[0]);
@@ -201,7 +202,7 @@ class App {
     this.host.selected?.([this.graph.ids[i]]);
   }
 
-  // What is chosen, brought out in the story.
+  // Bring out in the story what is chosen.
   emphasise() {
     if (!this.scene) return;
     const { key = null, link, arrow } = this.chosen ?? {};
@@ -215,7 +216,7 @@ class App {
     this.chooseBetween({ key: arrow ? `arrow:${arrow.join(">")}` : `link:${name}`, link: [source, target], arrow }, linkName(this, source, target), [source, target]);
   }
 
-  // An arrow of the story; between two single things it is one link.
+  // Choose an arrow of the story. Between two single nodes it is one link.
   chooseArrow(from, to) {
     const [a, b] = [this.unit(from), this.unit(to)];
     if (!a || !b) return;
@@ -234,7 +235,7 @@ class App {
     this.host.selected?.(members.map((i) => this.graph.ids[i]));
   }
 
-  // Labels that came after the picture.
+  // Put in labels that came later than the picture.
   relabel({ levels, label, cards }) {
     this.graph.levels = levels;
     Object.assign(this.graph.nodes, { label, cards });

@@ -1,4 +1,4 @@
-// The page from a server: a list of graphs, notes kept on the server, a model to steer.
+// The page from a server: a list of graphs, notes that the server keeps, and a model to steer.
 import { button, el } from "./dom.js";
 import { render } from "./page.js";
 const token = new URLSearchParams(location.search).get("token") ?? "";
@@ -10,7 +10,7 @@ async function ask(path, options = {}) {
   return body;
 }
 
-// One websocket for the tab. Only the answer to the latest wish is handed on.
+// One websocket for the tab. Of several questions of one kind, only the latest gets its answer.
 class Live {
   constructor() { this.number = 0; this.latest = {}; this.waiting = new Map(); this.onTrace = () => {}; this.onLabels = () => {}; }
 
@@ -28,7 +28,7 @@ class Live {
     url.search = new URLSearchParams({ token });
     const open = new WebSocket(url);
     open.addEventListener("message", (event) => this.heard(JSON.parse(event.data)));
-    open.addEventListener("close", () => { this.line = null; for (const [, wait] of this.waiting) wait.fail(new Error("the server closed the line; try again")); this.waiting.clear(); });
+    open.addEventListener("close", () => { this.line = null; for (const [, wait] of this.waiting) wait.fail(new Error("the server closed the connection; try again")); this.waiting.clear(); });
     await new Promise((done, fail) => { open.addEventListener("open", done); open.addEventListener("error", () => fail(new Error("the model cannot be reached"))); });
     return open;
   }
@@ -42,7 +42,7 @@ class Live {
     else wait?.done(message.number === this.latest[wait.kind] && !message.skipped ? message.result : null);
   }
 
-  // Of wishes of one kind the latest counts; null for those it overtook.
+  // The answer to a question; null if a later question of the same kind came first.
   async wish(kind, wanted) {
     this.number += 1;
     const number = this.number;
@@ -82,7 +82,7 @@ function traceForm(live) {
   } }, input, el("button", {}, "Trace"), state);
 }
 
-// Another graph is another address: it can be kept, and nothing of the page before stays behind.
+// Each graph has an address of its own: it can be bookmarked, and nothing of the graph before is left on the page.
 function goTo(id) {
   const url = new URL(location.href);
   url.searchParams.set("graph", id);
@@ -100,7 +100,7 @@ async function openGraph(id, live, root) {
     bar.append(select);
   }
   if (live) bar.append(traceForm(live));
-  if (broken.length) bar.append(el("details", {}, el("summary", {}, `${broken.length} unreadable`), el("ul", {}, ...broken.map((g) => el("li", {}, g.problem.startsWith(g.name) ? g.problem : `${g.name}: ${g.problem}`)))));
+  if (broken.length) bar.append(el("details", {}, el("summary", {}, `${broken.length} cannot be read`), el("ul", {}, ...broken.map((g) => el("li", {}, g.problem.startsWith(g.name) ? g.problem : `${g.name}: ${g.problem}`)))));
   root.classList.add("tlc");
   if (!wanted) {
     root.replaceChildren(el("h1", {}, "No graph here yet"), el("p", {}, "tl-circuits trace \"The capital of France is\" makes one."), bar);
@@ -125,7 +125,7 @@ async function openGraph(id, live, root) {
   document.title = data.story.headline;
   const app = await render(root, data, host);
   window.tlc = app;
-  if (!app) return; // it has said why
+  if (!app) return; // the page then says why
   if (live && data.unlabelled) live.labels(wanted.id, (labels) => app.relabel(labels)).catch((error) => { app.live.textContent = error.message; });
 }
 

@@ -1,4 +1,4 @@
-// The story as SVG: tokens, boxes and targets with signed arrows. Each thing can have the focus.
+// The story as SVG: tokens, boxes and targets with signed arrows. Each of them can have the focus.
 import { clippedTo, makeRuler, plural, shape, signed, twoLines } from "./dom.js";
 import { chipText, layout } from "./layout.js";
 
@@ -58,7 +58,7 @@ function drawUnit(unit, place, state) {
   return group;
 }
 
-// Draws into `svg` and returns what moving about needs: the units in reading order and their elements.
+// Draws into `svg`. Returns what the keys need: the units in reading order and their elements.
 export function drawStory(svg, units, arrows, width, state) {
   const ruler = makeRuler(), { places, height } = layout(units, width, ruler);
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -85,7 +85,7 @@ export function drawStory(svg, units, arrows, width, state) {
     const p = places.get(a.key), q = places.get(b.key);
     return p.y - q.y || p.x - q.x;
   });
-  // Bring out what one unit has to do with, with its numbers; with a second unit, the arrow to it alone.
+  // Bring out one unit with its arrows and their numbers; if a second unit is given, only the arrow to it.
   function emphasise(key, to = null) {
     numbers.replaceChildren();
     const near = new Set(to === null ? [key] : [key, to]);

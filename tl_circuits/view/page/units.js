@@ -24,7 +24,7 @@ export function nodePlace(graph, i) {
   return kind === "embedding" ? `position ${graph.nodes.position[i]}` : `${where}, layer ${graph.nodes.layer[i]}`;
 }
 
-// As Python says it: “ France” and 1 more, layers 12–14. In the picture: “ France” +1, layers 12–14.
+// Where a box is, as Python writes it: “ France” and 1 more, layers 12–14. In the picture: “ France” +1, layers 12–14.
 export function boxPlace(graph, members, more = (n) => ` and ${n} more`) {
   const reach = new Map(), layers = members.map((i) => graph.nodes.layer[i]);
   for (const i of members) {
@@ -45,7 +45,7 @@ function boxUnit(graph, key, name, members, extra = {}) {
   };
 }
 
-// The boxes of this level, a person's groups before them, pinned features as boxes of their own.
+// The person's groups, then the boxes of this level, then pinned features as boxes of their own.
 function boxesOf(graph, level, notes) {
   const taken = new Set(), boxes = [];
   for (const [label, ...ids] of notes.groups) {
@@ -80,7 +80,7 @@ function opened(graph, box, notes) {
   return units;
 }
 
-// A target's probability; differences and directions have weight one and no probability.
+// A target's probability in words. Differences and directions have weight one, which is not a probability.
 export const chance = (weight) => (weight > 0 && weight < 1 ? percent(weight, weight >= 0.1 ? 0 : undefined) : "");
 
 export function makeUnits(graph, level, notes, expanded) {

@@ -1,4 +1,4 @@
-// From what Python wrote to a graph with fast look-ups.
+// Makes a graph with fast look-ups from what Python wrote.
 const KINDS = ["feature", "error", "embedding", "logit"];
 
 function bytes(base64) {
@@ -38,7 +38,7 @@ export async function unpackGraph(data) {
     if (kind === 1) return `L${nodes.layer[i]}/error@${nodes.position[i]}`;
     return kind === 2 ? `token@${nodes.position[i]}` : `logit:${logits++}`;
   });
-  // A link pushes a feature towards its activation on this prompt, or against it.
+  // 1 or -1: the sign of a link that pushes the feature in the direction of its activation on this prompt.
   const towards = nodes.kind.map((kind, i) => (kind === 0 && nodes.activation[i] < 0 ? -1 : 1));
   return {
     ...data, n, ids, source, target, weight, share, towards,

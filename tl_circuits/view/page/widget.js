@@ -1,4 +1,4 @@
-// The page in a notebook cell: selection and notes are the widget's traits.
+// The page in a notebook cell. Selection and notes are the widget's attributes.
 import { unpackJson } from "./unpack.js";
 import { render } from "./page.js";
 const FIELDS = ["groups", "pins", "names", "text"];
@@ -6,7 +6,8 @@ const FIELDS = ["groups", "pins", "names", "text"];
 async function renderWidget({ model, el: cell }) {
   const data = await unpackJson(model.get("_data"));
   const notes = () => Object.fromEntries(FIELDS.map((field) => [field, model.get(field)]));
-  let mine = false, hearing = false; // a change of ours comes back as an event; what Python chose is not told back
+  // A change made here comes back as an event, which is not news; and what Python chose must not be sent back to it.
+  let mine = false, hearing = false;
   const set = (changes) => {
     mine = true;
     for (const [field, value] of Object.entries(changes)) model.set(field, value);

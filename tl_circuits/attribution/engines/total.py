@@ -1,0 +1,236 @@
+"""Total effects: what every source does to the targets over all paths, from one backward sweep.
+
+A direct effect goes through attention and the residual stream alone. A total effect also goes through every later
+feature, each with the ratio of its activation to its pre-activation held (1 for ReLU, JumpReLU and TopK features, half
+the ratio to each factor for gated neurons). The local replacement model is linear in that sense, so one gradient gives
+the total effect of everything at once: activation times gradient under frozen rules, as in RelP (arXiv 2508.21258).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attribution.engines.autograd import AutogradEngine
+from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.sources import GATHERED_FLOATS, Sources
+from tl_circuits.attribution.targets import Targets
+from tl_circuits.dictionaries.base import LayerActive
+from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream
+
+
+def held_ratio(active: LayerActive) -> Float[Tensor, " n"]:
+    """Each feature's activation over its pre-activation, as it is held; 0 for silent features."""
+    return torch.where(active.activation == 0, 0.0, active.activation / torch.where(active.pre == 0, 1.0, active.pre))
+
+
+def total_effects(
+    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, target: Targets, feature: int | None, holds: Holds
+) -> Float[Tensor, " column"]:
+    """The total effect of every column of ``engine.sources`` on one target.
+
+    Args:
+        engine: the engine the graph is traced with.
+        model: the model it was made for.
+        recording: the prompt's run.
+        target: one target: a logit, or several combined by their weights (:func:`combined`), or a feature.
+        feature: the column of the feature that is the target; its own effect is its activation.
+        holds: how patterns and denominators are held.
+    """
+    if isinstance(engine, LinearEngine):
+        return _by_sweep(engine, recording, target, feature)
+    return _by_gradient(model, recording, engine.sources, target, feature, holds)
+
+
+def combined(targets: Targets, weights: Float[Tensor, " n"]) -> Targets:
+    """Targets of one layer and position as their weighted sum."""
+    vector = (weights[:, None] * targets.vector).sum(0, keepdim=True)
+    return Targets(targets.layer[:1], targets.position[:1], vector, (weights * targets.bias).sum()[None])
+
+
+def _blocks(active: LayerActive, d: int) -> list[slice]:
+    """Slices of the features whose vectors are gathered at once."""
+    step = max(1, GATHERED_FLOATS // d)
+    return [slice(start, start + step) for start in range(0, active.feature.numel(), step)]
+
+
+def _by_sweep(engine: LinearEngine, recording: Recording, target: Targets, feature: int | None) -> Float[Tensor, " column"]:
+    """From the last layer to the first with the maps of the linear engine, one gradient ``g[pos]``."""
+    sources = engine.sources
+    n_pos, n_layers = sources.n_pos, len(sources.layers)
+    out = sources.tokens.new_zeros(sources.width)
+    gradients = [source.active.activation.new_zeros(len(source.active.feature)) for source in sources.layers]
+    g = torch.zeros_like(sources.tokens)
+    depth = int(target.layer[0])
+    if depth == n_layers:
+        there = target.to(engine.devices[n_layers])
+        g = g.to(there.vector.device)
+        g[there.position] += engine.reads[n_layers].transpose(there.vector, there.position)[0]
+    for layer in range(min(depth, n_layers - 1), -1, -1):
+        source = sources.layers[layer]
+        device = source.constant.device
+        g, positions = g.to(device), torch.arange(n_pos, device=device)
+        at_site = g if source.norm is None else source.norm.transpose(g, positions)
+        if layer < depth:
+            _add_gradients(sources, layer, at_site, gradients)
+            if source.error is not None:
+                out[source.errors_at : source.errors_at + n_pos] = (at_site * source.error).sum(-1).to(out.device)
+        into = _at_inputs(sources, recording, layer, gradients[layer])
+        if layer == depth:
+            here = target.to(device)
+            into = torch.zeros_like(g) if into is None else into
+            into[here.position] += here.vector
+        if source.skip is not None:
+            through = at_site @ source.skip
+            through[list(sources.skipped)] = 0.0  # there the whole output is a constant
+            into = through if into is None else into + through
+        below = g if into is None else engine.reads[layer].transpose(into, positions)[0]
+        g = _before_attention(engine, layer, g, None if into is None else below)
+    out[:n_pos] = (g.to(sources.home) * sources.tokens).sum(-1)
+    return _with_features(sources, out, gradients, feature)
+
+
+def _before_attention(
+    engine: LinearEngine, layer: int, g: Float[Tensor, "pos d_model"], from_mlp: Float[Tensor, "pos d_model"] | None
+) -> Float[Tensor, "pos d_model"]:
+    """The gradient at the stream that enters a block. A parallel block's MLP reads what its attention reads."""
+    if from_mlp is not None and not engine.parallel:
+        g = g + from_mlp
+    attention, after = engine.attention[layer], g[:, None].clone()
+    mixed, _ = attention.mix_back(g[:, None], g.new_zeros(0, len(g)), 0)
+    attention.add_to_stream(mixed, after)
+    return after[:, 0] + from_mlp if from_mlp is not None and engine.parallel else after[:, 0]
+
+
+def _add_gradients(sources: Sources, layer: int, at_site: Float[Tensor, "pos d_out"], gradients: list[Tensor]) -> None:
+    """Add what one unit of each feature does by writing to this layer's output."""
+    dictionary = sources.dictionary
+    for writer in dictionary.writers(layer) if layer in dictionary.layers else ():
+        active = sources.layers[writer].active.to(at_site.device)
+        for part in _blocks(active, at_site.shape[1]):
+            rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
+            gradients[writer][part] += (at_site[active.position[part]] * rows).sum(-1).to(gradients[writer].device)
+
+
+def _at_inputs(
+    sources: Sources, recording: Recording, layer: int, gradient: Float[Tensor, " n"]
+) -> Float[Tensor, "pos d_in"] | None:
+    """The gradient at the dictionary's input from that at its features; None where the layer has none."""
+    dictionary, active = sources.dictionary, sources.layers[layer].active
+    if layer not in dictionary.layers:
+        return None
+    x = recording.sites[dictionary.input_hook(layer)].float()
+    into, share = torch.zeros_like(x), gradient * held_ratio(active)
+    for part in _blocks(active, x.shape[1]):
+        position = active.position[part]
+        vectors, _ = dictionary.read_vectors(layer, active.feature[part], x[position])
+        into.index_add_(0, position, vectors * share[part, None])
+    return into
+
+
+def _with_features(
+    sources: Sources, out: Float[Tensor, " column"], gradients: list[Tensor], feature: int | None
+) -> Float[Tensor, " column"]:
+    """``out`` with the features' effects filled in: what of their activation counts, times the gradient."""
+    for source, gradient in zip(sources.layers, gradients, strict=True):
+        out[source.features_at : source.errors_at] = (source.active.counted * gradient).to(out.device)
+        if feature is not None and source.features_at <= feature < source.errors_at:
+            out[feature] = source.active.counted[feature - source.features_at].to(out.device)
+    return out
+
+
+def _by_gradient(
+    model: Any, recording: Recording, sources: Sources, target: Targets, feature: int | None, holds: Holds
+) -> Float[Tensor, " column"]:
+    """The same by automatic differentiation: a run in which features are computed anew with their ratios held."""
+    run = _FeatureRun(sources, recording)
+    seen = differentiable_run(model, recording.tokens, holds, recording.held, run.replaced, run.wanted(model))
+    return run.effects(model, seen, target, feature)
+
+
+class _FeatureRun:
+    """A differentiable run whose MLP outputs are leaves plus what the features, computed anew, add beyond their values.
+
+    The leaves' gradients are then total: they flow through every later feature.
+    """
+
+    def __init__(self, sources: Sources, recording: Recording):
+        self._sources, dictionary = sources, sources.dictionary
+        self._written: dict[int, Tensor] = {}  # the features of a layer, as far as the run has come
+        self._skips: dict[int, Tensor] = {}
+        with torch.inference_mode(False):
+            self._tokens = recording.resid_pre[0][None].clone().requires_grad_()
+            self._leaves = {layer: self._output(recording, layer)[None].clone().requires_grad_() for layer in range(len(sources.layers))}
+            self._reading = {layer: self._vectors(recording, layer) for layer in sources.dictionary_layers}
+        self.replaced = [("blocks.0.hook_resid_pre", lambda tensor: self._tokens)]
+        for layer in range(len(sources.layers)):
+            if layer in dictionary.layers:
+                self.replaced.append((dictionary.input_hook(layer), lambda x, layer=layer: self._encode(layer, x)))
+            self.replaced.append((self._site(layer), lambda out, layer=layer: self._write(layer, out)))
+
+    def _site(self, layer: int) -> str:
+        dictionary = self._sources.dictionary
+        return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
+
+    def _output(self, recording: Recording, layer: int) -> Tensor:
+        return recording.sites[self._site(layer)] if layer in self._sources.dictionary.layers else recording.mlp_out[layer]
+
+    def _vectors(self, recording: Recording, layer: int) -> Float[Tensor, "n d_in"]:
+        """What each feature reads, times its held ratio."""
+        active, dictionary = self._sources.layers[layer].active, self._sources.dictionary
+        x = recording.sites[dictionary.input_hook(layer)].float()
+        vectors, _ = dictionary.read_vectors(layer, active.feature, x[active.position])
+        return (vectors * held_ratio(active)[:, None]).clone()
+
+    def _encode(self, layer: int, x: Tensor) -> Tensor:
+        active, skip = self._sources.layers[layer].active, self._sources.layers[layer].skip
+        self._written[layer] = (x[0].float()[active.position] * self._reading[layer]).sum(-1)
+        if skip is not None:
+            keep = torch.ones(self._sources.n_pos, 1, device=skip.device)
+            keep[list(self._sources.skipped)] = 0.0
+            self._skips[layer] = x[0].to(skip.device).float() @ skip.clone().T * keep
+        return x
+
+    def _write(self, layer: int, out: Tensor) -> Tensor:
+        """The leaf, with a way for gradients through the features that write here and through the skip connection."""
+        leaf, dictionary = self._leaves[layer], self._sources.dictionary
+        if layer not in dictionary.layers:
+            return leaf
+        through = torch.zeros_like(leaf[0], dtype=torch.float32)
+        for writer in dictionary.writers(layer):
+            active = self._sources.layers[writer].active.to(through.device)
+            rows = dictionary.decoder_vectors(writer, active.feature, layer).clone()
+            through = through.index_add(0, active.position.clone(), rows * self._written[writer].to(through.device)[:, None])
+        if layer in self._skips:
+            through = through + self._skips[layer]
+        return leaf + (through - through.detach())[None].to(out.dtype)
+
+    def wanted(self, model: Any) -> list[str]:
+        """Hooks whose tensors targets read."""
+        dictionary = self._sources.dictionary
+        return [*(dictionary.input_hook(layer) for layer in dictionary.layers), final_hook(model)]
+
+    def effects(self, model: Any, seen: dict[str, Tensor], target: Targets, feature: int | None) -> Float[Tensor, " column"]:
+        """The total effect of every column on the target, from the leaves' gradients."""
+        sources, dictionary = self._sources, self._sources.dictionary
+        layer, position = int(target.layer[0]), int(target.position[0])
+        with torch.inference_mode(False), torch.enable_grad():
+            last = layer == len(sources.layers)
+            x = final_stream(model, seen[final_hook(model)]) if last else seen[dictionary.input_hook(layer)]
+            scalar = (x[position].float() * target.vector[0].clone().to(x.device)).sum()
+            leaves = [self._tokens, *self._leaves.values()]
+            grads = torch.autograd.grad(scalar, leaves, allow_unused=True)
+        tokens, *at_sites = (None if grad is None else grad[0].float() for grad in grads)
+        out = sources.tokens.new_zeros(sources.width)
+        if tokens is not None:
+            out[: sources.n_pos] = (tokens * sources.tokens).sum(-1)
+        gradients = [source.active.activation.new_zeros(len(source.active.feature)) for source in sources.layers]
+        for at, grad in enumerate(at_sites):
+            source = sources.layers[at]
+            if grad is None or at >= layer:
+                continue
+            _add_gradients(sources, at, grad, gradients)
+            if source.error is not None:
+                out[source.errors_at : source.errors_at + sources.n_pos] = (grad * source.error).sum(-1).to(out.device)
+        return _with_features(sources, out, gradients, feature)

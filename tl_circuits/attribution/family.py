@@ -1,0 +1,98 @@
+"""Other prompts that a prompt is compared with, and which of their positions belong to which of its own."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tl_circuits.errors import BaselineError
+from tl_circuits.graph.slots import find_slots
+from tl_circuits.hooks import ReadPrompt, is_whole, token_text
+
+
+@dataclass(frozen=True)
+class Member:
+    """One prompt of a family.
+
+    ``places[p]`` is the position of the explained prompt that position ``p`` is compared with, -1 for none.
+    ``skipped``: positions without features and error nodes.
+    """
+
+    token_ids: tuple[int, ...]
+    places: tuple[int, ...]
+    skipped: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The prompts that a contrast graph is measured against."""
+
+    members: tuple[Member, ...]
+
+
+def as_prompts(given: Any) -> list[Any]:
+    """One prompt or several as a list of prompts: texts, token ids (a list or a tensor), or graphs."""
+    if isinstance(given, str) or hasattr(given, "prompt_tokens") or getattr(given, "ndim", 0) == 1:
+        return [given]
+    found = list(given) if isinstance(given, Iterable) else [given]
+    return [found] if found and all(is_whole(item) for item in found) else found
+
+
+def find_family(
+    model: Any, own: ReadPrompt, given: Any, align: Any, read: Callable[[Any], ReadPrompt], same_skips: bool
+) -> Family:
+    """The baseline's prompts, each position told where it belongs.
+
+    Args:
+        model: for the text of messages.
+        own: the prompt to explain.
+        given: one other prompt, or several.
+        align: None (prompts of one length), ``"end"``, or one ``{position: slot}`` a prompt, the explained one's first.
+        read: tokenises a prompt as the explained one was.
+        same_skips: the positions left out were chosen by hand, so those aligned with them are left out too.
+
+    Raises BaselineError for no prompt at all, for the prompt itself as the only one, for other lengths without
+    ``align``, and for slots that do not fit.
+    """
+    prompts = as_prompts(given)
+    if not prompts:
+        raise BaselineError("baseline is an empty list; give at least one other prompt, or leave it out.")
+    reads = [read(prompt) for prompt in prompts]
+    ids = [tuple(r.tokens.tolist()) for r in (own, *reads)]
+    names = [repr("".join(token_text(model, i) for i in one)) for one in ids]
+    if all(one == ids[0] for one in ids):
+        raise BaselineError(
+            f"the baseline {names[1]} is the prompt itself, so all differences are zero. Give prompts that have another answer."
+        )
+    if align is None:
+        _require_one_length(ids, names)
+    try:
+        slots = find_slots("end" if align is None else align, [len(one) for one in ids], ["the prompt", *names[1:]])
+    except ValueError as error:
+        raise BaselineError(str(error)) from error
+    slot_of = [of.tolist() for of in slots.of]
+    if same_skips:
+        left_out = {slot_of[0][position] for position in own.skipped}
+        reads = [ReadPrompt(r.tokens, tuple(p for p, s in enumerate(of) if s in left_out)) for r, of in zip(reads, slot_of[1:], strict=True)]
+    members = (Member(i, _places(own, slot_of[0], r, of), r.skipped) for i, r, of in zip(ids[1:], reads, slot_of[1:], strict=True))
+    return Family(tuple(members))
+
+
+def _require_one_length(ids: list[tuple[int, ...]], names: list[str]) -> None:
+    other = next((i for i, one in enumerate(ids) if len(one) != len(ids[0])), None)
+    if other is not None:
+        raise BaselineError(
+            f"the baseline {names[other]} has {len(ids[other])} tokens and the prompt has {len(ids[0])}. Give prompts of one "
+            'length; or align="end", which counts positions from the end; or align=[{position: slot}, ...], the prompt\'s first.'
+        )
+
+
+def _places(own: ReadPrompt, own_slots: list[int], other: ReadPrompt, slots: list[int]) -> tuple[int, ...]:
+    """Where each position of another prompt lies in the explained one.
+
+    First positions that are left out go with each other wherever they stand: a beginning-of-sequence token is no context.
+    """
+    at = {slot: position for position, slot in enumerate(own_slots) if slot >= 0 and position not in own.skipped}
+    places = [at.get(slot, -1) if position not in other.skipped else -1 for position, slot in enumerate(slots)]
+    for ours, theirs in zip(own.skipped, other.skipped, strict=False):
+        places[theirs] = ours
+    return tuple(places)

@@ -1,0 +1,340 @@
+"""How much of an answer a circuit carries, measured over a family of prompts on the model itself.
+
+Faithfulness F and completeness C after Marks et al. 2025 ("Sparse feature circuits", section 3) and the areas of the MIB
+benchmark (Mueller et al. 2025): everything outside a set of nodes takes the value it has on average over the family (or on
+a counterfactual prompt, or zero), nothing is frozen, and a metric of the logits is read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.attribution.targets import token_id
+from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.errors import ArgumentError, BaselineError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind, parse_node_id
+from tl_circuits.hooks import Replacement, read_prompt, shown, token_text
+from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, nothing, values_of
+from tl_circuits.support.checked import checked
+from tl_circuits.support.figures import Picture, figure_class, save_figure
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of all nodes, as MIB takes them
+STEPS = 5  # of integrated gradients
+
+
+@dataclass(frozen=True)
+class CircuitQuality:
+    """F and C of circuits of growing size, beside other ways of choosing as many nodes.
+
+    Attributes:
+        curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given), how many a prompt,
+            and how much of the metric they carry. F: only the circuit is the prompt's own; C: all but the circuit is. F = 1
+            and C = 0 is the whole answer.
+        metric: the metric's mean over the family on the model as it is, and with no node kept.
+        n_nodes: how many nodes a prompt has in all.
+        ablate: what replaced nodes outside the circuit.
+    """
+
+    curve: pd.DataFrame = field(repr=False)
+    metric: tuple[float, float]
+    n_nodes: int
+    ablate: str
+
+    def areas(self) -> pd.DataFrame:
+        """A frame ``chosen CPR CMD C``, areas over the share of nodes kept from 0 to 1 (MIB benchmark).
+
+        ``CPR``: under F; larger is better. ``CMD``: between F and 1; smaller is better. ``C``: under C; smaller is better.
+        """
+        rows = []
+        for chosen, part in self.curve.groupby("chosen", sort=False):
+            x = torch.tensor(part.nodes.to_numpy(), dtype=torch.float64) / max(1, self.n_nodes)
+            f, c = (torch.tensor(part[name].to_numpy(), dtype=torch.float64) for name in ("F", "C"))
+            rows.append((chosen, *(float(torch.trapezoid(y, x)) for y in (f, (1 - f).abs(), c))))
+        return pd.DataFrame(rows, columns=["chosen", "CPR", "CMD", "C"])
+
+    def at(self, nodes: int) -> tuple[float, float]:
+        """F and C of the given circuits at one of the sizes measured."""
+        own = self.curve[(self.curve.chosen == "circuit") & (self.curve.nodes == nodes)]
+        if own.empty:
+            raise KeyError(f"{nodes} nodes were not measured; sizes are {sorted(set(self.curve.nodes))}.")
+        return float(own.F.iloc[0]), float(own.C.iloc[0])
+
+    def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
+        """Draw F and C against the number of nodes, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        figure = figure_class()(figsize=(8, 3.5), layout="constrained")
+        titles = {"F": "only the circuit is the prompt's own (1 is the whole answer)", "C": "all but the circuit (0 is the whole answer)"}
+        for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+            for chosen, part in self.curve[self.curve.nodes > 0].groupby("chosen", sort=False):
+                axis.plot(part.nodes, part[name], marker="o", markersize=3, label=chosen)
+            axis.set(xscale="log", xlabel="nodes a prompt", title=title)
+            axis.title.set_size(9)
+        axis.legend(fontsize=8)
+        return save_figure(figure, None if path is None else Path(path), overwrite)
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        title = f"metric {self.metric[0]:.2f}, {self.metric[1]:.2f} with every node replaced ({self.ablate}); {self.n_nodes} nodes"
+        table = Table("chosen by", "nodes", "F", "C", title=title, box=None)
+        for row in self.curve.itertuples():
+            table.add_row(row.chosen, str(row.nodes), f"{row.F:.2f}", f"{row.C:.2f}")
+        return table
+
+    def _repr_html_(self) -> str:
+        return self.curve.to_html(index=False, float_format="{:.3f}".format)
+
+
+@checked
+def circuit_quality(
+    replacement: Replacement,
+    circuits: Any,
+    prompts: Sequence[Any],
+    answers: Sequence[Any] | None = None,
+    *,
+    counterfactuals: Sequence[Any] | None = None,
+    metric: Callable[..., Any] | None = None,
+    ablate: Literal["mean", "counterfactual", "zero"] = "mean",
+    sizes: Sequence[int] | None = None,
+    random_sets: int = 3,
+    others: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+) -> CircuitQuality:
+    """Measure how much of an answer circuits carry over a family of prompts: F and C against their size.
+
+    For each size, everything outside the circuit is replaced in the running model, and the metric is read:
+    ``F = (m(circuit) - m(nothing)) / (m(all) - m(nothing))``, and C the same with all but the circuit (Marks et al. 2025).
+    F is exactly 0 with no node and exactly 1 with all.
+
+    Args:
+        replacement: the model with a dictionary attached.
+        circuits: nodes by importance, the most important first. A graph or a list of node ids for all prompts alike,
+            or one of these for each prompt. A graph's nodes are ordered by what it chose them by: total effect or influence.
+        prompts: the family, all of the same number of tokens.
+        answers: each prompt's answer, one token. The metric is then the answer's logit minus the mean logit of the others'.
+        counterfactuals: one prompt for each of ``prompts``, of the same length, for ``ablate="counterfactual"``.
+        metric: instead of ``answers``: makes one number a prompt of the logits after the last token, ``[prompt, d_vocab]``.
+        ablate: what nodes outside the circuit are set to: their mean over the family at each position, their value on the
+            counterfactual prompt, or zero.
+        sizes: numbers of nodes a prompt; None for MIB's shares of all nodes.
+        random_sets: how many sets of random nodes of the same layers and positions to compare with.
+        others: whether to compare with activation times gradient and with integrated gradients, nothing frozen.
+        seed: for the random sets.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        BaselineError: for an empty family, prompts of different lengths, answers that are the same for all.
+        TargetError: for an answer that is not one token.
+        ArgumentError: for numbers of circuits, answers or counterfactuals that do not fit, or no metric.
+        BelongingError: for a graph of another model or dictionary.
+
+    Example:
+        >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
+        >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=60) for text in family]
+        >>> found = tlc.circuit_quality(replacement, graphs, family, ["Austin", "Sacramento"], sizes=[0, 20], others=False)
+        >>> [round(x, 1) for x in found.at(0)]
+        [0.0, 1.0]
+    """
+    replacement.require_attached()
+    tokens, always = _family(replacement, prompts, "prompts")
+    score = _metric(replacement, answers, metric, tokens)
+    values = values_of(replacement, tokens)
+    runs = Runs(replacement, tokens, score, _others(replacement, values, ablate, counterfactuals, tokens), always)
+    every = _everything(values, always)
+    nodes = [_nodes(replacement, one) for one in _one_each(circuits, len(tokens))]
+    whole, none = runs.measure(nothing(values).others()), runs.measure(nothing(values))
+    span = float((whole - none).mean())
+    if abs(span) < 1e-6 * max(1.0, float(whole.abs().max())):
+        raise BaselineError("the metric is the same with every node replaced, so there is nothing for a circuit to carry. Take prompts with other answers.")
+    asked = _sizes(sizes, len(every), max(map(len, nodes)))
+    rankings: dict[str, list[Nodes]] = {"circuit": nodes}
+    if others:
+        rankings |= _by_gradients(runs, values, every)
+    rows = []
+    with tqdm(total=len(asked) * (len(rankings) + random_sets), desc="circuits", unit="size", disable=not progress) as bar:
+        for name, ranked in rankings.items():
+            for size in asked:
+                rows.append((name, size, *_shares(runs, circuit(values, [one[:size] for one in ranked]), none, span)))
+                bar.update()
+        rows += _random(runs, values, nodes, asked, random_sets, seed, none, span, bar)
+    rows += [(name, len(every), 1.0, 0.0) for name in dict.fromkeys(row[0] for row in rows)]
+    curve = pd.DataFrame(rows, columns=["chosen", "nodes", "F", "C"]).drop_duplicates(["chosen", "nodes"])
+    order = {name: i for i, name in enumerate(dict.fromkeys(curve.chosen))}
+    curve = curve.sort_values(["chosen", "nodes"], key=lambda c: c.map(order) if c.name == "chosen" else c, ignore_index=True)
+    return CircuitQuality(curve, (float(whole.mean()), float(none.mean())), len(every), ablate)
+
+
+def _family(replacement: Replacement, prompts: Sequence[Any], what: str) -> tuple[Int[Tensor, "prompt pos"], tuple[int, ...]]:
+    """Token ids of all prompts, and the positions that the dictionary leaves out in all of them."""
+    if not len(prompts):
+        raise BaselineError(f"{what} is empty; give at least two prompts.")
+    reads = [read_prompt(replacement.model, replacement.dictionary, prompt) for prompt in prompts]
+    for prompt, read in zip(prompts, reads, strict=True):
+        if len(read.tokens) != len(reads[0].tokens):
+            raise BaselineError(
+                f"{what} must have the same number of tokens: {shown(prompts[0])} has {len(reads[0].tokens)}, {shown(prompt)} has {len(read.tokens)}."
+            )
+    always = set(reads[0].skipped).intersection(*(read.skipped for read in reads))
+    return torch.stack([read.tokens for read in reads]), tuple(sorted(always))
+
+
+def _metric(replacement: Replacement, answers: Any, metric: Any, tokens: Int[Tensor, "prompt pos"]) -> Metric:
+    n = len(tokens)
+    if metric is not None:
+        return lambda logits: _checked_metric(metric, logits)
+    if answers is None:
+        raise ArgumentError("circuit_quality needs answers=[...], one token a prompt, or metric=, a function of the logits.")
+    if len(answers) != n:
+        raise ArgumentError(f"there are {n} prompts and {len(answers)} answers; give one for each prompt.")
+    ids = torch.tensor([token_id(replacement.model, answer) for answer in answers], device=tokens.device)
+    if len(ids.unique()) < 2:
+        raise BaselineError(f"all prompts have the answer {token_text(replacement.model, int(ids[0]))!r}; the metric compares an answer with the others'.")
+
+    def score(logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+        of_answers = logits[:, ids.to(logits.device)]
+        other = (ids[:, None] != ids[None]).to(logits.device).float()
+        own = of_answers.diagonal()
+        return own - (of_answers * other).sum(1) / other.sum(1)
+
+    return score
+
+
+def _checked_metric(metric: Any, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+    made = metric(logits)
+    if not isinstance(made, Tensor) or made.shape != (len(logits),):
+        raise ArgumentError(f"metric must make one number a prompt of the logits [{len(logits)}, {logits.shape[1]}], got {shown(made)}.")
+    return made
+
+
+def _others(replacement: Replacement, values: Values, ablate: str, counterfactuals: Any, tokens: Int[Tensor, "prompt pos"]) -> Values:
+    if (counterfactuals is not None) != (ablate == "counterfactual"):
+        raise ArgumentError('counterfactuals=[...] and ablate="counterfactual" go together; give both or neither.')
+    if ablate == "mean":
+        return values.mean()
+    if ablate == "zero":
+        return values.zero()
+    other, _ = _family(replacement, counterfactuals, "counterfactuals")
+    if other.shape != tokens.shape:
+        raise BaselineError(f"counterfactuals must be one of the same length for each prompt: they are {list(other.shape)}, the prompts {list(tokens.shape)}.")
+    return values_of(replacement, other)
+
+
+def _everything(values: Values, always: tuple[int, ...]) -> Int[Tensor, "n 3"]:
+    """Every place that a circuit can have: layer, position, feature; features silent on all prompts left out."""
+    found = []
+    for layer, acts in values.acts.items():
+        on = (acts != 0).any(0)
+        on[list(always)] = False
+        place = on.nonzero()
+        found.append(torch.cat([torch.full((len(place), 1), layer), place.cpu()], 1))
+        if layer in values.errors:
+            rest = [p for p in range(acts.shape[1]) if p not in always]
+            found.append(torch.tensor([[layer, p, -1] for p in rest]).reshape(-1, 3))
+    return torch.cat(found)
+
+
+def _one_each(circuits: Any, n: int) -> list[Any]:
+    """One circuit a prompt: those given, or the single one given for each."""
+    single = isinstance(circuits, AttributionGraph) or (len(circuits) > 0 and isinstance(circuits[0], str))
+    found = [circuits] * n if single else list(circuits)
+    if len(found) != n:
+        raise ArgumentError(f"there are {n} prompts and {len(found)} circuits; give one for each prompt, or a single one for all.")
+    return found
+
+
+def _nodes(replacement: Replacement, given: Any) -> Nodes:
+    """A circuit's features and errors as places, the most important first."""
+    if isinstance(given, AttributionGraph):
+        require_belonging(replacement, given)
+        by_total = given.info.select == "total_effect" and given._nodes.total_effect is not None
+        size = given._nodes.total_effect.abs() if by_total else given.influence
+        given = [given.node_ids[i] for i in torch.argsort(size, descending=True, stable=True).tolist()]
+    places = [_place(replacement, name) for name in given]
+    return [place for place in places if place is not None]
+
+
+def _place(replacement: Replacement, name: Any) -> tuple[int, int, int] | None:
+    place = parse_node_id(name) if isinstance(name, str) else None
+    if place is None:
+        raise ArgumentError(f"{shown(name)} is no node id; a circuit is a graph or a list of ids such as 'L14/F2268@9' or 'L3/error@2'.")
+    if place.kind not in (Kind.FEATURE, Kind.ERROR) or place.layer not in replacement.dictionary.layers:
+        return None
+    return place.layer, place.position, place.feature
+
+
+def _sizes(asked: Sequence[int] | None, n_every: int, most: int) -> list[int]:
+    sizes = [0, *(max(1, round(share * n_every)) for share in SHARES)] if asked is None else list(asked)
+    if any(size < 0 for size in sizes):
+        raise ArgumentError(f"sizes are numbers of nodes, 0 or more; got {min(sizes)}.")
+    return sorted({size for size in sizes if size <= most})
+
+
+def _shares(runs: Runs, kept: Kept, none: Float[Tensor, " prompt"], span: float) -> tuple[float, float]:
+    """F and C of one circuit."""
+    return tuple(float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+
+
+def _by_gradients(runs: Runs, values: Values, every: Int[Tensor, "n 3"]) -> dict[str, list[Nodes]]:
+    """Rankings by (activation - other) times gradient, at the prompt and integrated over the way of the embeddings."""
+    once = runs.gradients()
+    along = [runs.gradients((step + 0.5) / STEPS) for step in range(STEPS)]
+    integrated = {at: sum(grads[at] for grads in along) / STEPS for at in once}
+    return {
+        "activation x gradient": _ranked(runs, values, every, once),
+        "integrated gradients": _ranked(runs, values, every, integrated),
+    }
+
+
+def _ranked(runs: Runs, values: Values, every: Int[Tensor, "n 3"], grads: dict[int, Tensor]) -> list[Nodes]:
+    scores = torch.zeros(len(runs.tokens), len(every))
+    for layer in values.acts:
+        moved = (values.acts[layer] - runs.others.acts[layer]) * grads[layer]
+        here = (every[:, 0] == layer) & (every[:, 2] >= 0)
+        scores[:, here] = moved[:, every[here, 1], every[here, 2]].abs().cpu()
+        if layer in values.errors:
+            moved = ((values.errors[layer] - runs.others.errors[layer]) * grads[-1 - layer]).sum(-1)
+            here = (every[:, 0] == layer) & (every[:, 2] < 0)
+            scores[:, here] = moved[:, every[here, 1]].abs().cpu()
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return [every[row].tolist() for row in order]
+
+
+def _random(
+    runs: Runs, values: Values, nodes: list[Nodes], sizes: list[int], count: int, seed: int,
+    none: Float[Tensor, " prompt"], span: float, bar: Any,
+) -> list[tuple[str, int, float, float]]:
+    """Mean F and C of random features at the same layers and positions as the circuits'."""
+    if not count:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    found = {size: [] for size in sizes}
+    for _ in range(count):
+        swapped = [_swapped(values, prompt, one, generator) for prompt, one in enumerate(nodes)]
+        for size in sizes:
+            found[size].append(_shares(runs, circuit(values, [one[:size] for one in swapped]), none, span))
+            bar.update()
+    return [("random", size, *(sum(column) / count for column in zip(*shares, strict=True))) for size, shares in found.items()]
+
+
+def _swapped(values: Values, prompt: int, nodes: Nodes, generator: torch.Generator) -> Nodes:
+    """As many random active features at each layer and position; errors stay."""
+    waiting: dict[tuple[int, int], list[int]] = {}
+    made = []
+    for layer, position, feature in nodes:
+        if feature < 0:
+            made.append((layer, position, feature))
+            continue
+        if (layer, position) not in waiting:
+            on = values.acts[layer][:, position].ne(0).any(0).nonzero()[:, 0].cpu()
+            waiting[layer, position] = on[torch.randperm(len(on), generator=generator)].tolist()
+        pool = waiting[layer, position]
+        made.append((layer, position, pool.pop() if pool else feature))
+    return made
