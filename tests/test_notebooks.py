@@ -1,7 +1,8 @@
-"""The notebooks run as they are, in a kernel of their own, and still say what their committed outputs say."""
+"""The notebooks run as they are, in a kernel, and still say what their committed outputs say."""
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.notebook_outputs import difference, shown
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
+KernelManager = pytest.importorskip("jupyter_client").KernelManager
 
 FOLDER = Path(__file__).parent.parent / "docs" / "notebooks"
 NAMES = ("quickstart", "two_hop", "interventions", "multilingual", "addition", "attention")
@@ -23,21 +25,55 @@ def read(name):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One process for all notebooks: importing torch and TransformerLens takes longer than most of them."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # the offline way
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+def run(notebook, kernel):
+    client = nbclient.NotebookClient(notebook, km=kernel, timeout=600)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
+
+
+def as_new(folder):
+    """A cell after which the kernel knows no name, works in ``folder`` and computes gradients, as one just started."""
+    return f"""
+import os, sys
+if "torch" in sys.modules:
+    sys.modules["torch"].set_grad_enabled(True)
+os.chdir({str(folder)!r})
+get_ipython().reset(new_session=True)
+"""
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_notebook_runs_and_says_what_is_committed(name, tmp_path, monkeypatch):
+def test_the_notebook_runs_and_says_what_is_committed(name, kernel, tmp_path):
     if name in ON_SMOLLM2:
         from tl_circuits.models import PACKAGED
 
         model = PACKAGED["smollm2-135m"]
         need(model.installed or model.folder.is_dir(), model.command)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the offline way
     committed, fresh = read(name), read(name)
-    nbclient.NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    run(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(as_new(tmp_path))]), kernel)
+    run(fresh, kernel)
     for number, (old, new) in enumerate(zip(committed.cells, fresh.cells, strict=True)):
         if old.cell_type == "code":
             differs = difference(shown(old), shown(new))
             assert differs is None, f"cell {number} of {name}.ipynb: {differs}. Is the notebook to be run and committed again?"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_finds_no_name_that_another_left(kernel, tmp_path):
+    cells = [[as_new(tmp_path), "left = 1"], [as_new(tmp_path), "assert 'left' not in globals()"]]
+    for sources in cells:
+        run(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources]), kernel)
 
 
 @pytest.mark.parametrize("name", NAMES)

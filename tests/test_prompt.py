@@ -332,7 +332,8 @@ def test_what_runs_the_prompt_again_leaves_out_the_same_positions(no_bos, tmp_pa
         assert not places & set(skip)
         curve = tlc.circuit_curve(replacement, graph, lambda logits: logits[7], thresholds=[1.0], random_sets=1)
         assert curve.kept[0] == pytest.approx(1, abs=0.02), "features at positions left out stay as they are"
-        assert all(tlc.box_ablations(replacement, graph))
+        boxes = tlc.box_ablations(replacement, graph)
+        assert boxes and all(box["freeze"] == "attention" and box["measured"] != 0 for box in boxes)
 
 
 def test_skip_connections_at_positions_left_out_stay_constant_when_held(no_bos):

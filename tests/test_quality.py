@@ -1,6 +1,7 @@
 """How well a dictionary stands in for the MLPs, and what is said when it does not."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -63,15 +64,16 @@ def test_the_numbers_are_those_of_their_definitions():
 def test_the_wrong_hook_is_named_with_the_right_one():
     texts = [prompt(20, seed=s) for s in (90, 91, 92)]
     model = tiny_bridge("gpt2")
-    right = linear_stand_in(model, 1, "mlp.hook_in", "hook_mlp_out", samples=1500)
-    with tlc.attach(model, {1: right}) as replacement:
+    right = linear_stand_in(model, 0, "mlp.hook_in", "hook_mlp_out", samples=1500)
+    with tlc.attach(model, {0: right}) as replacement:
         quality = tlc.dictionary_quality(replacement, texts)
         assert quality.explained_variance[0] > 0.8 and tlc.hook_hint(replacement, quality, texts[0]) is None
-    with tlc.attach(model, {1: replace(right, input_hook="hook_resid_mid")}) as replacement:
+    with tlc.attach(model, {0: replace(right, input_hook="hook_resid_mid")}) as replacement:
         worse = tlc.dictionary_quality(replacement, texts)
         assert worse.explained_variance[0] < quality.explained_variance[0] - 0.5
-        hint = tlc.hook_hint(replacement, worse.assign(explained_variance=-0.1), texts[0])
-    assert "input_hook='mlp.hook_in', output_hook='hook_mlp_out'" in hint
+        hint = tlc.hook_hint(replacement, worse, texts[0])
+    assert "(now hook_resid_mid to hook_mlp_out): load it with input_hook='mlp.hook_in', output_hook='hook_mlp_out'" in hint
+    assert float(re.search(r"would explain (\d+)%", hint)[1]) == pytest.approx(100 * quality.explained_variance[0], abs=10)  # of one text
     model = tiny_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
         quality = tlc.dictionary_quality(replacement, texts)

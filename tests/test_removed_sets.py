@@ -56,7 +56,9 @@ def test_what_removing_a_set_does_is_predicted_to_rounding_where_mlps_are_linear
 def test_a_set_that_is_scaled_scales_what_reaches_its_members_from_within(linear, factor):
     replacement, graph = linear
     sets = [[graph.node_ids[i] for i in members] for members in some_sets(graph)]
-    for one in measure_boxes(replacement, graph, sets, factor):
+    measured = measure_boxes(replacement, graph, sets, factor)
+    assert len(measured) == len(sets)
+    for one in measured:
         assert one["predicted"] == pytest.approx(one["measured"], rel=1e-3, abs=2e-4)
 
 

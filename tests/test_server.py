@@ -19,6 +19,7 @@ from tests.tiny import prompt, tiny_bridge
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 psutil = pytest.importorskip("psutil")
+from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
 from tl_circuits.view.folder import GraphFolder  # noqa: E402
@@ -90,9 +91,9 @@ def test_only_the_token_this_host_and_this_site_are_let_in(served):
     for headers in ({"Host": "localhost:8888"}, {"x-forwarded-host": "localhost:8888"}):
         assert ask(url, "graphs", Origin="http://localhost:8888", **headers)[0] == 200
     assert b'="/' not in ask(url, "")[1] and b"://" not in ask(url, "page.js")[1].replace(b"http://www.w3.org", b"")
-    with pytest.raises(Exception, match="403"), connect(url.replace("http", "ws") + "/live?token=wrong"):
+    with pytest.raises(InvalidStatus, match="403"), connect(url.replace("http", "ws") + "/live?token=wrong"):
         pass
-    with pytest.raises(Exception, match="403"), connect(url.replace("http", "ws") + f"/live?token={TOKEN}", origin="http://evil.example"):
+    with pytest.raises(InvalidStatus, match="403"), connect(url.replace("http", "ws") + f"/live?token={TOKEN}", origin="http://evil.example"):
         pass
 
 

@@ -86,7 +86,7 @@ def test_a_persons_groups_and_pins_are_kept_as_they_are(graph):
 
 def test_boxes_are_named_by_labels_and_never_alike(graph):
     unlabelled = graph.supernodes().groups
-    assert all(label.startswith("at “") for label, _ in unlabelled)
+    assert unlabelled and all(label.startswith("at “") for label, _ in unlabelled)
     same = {i: Label("a city", origin="somebody") for i in range(len(graph)) if graph.is_kind("feature")[i]}
     names = [label for label, _ in replace(graph, labels=same).supernodes().groups]
     assert len(set(names)) == len(names) and all(name.startswith("a city") for name in names)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import tl_circuits as tlc
 from tests.tiny import hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.attribution.targets import parse_target, token_id
-from tl_circuits.errors import PromptError, TargetError
+from tl_circuits.errors import ArgumentError, PromptError, TargetError
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_counts_below_one_are_refused(replacement):
 
 
 def test_wrong_types_are_refused_at_the_call(replacement):
-    with pytest.raises(Exception, match="max_nodes"):
+    with pytest.raises(ArgumentError, match=r"max_nodes=\.\.\.\) must be a whole number, got 'many'"):
         trace(replacement, max_nodes="many")
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from tl_circuits.errors import DictionaryError, NotFiniteError
 from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
+GATHERED_FLOATS = 2**20  # of rows gathered at once, 4 MB: more would leave the processor's cache
+
 
 @dataclass(frozen=True)
 class LayerActive:
@@ -123,6 +125,19 @@ class Dictionary(ABC):
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
         """Vectors ``v`` and biases ``b`` such that ``v·x + b`` is the feature's ``pre`` at input ``x``."""
+
+    def weighted_reads(
+        self, layer: int, active: LayerActive, weight: Float[Tensor, " n"], x: Float[Tensor, "pos d_in"]
+    ) -> Float[Tensor, "pos d_in"]:
+        """The sum at each position of what active features read (:meth:`read_vectors`), times ``weight``."""
+        total = torch.zeros_like(x, dtype=torch.float32)
+        step = max(1, GATHERED_FLOATS // x.shape[1])
+        for start in range(0, active.feature.numel(), step):
+            part = slice(start, start + step)
+            position = active.position[part]
+            vectors, _ = self.read_vectors(layer, active.feature[part], x[position])
+            total.index_add_(0, position, vectors * weight[part, None])
+        return total
 
     def silent_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]

@@ -106,6 +106,19 @@ class Neurons(Dictionary):
         vectors = half[:, None] * (u[:, None] * gate + g[:, None] * into)
         return vectors, half * (u * b_gate + g * b_in)
 
+    def weighted_reads(
+        self, layer: int, active: LayerActive, weight: Float[Tensor, " n"], x: Float[Tensor, "pos d_in"]
+    ) -> Float[Tensor, "pos d_in"]:
+        # Nearly all neurons are active, so products with whole matrices are faster than gathered columns.
+        w, x = self._at[layer], x.float()
+        dense = x.new_zeros(x.shape[0], self.width(layer)).index_put((active.position, active.feature), weight)
+        u = x @ w.W_in.float() + w.b_in.float()
+        if w.W_gate is None:
+            return (dense * self._ratio(u)) @ w.W_in.float().T
+        g = self.pre_activations(layer, x)
+        half = 0.5 * dense * self._ratio(g)
+        return (half * u) @ w.W_gate.float().T + (half * g) @ w.W_in.float().T
+
     def silent_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
@@ -115,7 +128,7 @@ class Neurons(Dictionary):
         vectors = _columns(matrix, features)
         return vectors, vectors.new_zeros(len(vectors)) if bias is None else take_rows(bias, features)
 
-    def _ratio(self, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def _ratio(self, g: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The ratio ``act(g)/g``, or 0 where ``g = 0``: every nonlinearity here is zero there, so nothing is lost."""
         return torch.where(g == 0, torch.zeros_like(g), self._act(g) / torch.where(g == 0, 1.0, g))
 
