@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
-from .norms import is_norm, norm_names, norm_weights
+from .norms import is_inner_norm, is_norm, norm_names, norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
@@ -36,8 +36,8 @@ class Recording:
 
     Everything of layer L lies where layer L does. ``patterns[L]``: attention patterns after softmax, without
     the zeros of the mask. ``scales[name]``: the denominator of the norm called ``name`` on the residual stream
-    (``inner_scales`` those inside attention, a batch of one in front). ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
-    the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
+    (``inner_scales`` those inside attention and MLPs, a batch of one in front). ``resid_pre[L]``, ``attn_out[L]``,
+    ``mlp_out[L]``: the block's input and the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
     tensors of the hooks asked for. ``logits``: the model's, at ``position``, and ``final``: what
     the unembedding made them from; both None where the pass ended below a layer, whose input stands as ``resid_final``.
     """
@@ -214,8 +214,8 @@ def record(
     return Recording(
         tokens=tokens,
         patterns=tuple(listener.seen[name] for name in patterns),
-        scales={name: scale[0] for name, scale in scales.items() if ".attn." not in name},
-        inner_scales={name: scale for name, scale in scales.items() if ".attn." in name},
+        scales={name: scale[0] for name, scale in scales.items() if not is_inner_norm(name)},
+        inner_scales={name: scale for name, scale in scales.items() if is_inner_norm(name)},
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
@@ -235,12 +235,15 @@ def _points_of(model: Model, name: str) -> list[str]:
 
 def stream_points(model: Model, norms: Iterable[str]) -> list[str]:
     """The hooks that show the denominators of norms on the residual stream, which must fire."""
-    return [point for name in norms if ".attn." not in name for point in _points_of(model, name)]
+    return [point for name in norms if not is_inner_norm(name) for point in _points_of(model, name)]
 
 
 def inner_points(model: Model, norms: Iterable[str]) -> list[str]:
-    """The hooks that show the denominators of norms inside attention; a layer without values of its own skips them."""
-    return [point for name in norms if ".attn." in name for point in _points_of(model, name)]
+    """The hooks that show the denominators of norms inside attention and MLPs.
+
+    They may stay silent, as in a layer without values of its own.
+    """
+    return [point for name in norms if is_inner_norm(name) for point in _points_of(model, name)]
 
 
 def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -255,7 +258,7 @@ def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) ->
         else:
             x, y = (seen[point] for point in points)
             scale = norm_weights(model, name, x.shape[-1]).denominator(x, y)
-        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT lays the rows of a batch flat
+        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT and routers lay the rows of a batch flat
     return found
 
 
