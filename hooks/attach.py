@@ -20,6 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from .errors import AttachError, DictionaryError, HookFiringError
 from .holding import Holds
 from .identity import Sample, model_sample
+from .inner_norms import inner_norm_points
 from .numbers import whole
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
@@ -300,6 +301,7 @@ def attach(model: Model, dictionary: Any) -> Replacement:
     with ExitStack() as undo:
         for layer in range(int(model.cfg.n_layers)):
             undo.enter_context(mlp_points(model, layer))
+        undo.enter_context(inner_norm_points(model))
         dictionary.check(model)
         run = _Run(dictionary)
         undo.callback(run.forget)

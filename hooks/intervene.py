@@ -17,7 +17,7 @@ from .attach import Replacement, output_site
 from .edits import Ops, Plan
 from .errors import EditError
 from .head_edits import head_edit_hooks, held_pattern_edits
-from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point
+from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point, why_loose
 from .record import (
     Listener,
     denominators,
@@ -29,7 +29,7 @@ from .record import (
     stream_points,
     unembedding_only,
 )
-from .sites import added_hooks, with_its_layer
+from .sites import added_hooks, layer_of, with_its_layer
 
 FREEZE_MODES = ("all", "attention", "none")
 _STREAM = "blocks.0.hook_resid_pre"
@@ -104,6 +104,8 @@ def edit_hooks(
     require_freeze(freeze)
     model, n_layers = replacement.model, int(replacement.model.cfg.n_layers)
     held = set(range(n_layers)) if freeze == "all" else set(constrained_layers)
+    if freeze != "none":
+        _require_norms_held(clean.holds, held)
     hooks: HookList = []
     if freeze == "none":
         hooks += head_edit_hooks(replacement, plan)
@@ -115,6 +117,13 @@ def edit_hooks(
     for layer in range(n_layers):
         hooks += changes.hooks(layer)
     return hooks
+
+
+def _require_norms_held(holds: Holds, held: set[int]) -> None:
+    """Raise EditError where an MLP outside the layers ``held`` has a norm that cannot be held."""
+    loose = [name for name in holds.loose_norms if layer_of(name) not in held]
+    if loose:
+        raise EditError(why_loose(loose[0]))
 
 
 def _scale_rows(ops: Ops) -> Callable[[Tensor, HookPoint], Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
-from .norms import is_norm, norm_names, norm_weights
+from .norms import is_inner_norm, is_norm, norm_names, norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
@@ -39,7 +39,8 @@ class Recording:
     * ``tokens``: the prompt's token ids.
     * ``patterns[L]``: attention after softmax; ``patterns[L].dense()`` is ``[n_heads, query, key]``.
     * ``scales[name]``: the denominators ``[pos, 1]`` of the norm ``name`` on the residual stream, such as
-      ``blocks.3.ln1``; ``inner_scales``: those of norms inside attention, with a batch of one in front.
+      ``blocks.3.ln1``; ``inner_scales``: those of norms inside attention and MLPs,
+      with a batch of one in front.
     * ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: a block's input, and the two tensors that it adds.
     * ``resid_final``: the stream that the final norm reads. If only the layers below one were recorded, that layer's
       input.
@@ -244,8 +245,8 @@ def record(
     return Recording(
         tokens=tokens,
         patterns=tuple(listener.seen[name] for name in patterns),
-        scales={name: scale[0] for name, scale in scales.items() if ".attn." not in name},
-        inner_scales={name: scale for name, scale in scales.items() if ".attn." in name},
+        scales={name: scale[0] for name, scale in scales.items() if not is_inner_norm(name)},
+        inner_scales={name: scale for name, scale in scales.items() if is_inner_norm(name)},
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
@@ -264,13 +265,16 @@ def _points_of(model: Model, name: str) -> list[str]:
 
 
 def stream_points(model: Model, norms: Iterable[str]) -> list[str]:
-    """The hooks that show the denominators of norms on the residual stream; these must fire."""
-    return [point for name in norms if ".attn." not in name for point in _points_of(model, name)]
+    """The hooks that show the denominators of norms on the residual stream, which must fire."""
+    return [point for name in norms if not is_inner_norm(name) for point in _points_of(model, name)]
 
 
 def inner_points(model: Model, norms: Iterable[str]) -> list[str]:
-    """The hooks that show the denominators of norms inside attention; a layer that shares its values has none."""
-    return [point for name in norms if ".attn." in name for point in _points_of(model, name)]
+    """The hooks that show the denominators of norms inside attention and MLPs.
+
+    They may stay silent, as in a layer without values of its own.
+    """
+    return [point for name in norms if is_inner_norm(name) for point in _points_of(model, name)]
 
 
 def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -285,7 +289,7 @@ def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) ->
         else:
             x, y = (seen[point] for point in points)
             scale = norm_weights(model, name, x.shape[-1]).denominator(x, y)
-        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT lays the rows of a batch flat
+        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT and routers lay the rows of a batch flat
     return found
 
 
