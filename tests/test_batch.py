@@ -12,8 +12,8 @@ import pytest
 import tl_circuits as tlc
 from tests.conftest import need
 from tests.tiny import tiny_bridge, transcoders
+from tl_circuits.batch import one as tracing
 from tl_circuits.batch import store as stores
-from tl_circuits.batch import trace as tracing
 from tl_circuits.errors import OutputError, PromptError
 
 PROMPTS = ["w1 w2 w3 w4", "w5 w6 w7", "w8 w9 w10 w11 w12"]
