@@ -1,14 +1,14 @@
-"""Hold attention patterns and norm denominators, in a way that was seen to work on this model.
+"""Hold attention patterns and norm denominators at given values, in a way that works on the model at hand.
 
-A hook that returns another pattern or denominator does not always change what the model computes:
-some bridges show a pattern after Hugging Face has used it (GPT-J), some norms add a gain of their own
-when they are edited (Nemotron), some show no denominator at all (Gemma 4). So each is held
+It is not enough that a hook returns the held value: some bridges show a pattern after Hugging Face has used it (GPT-J),
+some norms apply a gain of their own when they are edited (Nemotron), some show no denominator at all (Gemma 4). So each
+is held in one of two ways:
 
-* through its own point: the hook returns the held value; or
-* replayed: heads are mixed anew from ``attn.v.hook_out`` into ``attn.o.hook_in``; a norm's output is
-  computed anew from its input.
+* through its own point: the hook returns the held value;
+* replayed: the output is computed again from the input and the held value. For a pattern, heads are mixed from
+  ``attn.v.hook_out`` into ``attn.o.hook_in``; for a norm, ``hook_out`` is computed from ``hook_in``.
 
-Which of the two is for :func:`tl_circuits.hooks.proof.prove` to find.
+:func:`tl_circuits.hooks.proof.prove` finds out by experiment which way works.
 """
 
 
@@ -30,11 +30,11 @@ HookList = list[tuple[str, Callable[[Tensor, HookPoint], Tensor | None]]]
 
 @dataclass(frozen=True)
 class Holds:
-    """How each pattern and denominator of a model is held: through its own point, unless it is named here.
+    """How each pattern and denominator of a model is held; through its own point, if nothing else is said here.
 
-    ``norms``: all norms that ran, in order. ``replayed_norms``: those whose output is computed anew.
-    ``replayed_patterns``: layers whose heads are mixed anew. ``loose_norms``: those inside MLPs that cannot be
-    held, which matters only where MLPs are computed anew.
+    ``norms``: all norms that are held, in the order in which they run. ``replayed_norms``: those that are replayed.
+    ``replayed_patterns``: layers whose patterns are replayed. ``loose_norms``: norms inside MLPs that cannot be held;
+    that matters only in runs which compute MLPs, as a graph replaces their outputs.
     """
 
     norms: tuple[str, ...]
@@ -49,7 +49,7 @@ def pattern_point(layer: int) -> str:
 
 
 def scale_point(norm: str) -> str:
-    """The hook of a norm's denominator; also the name that a held value goes by where there is no such hook."""
+    """The hook of a norm's denominator. Held values have this name even if the norm has no such hook."""
     return f"{norm}.hook_scale"
 
 
@@ -101,7 +101,7 @@ def hold_hooks(
 
 def _hold(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
     def hold(tensor: Tensor, hook: HookPoint) -> Tensor:
-        # Some models lay the rows of a batch flat (OPT), and some cannot take a view (Falcon with ALiBi).
+        # Some models flatten batch and positions into one axis (OPT), some need contiguous memory (Falcon with ALiBi).
         here = value.to(tensor.device, tensor.dtype)
         return here.expand(tensor.numel() // here.numel(), *here.shape[1:]).reshape(tensor.shape).contiguous()
 
@@ -109,7 +109,7 @@ def _hold(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
 
 
 def _replayed_norm(model: Model, name: str, scale: Tensor) -> HookList:
-    """Compute a norm's output from its input, with a denominator given."""
+    """Hooks that compute a norm's output again from its input, with the held denominator ``scale``."""
     inputs: list[Tensor] = []
 
     def keep(x: Tensor, hook: HookPoint) -> None:
@@ -122,7 +122,7 @@ def _replayed_norm(model: Model, name: str, scale: Tensor) -> HookList:
 
 
 def why_loose(name: str) -> str:
-    """The sentence for a norm inside an MLP that has no denominator of its own for every position."""
+    """The message for a norm inside an MLP that does not run once for every position, and so cannot be held."""
     return (
         f"{name} runs inside an MLP on what experts are given, not once for every position, so freeze='attention' "
         "cannot hold its denominators; use freeze='all', which holds the MLP's output, or freeze='none'."
@@ -130,9 +130,9 @@ def why_loose(name: str) -> str:
 
 
 def held_output(model: Model, name: str, x: Tensor, scale: Tensor) -> Tensor:
-    """A norm's output with its denominator given for a batch of one.
+    """A norm's output on ``x`` with the held denominator ``scale``, which has a batch of one.
 
-    ``x`` may have more runs, and lay their rows flat.
+    ``x`` may have a larger batch, whose rows may be flattened into one axis with the positions.
     """
     if is_mlp_norm(name) and x.numel() % (scale.numel() * x.shape[-1]):
         raise EditError(why_loose(name))
@@ -143,7 +143,7 @@ def held_output(model: Model, name: str, x: Tensor, scale: Tensor) -> Tensor:
 def _replayed_pattern(
     model: Model, layer: int, pattern: Tensor, edits: Sequence[Callable[[Tensor, Any], Tensor]]
 ) -> HookList:
-    """Mix values by a pattern given, in the place of what the module mixed itself."""
+    """Hooks that mix a layer's values again, by the held pattern and its edits, and replace the module's own mixing."""
     values: list[Tensor] = []
 
     def keep(v: Tensor, hook: HookPoint) -> None:
@@ -167,18 +167,18 @@ def _replayed_pattern(
 
 
 def can_replay_pattern(model: Model, layer: int) -> bool:
-    """Whether a layer shows its values and what it mixes them to."""
+    """Whether a layer has the hooks for replaying its pattern: values before mixing, and heads after."""
     return all(find(model, f"blocks.{layer}.attn.{point}") is not None for point in ("v.hook_out", "o.hook_in"))
 
 
 def can_replay_norm(model: Model, name: str) -> bool:
-    """Whether a norm shows its input and its output."""
+    """Whether a norm has the hooks for replaying it: input and output."""
     return all(find(model, f"{name}.{point}") is not None for point in ("hook_in", "hook_out"))
 
 
 @contextmanager
 def edits_expected() -> Iterator[None]:
-    """Silence the bridge's warning that an edited denominator leaves the native norm: that is the purpose."""
+    """Silence the bridge's warning about edited denominators, which here are edited on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

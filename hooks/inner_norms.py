@@ -1,7 +1,7 @@
-"""Norms inside attention or an MLP's branch that have no hooks: found by what they compute, and given some.
+"""Find norms inside attention and MLPs that have no hooks, by what they compute, and give them hooks.
 
-A TransformerBridge has hooks on the modules that it knows by name. Others (the norm in front of BitNet's
-second matrix, that of Gemma 4's router) run inside a Hugging Face module that it takes as a whole.
+A TransformerBridge has hooks on the modules that it knows by name. Other norms (the one before BitNet's second matrix,
+the one of Gemma 4's router) run inside a Hugging Face module that the bridge uses as a whole.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ _WRAPPED = "_original_component"
 
 
 def inner_norm_points(model: Model) -> ExitStack:
-    """Make ``NORM.hook_in`` and ``NORM.hook_out`` exist for the norms in a bridge's blocks that have neither.
+    """Make ``NORM.hook_in`` and ``NORM.hook_out`` exist for the norms in a bridge's blocks that have no hooks.
 
-    They are gone when the stack that is returned closes.
+    Closing the stack that is returned removes them.
     """
     with ExitStack() as stack:
         seen: set[int] = set()  # layers may share a module
@@ -33,15 +33,15 @@ def inner_norm_points(model: Model) -> ExitStack:
 
 
 def _without_hooks(model: Model, path: str, module: Any, seen: set[int]) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The norms below a module that are no bridge's component, by name."""
-    # What a component wraps comes last, so that modules go by TransformerLens' names.
+    """The norms inside a module that the bridge has no component for, with their names."""
+    # Wrapped Hugging Face modules come last, so that a module found both ways gets TransformerLens' name.
     for part, child in sorted(module.named_children(), key=lambda item: item[0] == _WRAPPED):
         if isinstance(child, HookPoint) or id(child) in seen:
             continue
         seen.add(id(child))
         own = f"{path}.{part}"
         if hasattr(child, "original_component") and not has_matrices(child):
-            continue  # at most a norm with hooks
+            continue  # a component without matrices can only be a norm, which has hooks already
         short = own.replace(f".{_WRAPPED}", "")
         name = short if walk(model, short) is child else own
         if is_inner_norm(name) and acts_as_norm(model, name, child):
@@ -58,6 +58,7 @@ def _give_points(model: Model, name: str, norm: torch.nn.Module, stack: ExitStac
 
 
 def _fire_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pass the module's first argument, positional or by name, through its ``hook_in``."""
     if args:
         return (module.hook_in(args[0]), *args[1:]), kwargs
     first = next(iter(kwargs))

@@ -1,8 +1,8 @@
-"""Norms as ``y = (x - centred·mean(x)) / scale · weight + bias``: which there are, and their weights.
+"""Find a model's norms and their weights: ``y = (x - centred·mean(x)) / scale · weight + bias``.
 
-How a model stores its gain differs (Gemma and Nemotron add one to it, folding moves it into the next
-weights, OLMo has none), so on a TransformerBridge the gain is measured on the Hugging Face module
-itself, and what is stored only sharpens it.
+Models store a norm's gain in different ways: Gemma and Nemotron add one to the stored number, folding moves it into the
+next weights, OLMo has none. So on a TransformerBridge the gain is measured, by running the Hugging Face module on a few
+vectors. If a stored tensor agrees with the measurement, it is used instead, because it has no rounding.
 """
 
 import re
@@ -19,22 +19,22 @@ from .sites import Model, find, layer_device, layer_of, registry, walk
 
 _STREAM_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 _STREAM_NORM = re.compile(rf"blocks\.\d+\.(?:{'|'.join(_STREAM_NORMS)})$|ln_final$")
-# Norms inside attention (of latent values, of values) scale what heads move. Those of queries and keys
-# act on patterns alone, which are held as a whole.
+# Norms inside attention that scale what heads move: of values, or of latent vectors that values are made from. Norms of
+# queries and keys only affect patterns, which are held as a whole, so they are left out.
 _ATTENTION_NORM = re.compile(r"blocks\.\d+\.attn\.(?:\w+\.)*(?!q_norm|k_norm|qk_norm|q_layernorm|k_layernorm)\w*norm$")
 _BLOCK_POINT = re.compile(r"(blocks\.(\d+)\.\w+(?:\.\w+)*)\.hook_(out|scale)$")
-# How far a stored gain may be from the measured one: rounding of the module's own arithmetic.
+# A stored gain may differ this much from the measured one, by the rounding of the module's own computation.
 _MEASURED_WITHIN = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-_PROBE = 64.0  # large beside any epsilon under the root
-# What a module raises that wants something else than one tensor of vectors.
+_PROBE = 64.0  # entries of the vectors for measuring: so large that a norm's epsilon does not matter
+# What modules raise that do not take one tensor of vectors.
 _NOT_A_NORM = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
 class NormWeights:
-    """A norm ``y = (x - centred·mean(x)) / scale · weight + bias``; ``scale`` is the model's own.
+    """A norm ``y = (x - centred·mean(x)) / scale · weight + bias``, without its denominator ``scale``.
 
-    ``name`` is the hook prefix (``blocks.3.ln1``), ``weight`` and ``bias`` are float32 ``[d_model]``.
+    ``name`` is the prefix of its hooks, such as ``blocks.3.ln1``. ``weight`` and ``bias`` are in float32.
     """
 
     name: str
@@ -43,12 +43,12 @@ class NormWeights:
     bias: Float[Tensor, " d_model"]
 
     def normalized(self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*any 1"]) -> Float[Tensor, "*batch d_model"]:
-        """``x`` centred and divided, before gain and bias; float32."""
+        """``x`` centred and divided by ``scale``, before gain and bias; in float32."""
         x = x.float()
         return (x - x.mean(-1, keepdim=True) if self.centred else x) / scale
 
     def output(self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*any 1"]) -> Float[Tensor, "*batch d_model"]:
-        """The norm's output with its denominator given; float32."""
+        """The norm's output on ``x`` with the denominator ``scale``; in float32."""
         return self.normalized(x, scale) * self.weight.to(x.device) + self.bias.to(x.device)
 
     def denominator(
@@ -61,17 +61,17 @@ class NormWeights:
 
 
 def is_norm(model: Model, name: str) -> bool:
-    """Whether the model has a norm called ``name``: a denominator to see, or an input and an output."""
+    """Whether the model has a norm called ``name``, which shows its denominator, or its input and output."""
     if find(model, f"{name}.hook_scale") is not None:
         return True
     return all(find(model, f"{name}.{end}") is not None for end in ("hook_in", "hook_out"))
 
 
 def norm_names(model: Model, below: int | None = None) -> list[str]:
-    """The hook prefixes of all norms that information passes through on its way to the logits.
+    """The names of all norms that information passes on its way to the logits, layer by layer.
 
-    Those of the residual stream, blocks first, and those inside attention and MLPs' branches; with ``below``,
-    up to layer ``below``'s attention.
+    These are the norms on the residual stream and those inside attention and MLPs. With ``below``, only those up to the
+    attention of that layer.
     """
     n_layers = int(model.cfg.n_layers) if below is None else below
     inner = _inner_norms(model)
@@ -84,22 +84,23 @@ def norm_names(model: Model, below: int | None = None) -> list[str]:
 
 
 def is_inner_norm(name: str) -> bool:
-    """Whether a norm called ``name`` would be inside attention or an MLP's branch, and no norm of queries or keys."""
+    """Whether the name is that of a norm inside attention (but not of queries or keys) or inside an MLP."""
     return bool(_ATTENTION_NORM.match(name)) if ".attn." in name else not _STREAM_NORM.match(name)
 
 
 def is_mlp_norm(name: str) -> bool:
-    """Whether a norm called ``name`` is inside an MLP's branch: what it does there is seen by no block's output."""
+    """Whether the name is that of a norm inside an MLP."""
     return is_inner_norm(name) and ".attn." not in name
 
 
 def _inner_norms(model: Model) -> dict[int, list[str]]:
-    """The hook prefixes of the norms inside attention and MLPs' branches, by layer."""
+    """The names of the norms inside attention and MLPs, by layer."""
     found: dict[int, dict[str, None]] = {}
     for point in registry(model):
         match = _BLOCK_POINT.match(point)
         if match and is_inner_norm(match[1]) and is_norm(model, match[1]):
-            # A name alone says it of attention's, a denominator of others'; the rest must act as one.
+            # Inside attention the name is enough, and elsewhere a hook for the denominator. Any other module must be
+            # seen to compute a norm.
             known = ".attn." in match[1] or match[3] == "scale"
             if known or acts_as_norm(model, match[1], _native(walk(model, match[1]))):
                 found.setdefault(int(match[2]), {})[match[1]] = None
@@ -113,7 +114,7 @@ def _native(module: Any) -> Any:
 
 
 def acts_as_norm(model: Model, name: str, module: Any) -> bool:
-    """Whether a Hugging Face module computes a norm of the form of :class:`NormWeights`; found out once for each."""
+    """Whether a Hugging Face module computes a norm as :class:`NormWeights` describes; tried once for each module."""
     if not isinstance(module, torch.nn.Module):
         return False
     if module not in _ACTS:
@@ -125,11 +126,12 @@ _ACTS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def has_matrices(module: torch.nn.Module) -> bool:
-    """Whether a module, or one inside it, has weights that no norm has."""
+    """Whether a module has weight matrices, itself or inside; a norm has none."""
     return any(p.ndim > 1 for p in module.parameters())
 
 
 def _acts_as_norm(model: Model, name: str, module: torch.nn.Module) -> bool:
+    """Try a module on two vectors of different length: a norm gives the same for both, and what its weights predict."""
     probe, dtype = _probe(model, name, module, None)
     x = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe.device)
     x = torch.stack([4 * x, 32 * x])[None].to(dtype)
@@ -140,7 +142,7 @@ def _acts_as_norm(model: Model, name: str, module: torch.nn.Module) -> bool:
         except _NOT_A_NORM:
             return False
     size = y.abs().max()
-    if not (y[0, 1] - y[0, 0]).abs().max() <= within * size:  # most activations end here
+    if not (y[0, 1] - y[0, 0]).abs().max() <= within * size:  # most activation functions fail here
         return False
     try:
         weights = _measured(model, name, module, None)
@@ -151,9 +153,15 @@ def _acts_as_norm(model: Model, name: str, module: torch.nn.Module) -> bool:
 
 
 def norm_weights(model: Model, name: str, width: int | None = None) -> NormWeights | None:
-    """Gain, bias and centring of a norm of ``width`` (default d_model), or None where the model has no norm of that name.
+    """Gain, bias and centring of a norm; None if the model has no norm of that name.
 
-    Raises ArchitectureError where the module is not a norm of this form.
+    Args:
+        model: the model.
+        name: the norm's name, such as ``blocks.3.ln1``.
+        width: the length of its vectors, if they are shorter than d_model and the norm has no weights to tell.
+
+    Raises:
+        ArchitectureError: the module is not a norm as :class:`NormWeights` describes.
     """
     if not is_norm(model, name):
         return None
@@ -165,10 +173,10 @@ def norm_weights(model: Model, name: str, width: int | None = None) -> NormWeigh
 
 
 def was_folded(model: Model, name: str) -> bool:
-    """Whether TransformerLens has moved a norm's gain into the weights behind it, so that its output lacks the gain.
+    """Whether TransformerLens has moved a norm's gain into the weights after it, so that its output lacks the gain.
 
-    Seen by the gain itself, all ones on a model whose weights were processed: a bridge keeps
-    ``normalization_type`` after folding, and a model may have had ones (or no gain) from the start.
+    The sign is a gain of ones on a model whose weights were processed. ``normalization_type`` alone does not tell, as a
+    bridge keeps it when it folds; nor does the gain alone, as a model may have had ones (or no gain) from the start.
     """
     weights = norm_weights(model, name)
     if weights is None or not bool((weights.weight == 1).all()):
@@ -180,7 +188,7 @@ def was_folded(model: Model, name: str) -> bool:
 
 
 def _stored(model: Model, name: str, module: Any) -> NormWeights:
-    """A HookedTransformer's norm, whose weights are the gain and the bias themselves."""
+    """The weights of a HookedTransformer's norm: there the stored tensors are gain and bias themselves."""
     kind = str(model.cfg.normalization_type)
     if kind not in ("LN", "LNPre", "RMS", "RMSPre"):
         raise ArchitectureError(f"{name}: normalization_type {kind!r} is not one of LN, LNPre, RMS, RMSPre.")
@@ -191,15 +199,20 @@ def _stored(model: Model, name: str, module: Any) -> NormWeights:
 
 
 def _measured(model: Model, name: str, module: torch.nn.Module, width: int | None) -> NormWeights:
-    """Gain and bias of a Hugging Face norm, from what it makes of three vectors."""
+    """Measure gain and bias of a Hugging Face norm from its outputs on three vectors: ``x``, ``-x``, and ``x`` shifted.
+
+    The bias is half the sum of the first two outputs, the gain half their difference over the normed ``x``; and the
+    norm is centred if the shift changes nothing.
+    """
     x, dtype = _probe(model, name, module, width)
     with torch.no_grad(), torch.inference_mode(False):
         seen = torch.stack([x, -x, x + _PROBE / 2])[None].to(dtype)
         try:
-            out = module.forward(seen)  # without its hooks: one of them may be what asks
+            out = module.forward(seen)  # `forward`, not a call: hooks must not run, as one of them may be asking
             up, down, shifted = out.reshape(seen.shape)[0].float()
         except _NOT_A_NORM as error:
-            raise ArchitectureError(f"{name}: {type(module).__name__} is not a norm of one vector at a time: {error}") from error
+            what = type(module).__name__
+            raise ArchitectureError(f"{name}: {what} is not a norm of one vector at a time: {error}") from error
     tolerance = _MEASURED_WITHIN[dtype]
     centred = bool((shifted - up).abs().max() <= 4 * tolerance * up.abs().max())
     n = x - x.mean() if centred else x
@@ -229,7 +242,10 @@ def _own_gain(module: torch.nn.Module) -> Tensor | None:
 def _probe(
     model: Model, name: str, module: torch.nn.Module, width: int | None
 ) -> tuple[Float[Tensor, " width"], torch.dtype]:
-    """A vector of mean zero of a module's own width (else ``width``, else d_model) on its device, and its dtype."""
+    """A vector of mean zero for measuring a module, on its device, and the module's dtype.
+
+    Its length is that of the module's own gain, if it has one, else ``width`` or d_model.
+    """
     own = _own_gain(module)
     width = own.numel() if own is not None else width or int(model.cfg.d_model)
     first = own if own is not None else next(model.blocks[layer_of(name) or 0].parameters())
@@ -239,6 +255,6 @@ def _probe(
 
 
 def _home_of(model: Model, name: str) -> torch.device:
-    """Where what is called ``name`` lies: with its block, the last norm with the last block."""
+    """The device of the norm's block; the final norm counts to the last block."""
     layer = layer_of(name)
     return layer_device(model, int(model.cfg.n_layers) - 1 if layer is None else layer)

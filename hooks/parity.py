@@ -1,8 +1,8 @@
-"""Does a TransformerBridge compute what the Hugging Face module under it computes?
+"""Check that a TransformerBridge computes what the Hugging Face modules under it compute.
 
-A bridge writes some modules anew (attention, norms) to have places for hooks. Where the copy differs
-from the original (a rotation of another kind, a norm in another order), every hook shows a model that
-does not exist. So each such module is run once more as Hugging Face has it, on the same inputs.
+A bridge has its own version of some modules (attention, norms), so that there are places for hooks. If it differs from
+the original (another kind of rotation, another order of norm and gain), all hooks show a model that does not exist. So
+each of these modules is run again in Hugging Face's version, on the same inputs.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from .sites import Model, has_others_hooks
 
 _ATTENTION, _NORMS = ("attn",), ("ln1", "ln1_post", "ln2", "ln2_post")
 _REST = (*_NORMS, "mlp")
-# Other kernels and orders of summation, by dtype, relative to the largest entry of a position.
+# Allowed difference, from other kernels and orders of summation, by dtype, relative to a position's largest entry.
 _PARITY_WITHIN = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")  # a second run must not add to them
 
 
 class Seen:
-    """One forward pass's inputs and outputs of the modules that a bridge may have written anew."""
+    """Inputs and outputs, in one forward pass, of the modules that a bridge may have its own version of."""
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]] = {}
@@ -34,7 +34,7 @@ class Seen:
         self._calls[name] = (module, args, dict(kwargs), _first(output))
 
     def compare(self, rows: int | None = None) -> None:
-        """Raise ArchitectureError naming the first module whose original gives something else in the first ``rows`` runs."""
+        """Raise ArchitectureError if an original gives another output, in the first ``rows`` of the batch."""
         with torch.no_grad():
             for name, (module, args, kwargs, output) in self._calls.items():
                 plain = {key: None if key in _CACHES else value for key, value in kwargs.items()}
@@ -43,7 +43,7 @@ class Seen:
                 try:
                     original = _first(module.original_component(*args, **plain))
                 except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
-                    continue  # the bridge hands its module other arguments than Hugging Face's takes
+                    continue  # the two versions take different arguments, so they cannot be compared
                 if isinstance(original, Tensor) and original.shape == output.shape:
                     _require_same(name, output[:rows], original[:rows])
 
@@ -57,20 +57,21 @@ def _require_same(name: str, bridge: Tensor, original: Tensor) -> None:
     gap = float(((bridge.float() - original.float()).abs().amax(-1) / size).max())
     if not gap <= _PARITY_WITHIN.get(original.dtype, 1e-3):
         raise ArchitectureError(
-            f"{name}: the TransformerBridge computes something else than the Hugging Face module it wraps (off by {gap:.1%}), "
-            "so its hooks would explain another model. This is a fault of TransformerLens for this architecture; "
+            f"{name}: the TransformerBridge computes something else than the Hugging Face module it wraps (off by "
+            f"{gap:.1%}), so its hooks would explain another model. This is a fault of TransformerLens for this architecture; "
             "nothing on this side can mend it."
         )
 
 
 @contextmanager
 def watching(model: Model, attention_only: bool = False) -> Iterator[Seen]:
-    """Collect the calls of one forward pass, those of attention alone with ``attention_only``."""
+    """Collect the calls of these modules during one forward pass; with ``attention_only``, only of attention."""
     seen = Seen()
     ends = (0, int(model.cfg.n_layers) - 1)
     with ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
-            # Attention differs from layer to layer (rotation, window). MLPs do not, and cost most of a pass.
+            # Attention may differ from layer to layer (rotation, window), so all layers' are compared. MLPs are alike
+            # and expensive, so the first and the last must do.
             for part in _ATTENTION if attention_only else _ATTENTION + _REST if layer in ends else _ATTENTION + _NORMS:
                 module = getattr(block, part, None)
                 if isinstance(getattr(module, "original_component", None), torch.nn.Module) and _comparable(module):
@@ -79,7 +80,7 @@ def watching(model: Model, attention_only: bool = False) -> Iterator[Seen]:
 
 
 def _comparable(module: Any) -> bool:
-    """Whether a module stands for one of Hugging Face's, and nobody's hooks may make it differ from that."""
+    """Whether a module stands for one of Hugging Face's, and carries no hooks of others that may change its output."""
     points = (child for child in module.children() if isinstance(child, HookPoint))
     return module.name is not None and not any(has_others_hooks(point) for point in points)
 

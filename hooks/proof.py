@@ -1,9 +1,12 @@
-"""Prove on a model that what is held stays as it was, and find how it can be held where that takes more than a hook.
+"""Find out by experiment how patterns and denominators can be held on a model, and prove that it works.
 
-With all patterns and denominators held, each block must be an affine function of the residual stream
-that enters it, and give the recorded stream from the recorded one. That is what an attribution graph
-rests on, and no sum over a graph shows it: sums hold within a wrong model as well. The proof runs each
-block on three streams at once, one as it is, one moved once, one moved twice: no weights, no layout.
+An attribution graph rests on this: with all patterns and denominators held, each block is an affine function of the
+residual stream that enters it, and from the recorded stream it computes the recorded output. No check of a finished
+graph would show that it fails, because edges add up in a wrong model as well.
+
+The proof runs each block on three streams at once: the recorded one ``x``, ``x + step`` and ``x + 2 step``, with a
+random step. An affine function moves by the same amount in both steps. So nothing needs to be known about the block's
+weights or layout.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,37 +47,41 @@ from .record import (
 from .sites import Model, added_hooks, find, model_device, walk, with_its_layer
 
 PROBED = 4  # tokens of the prompt that the proof runs on
-STREAMS = 3  # as it is, moved once, moved twice
-# TransformerLens' options that change what fires or what attention reads.
+STREAMS = 3  # x, x + step, x + 2 step
+# TransformerLens' options that change which hooks fire, or what attention reads.
 OPTIONS = (*FIRING_OPTIONS, "ungroup_grouped_query_attention")
-# How far from affine, and from the recorded value, a held block may be: relative to how far the
-# probe moved it. Free patterns or denominators are off by tenths; the rest is rounding.
+# How far a held block may be from affine, and from the recorded value, relative to how far a step moved it. Rounding
+# stays below this; patterns or denominators that are not held are off by tenths.
 _AFFINE_WITHIN = {torch.float32: 2e-3, torch.float64: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-_FORKS = ("use_split_qkv_input", "use_attn_in")  # attention reads copies of the stream, normed one by one
+_FORKS = ("use_split_qkv_input", "use_attn_in")  # attention then reads copies of the stream, each with its own norm
 
 
 def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: Iterable[str]) -> Holds:
-    """Find a way to hold everything that was seen to work, on the first tokens of a prompt.
+    """Find a way to hold all patterns and denominators, and prove it on the first tokens of a prompt.
 
     Args:
+        model: the model.
+        tokens: the prompt ``[pos]``.
         outputs: the hook at which each layer's MLP output is replaced.
         inputs: the hooks that dictionaries read.
 
-    Raises ArchitectureError naming what cannot be held, or where the model is not what its hooks show.
+    Raises:
+        ArchitectureError: something cannot be held, or a bridge computes something else than the model it wraps. The
+            message names it.
     """
     forks = [option for option in _FORKS if getattr(model.cfg, option, False)]
     if forks:
         raise ArchitectureError(
-            f"the option {forks[0]} is on: attention then reads copies of the stream that its norm's hook does not reach, "
-            f"so denominators cannot be held. Switch it off with model.set_{forks[0]}(False)."
+            f"the option {forks[0]} is on: attention then reads copies of the stream that its norm's hook does not "
+            f"reach, so denominators cannot be held. Switch it off with model.set_{forks[0]}(False)."
         )
     for layer in range(int(model.cfg.n_layers)):
         if find(model, pattern_point(layer)) is None:
             raise ArchitectureError(
-                f"layer {layer} shows no attention pattern (a state-space, convolution or linear-attention layer), so what it "
-                "moves between positions cannot be held and no exact graph exists."
+                f"layer {layer} shows no attention pattern (a state-space, convolution or linear-attention layer), so what "
+                "it moves between positions cannot be held and no exact graph exists."
             )
-    # One token attends to itself whatever is held, so nothing could be seen to fail on it.
+    # On a very short prompt nothing could be seen to fail: a single token attends to itself, held or not.
     tokens = tokens[:PROBED] if tokens.numel() >= PROBED else probe_tokens(model)
     inputs = tuple(dict.fromkeys(inputs))
     usual = _through_own_points(model, tokens, outputs, inputs)
@@ -93,12 +100,12 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
 
 
 def probe_tokens(model: Model) -> Int[Tensor, " pos"]:
-    """A few token ids, where a question about a model comes without a prompt."""
+    """A few arbitrary token ids, for experiments on a model without a prompt."""
     return torch.arange(PROBED, device=model_device(model)) % int(model.cfg.d_vocab)
 
 
 def moves_pattern(model: Model, layer: int) -> bool:
-    """Whether adding to a layer's scores moves its pattern as a softmax would."""
+    """Whether a hook that adds to a layer's attention scores changes its pattern as softmax would."""
     tokens, query, added = probe_tokens(model), PROBED - 1, 1.0
 
     def add(scores: Tensor, hook: HookPoint) -> Tensor:
@@ -119,7 +126,7 @@ def moves_pattern(model: Model, layer: int) -> bool:
 
 @dataclass(frozen=True)
 class _Wrong:
-    """What a held pass got wrong: norms by name; blocks, with what was seen there."""
+    """What failed when everything was held: norms by name, layers, and a sentence about it (``what``)."""
 
     norms: frozenset[str]
     layers: tuple[int, ...]
@@ -148,12 +155,13 @@ def _refusal(model: Model, found: _Wrong) -> str:
 def _through_own_points(
     model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: tuple[str, ...]
 ) -> Holds | None:
-    """The usual case in one pass: every pattern and denominator held through its own point; None where that fails.
+    """Prove the usual case in a single pass: everything is held through its own point. None if that does not work.
 
-    Everything is held at what the first of three streams has in this very pass, so no clean pass is needed.
+    Everything is held at the values that the first of the three streams has in the same pass, so no clean pass is
+    needed.
     """
     norms = norm_names(model)
-    # A bridge's norm inside an MLP may not see every position once, which takes a clean pass to tell.
+    # A norm inside an MLP may not run once for every position, and it takes a clean pass to find out.
     if any(find(model, scale_point(name)) is None for name in norms) or _replayable_in_mlps(model, norms):
         return None
     places = _Places.of(model, outputs, inputs)
@@ -174,7 +182,7 @@ def _through_own_points(
     scales = {name: fired[scale_point(name)] for name in ran}
     if _judge(model, places, Holds(ran), seen, scales, clean=None) is not None:
         return None
-    seen.calls.compare(rows=1)  # the others were held at what the first has
+    seen.calls.compare(rows=1)  # only the first stream is a run of the model
     return Holds(ran)
 
 
@@ -184,7 +192,7 @@ def _replayable_in_mlps(model: Model, norms: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Places:
-    """The hooks that the proof moves or looks at."""
+    """The hooks that the proof changes (streams, outputs) or looks at (inputs, last)."""
 
     layers: range
     streams: tuple[str, ...]
@@ -199,13 +207,16 @@ class _Places:
         return cls(layers, streams, tuple(outputs.values()), inputs, final_hook(model))
 
     def after(self, layer: int) -> str:
-        """The hook that shows the stream behind a layer, or what the unembedding reads behind the last."""
+        """The hook that shows the stream after a layer; after the last one, what the unembedding reads."""
         return self.streams[layer + 1] if layer + 1 in self.layers else self.last
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a run on three streams showed, by hook; streams as they arrived, before they were replaced."""
+    """What a run on three streams showed, by hook: tensors, norms' inputs and outputs, and calls of modules.
+
+    Streams are as they arrived at a block, before the proof replaced them.
+    """
 
     tensors: dict[str, Tensor]
     norm_ends: dict[str, Tensor]
@@ -219,12 +230,12 @@ def _moved_run(
     norms: Iterable[str],
     hooks: HookList,
 ) -> _Seen | None:
-    """Run the model on three streams at once; None where TransformerLens' code for edited values fails."""
+    """Run the model on three streams at once; None if TransformerLens fails on edited values."""
     ends = [f"{name}.{end}" for name in norms if can_replay_norm(model, name) for end in ("hook_in", "hook_out")]
     arriving: dict[str, Tensor] = {}
     arrivals: HookList = [(name, _arrival(arriving, name)) for name in places.streams[1:]]
     wanted = dict.fromkeys([*places.inputs, places.last])
-    # Norms are listened to first: what is written over their outputs is not theirs.
+    # The listener on norms comes before our hooks, so that it sees their own outputs and not what we write over them.
     with torch.no_grad(), edits_expected(), watching(model, attention_only=True) as calls:
         with Listener(model, (), None, ends) as at_norms, added_hooks(model, [*arrivals, *hooks]):
             with Listener(model, wanted) as listener, _returned(model, filter(is_mlp_norm, norms)) as returned:
@@ -236,13 +247,13 @@ def _moved_run(
                         raise
                     return None
     listener.check()
-    # A stream that a dictionary reads as well counts as it arrived, not as what was put in its place.
+    # A dictionary may read the stream itself; then it counts as it arrived, not as what the proof put in its place.
     return _Seen(listener.seen | arriving, at_norms.seen | returned, calls)
 
 
 @contextmanager
 def _returned(model: Model, norms: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """What norms give their callers, after whatever hooks wrote, by the names of the hooks at their outputs."""
+    """Yield what norms return to their callers, after all hooks, by the names of their output hooks."""
     seen: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[..., None]:
@@ -265,12 +276,12 @@ def _judge(
     scales: Mapping[str, Tensor],
     clean: Mapping[str, Tensor] | None,
 ) -> _Wrong | None:
-    """What is not affine, or not as in the clean run where there is one; None where all is well."""
+    """What is not affine, or (if there is a clean run) not as in that run; None if everything is right."""
     dtype = seen.tensors[places.last].dtype
     norms = frozenset(
         name
         for name in holds.norms
-        # A replayed norm is judged by its block, but for those in MLPs, whose outputs the proof replaces.
+        # A replayed norm is judged by its block's output. Not so inside an MLP, whose output the proof replaces.
         if (name not in holds.replayed_norms or is_mlp_norm(name))
         and not _norm_holds(model, name, seen.norm_ends, scales[name], dtype)
     )
@@ -292,19 +303,21 @@ def _judge(
 
 
 def _affine(rows: Tensor, clean: Tensor, dtype: torch.dtype) -> bool:
+    """Whether three runs' tensors lie on a line at equal distances, and the first is the clean run's."""
     here, once, twice = rows.float().reshape(STREAMS, -1, rows.shape[-1])
     clean = clean.float().reshape(-1, clean.shape[-1]).to(here.device)
     size = (once - here).abs().amax(-1).clamp_min(1e-30)
     noise = 1e-5 * float(clean.abs().max())
     off = torch.maximum((twice - 2 * once + here).abs().amax(-1), (here - clean).abs().amax(-1))
-    moved = bool((once != here).any())  # a forced stream that moves nothing was not forced
+    moved = bool((once != here).any())  # if the step changes nothing, the stream was not really replaced
     return moved and bool((off <= _AFFINE_WITHIN[dtype] * size + noise).all())
 
 
 def _norm_holds(model: Model, name: str, ends: Mapping[str, Tensor], scale: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a norm's output is its input over the held denominator."""
     points = [f"{name}.{end}" for end in ("hook_in", "hook_out")]
     if any(point not in ends for point in points):
-        return True  # a HookedTransformer's norm: judged by what its block does
+        return True  # a HookedTransformer's norm shows neither; it is judged by its block's output
     x, y = (ends[point].float() for point in points)
     expected = held_output(model, name, x, scale)
     size = expected.abs().amax(-1).clamp_min(1e-30)
@@ -312,20 +325,20 @@ def _norm_holds(model: Model, name: str, ends: Mapping[str, Tensor], scale: Tens
 
 
 class _Step:
-    """Random vectors of a tensor's own size at each position, the same in every run."""
+    """Random steps, as long as the vector at each position that they move; the same in every run."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
 
     def streams(self, x: Float[Tensor, "1 pos d"]) -> Float[Tensor, "3 pos d"]:
-        """``x``, and ``x`` moved by one and by two times such a vector."""
+        """``x``, ``x + step`` and ``x + 2 step``, as a batch of three."""
         size = x.float().square().mean(-1, keepdim=True).sqrt()
         step = torch.randn(x.shape, generator=self._generator).to(x.device) * size
         return torch.cat([x.float() + k * step for k in range(STREAMS)]).to(x.dtype)
 
 
 class _Proof:
-    """One clean pass, and held passes on three streams against it, for models that need more than their own points."""
+    """The proof for models that need more than their own points: one clean pass, and held passes compared with it."""
 
     def __init__(self, model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: tuple[str, ...]):
         self._model, self._tokens = model, tokens
@@ -352,10 +365,7 @@ class _Proof:
         self._moved = {name: step.streams(self._clean[name]) for name in (*places.streams, *places.outputs)}
 
     def loose_norms(self) -> tuple[str, ...]:
-        """The norms inside MLPs that do not see every position once, in order.
-
-        Those of experts, which see what is routed to them.
-        """
+        """The norms inside MLPs that do not run once for every position: experts' norms see what is routed to them."""
         model = self._model
         names = _replayable_in_mlps(model, norm_names(model))
         if not names:
@@ -368,7 +378,7 @@ class _Proof:
         return tuple(name for name in names if not self._in_order(seen[name], self._clean.get(f"{name}.hook_in")))
 
     def _in_order(self, seen: list[Tensor], clean: Tensor | None) -> bool:
-        """Whether a norm ran once on every position, and the first of three streams, the clean one, was in front."""
+        """Whether a norm ran once on every position of all three streams, in order, so that the clean one is first."""
         if clean is None or len(seen) != 1 or seen[0].numel() != STREAMS * clean.numel():
             return False
         if clean.shape[0 if clean.ndim == 2 else 1] != self._tokens.numel():
@@ -377,12 +387,13 @@ class _Proof:
         return bool((first - clean.flatten().float()).abs().max() <= _AFFINE_WITHIN[clean.dtype] * clean.abs().max())
 
     def wrong(self, holds: Holds) -> _Wrong | None:
-        """What is not affine or not as recorded when held in these ways; None where all is."""
+        """What is not affine or not as recorded if everything is held in these ways; None if everything is right."""
         forced: HookList = [(name, _force(value)) for name, value in self._moved.items()]
         hooks = [*hold_hooks(self._model, holds, self._values), *forced]
         seen = _moved_run(self._model, self._tokens, self._places, holds.norms, hooks)
-        if seen is None:  # as for OLMo's norms, which have no gain
-            return _Wrong(frozenset(holds.norms), tuple(self._places.layers), "the model fails when its denominators are edited")
+        if seen is None:  # OLMo's norms have no gain, which TransformerLens' code for edited denominators expects
+            what = "the model fails when its denominators are edited"
+            return _Wrong(frozenset(holds.norms), tuple(self._places.layers), what)
         return _judge(self._model, self._places, holds, seen, self.scales, self._clean)
 
 

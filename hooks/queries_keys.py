@@ -70,7 +70,7 @@ class FrozenScores:
         return matrix * self.scale, bias * self.scale
 
     def key(self, head: int, position: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
-        """Matrix and bias that give the rotated key at ``position``, as query head ``head`` reads it, from the stream."""
+        """Matrix and bias that give the rotated key at ``position`` from the stream, as query head ``head`` sees it."""
         shared = head * self.W_K.shape[0] // self.W_Q.shape[0]
         return self._read(self.W_K, self.b_K, self.key_norm, shared, position)
 
