@@ -136,7 +136,7 @@ def circuit_quality(
         ArgumentError: for numbers of circuits, answers or counterfactuals that do not fit, or no metric.
         BelongingError: for a graph of another model or dictionary.
 
-    Example:
+    Examples:
         >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
         >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=60) for text in family]
         >>> found = tlc.circuit_quality(replacement, graphs, family, ["Austin", "Sacramento"], sizes=[0, 20], others=False)
@@ -304,7 +304,7 @@ def _ranked(runs: Runs, values: Values, every: Int[Tensor, "n 3"], grads: dict[i
             here = (every[:, 0] == layer) & (every[:, 2] < 0)
             scores[:, here] = moved[:, every[here, 1]].abs().cpu()
     order = scores.argsort(dim=1, descending=True, stable=True)
-    return [every[row].tolist() for row in order]
+    return [[tuple(place) for place in every[row].tolist()] for row in order]
 
 
 def _random(
