@@ -314,7 +314,7 @@ def _ranked(runs: Runs, values: Values, every: Int[Tensor, "n 3"], grads: dict[i
             here = (every[:, 0] == layer) & (every[:, 2] < 0)
             scores[:, here] = moved[:, every[here, 1]].abs().cpu()
     order = scores.argsort(dim=1, descending=True, stable=True)
-    return [every[row].tolist() for row in order]
+    return [[tuple(place) for place in every[row].tolist()] for row in order]
 
 
 def _random(
