@@ -56,6 +56,15 @@ def test_the_cache_changes_no_token(architecture, temperature):
     assert hook_state(model) == before
 
 
+def test_positions_from_the_end_mean_the_prompts_end_while_writing(replacement):
+    options = {"max_new_tokens": 6}
+    last, named, none = (
+        tlc.generate(replacement, prompt(), [tlc.Set(layer, at, 3, value=30.0) for layer in (1, 2) for at in positions], **options)
+        for positions in ((-1,), (8,), ())
+    )
+    assert last == named != none
+
+
 def test_generation_streams_and_repeats_with_a_seed(replacement):
     seen = []
     options = {"max_new_tokens": 6, "temperature": 1.5}
