@@ -114,6 +114,7 @@ def test_neuronpedias_attention_features_are_read_and_written_back(tmp_path):
     graph = load(content, tmp_path)
     assert places(graph) == ATTENTION
     assert graph.pins == ("L3/attention-F5@1",)
+    assert set(graph.node_ids) == {"L3/F5@1", "token@0", "logit:0", "L3/attention-F5@1", "L3/attention-error@1", "L3/bias3@1"}
     assert graph.save(tmp_path / "g.safetensors") and tlc.load_graph(tmp_path / "g.safetensors").nodes.equals(graph.nodes)
     again = json.loads(tlc.load_graph(tmp_path / "g.safetensors").to_neuronpedia(tmp_path / "out.json").read_text())
     by_type = {n["feature_type"]: n for n in again["nodes"]}

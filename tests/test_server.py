@@ -165,6 +165,8 @@ def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):
             ('{"do": "steer", "number": 1, "graph": "x", "nodes": ["a"]}', "no graph"), ("[]", "JSON object"),
             (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": ["nope"], "factor": 0}), "no node"),
             (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": features, "factor": 1e9}), "factor"),
+            ('{"do": "trace", "number": 1, "prompt": ""}', "1 to 2000 characters"),
+            (json.dumps({"do": "trace", "number": 1, "prompt": "w1 " * 1000}), "1 to 2000 characters"),
         ):  # fmt: skip
             line.send(wish)
             assert reason in json.loads(line.recv(timeout=60))["error"]

@@ -75,6 +75,19 @@ def test_generation_streams_and_repeats_with_a_seed(replacement):
     assert tlc.generate(replacement, "w1 w2", max_new_tokens=0) == "w1 w2"
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_end_of_sequence_token_ends_the_text_and_is_not_written(replacement, cached, monkeypatch):
+    def written():
+        seen = []
+        tlc.generate(replacement, "w1 w2", max_new_tokens=6, temperature=2.0, seed=1, use_past_kv_cache=cached, on_token=seen.append)
+        return seen
+
+    whole, tokenizer = written(), replacement.model.tokenizer
+    end = tokenizer.convert_tokens_to_ids(whole[3].strip())
+    monkeypatch.setattr(type(tokenizer), "eos_token_id", property(lambda self: end), raising=False)
+    assert len(whole) == 6 and written() == whole[: whole.index(whole[3])]
+
+
 def test_generation_beyond_the_context_or_into_nonsense_is_refused(replacement):
     with pytest.raises(PromptError, match="context of 32"):
         tlc.generate(replacement, prompt(), max_new_tokens=100)
