@@ -1,10 +1,9 @@
-"""Register a dictionary's layers as HookPoints on a model, and take them off again.
+"""Put a dictionary's features on a model as HookPoints, and take them off again.
 
-While attached, every output site ``S`` (such as ``blocks.3.hook_mlp_out``) carries the six points
-that SAELens puts on an attached transcoder: ``S.hook_sae_input``, ``S.hook_sae_acts_pre``,
-``S.hook_sae_acts_post``, ``S.hook_sae_recons``, ``S.hook_sae_error`` and ``S.hook_sae_output``.
-They are computed only when somebody listens: an attached model without hooks on them does the
-same work, and gives the same bits, as the bare model.
+While attached, every output site ``S`` (such as ``blocks.3.hook_mlp_out``) carries the six points that SAELens puts on
+an attached transcoder: ``S.hook_sae_input``, ``S.hook_sae_acts_pre``, ``S.hook_sae_acts_post``, ``S.hook_sae_recons``,
+``S.hook_sae_error`` and ``S.hook_sae_output``. They are computed only if they carry hooks: otherwise the model does the
+same work as before and gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from .errors import AttachError, DictionaryError, HookFiringError
 from .holding import Holds
 from .identity import Sample, model_sample
+from .inner_norms import inner_norm_points
 from .numbers import whole
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
@@ -38,14 +38,14 @@ POINTS = (
 
 @runtime_checkable
 class Attachable(Protocol):
-    """What a dictionary must offer to be attached (tl_circuits.dictionaries gives the rest)."""
+    """The part of a dictionary's interface that attaching needs; tl_circuits.dictionaries.base has the whole."""
 
     prompt_rule: PromptRule
-    """What stands before a text, and which first positions have no features."""
+    """Which special token is put before a text, and which first positions have no features."""
 
     @property
     def layers(self) -> Sequence[int]:
-        """The layers it reads, ascending."""
+        """The layers that have features, ascending."""
 
     def input_hook(self, layer: int) -> str:
         """Full name of the hook whose tensor layer ``layer``'s encoder reads."""
@@ -73,7 +73,21 @@ class Attachable(Protocol):
 
 
 class Replacement:
-    """A model with a dictionary attached. Use as a context manager, or call :meth:`detach`."""
+    """A model with a dictionary attached; :func:`tl_circuits.attach` returns it, and most functions take it.
+
+    Detach it when done: leave the ``with`` statement, or call :meth:`detach`. ``model`` and ``dictionary`` are what was
+    attached.
+
+    Examples:
+        >>> replacement
+        Replacement(TranscoderSet('tiny-facts', layers 0..3), attached, layers [0, 1, 2, 3])
+        >>> replacement.site(2)  # its hook points begin with this
+        'blocks.2.hook_mlp_out'
+        >>> name = f"{replacement.site(2)}.hook_sae_acts_post"
+        >>> _, cache = replacement.model.run_with_cache(prompt, names_filter=name)
+        >>> (cache[name][0] > 0).sum(-1).tolist()  # active features of layer 2 at each token
+        [66, 0, 0, 0, 0, 0, 0, 1, 18]
+    """
 
     def __init__(self, model: Model, dictionary: Any, undo: ExitStack, layers: "dict[int, AttachedLayer]"):
         self.model = model
@@ -83,16 +97,22 @@ class Replacement:
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
     def remembered(self, what: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """What ``find`` found out about the model, asked once while attached, its options and its weights stay."""
+        """The result of ``find()``, called once and remembered until the model's options or weights change."""
         key = (*what, *(bool(getattr(self.model.cfg, option, False)) for option in OPTIONS), weights_state(self.model))
         if key not in self._remembered:
             self._remembered[key] = find()
         return self._remembered[key]
 
     def holds(self, tokens: Int[Tensor, " pos"] | None) -> Holds:
-        """How this model's patterns and denominators are held; proved on its first prompt and remembered.
+        """How attention patterns and norm denominators can be held on this model.
 
-        Raises ArchitectureError naming what cannot be held (see :func:`tl_circuits.hooks.proof.prove`).
+        This is found out by experiment on the first prompt, and remembered (see :mod:`tl_circuits.hooks.proof`).
+
+        Args:
+            tokens: the prompt ``[pos]`` to experiment on; None for any.
+
+        Raises:
+            ArchitectureError: something cannot be held; the message names it.
         """
         layers = range(int(self.model.cfg.n_layers))
         outputs = {layer: output_site(self, layer) for layer in layers}
@@ -107,12 +127,12 @@ class Replacement:
 
     @property
     def attached(self) -> bool:
-        """False once :meth:`detach` has run."""
+        """Whether the dictionary is still on the model; False after :meth:`detach`."""
         return self._undo is not None
 
     @property
     def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
-        """The mean logit over the vocabulary as a vector and a bias, float32; read once, ``W_U`` is a large matrix."""
+        """The mean logit over the vocabulary as vector and bias, in float32; computed once, as ``W_U`` is large."""
 
         def find() -> tuple[Tensor, Tensor]:
             unembed = unembed_weights(self.model)
@@ -122,12 +142,12 @@ class Replacement:
 
     @cached_property
     def sample(self) -> Sample:
-        """A few numbers out of the weights of model and dictionary, by which both are known again; read once."""
+        """A few numbers from the weights of model and dictionary, by which graphs made with them are recognised."""
         own = getattr(self.dictionary, "sample", None)
         return model_sample(self.model) + (() if own is None else own())
 
     def site(self, layer: int) -> str:
-        """The name ``S`` of a layer's output site; ``S.hook_sae_acts_post`` and others hang on it."""
+        """The hook name ``S`` of a layer's output site; its points are ``S.hook_sae_acts_post`` and so on."""
         layer = whole(layer, "a layer", DictionaryError)
         if layer not in self._layers:
             raise DictionaryError(
@@ -136,12 +156,12 @@ class Replacement:
         return self._layers[layer].site
 
     def require_attached(self) -> None:
-        """Raise AttachError once detached."""
+        """Raise AttachError if it was detached."""
         if self._undo is None:
             raise AttachError("this replacement was detached; call tlc.attach(model, ...) again.")
 
     def also_undo(self, undo: ExitStack) -> None:
-        """Close ``undo`` after our own things are off the model."""
+        """Also close ``undo`` on detaching, after everything of ours has been removed."""
         self.require_attached()
         both = ExitStack()
         both.push(undo)
@@ -149,7 +169,7 @@ class Replacement:
         self._undo = both
 
     def detach(self) -> None:
-        """Take every HookPoint and hook of ours off the model. Calling it again does nothing."""
+        """Take the dictionary off: remove all its HookPoints and hooks. Calling it again does nothing."""
         if self._undo is not None:
             self._undo.close()
             self._undo = None
@@ -168,13 +188,13 @@ class Replacement:
 
 
 def output_site(replacement: Replacement, layer: int) -> str:
-    """Where a layer's MLP output is held or edited, with a dictionary or without."""
+    """The hook at which a layer's MLP output is held or edited, whether it has a dictionary or not."""
     dictionary = replacement.dictionary
     return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
 
 
 class AttachedLayer:
-    """The six HookPoints of one layer and the two raw hooks that feed them."""
+    """One layer's six HookPoints, and the two hooks on the model that run them (``on_input`` and ``on_output``)."""
 
     def __init__(self, dictionary: Attachable, layer: int, points: dict[str, HookPoint], run: "_Run"):
         self.layer = layer
@@ -188,12 +208,15 @@ class AttachedLayer:
         return any(p._forward_hooks or p._backward_hooks or p._forward_pre_hooks for p in self.points.values())
 
     def on_input(self, output: Tensor, hook: HookPoint) -> None:
-        """Keep the encoder's input until the output site fires, if it will be needed."""
+        """Remember the encoder's input until the output site fires, if anything will need it."""
         if self._run.needs_encoding(self.layer):
             self._run.inputs[self.layer] = output
 
     def on_output(self, output: Tensor, hook: HookPoint) -> Tensor | None:
-        """Encode, decode and put back ``output`` plus whatever the hooks changed."""
+        """Run the six points, and return the MLP's output plus what their hooks changed.
+
+        If no hook listens, nothing is computed and the output is left alone.
+        """
         run, layer = self._run, self.layer
         if run.needs_encoding(layer):
             if layer not in run.inputs:
@@ -201,7 +224,8 @@ class AttachedLayer:
                     f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so layer "
                     f"{layer}'s dictionary has no input. Check that the model runs that hook."
                 )
-            run.inputs[layer] = run.inputs[layer].to(output.device)  # seen before it was brought to the layer's
+            # The input may have been seen before it was moved to this layer's device.
+            run.inputs[layer] = run.inputs[layer].to(output.device)
             self._encode()
         if not run.needs_decoding(layer):
             return None
@@ -214,7 +238,7 @@ class AttachedLayer:
         recons = self._fire("hook_sae_recons", recons)
         error = output.detach() - clean.detach().to(output.dtype)
         edited_error = self._fire("hook_sae_error", error)
-        # Written as a change of `output`, so that without edits the sum is `output` bit for bit.
+        # Not recons + error: without edits both differences are exactly zero, and the sum is `output` bit for bit.
         result = output.detach() + (recons - clean.detach()).to(output.dtype) + (edited_error - error)
         return self.points["hook_sae_output"](result)
 
@@ -226,6 +250,7 @@ class AttachedLayer:
         seen = self._fire("hook_sae_acts_pre", pre)
         post = dictionary.activate(self.layer, seen, fed)
         edited = self._fire("hook_sae_acts_post", post)
+        # The clean activations, for the difference that edits make. If no hook ran before, they are the same tensor.
         if fed is x and seen is pre:
             clean = post
         else:
@@ -233,13 +258,13 @@ class AttachedLayer:
         run.clean[self.layer], run.edited[self.layer] = clean, edited
 
     def _fire(self, name: str, tensor: Tensor) -> Tensor:
-        """Run a point's hooks; on a copy, because hooks may edit in place and the clean value stays."""
+        """Run a point's hooks, on a copy: a hook may edit in place, and the unedited tensor is still needed."""
         point = self.points[name]
         return point(tensor.clone() if point._forward_hooks else tensor)
 
 
 class _Run:
-    """What one forward pass carries from a layer's input to the output sites it writes to."""
+    """What must be remembered during a forward pass, from a layer's input until all layers it writes to have run."""
 
     def __init__(self, dictionary: Attachable) -> None:
         self.layers: dict[int, AttachedLayer] = {}
@@ -265,20 +290,24 @@ class _Run:
 
 
 def attach(model: Model, dictionary: Any) -> Replacement:
-    """Register ``dictionary``'s HookPoints on ``model``; nothing stays behind if this fails half-way.
+    """Add a dictionary's HookPoints to a model. If it fails half-way, everything is removed again.
 
-    Raises AttachError when the model already carries an attachment, UnknownHookError when a hook
-    the dictionary names does not exist, and whatever ``dictionary.check(model)`` finds wrong.
+    Raises:
+        AttachError: the model already carries a dictionary.
+        UnknownHookError: the dictionary names a hook that the model does not have.
+        DictionaryError: ``dictionary.check(model)`` finds that it does not fit.
     """
     _refuse_second(model)
     with ExitStack() as undo:
         for layer in range(int(model.cfg.n_layers)):
             undo.enter_context(mlp_points(model, layer))
+        undo.enter_context(inner_norm_points(model))
         dictionary.check(model)
         run = _Run(dictionary)
         undo.callback(run.forget)
         for layer in dictionary.layers:
             run.layers[layer] = _attach_layer(model, dictionary, layer, run, undo)
+        # Whatever an earlier pass left behind, such as one that raised, is dropped when the next one begins.
         first = resolve(model, dictionary.input_hook(dictionary.layers[0]))
         undo.callback(put_lasting_hook(first, lambda tensor, hook: run.forget(), first=True))
         return Replacement(model, dictionary, undo.pop_all(), run.layers)

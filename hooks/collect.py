@@ -1,4 +1,4 @@
-"""Tensors of named hooks for a batch of sequences, without running the model further than needed."""
+"""Collect the tensors of named hooks, without running the model further than needed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,12 +13,15 @@ from .sites import Model, put_hook, resolve, with_its_layer
 
 
 class _Enough(Exception):
-    """Ends a forward pass from within a hook: all that was asked for is there."""
+    """Raised inside a hook to end the forward pass early, once everything asked for has been seen."""
 
 
 @contextmanager
 def stopping_at(model: Model, name: str) -> Iterator[None]:
-    """End the forward pass inside at the hook ``name``, behind hooks registered there before; whole if it stays silent."""
+    """Stop the forward pass when hook ``name`` fires, after hooks registered earlier.
+
+    If it never fires, the pass runs to its end.
+    """
 
     def stop(output: Tensor, hook: Any) -> None:
         raise _Enough
@@ -35,9 +38,25 @@ def stopping_at(model: Model, name: str) -> Iterator[None]:
 def collect_sites(
     model: Model, tokens: Int[Tensor, "batch pos"], names: Sequence[str]
 ) -> dict[str, Float[Tensor, "batch pos _"]]:
-    """What the hooks ``names`` carry on ``tokens``; layers after the last of them are not run.
+    """The tensors of the hooks ``names`` on a batch of tokens; layers after the last of them are not run.
 
-    Raises HookFiringError naming a hook that stays silent.
+    Args:
+        model: the model.
+        tokens: ``[batch, pos]``.
+        names: full hook names.
+
+    Returns:
+        The tensors by name, without gradients.
+
+    Raises:
+        UnknownHookError: the model does not have a hook.
+        HookFiringError: a hook does not fire.
+
+    Examples:
+        >>> tokens = model.to_tokens(["Dallas is in", "Miami is in"])
+        >>> seen = tlc.hooks.collect_sites(model, tokens, ["blocks.1.mlp.hook_in"])
+        >>> seen["blocks.1.mlp.hook_in"].shape  # [batch, pos, d_model]
+        torch.Size([2, 4, 96])
     """
     seen: dict[str, Tensor] = {}
 

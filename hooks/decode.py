@@ -1,4 +1,4 @@
-"""One step of decoding with a key/value cache, on either kind of model."""
+"""Generate token by token with a key/value cache, on a HookedTransformer or a TransformerBridge."""
 
 import inspect
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from .sites import Model
 
 
 class CachedModel:
-    """A model with the keys and values of what it has read so far.
+    """A model that remembers the keys and values of the tokens it has read.
 
-    Call it with the next tokens ``[1, new]``; it returns the logits after the last of them.
+    Call it with the next tokens ``[1, new]``; it returns the logits after the last of them, ``[d_vocab]``.
     """
 
     def __init__(self, model: Model):
@@ -32,18 +32,18 @@ class CachedModel:
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """How many tokens it has read."""
         return self._length
 
     def __call__(self, tokens: Int[Tensor, "1 new"]) -> Float[Tensor, " d_vocab"]:
-        """Read ``tokens``. Raises ArchitectureError if the model did not keep their keys and values."""
+        """Read ``tokens``; raises ArchitectureError if the model does not keep their keys and values."""
         total = self._length + tokens.shape[1]
         logits = self._step(tokens) if self._hooked else self._bridge_step(tokens, total)
         self._length = total
         return logits[0, -1].float()
 
     def _step(self, tokens: Int[Tensor, "1 new"]) -> Float[Tensor, "1 new d_vocab"]:
-        mask = torch.ones_like(tokens)  # given, or a model without a tokenizer refuses
+        mask = torch.ones_like(tokens)  # without a tokenizer, the model cannot make the mask itself
         return self._model(tokens, past_kv_cache=self._cache, attention_mask=mask)
 
     def _bridge_step(self, tokens: Int[Tensor, "1 new"], total: int) -> Float[Tensor, "1 new d_vocab"]:
@@ -66,13 +66,13 @@ class CachedModel:
 
 
 def _cache_name(model: Model) -> str:
-    """What the Hugging Face model under a bridge calls its cache: transformers 5.24 renamed it."""
+    """The name of the cache argument of the Hugging Face model; transformers 5.24 changed it."""
     return "cache" if "cache" in inspect.signature(model.original_model.forward).parameters else "past_key_values"
 
 
 @contextmanager
 def _caches_read(model: Model) -> Iterator[None]:
-    """Hand attention its cache under the name that TransformerBridge looks for, whatever transformers calls it."""
+    """Pass the cache to attention as ``past_key_values``, the name that TransformerBridge expects."""
 
     def rename(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("cache")

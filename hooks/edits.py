@@ -1,4 +1,4 @@
-"""What to change in a run: features, error terms and tokens, at positions of the prompt."""
+"""Edits: what to change in a run of the model (features, error terms, tokens, attention), and at which positions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,11 +29,12 @@ Real = Any
 
 @dataclass(frozen=True)
 class _Edit:
-    """What all edits share. Numbers may come from NumPy, frames or tensors and are Python's afterwards; what is no
-    such number stays as it was given, for the run to refuse by name.
+    """What all edits share.
 
-    ``of``: which graph the edit was made from, if from one, so that the run can tell whether it belongs to the
-    attached dictionary.
+    Numbers may come from NumPy, frames or tensors; they are converted to Python's own. Anything that is not a number is
+    kept as it is, so that the run can refuse it with a message that names the edit.
+
+    ``of``: the graph that the edit was made from, if any; the run checks that it fits the attached dictionary.
     """
 
     of: Any = field(default=None, kw_only=True, repr=False, compare=False)
@@ -46,7 +47,19 @@ class _Edit:
 
 @dataclass(frozen=True)
 class Ablate(_Edit):
-    """Set features to zero."""
+    """Take features out: set their activations to zero.
+
+    Args:
+        layer: the features' layer.
+        position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
+        feature: one feature's number, or several.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.Ablate(layer=0, position=7, feature=308), freeze="none")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        -0.4
+    """
 
     layer: Whole
     position: Where
@@ -55,7 +68,20 @@ class Ablate(_Edit):
 
 @dataclass(frozen=True)
 class Set(_Edit):
-    """Set features to a value."""
+    """Set features' activations to a value.
+
+    Args:
+        layer: the features' layer.
+        position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
+        feature: one feature's number, or several.
+        value: the new activation.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.Set(0, 7, 308, value=4.0), freeze="all")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        1.3
+    """
 
     layer: Whole
     position: Where
@@ -65,7 +91,20 @@ class Set(_Edit):
 
 @dataclass(frozen=True)
 class Scale(_Edit):
-    """Multiply features' activations."""
+    """Multiply features' activations by a factor: 0 takes them out, -1 turns them around.
+
+    Args:
+        layer: the features' layer.
+        position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
+        feature: one feature's number, or several.
+        factor: what the activations are multiplied by.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.Scale(0, 7, 308, factor=-1), freeze="none")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        -7.3
+    """
 
     layer: Whole
     position: Where
@@ -75,7 +114,20 @@ class Scale(_Edit):
 
 @dataclass(frozen=True)
 class Add(_Edit):
-    """Add to features' activations."""
+    """Add a number to features' activations.
+
+    Args:
+        layer: the features' layer.
+        position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
+        feature: one feature's number, or several.
+        value: what is added.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.Add(0, 7, 308, value=1.0), freeze="all")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        1.1
+    """
 
     layer: Whole
     position: Where
@@ -85,7 +137,20 @@ class Add(_Edit):
 
 @dataclass(frozen=True)
 class Patch(_Edit):
-    """Give features the activations they have at the same positions of another prompt."""
+    """Give features the activations that they have at the same positions of another prompt.
+
+    Args:
+        layer: the features' layer.
+        position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
+        feature: one feature's number, or several.
+        source: the other prompt: text, token ids or a graph.
+
+    Examples:
+        >>> other = "the capital of the state containing Oakland is"
+        >>> patch = tlc.Patch(layer=0, position=7, feature=range(768), source=other)  # a whole layer at the city
+        >>> print(tlc.intervene(replacement, prompt, patch, freeze="none").top(1).token.tolist())
+        ['Austin', 'Sacramento']
+    """
 
     layer: Whole
     position: Where
@@ -95,7 +160,19 @@ class Patch(_Edit):
 
 @dataclass(frozen=True)
 class ErrorEdit(_Edit):
-    """Multiply the error term of a layer; 0 removes it. A layer without a dictionary is all error."""
+    """Multiply a layer's error term: the part of the MLP's output that the dictionary misses.
+
+    Args:
+        layer: the layer. Without a dictionary, the whole output of its MLP is error.
+        position: where, as for :class:`Ablate`.
+        factor: what the error is multiplied by; 0 removes it.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.ErrorEdit(layer=0, position=7), freeze="none")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        0.1
+    """
 
     layer: Whole
     position: Where
@@ -104,7 +181,18 @@ class ErrorEdit(_Edit):
 
 @dataclass(frozen=True)
 class TokenEdit(_Edit):
-    """Multiply what tokens put on the residual stream; 0 removes them."""
+    """Multiply what tokens write to the residual stream: their embeddings.
+
+    Args:
+        position: where, as for :class:`Ablate`.
+        factor: what the embedding is multiplied by; 0 removes the token.
+
+    Examples:
+        >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(position=7), freeze="none")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        -10.7
+    """
 
     position: Where
     factor: Real = 0.0
@@ -112,7 +200,22 @@ class TokenEdit(_Edit):
 
 @dataclass(frozen=True)
 class PatternEdit(_Edit):
-    """Set how much a head attends from ``query`` to ``key`` (after softmax; the rest of the row stays)."""
+    """Set how much a head attends from one position to another, after softmax; its other weights stay as they are.
+
+    Args:
+        layer: the head's layer.
+        head: its number.
+        query: the position that attends.
+        key: the position that it attends to.
+        value: the new attention weight.
+
+    Examples:
+        >>> edit = tlc.PatternEdit(layer=3, head=0, query=8, key=7, value=0.0)
+        >>> result = tlc.intervene(replacement, prompt, edit, freeze="none")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        -1.2
+    """
 
     layer: Whole
     head: Whole
@@ -123,9 +226,23 @@ class PatternEdit(_Edit):
 
 @dataclass(frozen=True)
 class ScoreEdit(_Edit):
-    """Add to a head's score from ``query`` to ``key`` (before softmax, after any soft cap).
+    """Add to a head's attention score from one position to another, before softmax and after any soft cap.
 
-    Where patterns are held, the held row changes as its softmax would.
+    If attention patterns are held in the run, the held weights of this query change as their softmax would.
+
+    Args:
+        layer: the head's layer.
+        head: its number.
+        query: the position that attends.
+        key: the position that it attends to.
+        value: what is added to the score.
+
+    Examples:
+        >>> edit = tlc.ScoreEdit(layer=3, head=0, query=8, key=7, value=-5.0)
+        >>> result = tlc.intervene(replacement, prompt, edit, freeze="none")
+        >>> austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        >>> round(float((result.logits - result.baseline_logits)[-1, austin]), 1)  # change of the answer's logit
+        -0.5
     """
 
     layer: Whole
@@ -136,7 +253,7 @@ class ScoreEdit(_Edit):
 
 
 def _one_or_several(value: Any) -> Any:
-    """A number, or several as a tuple; slices of numbers, and None, stay what they are."""
+    """One number as an int, several as a tuple; slices and None are returned as they are."""
     if value is None:
         return None
     if isinstance(value, slice):
@@ -162,9 +279,9 @@ Edit = Ablate | Set | Scale | Add | Patch | ErrorEdit | TokenEdit | PatternEdit 
 
 @dataclass(frozen=True)
 class Ops:
-    """Resolved edits of one kind at one layer: ``new = gain · old + shift`` at each entry.
+    """Edits of one kind at one layer, worked out entry by entry: ``new = gain · old + shift``.
 
-    ``row`` is the run in the batch, ``feature`` is -1 for error terms and tokens.
+    ``row`` is the number of the run in the batch; ``feature`` is -1 for error terms and tokens.
     """
 
     row: Int[Tensor, " n"]
@@ -185,7 +302,7 @@ class Ops:
 
 @dataclass(frozen=True)
 class HeadOps:
-    """Resolved edits of one layer's attention: ``value`` set in patterns, or added to scores."""
+    """Edits of one layer's attention, entry by entry: each ``value`` is set in a pattern, or added to a score."""
 
     row: Int[Tensor, " n"]
     head: Int[Tensor, " n"]
@@ -208,7 +325,7 @@ class HeadOps:
 
 @dataclass(frozen=True)
 class Plan:
-    """All edits of a batch of runs, by layer; each layer's lie on its device."""
+    """All edits of a batch of runs, by layer, on the layer's device."""
 
     features: dict[int, Ops]
     errors: dict[int, Ops]
@@ -228,9 +345,15 @@ class Plan:
 
 
 def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
-    """The positions ``where`` names. Open-ended slices run on to ``n_total``.
+    """The positions that ``where`` names, counted from the start.
 
-    Raises EditError for positions outside, and for slices that select nothing.
+    Args:
+        where: one position, several, a slice, or None for all.
+        n_prompt: the prompt's length, from whose end negative positions count.
+        n_total: the length with generated tokens, to which open slices run.
+
+    Raises:
+        EditError: a position is outside, or a slice selects nothing.
     """
     if where is None:
         return list(range(n_total))
@@ -260,10 +383,18 @@ def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
 def make_plan(
     model: Model, dictionary: Any, edit_sets: Sequence[Sequence[Any]], n_prompt: int, n_total: int
 ) -> Plan:
-    """Resolve a list of edits for each run of a batch.
+    """Work out which entries each edit changes, for every run of a batch.
 
-    Raises EditError for layers, positions or features that do not exist (with the range), layers
-    without a dictionary, values that are not finite, and two edits of one thing at one place.
+    Args:
+        model: the model.
+        dictionary: the attached dictionary.
+        edit_sets: the edits of each run.
+        n_prompt: the prompt's length.
+        n_total: the length with generated tokens.
+
+    Raises:
+        EditError: a layer, position or feature does not exist, a layer has no dictionary, a value is not finite, or
+            two edits of a run change the same thing.
     """
     entries: dict[tuple[str, int], list[tuple[int, int, int, float, float]]] = {}
     for row, edits in enumerate(edit_sets):
@@ -349,7 +480,10 @@ def _resolve(
 ) -> tuple[str, int, list[tuple[int, int, float, float]]]:
     """Kind, layer, and ``(position, feature, gain, shift)`` of every cell an edit touches."""
     if not isinstance(edit, Edit):
-        raise EditError(f"an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, got {edit!r}.")
+        raise EditError(
+            "an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, "
+            f"got {edit!r}."
+        )
     for name in ("value", "factor"):
         _require_number(edit, name)
     places = positions_of(edit.position, n_prompt, n_total)

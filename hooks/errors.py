@@ -1,7 +1,7 @@
-"""Exceptions raised where a TransformerLens model is touched.
+"""Exceptions raised by everything that touches a TransformerLens model.
 
-Every exception of the package derives from :class:`TLCircuitsError`, so one
-``except`` catches them all; each also derives from the built-in it refines.
+Every exception of the package derives from :class:`TLCircuitsError`, so that one ``except`` catches them all, and from
+the built-in exception that fits, so that code which knows nothing of this package can catch it too.
 """
 
 
@@ -10,7 +10,7 @@ class TLCircuitsError(Exception):
 
 
 class ArgumentError(TLCircuitsError, TypeError):
-    """An argument of another type than the function takes; the message says which is meant, and how to get it."""
+    """An argument has the wrong type; the message says what is expected and how to get it."""
 
 
 class UnknownHookError(TLCircuitsError, KeyError):
@@ -21,15 +21,15 @@ class UnknownHookError(TLCircuitsError, KeyError):
 
 
 class HookFiringError(TLCircuitsError, RuntimeError):
-    """A hook we rely on fired never, or more often than once, in one forward pass."""
+    """A hook that is needed did not fire, or fired more than once, in one forward pass."""
 
 
 class AttachError(TLCircuitsError, RuntimeError):
-    """Attaching or detaching is not possible in the model's present state."""
+    """A dictionary cannot be attached or detached now; for instance, the model carries one already."""
 
 
 class ArchitectureError(TLCircuitsError, ValueError):
-    """The model is built in a way that the requested computation does not cover."""
+    """The model's architecture does not allow what was asked for."""
 
 
 class PromptError(TLCircuitsError, ValueError):
@@ -41,12 +41,12 @@ class NotFiniteError(TLCircuitsError, ValueError):
 
 
 class DictionaryError(TLCircuitsError, ValueError):
-    """A dictionary that does not fit the model, or whose tensors contradict each other."""
+    """A dictionary does not fit the model, or its tensors contradict each other."""
 
 
 class DivergenceError(TLCircuitsError, ArithmeticError):
-    """An edited run whose numbers outgrew floating point, so that it has no outcome."""
+    """In a run with edits, numbers became too large for floating point, so it has no result."""
 
 
 class EditError(TLCircuitsError, ValueError):
-    """An edit that names what does not exist, or contradicts another edit."""
+    """An edit names something that does not exist, or contradicts another edit."""

@@ -1,4 +1,4 @@
-"""Attention with its pattern frozen, as an affine map of the residual stream and its transpose."""
+"""Attention with a frozen pattern: an affine map of the residual stream, forwards and (for gradients) backwards."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from .patterns import Pattern, PatternBlock
 from .record import Recording
 from .sites import Model, attention_weights
 
-ROWS_AT_ONCE = 1024  # targets x queries on the way to the values, whose sums then stay in the processor's cache
+ROWS_AT_ONCE = 1024  # targets x queries in one product of mix_back, so that its sums stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class FrozenAttention:
     """One layer's attention with its pattern frozen: ``out[p] = Σ_q A[p,q] x[q] W_V W_O + const[p]``.
 
-    The norm before it and the one after it (Gemma) are folded in: gains and centring into the
-    weights, their denominators stand beside the pattern, one for each query (``after``) and one
-    for each key (``before``).
+    The norm before attention and the one after it (Gemma has one) are included: their gains and centring are folded
+    into the weights, and their frozen denominators divide the pattern's weights, ``before`` by key and ``after`` by
+    query position.
     """
 
     W_V: Float[Tensor, "kv d_model d_head"]
@@ -35,7 +35,7 @@ class FrozenAttention:
         return self.linear(x) + self.const
 
     def linear(self, x: Float[Tensor, "used d_model"]) -> Float[Tensor, "used d_model"]:
-        """The part of it that depends on ``x``, which holds the first positions."""
+        """The contribution without the constant, for a stream ``x`` of the first positions only."""
         used = x.shape[0]
         v = x.float() @ self.W_V  # [kv, pos, d_head]
         W_O = self.W_O.flatten(0, 1)  # heads one after the other, as along z's last axis below
@@ -50,13 +50,13 @@ class FrozenAttention:
         return out
 
     def mixing(self) -> Float[Tensor, "n_heads query key"]:
-        """How streams at all keys enter all queries, denominators included."""
+        """The pattern's weights divided by the norms' denominators, for all queries and keys."""
         blocks = self.pattern.blocks
         scaled = (PatternBlock(b.queries, b.keys, self._mixing(b, b.queries).flatten(0, 1)) for b in blocks)
         return Pattern(tuple(scaled)).dense()
 
     def _mixing(self, block: PatternBlock, queries: slice) -> Float[Tensor, "kv group query key"]:
-        """How the streams at a block's keys enter its ``queries``, denominators included."""
+        """The pattern's weights of a block for ``queries``, divided by the norms' denominators."""
         start = block.queries.start
         weights = block.weights[:, queries.start - start : queries.stop - start].float()
         if self.after is not None:
@@ -68,11 +68,16 @@ class FrozenAttention:
     def mix_back(
         self, g: Float[Tensor, "used n d_model"], shares: Float[Tensor, "m used"], first: int
     ) -> tuple[Float[Tensor, "kv key n d_head"], Float[Tensor, "n_heads m key"]]:
-        """From queries to keys: gradients at the attention's output and shares of them, both of positions from ``first`` on.
+        """Take gradients at the attention's output back from the query positions to the key positions.
 
-        Gradients ``g`` become gradients at the values of every key position; multiply them with ``W_V``
-        (see :meth:`add_to_stream`). ``shares`` say how much of some vector each position's gradient
-        holds; through head ``h`` every key's gradient holds ``shares[h]`` of what :meth:`through_heads` makes of it.
+        Args:
+            g: gradients in full, at positions from ``first`` on.
+            shares: gradients in compact form: how much of some vector the gradient holds at each position.
+            first: the first position in ``g`` and ``shares``.
+
+        Returns:
+            Gradients at the values of every key position, which :meth:`add_to_stream` takes on to the stream; and for
+            each head the new shares, now of the vectors that :meth:`through_heads` makes of the old ones.
         """
         kv, d_head = self.W_V.shape[0], self.W_V.shape[2]
         used, n = g.shape[:2]
@@ -86,7 +91,7 @@ class FrozenAttention:
             keys = slice(block.keys.start, min(block.keys.stop, last))
             weights = self._mixing(block, queries)[..., : keys.stop - keys.start]
             here = slice(queries.start - first, queries.stop - first)
-            # Heads of a group stand one after the other along the summed axis of the product.
+            # Query heads that share a value head are summed: they are laid out along the product's inner axis.
             from_queries = weights.flatten(1, 2).transpose(1, 2)
             step = max(1, ROWS_AT_ONCE // (queries.stop - queries.start))
             for some in range(0, n, step):
@@ -99,25 +104,29 @@ class FrozenAttention:
         return mixed.reshape(kv, last, n, d_head), carried
 
     def at_heads(self, vectors: Float[Tensor, "m d_model"]) -> Float[Tensor, "n_heads m d_head"]:
-        """Gradients at every head's mixed values, from gradients at the attention's output."""
+        """Gradients at every head's output, before ``W_O``, from gradients at the attention's output."""
         return vectors @ self.W_O.transpose(1, 2)
 
     def through_heads(self, at_heads: Float[Tensor, "n_heads m d_head"]) -> Float[Tensor, "n_heads m d_model"]:
-        """Gradients at the block's input, head by head, from those of :meth:`at_heads`."""
+        """Gradients at the stream, head by head, from those of :meth:`at_heads`; positions are not mixed."""
         grouped = at_heads.reshape(self.W_V.shape[0], -1, at_heads.shape[2])
         return (grouped @ self.W_V.transpose(1, 2)).reshape(*at_heads.shape[:2], -1)
 
     def add_to_stream(
         self, mixed: Float[Tensor, "kv key n d_head"], g: Float[Tensor, "key n d_model"]
     ) -> None:
-        """Add gradients at the block's input to ``g``, from gradients at the values."""
+        """Turn gradients at the values into gradients at the stream, and add them to ``g``."""
         flat = g.view(-1, g.shape[2])
         for values, W_V in zip(mixed, self.W_V, strict=True):
             flat.addmm_(values.reshape(-1, values.shape[2]), W_V.T)
 
 
 def frozen_attention(model: Model, recording: Recording, layer: int) -> FrozenAttention:
-    """Layer ``layer``'s attention as an affine map, from weights and one recording."""
+    """The frozen attention of ``layer``, from its weights and a recording.
+
+    Raises:
+        ArchitectureError: the layer has no plain value and output weights.
+    """
     weights = attention_weights(model, layer)
     pattern = recording.patterns[layer]
     W_V, b_V, W_O, b_O = weights.W_V, weights.b_V, weights.W_O, weights.b_O

@@ -1,4 +1,4 @@
-"""Edits of attention patterns and scores as hooks."""
+"""Turn edits of attention patterns and scores into hooks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,22 +16,23 @@ AttentionHook = tuple[str, Callable[[Tensor, HookPoint], Tensor]]
 
 
 def head_edit_hooks(replacement: Replacement, plan: Plan) -> list[AttentionHook]:
-    """Hooks that move scores and set patterns where nothing is held.
+    """Hooks that change scores and set patterns in a run where patterns are not held.
 
-    Raises EditError where a layer ignores what such a hook returns, and in the run when the mask of the
-    layer (a sliding window) leaves nothing to move.
+    Raises:
+        EditError: a layer's attention ignores what such a hook returns. During the run: the layer's mask (a sliding
+            window) hides the key from the query, so that there is nothing to change.
     """
     for layer in plan.patterns | plan.scores:
         if layer in replacement.holds(None).replayed_patterns:
             raise EditError(
-                f"layer {layer}'s attention ignores a pattern that a hook returns: the Hugging Face module has mixed its heads "
-                "by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them act."
+                f"layer {layer}'s attention ignores a pattern that a hook returns: the Hugging Face module has mixed its "
+                "heads by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them act."
             )
     for layer in plan.scores:
         if not replacement.remembered(("scores", layer), lambda layer=layer: moves_pattern(replacement.model, layer)):
             raise EditError(
-                f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead (PatternEdit), or hold "
-                "patterns (freeze='attention'), where a score moves the held row."
+                f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead (PatternEdit), or "
+                "hold patterns (freeze='attention'), where a score moves the held row."
             )
     hooks: list[AttentionHook] = []
     for layer, ops in plan.scores.items():
@@ -41,9 +42,9 @@ def head_edit_hooks(replacement: Replacement, plan: Plan) -> list[AttentionHook]
 
 
 def held_pattern_edits(plan: Plan) -> dict[int, list[Callable[[Tensor, Any], Tensor]]]:
-    """What edits of scores and patterns make of each layer's held pattern, in order.
+    """Functions that edit each layer's held pattern, to be applied in order.
 
-    A score moves the held row as its softmax would.
+    A change of a score changes the held weights of its query as their softmax would.
     """
     edits: dict[int, list[Callable[[Tensor, Any], Tensor]]] = {}
     for layer, ops in plan.scores.items():
@@ -74,12 +75,15 @@ def _add_scores(layer: int, ops: HeadOps) -> Callable[[Tensor, HookPoint], Tenso
 
 
 def _reweigh(layer: int, ops: HeadOps) -> Callable[[Tensor, HookPoint], Tensor]:
-    """Softmax with some scores moved, from the pattern alone: ``p·e^Δ / (1 + Σ p (e^Δ - 1))``."""
+    """The pattern that softmax would give if some scores were changed by Δ: ``p·e^Δ / (1 + Σ p (e^Δ - 1))``.
+
+    It needs only the old pattern ``p``, not the scores.
+    """
 
     def reweigh(pattern: Tensor, hook: HookPoint) -> Tensor:
         cells = (ops.row, ops.head, ops.query, ops.key)
         _require_open(layer, ops, pattern[cells] == 0)
-        edited = pattern.float()  # the row of a sink sums below one; what it lacks does not move
+        edited = pattern.float()  # with an attention sink a row sums to less than one; the rest stays in the sink
         gained = torch.zeros_like(edited)
         gained[cells] = edited[cells] * torch.expm1(ops.value)
         return ((edited + gained) / (1 + gained.sum(-1, keepdim=True))).to(pattern.dtype)

@@ -21,7 +21,8 @@ from typing import Any
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from .norms import norm_weights
+from .errors import EditError
+from .norms import is_mlp_norm, norm_weights
 from .sites import Model, find
 
 HookList = list[tuple[str, Callable[[Tensor, HookPoint], Tensor | None]]]
@@ -32,12 +33,14 @@ class Holds:
     """How each pattern and denominator of a model is held: through its own point, unless it is named here.
 
     ``norms``: all norms that ran, in order. ``replayed_norms``: those whose output is computed anew.
-    ``replayed_patterns``: layers whose heads are mixed anew.
+    ``replayed_patterns``: layers whose heads are mixed anew. ``loose_norms``: those inside MLPs that cannot be
+    held, which matters only where MLPs are computed anew.
     """
 
     norms: tuple[str, ...]
     replayed_norms: frozenset[str] = field(default_factory=frozenset)
     replayed_patterns: frozenset[int] = field(default_factory=frozenset)
+    loose_norms: tuple[str, ...] = ()
 
 
 def pattern_point(layer: int) -> str:
@@ -56,13 +59,32 @@ def hold_hooks(
     values: Mapping[str, Tensor],
     pattern_edits: Mapping[int, Sequence[Callable[[Tensor, Any], Tensor]]] | None = None,
 ) -> HookList:
-    """Hooks that hold all patterns and denominators at ``values``, named by :func:`pattern_point` and :func:`scale_point`.
+    """Hooks that hold all attention patterns and norm denominators fixed, whatever the model is run on.
 
-    Values have a batch of one in front. ``pattern_edits[layer]`` change the held pattern, in order.
+    Args:
+        model: the model.
+        holds: how each can be held on this model, from ``replacement.holds(tokens)``.
+        values: what they are held at, by hook name and with a batch of one in front, such as ``Recording.held``.
+        pattern_edits: for each layer, functions that change its held pattern, applied in order.
+
+    Returns:
+        Hooks for ``run_with_hooks`` or ``model.hooks``.
+
+    Examples:
+        >>> tokens = tlc.hooks.to_tokens(model, prompt)
+        >>> recording = tlc.hooks.record(model, tokens, position=-1)
+        >>> held = tlc.hooks.hold_hooks(model, replacement.holds(tokens), recording.held)
+        >>> with model.hooks(fwd_hooks=held):  # another city, with the attention of the first one
+        ...     _, cache = model.run_with_cache("the capital of the state containing Oakland is")
+        >>> bool((cache["blocks.1.attn.hook_pattern"][0] == recording.patterns[1].dense()).all())
+        True
     """
     hooks: HookList = []
+    n_pos = values[pattern_point(0)].shape[-1]
     for name in holds.norms:
         value = values[scale_point(name)]
+        if is_mlp_norm(name) and value.shape[1] != n_pos:
+            raise EditError(why_loose(name))
         if name in holds.replayed_norms:
             hooks += _replayed_norm(model, name, value)
         else:
@@ -94,10 +116,28 @@ def _replayed_norm(model: Model, name: str, scale: Tensor) -> HookList:
         inputs[:] = [x]
 
     def write(y: Tensor, hook: HookPoint) -> Tensor:
-        x = inputs.pop()
-        return norm_weights(model, name, x.shape[-1]).output(x, scale.to(x.device)).to(y.dtype)
+        return held_output(model, name, inputs.pop(), scale).to(y.dtype)
 
     return [(f"{name}.hook_in", keep), (f"{name}.hook_out", write)]
+
+
+def why_loose(name: str) -> str:
+    """The sentence for a norm inside an MLP that has no denominator of its own for every position."""
+    return (
+        f"{name} runs inside an MLP on what experts are given, not once for every position, so freeze='attention' "
+        "cannot hold its denominators; use freeze='all', which holds the MLP's output, or freeze='none'."
+    )
+
+
+def held_output(model: Model, name: str, x: Tensor, scale: Tensor) -> Tensor:
+    """A norm's output with its denominator given for a batch of one.
+
+    ``x`` may have more runs, and lay their rows flat.
+    """
+    if is_mlp_norm(name) and x.numel() % (scale.numel() * x.shape[-1]):
+        raise EditError(why_loose(name))
+    runs = x.reshape(-1, *scale.shape[1:-1], x.shape[-1])
+    return norm_weights(model, name, x.shape[-1]).output(runs, scale.to(x.device)).reshape(x.shape)
 
 
 def _replayed_pattern(

@@ -1,8 +1,9 @@
-"""A few numbers out of a model's weights, by which it is known again whatever program opened it.
+"""Recognise a model by a few numbers from its weights, whichever program opened it.
 
-Names do not tell: one checkpoint is opened under several, and two versions of one share theirs. What is taken
-does not depend on dtype, nor on what TransformerLens folds, centres and scales when it opens a checkpoint: rows
-of what writes to the residual stream (embedding, MLP outputs), less their mean, over their length.
+Its name is not enough: one checkpoint is opened under several names, and two versions may share one. The numbers must
+not depend on the dtype, nor on what TransformerLens folds, centres and scales when it opens a checkpoint. So they are
+taken from rows of matrices that write to the residual stream (embedding, MLP outputs), minus each row's mean and
+divided by its length.
 """
 
 from collections.abc import Callable
@@ -15,14 +16,15 @@ from .errors import ArchitectureError
 from .sites import Model, embed_weights, mlp_weights
 
 Sample = tuple[tuple[str, tuple[float, ...]], ...]
-"""Names of what was looked at, each with the numbers found."""
+"""Names of matrices, each with the numbers taken from it."""
 
 _ROWS, _COLUMNS = 2, 6
-_TOLERANCE = 0.01  # of the largest number beside it; bfloat16 keeps each to 0.4 %, other weights differ by far more
+# Numbers are equal within this share of the largest; bfloat16 rounds to 0.4 %, other weights differ by far more.
+_TOLERANCE = 0.01
 
 
 def model_sample(model: Model) -> Sample:
-    """Numbers from the embedding and the first, middle and last MLP of ``model``, as far as it has such."""
+    """Numbers from the embedding and from the first, middle and last MLP of ``model``, as far as it has them."""
     n_layers = int(model.cfg.n_layers)
     wanted: list[tuple[str, Callable[[], Tensor]]] = [("W_E", lambda: embed_weights(model))]
     for layer in sorted({0, n_layers // 2, n_layers - 1}):
@@ -31,8 +33,8 @@ def model_sample(model: Model) -> Sample:
     for name, read in wanted:
         try:
             found.append((f"model {name}", _directions(read())))
-        except (ArchitectureError, AttributeError, NotImplementedError):  # a mixture of experts, or no MLP: the rest must do
-            continue
+        except (ArchitectureError, AttributeError, NotImplementedError):
+            continue  # a mixture of experts, or no MLP: the other matrices must do
     return rounded(found)
 
 
@@ -44,7 +46,7 @@ def _directions(matrix: Float[Tensor, "row d"]) -> Float[Tensor, " n"]:
 
 
 def spread(size: int, count: int) -> Tensor:
-    """``count`` indices below ``size``, apart from each other."""
+    """``count`` evenly spaced indices below ``size``."""
     return (torch.arange(1, count + 1) * size) // (count + 1)
 
 
@@ -54,7 +56,7 @@ def rounded(found: list[tuple[str, Tensor]]) -> Sample:
 
 
 def first_difference(a: Sample, b: Sample) -> str | None:
-    """The first thing that is in both samples and not the same in both; None if all agree."""
+    """The name of the first matrix that is in both samples with different numbers; None if there is none."""
     other = dict(b)
     for name, values in a:
         if name in other and not _agree(values, other[name]):

@@ -1,8 +1,8 @@
-"""Run a model with edits, everything else free or held, through ordinary TransformerLens hooks.
+"""Run a model with edits, through ordinary TransformerLens hooks.
 
-``freeze``: ``"none"`` holds nothing; ``"attention"`` holds attention patterns and norm denominators
-at their clean values; ``"all"`` holds MLP outputs as well, so that an edit has its direct effects
-only. ``constrained_layers`` holds the MLP outputs of some layers (constrained patching).
+``freeze`` says what keeps the value of the run without edits: ``"none"``: nothing. ``"attention"``: attention patterns
+and norm denominators. ``"all"``: also all MLP outputs, so that an edit has its direct effects only.
+``constrained_layers`` holds the MLP outputs of some layers (constrained patching, Ameisen et al. 2025).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from .attach import Replacement, output_site
 from .edits import Ops, Plan
 from .errors import EditError
 from .head_edits import head_edit_hooks, held_pattern_edits
-from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point
+from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point, why_loose
 from .record import (
     Listener,
     denominators,
@@ -29,7 +29,7 @@ from .record import (
     stream_points,
     unembedding_only,
 )
-from .sites import added_hooks, with_its_layer
+from .sites import added_hooks, layer_of, with_its_layer
 
 FREEZE_MODES = ("all", "attention", "none")
 _STREAM = "blocks.0.hook_resid_pre"
@@ -43,9 +43,10 @@ def require_freeze(freeze: str) -> None:
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What the untouched model computed on a prompt, by hook name, batch dimension kept.
+    """What the model without edits computed on a prompt.
 
-    ``seen`` has every norm's denominator as ``NORM.hook_scale``, also of norms without such a hook.
+    ``seen``: tensors by hook name, with their batch dimension; every norm's denominator is there as
+    ``NORM.hook_scale``, even if the norm has no such hook.
     """
 
     seen: dict[str, Tensor]
@@ -57,10 +58,10 @@ class CleanRun:
 def clean_run(
     replacement: Replacement, tokens: Int[Tensor, " pos"], skipped: Sequence[int] = ()
 ) -> CleanRun:
-    """One run of the untouched model, keeping all that any freeze mode may hold.
+    """Run the model without edits and keep everything that a freeze mode may hold.
 
-    ``skipped`` positions do not carry a skip connection's changes when MLP outputs are held: there
-    a graph counts the whole output as constant.
+    At ``skipped`` positions a graph counts the whole MLP output as constant. So if MLP outputs are held, changes do not
+    pass through a transcoder's skip connection there.
     """
     model, dictionary = replacement.model, replacement.dictionary
     layers = range(int(model.cfg.n_layers))
@@ -88,13 +89,23 @@ def edit_hooks(
     freeze: str = "none",
     constrained_layers: Sequence[int] = (),
 ) -> HookList:
-    """The hooks that carry a plan out; put them on with ``run_with_hooks`` or ``add_hook``.
+    """The hooks that carry out edits; use them with ``run_with_hooks`` or ``add_hook``.
 
-    ``clean`` may be None when nothing is held. Raises EditError for an unknown freeze mode.
+    Args:
+        replacement: the model and its dictionary.
+        plan: the edits.
+        clean: the run whose values are held; may be None if nothing is.
+        freeze: what is held: ``"none"``, ``"attention"`` or ``"all"``.
+        constrained_layers: layers whose MLP outputs are held in addition.
+
+    Raises:
+        EditError: the freeze mode is unknown, or a layer's attention cannot be edited.
     """
     require_freeze(freeze)
     model, n_layers = replacement.model, int(replacement.model.cfg.n_layers)
     held = set(range(n_layers)) if freeze == "all" else set(constrained_layers)
+    if freeze != "none":
+        _require_norms_held(clean.holds, held)
     hooks: HookList = []
     if freeze == "none":
         hooks += head_edit_hooks(replacement, plan)
@@ -108,6 +119,13 @@ def edit_hooks(
     return hooks
 
 
+def _require_norms_held(holds: Holds, held: set[int]) -> None:
+    """Raise EditError where an MLP outside the layers ``held`` has a norm that cannot be held."""
+    loose = [name for name in holds.loose_norms if layer_of(name) not in held]
+    if loose:
+        raise EditError(why_loose(loose[0]))
+
+
 def _scale_rows(ops: Ops) -> Callable[[Tensor, HookPoint], Tensor]:
     def scale(tensor: Tensor, hook: HookPoint) -> Tensor:
         here, edited = ops.to(tensor.device), tensor.clone()
@@ -118,13 +136,13 @@ def _scale_rows(ops: Ops) -> Callable[[Tensor, HookPoint], Tensor]:
 
 
 class _Changes:
-    """Changes of activations, worked out where a layer is read, written wherever it writes to."""
+    """The hooks for edits of features and errors: changes are computed at a layer's input, added where it writes."""
 
     def __init__(self, replacement: Replacement, plan: Plan, clean: CleanRun | None, held: set[int]):
         self._replacement, self._plan, self._clean, self._held = replacement, plan, clean, held
         self._inputs: dict[int, Tensor] = {}
         dictionary = replacement.dictionary
-        # An error term is what all features that write to its layer miss, so it needs all their inputs.
+        # An error term is the output minus all features that write to the layer, so all their inputs are needed.
         self._read = set(plan.features).union(
             *(dictionary.writers(layer) for layer in plan.errors if layer in dictionary.layers)
         )
@@ -169,7 +187,7 @@ class _Changes:
         return write
 
     def _input(self, layer: int) -> Tensor:
-        """What the layer's features are computed from: the clean input where the layer is held."""
+        """The input that the layer's features are computed from; that of the clean run if the layer is held."""
         if layer in self._held:
             name = self._replacement.dictionary.input_hook(layer)
             return self._clean.seen[name].expand_as(self._inputs[layer])
@@ -203,7 +221,7 @@ class _Changes:
         change.index_put_((ops.row, ops.position), (ops.gain - 1)[:, None] * error, accumulate=True)
 
     def _through_skip(self, layer: int) -> Tensor | float:
-        """A skip connection is linear, so its share of a held output still moves with its input."""
+        """What a skip connection adds to a held output: it is linear and not held, so it follows its input."""
         dictionary = self._replacement.dictionary
         skip = dictionary.skip(layer) if layer in dictionary.layers else None
         if skip is None:
@@ -220,9 +238,10 @@ def run_edited(
     hooks: HookList,
     wanted: Sequence[str] = (),
 ) -> tuple[Float[Tensor, "batch pos d_model"], dict[str, Tensor]]:
-    """Run the model with ``hooks``: what the unembedding reads, and the tensors of ``wanted`` hooks.
+    """Run the model with hooks, and remove them again in any case.
 
-    Whatever happens, the model has afterwards the hooks it had before.
+    Returns:
+        What the unembedding reads, and the tensors of the ``wanted`` hooks.
     """
     model = replacement.model
     with torch.no_grad(), edits_expected():

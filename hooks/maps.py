@@ -1,8 +1,8 @@
-"""Norms with frozen denominators, and how dictionaries read and write through them.
+"""Norms with frozen denominators, and how dictionaries read and write the residual stream through them.
 
-With attention patterns and norm denominators fixed at their recorded values, a block is affine in
-the residual stream (Ameisen et al. 2025, "Circuit Tracing", section on the local replacement
-model). These are the pieces, each as a function and as its transpose.
+With attention patterns and norm denominators frozen at their recorded values, a block is affine in the residual stream
+(Ameisen et al. 2025, "Circuit tracing": the local replacement model). Here are its parts outside of attention, each as
+a function of the stream (``forward``) and as its transpose, which takes gradients back.
 """
 
 from dataclasses import dataclass, replace
@@ -16,13 +16,14 @@ from .norms import NormWeights, is_norm, norm_weights
 from .record import Recording
 from .sites import Model, find, is_parallel
 
-# Rounding between a dictionary's output hook and the tensor added to the stream, relative to each position's largest.
+# Allowed rounding between a dictionary's output hook and what is added to the stream, relative to each position's
+# largest entry.
 SITE_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """``y = (x - centred·mean(x)) / scale · weight + bias`` with ``scale`` as recorded."""
+    """A norm ``y = (x - centred·mean(x)) / scale · weight + bias`` with its recorded ``scale``."""
 
     weights: NormWeights
     scale: Float[Tensor, "pos 1"]
@@ -32,7 +33,7 @@ class FrozenNorm:
         return self.weights.output(x, self.scale)
 
     def linear(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-        """``hook_normalized``: centred and divided, before gain and bias."""
+        """The tensor at ``hook_normalized``: centred and divided, before gain and bias."""
         return self.weights.normalized(x, self.scale)
 
     def transpose(
@@ -45,18 +46,18 @@ class FrozenNorm:
     def push(
         self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]
     ) -> Float[Tensor, "n d_model"]:
-        """What rows written at the norm's input add to its output (the linear part)."""
+        """What vectors added to the norm's input add to its output, without the bias."""
         x = x - x.mean(-1, keepdim=True) if self.weights.centred else x
         return x / self.scale[positions] * self.weights.weight
 
     def fold(self, W: Float[Tensor, "*heads d_model _"]) -> Float[Tensor, "*heads d_model _"]:
-        """``W`` reading the norm's output, rewritten to read ``x / scale``."""
+        """A matrix that gives the same on ``x / scale`` as ``W`` on the norm's output, up to a constant."""
         W = self.weights.weight[:, None] * W
         return W - W.mean(-2, keepdim=True) if self.weights.centred else W
 
 
 def frozen_norm(model: Model, recording: Recording, name: str | None) -> FrozenNorm | None:
-    """The norm called ``name`` with its recorded denominator, or None where there is none."""
+    """The norm called ``name`` with its recorded denominator; None if there is no such norm."""
     weights = None if name is None else norm_weights(model, name)
     if weights is None:
         return None
@@ -67,11 +68,11 @@ def frozen_norm(model: Model, recording: Recording, name: str | None) -> FrozenN
 
 @dataclass(frozen=True)
 class ReadMap:
-    """How a dictionary's input hangs on the residual stream its block's MLP reads.
+    """How a dictionary's input depends on the residual stream.
 
-    ``stage``: ``"residual"`` the stream itself, ``"normalized"`` after the division, ``"normed"``
-    after gain and bias. ``rounding``: what the model's own tensor there has beyond ``forward``, where
-    that is to be counted (half precision).
+    ``stage``: which tensor is read: ``"residual"``, the stream itself; ``"normalized"``, after the norm's division;
+    ``"normed"``, after its gain and bias. ``rounding``: for models in half precision, the model's own tensor minus what
+    ``forward`` gives.
     """
 
     stage: str
@@ -87,7 +88,7 @@ class ReadMap:
     def transpose(
         self, vectors: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
-        """Vectors at the read site as vectors on the residual stream, plus what the norm's bias and rounding add."""
+        """Turn vectors that read this tensor into vectors that read the stream, with the constants that this leaves."""
         bias = vectors.new_zeros(vectors.shape[0])
         if self.rounding is not None:
             bias = bias + (vectors * self.rounding[positions]).sum(-1)
@@ -116,14 +117,14 @@ def _short(layer: int, hook: str) -> str:
 
 
 def read_stage(model: Model, layer: int, hook: str) -> str:
-    """Which stage of the MLP's input ``hook`` shows; raises UnknownHookError for any other hook."""
+    """Which stage of the MLP's input a hook shows (see :class:`ReadMap`); raises UnknownHookError if none."""
     stages = dict(_READ_STAGES)
     if is_parallel(model):
         stages["hook_resid_pre"] = "residual"
         del stages["hook_resid_mid"]
         if str(mlp_norms(model, layer)[0]).endswith("ln1"):
             stages |= {"ln1.hook_normalized": "normalized", "ln1.hook_out": "normed"}
-    if mlp_norms(model, layer)[0] != f"blocks.{layer}.ln2":  # none, or one behind the MLP (OLMo 2)
+    if mlp_norms(model, layer)[0] != f"blocks.{layer}.ln2":  # no norm before the MLP; OLMo 2 has one after it
         stages = {name: stage for name, stage in stages.items() if not name.startswith("ln2.")}
     short = _short(layer, hook)
     if short not in stages:
@@ -134,7 +135,7 @@ def read_stage(model: Model, layer: int, hook: str) -> str:
 
 
 def write_stage(layer: int, hook: str) -> str:
-    """``"mlp"`` for a site before the post-norm, ``"residual"`` for one after it."""
+    """``"mlp"`` if a hook shows the MLP's output before the post-norm, ``"residual"`` if after it."""
     short = _short(layer, hook)
     if short not in _WRITES:
         raise UnknownHookError(
@@ -150,10 +151,10 @@ def read_map(model: Model, recording: Recording, layer: int, hook: str) -> ReadM
 
 
 def mlp_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
-    """The norms before and after a layer's MLP: ``ln2`` and ``ln2_post``, as far as there are any.
+    """The names of the norms before and after a layer's MLP, None for those that it does not have.
 
-    OLMo 2 and EXAONE 4 have one behind the MLP and none before it, called ``ln2``; a parallel block may have
-    one norm for attention and MLP together, ``ln1``.
+    Usually ``ln2`` and ``ln2_post``. OLMo 2 and EXAONE 4 have only one after the MLP, which is called ``ln2``; a block
+    with parallel attention and MLP may have one norm for both, ``ln1``.
     """
     before, after = _around(model, layer, "ln2", "hook_mlp_out")
     if before is None and after is None and is_parallel(model):
@@ -163,7 +164,7 @@ def mlp_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
 
 
 def attention_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
-    """The norms before and after a layer's attention: ``ln1`` and ``ln1_post``, as far as there are any."""
+    """The names of the norms before and after a layer's attention, None for those that it does not have."""
     return _around(model, layer, "ln1", "hook_attn_out")
 
 
@@ -179,10 +180,10 @@ def _around(model: Model, layer: int, norm: str, added: str) -> tuple[str | None
 
 
 def mlp_site(model: Model, layer: int) -> str:
-    """The hook of its own block that shows what an MLP's last matrix gives, and nothing else.
+    """The hook, by its name within the block, that shows the output of an MLP's last matrix and nothing else.
 
-    ``mlp.hook_out``; but where the Hugging Face module adds the residual stream itself (BLOOM, MPT),
-    ``hook_mlp_out`` leads to another point, which shows the MLP's part alone.
+    It is ``mlp.hook_out``, unless the Hugging Face module adds the residual stream itself (BLOOM, MPT); then it is
+    ``hook_mlp_out``, which refers to another point there.
     """
     last = find(model, f"blocks.{layer}.mlp.out.hook_out")
     adds_stream = last is not None and last is find(model, f"blocks.{layer}.hook_mlp_out")
@@ -190,10 +191,13 @@ def mlp_site(model: Model, layer: int) -> str:
 
 
 def written_share(model: Model, recording: Recording, layer: int, hook: str) -> float:
-    """By how much the block multiplies what a dictionary's output hook shows, on its way to the stream (Granite); else 1.
+    """The factor by which the block multiplies what a dictionary's output hook shows, before adding it to the stream.
 
-    Raises ArchitectureError where that hook shows something else than the MLP's output: on BLOOM and MPT
-    ``mlp.hook_out`` holds the residual stream as well.
+    It is 1, except on Granite.
+
+    Raises:
+        ArchitectureError: the hook does not show the MLP's output. On BLOOM and MPT, ``mlp.hook_out`` holds the
+            residual stream as well.
     """
     norm = write_norm(model, recording, layer, hook)
     site = recording.sites[hook].float()
@@ -206,8 +210,8 @@ def written_share(model: Model, recording: Recording, layer: int, hook: str) -> 
     gap = float(((added - share * site).abs().amax(-1) / largest).max())
     if not gap <= SITE_WITHIN[recording.dtype]:
         raise ArchitectureError(
-            f"{hook} is not this model's MLP output (off by {gap:.0%} of hook_mlp_out, the tensor that is added to the residual "
-            f"stream; on some architectures it holds the stream as well). Use output_hook='hook_mlp_out'."
+            f"{hook} is not this model's MLP output (off by {gap:.0%} of hook_mlp_out, the tensor that is added to the "
+            f"residual stream; on some architectures it holds the stream as well). Use output_hook='hook_mlp_out'."
         )
     return share
 

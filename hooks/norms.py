@@ -8,6 +8,7 @@ itself, and what is stored only sharpens it.
 import re
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -17,12 +18,16 @@ from .errors import ArchitectureError
 from .sites import Model, find, layer_device, layer_of, registry, walk
 
 _STREAM_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+_STREAM_NORM = re.compile(rf"blocks\.\d+\.(?:{'|'.join(_STREAM_NORMS)})$|ln_final$")
 # Norms inside attention (of latent values, of values) scale what heads move. Those of queries and keys
 # act on patterns alone, which are held as a whole.
-_INNER_NORM = re.compile(r"blocks\.(\d+)\.attn\.(?:\w+\.)*(?!q_norm|k_norm|q_layernorm|k_layernorm)\w*norm\.hook_out$")
+_ATTENTION_NORM = re.compile(r"blocks\.\d+\.attn\.(?:\w+\.)*(?!q_norm|k_norm|qk_norm|q_layernorm|k_layernorm)\w*norm$")
+_BLOCK_POINT = re.compile(r"(blocks\.(\d+)\.\w+(?:\.\w+)*)\.hook_(out|scale)$")
 # How far a stored gain may be from the measured one: rounding of the module's own arithmetic.
 _MEASURED_WITHIN = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _PROBE = 64.0  # large beside any epsilon under the root
+# What a module raises that wants something else than one tensor of vectors.
+_NOT_A_NORM = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -65,21 +70,84 @@ def is_norm(model: Model, name: str) -> bool:
 def norm_names(model: Model, below: int | None = None) -> list[str]:
     """The hook prefixes of all norms that information passes through on its way to the logits.
 
-    Those of the residual stream, blocks first, and those inside attention; with ``below``, up to layer
-    ``below``'s attention.
+    Those of the residual stream, blocks first, and those inside attention and MLPs' branches; with ``below``,
+    up to layer ``below``'s attention.
     """
     n_layers = int(model.cfg.n_layers) if below is None else below
-    inner: dict[int, list[str]] = {}
-    for point in registry(model):
-        match = _INNER_NORM.match(point)
-        if match:
-            inner.setdefault(int(match[1]), []).append(point.rsplit(".", 1)[0])
+    inner = _inner_norms(model)
     names = []
     for layer in range(n_layers):
         names += [name for name in (f"blocks.{layer}.{norm}" for norm in _STREAM_NORMS) if is_norm(model, name)]
         names += inner.get(layer, [])
     last = "ln_final" if below is None else f"blocks.{below}.ln1"
     return [*names, last] if is_norm(model, last) else names
+
+
+def is_inner_norm(name: str) -> bool:
+    """Whether a norm called ``name`` would be inside attention or an MLP's branch, and no norm of queries or keys."""
+    return bool(_ATTENTION_NORM.match(name)) if ".attn." in name else not _STREAM_NORM.match(name)
+
+
+def is_mlp_norm(name: str) -> bool:
+    """Whether a norm called ``name`` is inside an MLP's branch: what it does there is seen by no block's output."""
+    return is_inner_norm(name) and ".attn." not in name
+
+
+def _inner_norms(model: Model) -> dict[int, list[str]]:
+    """The hook prefixes of the norms inside attention and MLPs' branches, by layer."""
+    found: dict[int, dict[str, None]] = {}
+    for point in registry(model):
+        match = _BLOCK_POINT.match(point)
+        if match and is_inner_norm(match[1]) and is_norm(model, match[1]):
+            # A name alone says it of attention's, a denominator of others'; the rest must act as one.
+            known = ".attn." in match[1] or match[3] == "scale"
+            if known or acts_as_norm(model, match[1], _native(walk(model, match[1]))):
+                found.setdefault(int(match[2]), {})[match[1]] = None
+    return {layer: list(names) for layer, names in found.items()}
+
+
+def _native(module: Any) -> Any:
+    """The Hugging Face module that a bridge's component stands for, or the module itself."""
+    wrapped = getattr(module, "original_component", None)
+    return wrapped if isinstance(wrapped, torch.nn.Module) else module
+
+
+def acts_as_norm(model: Model, name: str, module: Any) -> bool:
+    """Whether a Hugging Face module computes a norm of the form of :class:`NormWeights`; found out once for each."""
+    if not isinstance(module, torch.nn.Module):
+        return False
+    if module not in _ACTS:
+        _ACTS[module] = not has_matrices(module) and _acts_as_norm(model, name, module)
+    return _ACTS[module]
+
+
+_ACTS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
+
+def has_matrices(module: torch.nn.Module) -> bool:
+    """Whether a module, or one inside it, has weights that no norm has."""
+    return any(p.ndim > 1 for p in module.parameters())
+
+
+def _acts_as_norm(model: Model, name: str, module: torch.nn.Module) -> bool:
+    probe, dtype = _probe(model, name, module, None)
+    x = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe.device)
+    x = torch.stack([4 * x, 32 * x])[None].to(dtype)
+    within = 4 * _MEASURED_WITHIN[dtype]
+    with torch.no_grad(), torch.inference_mode(False):
+        try:
+            y = module.forward(x).reshape(x.shape).float()
+        except _NOT_A_NORM:
+            return False
+    size = y.abs().max()
+    if not (y[0, 1] - y[0, 0]).abs().max() <= within * size:  # most activations end here
+        return False
+    try:
+        weights = _measured(model, name, module, None)
+    except ArchitectureError:
+        return False
+    off = (weights.output(x, weights.denominator(x, y)) - y).abs().max()
+    return bool(off <= within * size)
 
 
 def norm_weights(model: Model, name: str, width: int | None = None) -> NormWeights | None:
@@ -90,8 +158,10 @@ def norm_weights(model: Model, name: str, width: int | None = None) -> NormWeigh
     if not is_norm(model, name):
         return None
     module = walk(model, name)
-    wrapped = getattr(module, "original_component", None)
-    return _measured(model, name, wrapped, width) if isinstance(wrapped, torch.nn.Module) else _stored(model, name, module)
+    native = _native(module)
+    # HookedTransformer's own norms show their denominators; Hugging Face's do not.
+    stored = native is module and hasattr(module, "hook_scale")
+    return _stored(model, name, module) if stored else _measured(model, name, native, width)
 
 
 def was_folded(model: Model, name: str) -> bool:
@@ -122,19 +192,13 @@ def _stored(model: Model, name: str, module: Any) -> NormWeights:
 
 def _measured(model: Model, name: str, module: torch.nn.Module, width: int | None) -> NormWeights:
     """Gain and bias of a Hugging Face norm, from what it makes of three vectors."""
-    own = getattr(module, "weight", None)
-    own = own.detach() if isinstance(own, Tensor) and own.ndim == 1 else None
-    width = own.numel() if own is not None else width or int(model.cfg.d_model)
-    first = own if own is not None else next(model.blocks[layer_of(name) or 0].parameters())
-    device = first.device if own is not None else _home_of(model, name)
-    dtype = first.dtype if first.is_floating_point() else torch.float32
-    x = torch.full((width,), _PROBE, device=device)
-    x[1::2] = -_PROBE
+    x, dtype = _probe(model, name, module, width)
     with torch.no_grad(), torch.inference_mode(False):
         seen = torch.stack([x, -x, x + _PROBE / 2])[None].to(dtype)
         try:
-            up, down, shifted = module(seen)[0].float()
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            out = module.forward(seen)  # without its hooks: one of them may be what asks
+            up, down, shifted = out.reshape(seen.shape)[0].float()
+        except _NOT_A_NORM as error:
             raise ArchitectureError(f"{name}: {type(module).__name__} is not a norm of one vector at a time: {error}") from error
     tolerance = _MEASURED_WITHIN[dtype]
     centred = bool((shifted - up).abs().max() <= 4 * tolerance * up.abs().max())
@@ -142,6 +206,7 @@ def _measured(model: Model, name: str, module: torch.nn.Module, width: int | Non
     n = n / n.square().mean().sqrt()
     weight, bias = (up - down) / (2 * n), (up + down) / 2
     size = weight.abs().max()
+    own = _own_gain(module)
     stored = [] if own is None else [own.float(), own.float() + 1.0]
     for candidate in (*stored, torch.ones_like(weight)):
         if (candidate - weight).abs().max() <= tolerance * size:
@@ -154,6 +219,23 @@ def _measured(model: Model, name: str, module: torch.nn.Module, width: int | Non
             bias = candidate
             break
     return NormWeights(name, centred, weight, bias)
+
+
+def _own_gain(module: torch.nn.Module) -> Tensor | None:
+    own = getattr(module, "weight", None)
+    return own.detach() if isinstance(own, Tensor) and own.ndim == 1 else None
+
+
+def _probe(
+    model: Model, name: str, module: torch.nn.Module, width: int | None
+) -> tuple[Float[Tensor, " width"], torch.dtype]:
+    """A vector of mean zero of a module's own width (else ``width``, else d_model) on its device, and its dtype."""
+    own = _own_gain(module)
+    width = own.numel() if own is not None else width or int(model.cfg.d_model)
+    first = own if own is not None else next(model.blocks[layer_of(name) or 0].parameters())
+    x = torch.full((width,), _PROBE, device=first.device if own is not None else _home_of(model, name))
+    x[1::2] = -_PROBE
+    return x, first.dtype if first.is_floating_point() else torch.float32
 
 
 def _home_of(model: Model, name: str) -> torch.device:

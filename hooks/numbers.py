@@ -1,4 +1,4 @@
-"""Numbers as people have them: Python's, NumPy's, entries of frames, tensors that hold a single one."""
+"""Accept numbers of any library: Python's, NumPy's, entries of data frames, tensors with a single number."""
 
 import math
 import operator
@@ -41,7 +41,7 @@ def whole(value: Any, what: str = "a whole number", error: type[TLCircuitsError]
 
 
 def wholes(values: Any, what: str = "whole numbers", error: type[TLCircuitsError] = ArgumentError) -> tuple[int, ...]:
-    """A list, range, array, column of a frame or one-dimensional tensor as ints; raises ``error`` as :func:`whole` does."""
+    """Several whole numbers (a list, range, array, column of a frame, tensor) as ints; see :func:`whole`."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise error(f"{what} must be whole numbers, got {shown(values)}.")
     each = values.tolist() if hasattr(values, "tolist") else values
@@ -49,7 +49,7 @@ def wholes(values: Any, what: str = "whole numbers", error: type[TLCircuitsError
 
 
 def real(value: Any, what: str = "a number", error: type[TLCircuitsError] = ArgumentError) -> float:
-    """``value`` as a float; raises ``error``, calling it ``what``, for booleans and what is no single finite number."""
+    """A finite number of any library as a float; otherwise ``error`` is raised, which calls it ``what``."""
     if not _is_boolean(value) and getattr(value, "ndim", 0) == 0 and _is_real(value):
         try:
             number = float(value.item() if hasattr(value, "item") else value)
@@ -61,7 +61,7 @@ def real(value: Any, what: str = "a number", error: type[TLCircuitsError] = Argu
 
 
 def is_whole(value: Any) -> bool:
-    """Whether :func:`whole` takes ``value``."""
+    """Whether ``value`` is a whole number of any library (see :func:`whole`)."""
     try:
         whole(value)
     except ArgumentError:
@@ -70,7 +70,7 @@ def is_whole(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: numbers and short texts as they are, anything else by its type and shape."""
+    """A value for an error message: numbers and short texts as they are, anything else by type and shape."""
     if isinstance(value, (str, int, float, complex, slice, type(None))):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""A recorded attention pattern without the zeros of causal masks and sliding windows."""
+"""Recorded attention patterns, stored without the zeros of causal masks and sliding windows."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-QUERIES = 64  # query positions in one block; more waste work above the diagonal, fewer make small products
-_RECOMPUTED_WITHIN = 1e-5  # of a weight: float32 softmax in another order
+QUERIES = 64  # query positions in a block: with more, much of it is zeros above the diagonal; fewer are slow
+_RECOMPUTED_WITHIN = 1e-5  # a recomputed weight may differ by this much, as float32 sums depend on their order
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A layer's queries and keys as they meet (normed, rotated), from which its pattern can be made again.
+    """A layer's queries and keys (after norms and rotation), from which its pattern can be computed again.
 
-    ``first[p]``: the first key that the mask lets query ``p`` reach.
+    ``first[p]``: the first key that the mask lets query ``p`` attend to.
     """
 
     q: Float[Tensor, "n_heads pos d_head"]
@@ -24,7 +24,7 @@ class Scores:
     first: Int[Tensor, " pos"]
 
     def softmax(self, queries: slice, keys: slice) -> Float[Tensor, "n_heads queries keys"]:
-        """The pattern's weights of ``queries`` on ``keys``, which hold every key that these reach."""
+        """The pattern's weights of ``queries`` on ``keys``, which must include every key that these attend to."""
         grouped = self.q[:, queries].unflatten(0, (len(self.k), -1))
         scores = (grouped @ self.k[:, None, keys].mT).flatten(0, 1) * self.scale
         if self.softcap is not None:
@@ -37,7 +37,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class PatternBlock:
-    """Consecutive queries with the keys that any of them reaches; weights held, or made again from scores."""
+    """Consecutive queries with all keys that any of them attends to; weights are stored, or computed from scores."""
 
     queries: slice
     keys: slice
@@ -45,7 +45,7 @@ class PatternBlock:
 
     @property
     def weights(self) -> Float[Tensor, "n_heads queries keys"]:
-        """How much each query takes from each key."""
+        """How much each query attends to each key."""
         return self.held if isinstance(self.held, Tensor) else self.held.softmax(self.queries, self.keys)
 
 
@@ -53,15 +53,15 @@ class PatternBlock:
 class Pattern:
     """One layer's attention after softmax, as blocks of queries in order.
 
-    A causal pattern takes half of ``[n_heads, pos, pos]`` this way, one with a sliding window only
-    its band, and one made again from queries and keys whenever it is read only these.
+    This saves memory: a causal pattern takes half of ``[n_heads, pos, pos]``, one with a sliding window only the band
+    within it, and a recomputed one only its queries and keys.
     """
 
     blocks: tuple[PatternBlock, ...]
 
     @classmethod
     def cut(cls, pattern: Float[Tensor, "n_heads pos pos"]) -> "Pattern":
-        """Keep what is not exactly zero, to within whole blocks."""
+        """The blocks of a whole pattern, without keys that no query of a block attends to."""
         n_pos = pattern.shape[-1]
         if n_pos <= QUERIES:
             return cls((PatternBlock(slice(0, n_pos), slice(0, n_pos), pattern),))
@@ -76,7 +76,7 @@ class Pattern:
         scale: float,
         softcap: float | None,
     ) -> "Pattern | None":
-        """The same pattern as its queries and keys; None where they do not give it back in float32."""
+        """The pattern as queries and keys, to be recomputed; None if they do not give the same pattern again."""
         if pattern.dtype != torch.float32:
             return None  # the model rounded its scores
         first = (pattern != 0).any(0).int().argmax(-1)
@@ -101,19 +101,19 @@ class Pattern:
         return whole
 
     def reach(self, used: int) -> int:
-        """How many pairs of query and key the blocks of the first ``used`` queries hold."""
+        """How many pairs of query and key the blocks of the first ``used`` queries have: a measure of work."""
         kept = [block for block in self.blocks if block.queries.start < used]
         return sum(
             (min(b.queries.stop, used) - b.queries.start) * (min(b.keys.stop, used) - b.keys.start) for b in kept
         )
 
     def sums(self) -> Float[Tensor, "n_heads pos"]:
-        """Each query's total weight, in float32; below one where a model has attention sinks."""
+        """Each query's total weight, in float32; it is below one if the model has attention sinks."""
         return torch.cat([block.weights.float().sum(-1) for block in self.blocks], dim=-1)
 
 
 def _reach(pattern: Float[Tensor, "n_heads pos pos"]) -> list[tuple[slice, slice]]:
-    """Blocks of queries, and the keys between the first and the last that any of them reaches."""
+    """Blocks of queries, each with the range of keys that its queries attend to."""
     found = []
     for start in range(0, pattern.shape[-1], QUERIES):
         rows = pattern[:, start : start + QUERIES]

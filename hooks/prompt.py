@@ -1,12 +1,12 @@
-"""From a prompt to token ids and back: which special tokens a text gets, and which positions count.
+"""From a prompt to token ids and back: which special tokens are put before a text, and which positions count.
 
-A prompt is a text, token ids, or an attribution graph (an object with ``prompt_tokens()``), which means
-exactly the ids it was traced on. A text gets the special tokens that the model's own rule puts before it
-(``cfg.default_prepend_bos``, or the tokenizer itself), but never a second time: a text that starts with
-them already, such as one from ``apply_chat_template(tokenize=False)``, is left as it is.
+A prompt is a text, token ids, or an attribution graph (an object with ``prompt_tokens()``), which stands for exactly
+the ids that it was traced on. A text gets the special tokens that the model itself puts before texts
+(``cfg.default_prepend_bos``, or the tokenizer), but never twice: a text that starts with them already, such as one from
+``apply_chat_template(tokenize=False)``, is left as it is.
 
-A dictionary adds a :class:`PromptRule`: published transcoders were trained on text behind a special token
-and without the first positions, whose activations are far larger than all others.
+A dictionary adds a :class:`PromptRule`: published transcoders were trained on text that follows a special token, and
+without the first positions, whose activations are far larger than all others.
 """
 
 import operator
@@ -24,16 +24,27 @@ from .sites import Model, context_length, model_device
 
 @dataclass(frozen=True)
 class PromptRule:
-    """What a dictionary wants before a text, and which first positions have no features.
+    """Which special token a dictionary expects before a text, and at which first positions it has no features.
 
     Args:
-        prepend: put a special token (the tokenizer's bos, else pad, else eos) before a text that does not
-            start with any special token. False leaves it to the model's own rule. Token ids are never changed.
-        skip_first: how many first positions are left out; None leaves out position 0 if it holds the
-            beginning-of-sequence token.
-        skip_prefixes: beginnings of prompts, as token ids, of which every position is left out.
+        prepend: whether a special token (the tokenizer's bos, else pad, else eos) is put before a text that starts
+            with none. False leaves it to the model. Token ids are never changed.
+        skip_first: how many first positions get no features. None: position 0, if it holds the beginning-of-sequence
+            token.
+        skip_prefixes: beginnings of prompts, as token ids; a prompt that begins so gets no features in these
+            positions.
 
-    Raises ValueError for a negative ``skip_first``.
+    Raises:
+        ValueError: ``skip_first`` is negative.
+
+    Examples:
+        >>> print(tlc.PromptRule(prepend=True, skip_first=1))
+        special token first; position 0 left out
+        >>> print(transcoders.prompt_rule)
+        the model's own first token; BOS left out
+        >>> mine = tlc.load_transcoders(transcoders, prompt_rule=tlc.PromptRule(skip_first=2))
+        >>> print(mine.prompt_rule)
+        the model's own first token; positions 0..1 left out
     """
 
     prepend: bool = False
@@ -57,7 +68,7 @@ class PromptRule:
 
 
 MODELS_OWN = PromptRule()
-"""The model's own rule for texts; a beginning-of-sequence token at position 0 is left out."""
+"""What the model itself puts before texts; no features at position 0 if it holds a beginning-of-sequence token."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,20 @@ class ReadPrompt:
 
 
 def read_prompt(model: Model, dictionary: Any, prompt: Any) -> ReadPrompt:
-    """Token ids of a prompt and the positions left out, by the dictionary's ``prompt_rule``.
+    """The token ids of a prompt, and the positions that have no features, by the dictionary's ``prompt_rule``.
 
-    A graph brings both: its token ids, and the positions left out when it was traced. Raises PromptError as
-    :func:`to_tokens` does.
+    Args:
+        model: the model.
+        dictionary: its dictionary.
+        prompt: text or token ids; or a graph, whose token ids and left-out positions are taken.
+
+    Raises:
+        PromptError: as :func:`to_tokens` does.
+
+    Examples:
+        >>> read = tlc.hooks.read_prompt(model, transcoders, "Dallas is in")
+        >>> read.tokens.tolist(), read.skipped
+        ([1, 210, 7, 11], (0,))
     """
     rule = dictionary.prompt_rule
     tokens = to_tokens(model, prompt, rule)
@@ -84,12 +105,20 @@ def to_tokens(model: Model, prompt: Any, rule: PromptRule = MODELS_OWN) -> Int[T
     """Token ids ``[pos]`` of a prompt, on the model's device.
 
     Args:
-        prompt: a text; token ids as a tensor, an array or a list, run exactly as given; or an attribution
-            graph, which means its token ids.
-        rule: whether a special token is put before a text beyond the model's own rule.
+        model: the model.
+        prompt: a text; token ids as a tensor, an array or a list, which are not changed; or an attribution graph,
+            which stands for its token ids.
+        rule: whether a special token is put before a text if the model itself does not.
 
-    Raises PromptError for an empty prompt, ids that are not whole numbers or not in the vocabulary, more
-    than one sequence, more tokens than the model's context, and a graph of many prompts.
+    Raises:
+        PromptError: the prompt is empty, a batch, longer than the model's context, or a graph of many prompts; or ids
+            are not whole numbers or not in the vocabulary.
+
+    Examples:
+        >>> tlc.hooks.to_tokens(model, "Dallas is in")  # 1 is the beginning-of-sequence token
+        tensor([  1, 210,   7,  11])
+        >>> tlc.hooks.to_tokens(model, "<bos> Dallas is in")  # it is not put there twice
+        tensor([  1, 210,   7,  11])
     """
     if isinstance(prompt, str):
         tokens = torch.tensor(text_to_ids(model, prompt, rule), dtype=torch.long)
@@ -107,9 +136,10 @@ def to_tokens(model: Model, prompt: Any, rule: PromptRule = MODELS_OWN) -> Int[T
 
 
 def text_to_ids(model: Model, text: str, rule: PromptRule = MODELS_OWN) -> list[int]:
-    """Token ids of a text, however many there are; special tokens it starts with are not put there again.
+    """Token ids of a text of any length. Special tokens that it starts with are not put before it again.
 
-    Raises PromptError for an empty text, and for a model without a tokenizer.
+    Raises:
+        PromptError: the text is empty, or the model has no tokenizer.
     """
     if not text:
         raise PromptError("the prompt is empty; give at least one token.")
@@ -128,26 +158,26 @@ def text_to_ids(model: Model, text: str, rule: PromptRule = MODELS_OWN) -> list[
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text alone, without any special token that it does not spell out itself."""
+    """Token ids of a text itself, without special tokens that a tokenizer would add."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def first_tokens(model: Model, rule: PromptRule = MODELS_OWN) -> list[int]:
-    """The special tokens that stand before every text that does not start with one itself."""
+    """The special tokens that are put before a text that does not start with one."""
     ids, own = text_to_ids(model, "a", rule), plain_ids(model.tokenizer, "a")
     special = _special_ids(model.tokenizer) - set(own)
     return [i for n, i in enumerate(ids) if all(j in special for j in ids[: n + 1])]
 
 
 def without_first(ids: list[int], first: Sequence[int]) -> list[int]:
-    """The ids of a text that may start with the special tokens ``first``, without those: they are put there anyway."""
+    """``ids`` without the special tokens ``first`` at their beginning, if they are there."""
     return ids[len(first) :] if first and ids[: len(first)] == list(first) else ids
 
 
 def special_token(tokenizer: Any) -> int | None:
-    """The token that :class:`PromptRule` prepends: bos, else pad, else eos, else any special one the tokenizer has."""
+    """The token that :class:`PromptRule` prepends: bos, else pad, else eos, else any special token there is."""
     bos = tokenizer.bos_token_id
-    # TransformerLens gives a tokenizer that has no bos its eos for one; what the tokenizer was made with says so.
+    # If a tokenizer has no bos, TransformerLens sets it to eos; the arguments it was made with still show that.
     if bos == tokenizer.eos_token_id and getattr(tokenizer, "init_kwargs", {}).get("bos_token") is None:
         bos = None
     named = (bos, tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -155,23 +185,24 @@ def special_token(tokenizer: Any) -> int | None:
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    """Ids of special tokens. One for unknown words alone is none: it stands for the text's own first word."""
+    """Ids of special tokens, without the one for unknown words: that stands for a word of the text."""
     unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
     return set(tokenizer.all_special_ids) - unknown
 
 
 def _once(ids: list[int], own: list[int]) -> list[int]:
-    """``ids`` of a text with its special tokens in front only once; ``own`` are the text's tokens alone.
+    """``ids`` of a text with each leading special token only once.
 
-    What the rule added stands before ``own`` in ``ids``. Where ``own`` begins as that ends, the rule added
-    what was there already.
+    ``own`` are the tokens of the text itself. In ``ids`` they follow what the model added. If ``own`` begins with what
+    the added tokens end with, these were in the text already and are dropped.
     """
     for start in range(len(ids) - len(own), -1, -1):
         if ids[start : start + len(own)] == own:
             added = ids[:start]
             repeated = next((n for n in range(start, 0, -1) if own[:n] == added[start - n :]), 0)
             return added[: start - repeated] + ids[start:]
-    return own  # put together with what was added, or robbed of its own special token, the text reads differently
+    # `own` is not found in `ids`: the added tokens changed how the text is split, so take the text as it is.
+    return own
 
 
 def _given_ids(prompt: Any) -> Int[Tensor, " pos"]:
@@ -200,13 +231,19 @@ def _is_graph(prompt: Any) -> bool:
 
 
 def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
-    """Position 0 if it holds the beginning-of-sequence token, else nothing."""
+    """``(0,)`` if position 0 holds the beginning-of-sequence token, else ``()``.
+
+    Examples:
+        >>> tokens = tlc.hooks.to_tokens(model, prompt)
+        >>> tlc.hooks.bos_positions(model, tokens), tlc.hooks.bos_positions(model, tokens[1:])
+        ((0,), ())
+    """
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
     return (0,) if bos is not None and int(tokens[0]) == int(bos) else ()
 
 
 def left_out(model: Model, tokens: Int[Tensor, " pos"], rule: PromptRule = MODELS_OWN) -> tuple[int, ...]:
-    """The first positions of a prompt that ``rule`` leaves out: they have no features and no error nodes."""
+    """The first positions of a prompt that get no features and no error nodes, by ``rule``."""
     ids = tokens.tolist()
     usual = len(bos_positions(model, tokens)) if rule.skip_first is None else rule.skip_first
     counts = [len(prefix) for prefix in rule.skip_prefixes if tuple(ids[: len(prefix)]) == prefix]
@@ -222,11 +259,11 @@ def token_text(model: Model, token: int) -> str:
 def prompt_text(
     model: Model, tokens: Int[Tensor, " pos"], rule: PromptRule = MODELS_OWN, given: str | None = None
 ) -> tuple[str, bool]:
-    """A text that tokenises to exactly these ids, and whether there is one.
+    """A text for token ids, and whether tokenising it gives exactly these ids again.
 
-    ``given`` is taken if it does, then the ids' text without the special tokens that tokenising puts back,
-    then with them. Each is tokenised again, by the model's rule alone and with ``rule``. Where none gives
-    the ids, the text of all of them comes back, with False.
+    Tried in turn: ``given``; the text of the ids without leading special tokens (which tokenising puts back); and
+    with more and more of these. Each is tokenised with the model's own rule and with ``rule``; if none gives the ids
+    back, the text of all ids is returned, with False.
     """
     ids, tokenizer = tokens.tolist(), getattr(model, "tokenizer", None)
     if tokenizer is None:

@@ -6,8 +6,9 @@ rests on, and no sum over a graph shows it: sums hold within a wrong model as we
 block on three streams at once, one as it is, one moved once, one moved twice: no weights, no layout.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from .holding import (
     can_replay_norm,
     can_replay_pattern,
     edits_expected,
+    held_output,
     hold_hooks,
     pattern_point,
     scale_point,
 )
-from .norms import norm_names, norm_weights
+from .norms import is_mlp_norm, norm_names
 from .parity import watching
 from .record import (
     FIRING_OPTIONS,
@@ -39,7 +41,7 @@ from .record import (
     require_finite_tensor,
     stream_points,
 )
-from .sites import Model, added_hooks, find, model_device, with_its_layer
+from .sites import Model, added_hooks, find, model_device, walk, with_its_layer
 
 PROBED = 4  # tokens of the prompt that the proof runs on
 STREAMS = 3  # as it is, moved once, moved twice
@@ -79,8 +81,9 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
     if usual is not None:
         return usual
     proof = _Proof(model, tokens, outputs, inputs)
-    norms = tuple(proof.scales)
-    holds = Holds(norms, frozenset(name for name in norms if find(model, scale_point(name)) is None))
+    loose = proof.loose_norms()
+    norms = tuple(name for name in proof.scales if name not in loose)
+    holds = Holds(norms, frozenset(name for name in norms if find(model, scale_point(name)) is None), loose_norms=loose)
     for _ in range(3):
         found = proof.wrong(holds)
         if found is None:
@@ -126,11 +129,11 @@ class _Wrong:
 def _another_way(model: Model, holds: Holds, found: _Wrong) -> Holds:
     norms = frozenset(n for n in found.norms if n not in holds.replayed_norms and can_replay_norm(model, n))
     if norms:
-        return Holds(holds.norms, holds.replayed_norms | norms, holds.replayed_patterns)
+        return replace(holds, replayed_norms=holds.replayed_norms | norms)
     layers = {layer for layer in found.layers if can_replay_pattern(model, layer)} - holds.replayed_patterns
     if not layers:
         raise ArchitectureError(_refusal(model, found))
-    return Holds(holds.norms, holds.replayed_norms, holds.replayed_patterns | layers)
+    return replace(holds, replayed_patterns=holds.replayed_patterns | layers)
 
 
 def _refusal(model: Model, found: _Wrong) -> str:
@@ -150,7 +153,8 @@ def _through_own_points(
     Everything is held at what the first of three streams has in this very pass, so no clean pass is needed.
     """
     norms = norm_names(model)
-    if any(find(model, scale_point(name)) is None for name in norms):
+    # A bridge's norm inside an MLP may not see every position once, which takes a clean pass to tell.
+    if any(find(model, scale_point(name)) is None for name in norms) or _replayable_in_mlps(model, norms):
         return None
     places = _Places.of(model, outputs, inputs)
     fired: dict[str, Tensor] = {}
@@ -172,6 +176,10 @@ def _through_own_points(
         return None
     seen.calls.compare(rows=1)  # the others were held at what the first has
     return Holds(ran)
+
+
+def _replayable_in_mlps(model: Model, norms: Iterable[str]) -> list[str]:
+    return [name for name in norms if is_mlp_norm(name) and can_replay_norm(model, name)]
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ def _moved_run(
     # Norms are listened to first: what is written over their outputs is not theirs.
     with torch.no_grad(), edits_expected(), watching(model, attention_only=True) as calls:
         with Listener(model, (), None, ends) as at_norms, added_hooks(model, [*arrivals, *hooks]):
-            with Listener(model, wanted) as listener:
+            with Listener(model, wanted) as listener, _returned(model, filter(is_mlp_norm, norms)) as returned:
                 try:
                     with stopping_at(model, places.last):
                         model(tokens.expand(STREAMS, -1))
@@ -229,7 +237,24 @@ def _moved_run(
                     return None
     listener.check()
     # A stream that a dictionary reads as well counts as it arrived, not as what was put in its place.
-    return _Seen(listener.seen | arriving, at_norms.seen, calls)
+    return _Seen(listener.seen | arriving, at_norms.seen | returned, calls)
+
+
+@contextmanager
+def _returned(model: Model, norms: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What norms give their callers, after whatever hooks wrote, by the names of the hooks at their outputs."""
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(module: Any, args: Any, output: Tensor) -> None:
+            seen[f"{name}.hook_out"] = output.detach()
+
+        return keep
+
+    with ExitStack() as stack:
+        for name in norms:
+            stack.callback(walk(model, name).register_forward_hook(keeper(name)).remove)
+        yield seen
 
 
 def _judge(
@@ -245,7 +270,9 @@ def _judge(
     norms = frozenset(
         name
         for name in holds.norms
-        if name not in holds.replayed_norms and not _norm_holds(model, name, seen.norm_ends, scales[name], dtype)
+        # A replayed norm is judged by its block, but for those in MLPs, whose outputs the proof replaces.
+        if (name not in holds.replayed_norms or is_mlp_norm(name))
+        and not _norm_holds(model, name, seen.norm_ends, scales[name], dtype)
     )
     if norms:
         first = next(name for name in holds.norms if name in norms)
@@ -279,7 +306,7 @@ def _norm_holds(model: Model, name: str, ends: Mapping[str, Tensor], scale: Tens
     if any(point not in ends for point in points):
         return True  # a HookedTransformer's norm: judged by what its block does
     x, y = (ends[point].float() for point in points)
-    expected = norm_weights(model, name, x.shape[-1]).output(x, scale.to(x.device))
+    expected = held_output(model, name, x, scale)
     size = expected.abs().amax(-1).clamp_min(1e-30)
     return bool(((expected - y).abs().amax(-1) / size).max() <= _AFFINE_WITHIN[dtype])
 
@@ -324,6 +351,31 @@ class _Proof:
         step = _Step()
         self._moved = {name: step.streams(self._clean[name]) for name in (*places.streams, *places.outputs)}
 
+    def loose_norms(self) -> tuple[str, ...]:
+        """The norms inside MLPs that do not see every position once, in order.
+
+        Those of experts, which see what is routed to them.
+        """
+        model = self._model
+        names = _replayable_in_mlps(model, norm_names(model))
+        if not names:
+            return ()
+        seen: dict[str, list[Tensor]] = {name: [] for name in names}
+        hooks: HookList = [(f"{name}.hook_in", _append(kept)) for name, kept in seen.items()]
+        hooks += [(name, _force(value)) for name, value in self._moved.items()]
+        with torch.no_grad(), added_hooks(model, hooks), stopping_at(model, self._places.last):
+            model(self._tokens.expand(STREAMS, -1))
+        return tuple(name for name in names if not self._in_order(seen[name], self._clean.get(f"{name}.hook_in")))
+
+    def _in_order(self, seen: list[Tensor], clean: Tensor | None) -> bool:
+        """Whether a norm ran once on every position, and the first of three streams, the clean one, was in front."""
+        if clean is None or len(seen) != 1 or seen[0].numel() != STREAMS * clean.numel():
+            return False
+        if clean.shape[0 if clean.ndim == 2 else 1] != self._tokens.numel():
+            return False
+        first = seen[0].reshape(STREAMS, -1)[0].float()
+        return bool((first - clean.flatten().float()).abs().max() <= _AFFINE_WITHIN[clean.dtype] * clean.abs().max())
+
     def wrong(self, holds: Holds) -> _Wrong | None:
         """What is not affine or not as recorded when held in these ways; None where all is."""
         forced: HookList = [(name, _force(value)) for name, value in self._moved.items()]
@@ -355,6 +407,13 @@ def _force(value: Tensor) -> Callable[[Tensor, HookPoint], Tensor]:
         return value.to(tensor.device)
 
     return force
+
+
+def _append(kept: list[Tensor]) -> Callable[[Tensor, HookPoint], None]:
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        kept.append(tensor.detach())
+
+    return keep
 
 
 def _arrival(arriving: dict[str, Tensor], name: str) -> Callable[[Tensor, HookPoint], None]:

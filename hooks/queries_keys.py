@@ -1,8 +1,8 @@
-"""Queries and keys of one layer as affine functions of the residual stream, norms frozen.
+"""Queries and keys of one layer as affine functions of the residual stream, with frozen norms.
 
-A score before softmax is ``q·k``: with the denominators of the norm before the attention, and of
-the query and key norms where there are any, held at their recorded values, ``q`` is affine in the
-stream at the query position and ``k`` in that at the key position, rotation included.
+An attention score before softmax is ``q·k``. If the denominators of the norm before attention (and of the norms of
+queries and keys, if there are any) are held at their recorded values, then ``q`` is affine in the stream at the query's
+position and ``k`` in the stream at the key's position, rotation included. QK attribution is built on this.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ from .sites import Model, find, scores_scale, scores_softcap
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """A norm of queries or keys: ``x / scale · weight``, ``scale`` as recorded."""
+    """A norm of queries or keys, ``x / scale · weight``, with its recorded ``scale``."""
 
     weight: Float[Tensor, " d"]
     scale: Float[Tensor, "n_heads pos"]
@@ -31,14 +31,14 @@ class HeadNorm:
 
 @dataclass(frozen=True)
 class Rotation:
-    """The rotary tables a layer used on this prompt, and how it pairs dimensions up."""
+    """A layer's rotary embedding on this prompt: its tables, and how it pairs dimensions (``flip``)."""
 
     cos: Float[Tensor, "pos rotary"]
     sin: Float[Tensor, "pos rotary"]
     flip: Callable[[Tensor], Tensor]
 
     def apply(self, x: Float[Tensor, "n d_head"], position: int) -> Float[Tensor, "n d_head"]:
-        """Rotate rows as a query or key at ``position``; dimensions beyond the tables stay."""
+        """Rotate vectors as a query or key at ``position``; dimensions beyond the tables are not rotated."""
         width = self.cos.shape[-1]
         turned = x[..., :width] * self.cos[position] + self.flip(x[..., :width]) * self.sin[position]
         return torch.cat([turned, x[..., width:]], dim=-1)
@@ -46,9 +46,9 @@ class Rotation:
 
 @dataclass(frozen=True)
 class FrozenScores:
-    """One layer's scores before softmax as products of affine queries and keys.
+    """One layer's attention scores before softmax, as products of affine queries and keys.
 
-    ``scores``: the model's own, after its soft cap if it has one, minus infinity where masked.
+    ``scores``: the model's own scores, after its soft cap if it has one; minus infinity where the mask hides a key.
     """
 
     layer: int
@@ -65,21 +65,21 @@ class FrozenScores:
     scores: Float[Tensor, "n_heads query key"]
 
     def query(self, head: int, position: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
-        """Matrix and bias of one head's rotated query, the attention's scale on it, as a function of the stream."""
+        """Matrix and bias that give a head's query at ``position`` from the stream, rotated and scaled."""
         matrix, bias = self._read(self.W_Q, self.b_Q, self.query_norm, head, position)
         return matrix * self.scale, bias * self.scale
 
     def key(self, head: int, position: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
-        """Matrix and bias of the rotated key that one query head reads, as a function of the stream."""
+        """Matrix and bias that give the rotated key at ``position``, as query head ``head`` reads it, from the stream."""
         shared = head * self.W_K.shape[0] // self.W_Q.shape[0]
         return self._read(self.W_K, self.b_K, self.key_norm, shared, position)
 
     def masked(self, head: int, query: int, key: int) -> bool:
-        """Whether the model's mask (causal, sliding window) keeps ``query`` from attending to ``key``."""
+        """Whether the model's mask (causal, sliding window) hides ``key`` from ``query``."""
         return bool(torch.isinf(self.scores[head, query, key]))
 
     def uncapped(self, head: int, query: int, key: int) -> float:
-        """The model's own score before its soft cap, undone in double precision."""
+        """The model's own score before its soft cap, which is inverted in double precision."""
         score = float(self.scores[head, query, key].double())
         if self.softcap is None:
             return score
@@ -103,9 +103,10 @@ class FrozenScores:
 
 
 def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScores:
-    """Layer ``layer``'s queries and keys on one prompt, from its weights and one more forward pass as far as its scores.
+    """Queries and keys of ``layer`` on a recorded prompt, from its weights and a forward pass that stops at its scores.
 
-    Raises ArchitectureError for attention without plain query and key weights.
+    Raises:
+        ArchitectureError: the layer has no plain query and key weights, or shows no scores.
     """
     with torch.no_grad(), _listener(model, layer) as listener, stopping_at(model, scores_name(layer)):
         model(recording.tokens[None])
@@ -115,10 +116,7 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
 def record_below(
     model: Model, tokens: Int[Tensor, " pos"], layer: int, sites: Iterable[str] = ()
 ) -> tuple[Recording, FrozenScores]:
-    """What :func:`record` and :func:`frozen_scores` give of the layers below ``layer`` and of its scores, in one pass.
-
-    Raises what these raise.
-    """
+    """:func:`record` for the layers below ``layer`` and :func:`frozen_scores` for ``layer``, in one forward pass."""
     with _listener(model, layer) as listener:
         recording = record(model, tokens, tokens.numel() - 1, sites, below=layer)
     return recording, _frozen(model, recording, layer, listener)
@@ -134,7 +132,7 @@ def _frozen(model: Model, recording: Recording, layer: int, listener: Listener) 
             f"blocks.{layer}.attn shows no scores ({_SCORES} stays silent), so they cannot be explained."
         )
     scores = seen[_SCORES][0]
-    floor = torch.finfo(scores.dtype).min / 2  # masks add or write the lowest number, or minus infinity
+    floor = torch.finfo(scores.dtype).min / 2  # masks write minus infinity, or write or add the lowest number
     return FrozenScores(
         layer=layer,
         W_Q=W_Q,
@@ -156,9 +154,10 @@ _HOOKS = (_SCORES, "hook_cos", "hook_sin", "q_norm.hook_scale", "k_norm.hook_sca
 
 
 def _listener(model: Model, layer: int) -> Listener:
-    """Collects what the layer's attention shows at those of :data:`_HOOKS` that it has.
+    """A listener on those of :data:`_HOOKS` that the layer's attention has.
 
-    Raises ArchitectureError where it has no scores to show.
+    Raises:
+        ArchitectureError: it has no hook for scores.
     """
     if find(model, scores_name(layer)) is None:
         raise ArchitectureError(f"blocks.{layer}.attn has no {_SCORES}, so its scores cannot be explained.")
@@ -197,7 +196,7 @@ def _head_norm(model: Model, name: str, seen: dict[str, Tensor], heads: int) -> 
 
 
 def _rotation(model: Model, attn: Any, seen: dict[str, Tensor], tokens: Tensor) -> Rotation | None:
-    if "hook_cos" in seen:  # TransformerBridge: the tables the layer was given, scaled and local or global
+    if "hook_cos" in seen:  # TransformerBridge shows the tables that this layer was given (scaled; local or global)
         adjacent = bool(getattr(model.cfg, "rotary_adjacent_pairs", False))
         cos, sin = (seen[name].float().reshape(-1, seen[name].shape[-1]) for name in ("hook_cos", "hook_sin"))
         if adjacent:
@@ -222,7 +221,7 @@ def _flip_adjacent(x: Tensor) -> Tensor:
 def held_head_norms(
     model: Model, tokens: Int[Tensor, " pos"], layer: int
 ) -> list[tuple[str, Callable[[Tensor, Any], Tensor]]]:
-    """Hooks that hold the denominators of a layer's query and key norms at their values on ``tokens``."""
+    """Hooks that hold the denominators of a layer's query and key norms at their values on the prompt ``tokens``."""
     names = [f"blocks.{layer}.attn.{norm}.hook_scale" for norm in ("q_norm", "k_norm")]
     names = [name for name in names if find(model, name) is not None]
     with torch.no_grad(), Listener(model, dict.fromkeys(names)) as listener:

@@ -1,4 +1,4 @@
-"""One forward pass of the untouched model, with what attribution needs written down."""
+"""Record one forward pass of the model: everything that attribution needs to know about a prompt."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
-from .norms import is_norm, norm_names, norm_weights
+from .norms import is_inner_norm, is_norm, norm_names, norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
@@ -27,19 +27,34 @@ from .sites import (
     with_its_layer,
 )
 
-LONG = 1024  # positions, beyond which patterns are made again from queries and keys instead of kept
+LONG = 1024  # on prompts with more positions, patterns are not kept but computed again from queries and keys
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What one forward pass showed, batch dimension removed, in the model's own dtype.
+    """What one forward pass showed; :func:`record` makes one.
 
-    Everything of layer L lies where layer L does. ``patterns[L]``: attention patterns after softmax, without
-    the zeros of the mask. ``scales[name]``: the denominator of the norm called ``name`` on the residual stream
-    (``inner_scales`` those inside attention, a batch of one in front). ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: the block's input and
-    the two tensors added to it. ``resid_final``: what ``ln_final`` reads. ``sites[name]``: the
-    tensors of the hooks asked for. ``logits``: the model's, at ``position``, and ``final``: what
-    the unembedding made them from; both None where the pass ended below a layer, whose input stands as ``resid_final``.
+    Tensors are in the model's own dtype, without the batch dimension, and those of a layer are on its device.
+
+    * ``tokens``: the prompt's token ids.
+    * ``patterns[L]``: attention after softmax; ``patterns[L].dense()`` is ``[n_heads, query, key]``.
+    * ``scales[name]``: the denominators ``[pos, 1]`` of the norm ``name`` on the residual stream, such as
+      ``blocks.3.ln1``; ``inner_scales``: those of norms inside attention and MLPs,
+      with a batch of one in front.
+    * ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: a block's input, and the two tensors that it adds.
+    * ``resid_final``: the stream that the final norm reads. If only the layers below one were recorded, that layer's
+      input.
+    * ``sites[name]``: the tensors of further hooks.
+    * ``logits``: at ``position``; ``final``: the final norm's output there, from which they are made. Both are None if
+      only the layers below one were recorded.
+
+    Examples:
+        >>> recording = tlc.hooks.record(model, tlc.hooks.to_tokens(model, prompt), position=-1)
+        >>> recording.patterns[0].dense().shape  # [n_heads, query, key]
+        torch.Size([4, 9, 9])
+        >>> last = recording.resid_pre[3] + recording.attn_out[3] + recording.mlp_out[3]
+        >>> bool((last - recording.resid_final).abs().max() < 1e-4)  # a block adds two tensors to the stream
+        True
     """
 
     tokens: Int[Tensor, " pos"]
@@ -57,27 +72,27 @@ class Recording:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's own."""
+        """The model's dtype."""
         return self.resid_final.dtype
 
     @property
     def held(self) -> dict[str, Tensor]:
-        """All patterns and denominators by the names of their hooks, a batch of one in front."""
+        """All patterns and denominators by hook name, with a batch of one in front: what a held run is held at."""
         values = {f"blocks.{layer}.attn.hook_pattern": p.dense()[None] for layer, p in enumerate(self.patterns)}
         scales = {name: scale[None] for name, scale in self.scales.items()} | self.inner_scales
         return values | {f"{name}.hook_scale": scale for name, scale in scales.items()}
 
     @property
     def streams(self) -> tuple[Float[Tensor, "pos d_model"], ...]:
-        """The residual stream before each recorded layer and after the last."""
+        """The residual stream before each recorded layer, and after the last one."""
         return (*self.resid_pre, self.resid_final)
 
 
 class Listener:
-    """Collects the tensors of named hooks during one forward pass and counts the firings.
+    """Collect the tensors of named hooks during one forward pass, and count how often each fires.
 
-    What ``reduced`` makes of a tensor, and of what was seen before it, is kept in place of those it
-    names; those in ``optional`` may stay silent.
+    ``seen`` holds the tensors by hook name. For hooks in ``reduced``, ``reduced[name](tensor, seen)`` is stored instead
+    of the tensor. Hooks in ``optional`` may not fire; all others must fire exactly once (see :meth:`check`).
     """
 
     def __init__(
@@ -139,9 +154,9 @@ def _why_silent(model: Model, name: str) -> str:
 
 @contextmanager
 def unembedding_only(model: Model, position: int | None) -> Iterator[None]:
-    """Make the model unembed one position, or none: the logits of all others are never made.
+    """Make the model compute logits at one position only, or (None) at none.
 
-    They are most of a forward pass's memory on a long prompt with a large vocabulary.
+    On a long prompt with a large vocabulary, the logits of all positions are most of a forward pass's memory.
     """
 
     def keep_one(output: Tensor, hook: Any) -> Tensor:
@@ -162,7 +177,7 @@ def final_hook(model: Model) -> str:
 
 
 def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-    """What the unembedding reads, float32, from the tensor at :func:`final_hook`."""
+    """The tensor that the unembedding reads, in float32, computed from the one at :func:`final_hook`."""
     if final_hook(model) != "ln_final.hook_normalized":
         return seen.float()
     norm = norm_weights(model, "ln_final")
@@ -172,11 +187,27 @@ def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[T
 def record(
     model: Model, tokens: Int[Tensor, " pos"], position: int, sites: Iterable[str] = (), below: int | None = None
 ) -> Recording:
-    """Run the model once on ``tokens`` and keep what attribution reads, logits at ``position`` only.
+    """Run the model once and keep what attribution needs: patterns, norm denominators, streams and outputs.
 
-    ``sites`` are further hook names to keep. With ``below``, only the layers below that one are recorded, and
-    the pass ends with its attention scores. Raises HookFiringError if a hook stays silent or
-    fires twice, NotFiniteError naming the first tensor that holds NaN or infinity.
+    Args:
+        model: the model.
+        tokens: ``[pos]``.
+        position: where logits are kept; they are computed nowhere else.
+        sites: names of further hooks whose tensors are kept.
+        below: record only the layers below this one; the pass ends with its attention scores.
+
+    Raises:
+        HookFiringError: a hook does not fire, or fires twice.
+        NotFiniteError: a tensor holds NaN or infinity.
+        ArchitectureError: attention is not causal, or the logits do not follow from the final norm's output.
+
+    Examples:
+        >>> tokens = tlc.hooks.to_tokens(model, prompt)
+        >>> recording = tlc.hooks.record(model, tokens, position=-1, sites=["blocks.2.mlp.hook_in"])
+        >>> recording.logits.shape, recording.sites["blocks.2.mlp.hook_in"].shape
+        (torch.Size([670]), torch.Size([9, 96]))
+        >>> recording.scales["blocks.0.ln1"].shape  # the norm's denominator at each position
+        torch.Size([9, 1])
     """
     layers = range(int(model.cfg.n_layers) if below is None else below)
     blocks = [f"blocks.{layer}" for layer in layers]
@@ -185,7 +216,7 @@ def record(
     ends = [last] if below is not None else [last, final_hook(model)]
     names = list(dict.fromkeys([*names, *stream_points(model, norms), *ends, *sites]))
     patterns = [f"{b}.attn.hook_pattern" for b in blocks]
-    # Cut at once, so that the whole patterns of a long prompt never stand side by side.
+    # Each pattern is reduced as soon as it is seen: all whole patterns of a long prompt would not fit into memory.
     cut = {name: partial(_pattern, model, layer) for layer, name in enumerate(patterns)}
     optional = [*_queries_keys(model, tokens, layers), *inner_points(model, norms)]
     with torch.no_grad(), Listener(model, names, cut, optional) as listener:
@@ -209,13 +240,13 @@ def record(
         require_logits(model, final, logits)
     for name in patterns:
         for block in listener.seen[name].blocks:
-            if isinstance(block.held, Tensor):  # those made again were compared with the model's own
+            if isinstance(block.held, Tensor):  # recomputed ones were compared with the model's own already
                 require_finite_tensor(name, block.held)
     return Recording(
         tokens=tokens,
         patterns=tuple(listener.seen[name] for name in patterns),
-        scales={name: scale[0] for name, scale in scales.items() if ".attn." not in name},
-        inner_scales={name: scale for name, scale in scales.items() if ".attn." in name},
+        scales={name: scale[0] for name, scale in scales.items() if not is_inner_norm(name)},
+        inner_scales={name: scale for name, scale in scales.items() if is_inner_norm(name)},
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
@@ -228,23 +259,26 @@ def record(
 
 
 def _points_of(model: Model, name: str) -> list[str]:
-    """The hooks that show a norm's denominator: its own, or its input and output where it has none."""
+    """The hooks that show a norm's denominator: a hook of its own, or else the norm's input and output."""
     own = f"{name}.hook_scale"
     return [own] if find(model, own) is not None else [f"{name}.hook_in", f"{name}.hook_out"]
 
 
 def stream_points(model: Model, norms: Iterable[str]) -> list[str]:
     """The hooks that show the denominators of norms on the residual stream, which must fire."""
-    return [point for name in norms if ".attn." not in name for point in _points_of(model, name)]
+    return [point for name in norms if not is_inner_norm(name) for point in _points_of(model, name)]
 
 
 def inner_points(model: Model, norms: Iterable[str]) -> list[str]:
-    """The hooks that show the denominators of norms inside attention; a layer without values of its own skips them."""
-    return [point for name in norms if ".attn." in name for point in _points_of(model, name)]
+    """The hooks that show the denominators of norms inside attention and MLPs.
+
+    They may stay silent, as in a layer without values of its own.
+    """
+    return [point for name in norms if is_inner_norm(name) for point in _points_of(model, name)]
 
 
 def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The denominator of every norm that ran, from what its hooks showed for a batch of one, which stays in front."""
+    """The denominator of every norm that ran, from its hooks' tensors, with the batch of one still in front."""
     found = {}
     for name in norms:
         points = _points_of(model, name)
@@ -255,17 +289,17 @@ def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) ->
         else:
             x, y = (seen[point] for point in points)
             scale = norm_weights(model, name, x.shape[-1]).denominator(x, y)
-        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT lays the rows of a batch flat
+        found[name] = scale[None] if scale.ndim == 2 else scale  # OPT and routers lay the rows of a batch flat
     return found
 
 
-LOGITS_COMPARED = 4096  # evenly spread over the vocabulary
-# Rounding of the unembedding and of the final norm, relative to the largest logit.
+LOGITS_COMPARED = 4096  # tokens whose logits are checked, evenly spread over the vocabulary
+# Allowed rounding of the unembedding and of the final norm, relative to the largest logit.
 _LOGITS_WITHIN = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"]) -> None:
-    """Raise ArchitectureError unless the unembedding makes the model's logits from what it reads."""
+    """Raise ArchitectureError unless the unembedding of ``final`` gives the model's own logits."""
     step = max(1, logits.numel() // LOGITS_COMPARED)
     ours = unembed_weights(model).some(slice(None, None, step)).logits(final)
     models = logits[::step].float().to(ours.device)
@@ -281,12 +315,12 @@ _ADDED = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 
 
 def scores_name(layer: int) -> str:
-    """The hook of a layer's scores before softmax, the last to fire before its pattern."""
+    """The hook that shows a layer's attention scores, just before softmax."""
     return f"blocks.{layer}.attn.hook_attn_scores"
 
 
 def _last(model: Model, below: int | None) -> str:
-    """The hook that shows the stream behind the recorded layers."""
+    """The hook that shows the stream after the recorded layers."""
     if below is not None:
         return f"blocks.{below}.hook_resid_pre"
     if find(model, "ln_final.hook_in") is not None:
@@ -296,7 +330,7 @@ def _last(model: Model, below: int | None) -> str:
 
 
 def _run(model: Model, tokens: Int[Tensor, " pos"], position: int, below: int | None) -> Float[Tensor, " d_vocab"] | None:
-    """The logits at ``position``; None where the pass ends with layer ``below``'s scores."""
+    """Run the model; returns the logits at ``position``, or None if the pass ends with layer ``below``'s scores."""
     if below is None:
         with unembedding_only(model, position):
             return model(tokens[None])[0, 0].detach()
@@ -306,7 +340,7 @@ def _run(model: Model, tokens: Int[Tensor, " pos"], position: int, below: int | 
 
 
 def _queries_keys(model: Model, tokens: Int[Tensor, " pos"], layers: range) -> list[str]:
-    """Hooks of rotated queries and keys, on a prompt too long to keep the patterns; not every model shows them."""
+    """The hooks of rotated queries and keys, if the prompt is too long to keep patterns and the model has them."""
     if tokens.numel() <= LONG:
         return []
     names = [f"blocks.{layer}.attn.hook_rot_{kind}" for layer in layers for kind in "qk"]
@@ -328,7 +362,7 @@ def _pattern(model: Model, layer: int, pattern: Tensor, seen: dict[str, Any]) ->
 
 
 def require_causal(pattern: Float[Tensor, "n_heads query key"], layer: int) -> None:
-    """Raise ArchitectureError where a position attends to a later one: no part of this package reckons with that."""
+    """Raise ArchitectureError if a position attends to a later one; this package is for causal models only."""
     if pattern.ndim != 3 or pattern.shape[1] != pattern.shape[2]:
         raise ArchitectureError(
             f"layer {layer}: the attention pattern has shape {tuple(pattern.shape)}, expected [n_heads, query, key] "
@@ -353,12 +387,12 @@ def _one(name: str, tensor: Tensor) -> Tensor:
 
 
 def require_finite_tensor(name: str, tensor: Tensor) -> None:
-    """Raise NotFiniteError naming a hook whose tensor holds NaN or infinity."""
+    """Raise NotFiniteError if the tensor of hook ``name`` holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise NotFiniteError(f"{name!r} holds NaN or infinity on this prompt.")
 
 
 def resid_mid(recording: Recording, model: Model, layer: int) -> Float[Tensor, "pos d_model"]:
-    """What the MLP's norm reads: the block's input, plus the attention's output unless parallel."""
+    """What the MLP's norm reads: the block's input, plus the attention's output unless the two are parallel."""
     resid = recording.resid_pre[layer].float()
     return resid if is_parallel(model) else resid + recording.attn_out[layer].float()

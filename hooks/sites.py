@@ -1,7 +1,7 @@
-"""Where things are in a TransformerLens model: hook names, norms and attention weights.
+"""Find things in a TransformerLens model: hook points, weights, devices.
 
-Everything here works alike on ``HookedTransformer`` and ``TransformerBridge``: the model is
-only reached through hook names, ``cfg`` and weight properties.
+Everything here works on ``HookedTransformer`` and ``TransformerBridge`` alike, because models are only reached through
+hook names, ``cfg`` and weight properties. Where the two differ, or architectures do, it is dealt with here.
 """
 
 import difflib
@@ -24,8 +24,8 @@ Model = Any  # HookedTransformer | TransformerBridge | SAELens' subclasses of bo
 def find(model: Model, name: str) -> HookPoint | None:
     """The HookPoint called ``name``, or None.
 
-    A bridge builds ``hook_dict`` anew, aliases and all, whenever it is asked (milliseconds), so a
-    single name is looked up in its own table first and then along the attributes.
+    A bridge makes a new ``hook_dict`` on every access, which takes milliseconds. So a single name is looked up in its
+    own table first, and then along the attributes.
     """
     point = registry(model).get(name)
     if point is not None:
@@ -50,8 +50,22 @@ def walk(model: Model, name: str) -> Any:
 def resolve(model: Model, name: str) -> HookPoint:
     """The HookPoint called ``name``.
 
-    Raises UnknownHookError, with the nearest existing names, where there is none
-    (a TransformerBridge would ignore the name in silence).
+    Use it before relying on a name: a TransformerBridge ignores unknown names without a word.
+
+    Args:
+        model: the model.
+        name: a full hook name.
+
+    Raises:
+        UnknownHookError: there is none; the message lists the nearest names.
+
+    Examples:
+        >>> type(tlc.hooks.resolve(model, "blocks.0.hook_mlp_out")).__name__
+        'HookPoint'
+        >>> tlc.hooks.resolve(model, "blocks.0.hook_mlp")
+        Traceback (most recent call last):
+        ...
+        tl_circuits.hooks.errors.UnknownHookError: the model has no hook point 'blocks.0.hook_mlp'. Nearest: ...
     """
     point = find(model, name)
     if point is not None:
@@ -62,13 +76,13 @@ def resolve(model: Model, name: str) -> HookPoint:
 
 
 def registry(model: Model) -> dict[str, HookPoint]:
-    """The model's own, writable table of hook points (``hook_dict`` is a copy on a bridge)."""
+    """The model's own table of hook points, which can be written to; a bridge's ``hook_dict`` is only a copy."""
     table = model.__dict__.get("_hook_registry")
     return table if table is not None else model.hook_dict
 
 
 def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: str) -> Callable[[], None]:
-    """Make a HookPoint ``owner.attribute`` known to the model as ``name``; returns the undo."""
+    """Add a HookPoint as ``owner.attribute``, known to the model as ``name``; returns a function that undoes it."""
     point = HookPoint()
     point.name = name
     tables = [registry(model)]
@@ -80,7 +94,7 @@ def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: s
 
     def undo() -> None:
         for table in tables:
-            # enable_compatibility_mode writes a bridge's table anew, under names of its own
+            # enable_compatibility_mode replaces a bridge's table and may have given the point another name
             names = [name] if table.get(name) is point else [key for key, value in table.items() if value is point]
             for own in names:
                 del table[own]
@@ -91,10 +105,10 @@ def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: s
 
 
 def put_hook(point: HookPoint, function: Callable[..., Any]) -> Callable[[], None]:
-    """Add a TransformerLens hook to a point; returns the undo, which takes off exactly this one.
+    """Add a TransformerLens hook to a point; returns a function that removes exactly this hook.
 
-    TransformerLens' own ``add_hook``, because some points fire only when they know of a hook (Granite),
-    which PyTorch's ``register_forward_hook`` does not tell them.
+    PyTorch's ``register_forward_hook`` would not do: some points (Granite's) fire only if TransformerLens knows of a
+    hook on them.
     """
     before = list(point.fwd_hooks)
     point.add_hook(function)
@@ -102,9 +116,9 @@ def put_hook(point: HookPoint, function: Callable[..., Any]) -> Callable[[], Non
 
 
 def put_lasting_hook(point: HookPoint, function: Callable[..., Any], first: bool = False) -> Callable[[], None]:
-    """Add a hook that stays until undone, also through ``reset_hooks(including_permanent=True)``; returns the undo.
+    """Add a hook that even ``reset_hooks(including_permanent=True)`` does not remove; returns a function that does.
 
-    One of PyTorch's own, beside an empty one of TransformerLens' so that points which fire only for those fire.
+    It is a PyTorch hook. An empty TransformerLens hook is added beside it, because some points fire only for those.
     """
 
     def call(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -126,12 +140,12 @@ def put_lasting_hook(point: HookPoint, function: Callable[..., Any], first: bool
 
 
 def has_others_hooks(point: HookPoint) -> bool:
-    """Whether somebody else's hooks are on a point, which may change what it passes on."""
+    """Whether a point carries hooks that are not ours; they may change what it passes on."""
     return any(getattr(handle, "user_hook", None) is not _only_listens for handle in point.fwd_hooks)
 
 
 def _only_listens(tensor: Tensor, hook: HookPoint) -> None:
-    """Change nothing."""
+    """A hook that changes nothing (see :func:`put_lasting_hook`)."""
 
 
 def _undo_of(point: HookPoint, before: list[Any]) -> Callable[[], None]:
@@ -147,7 +161,7 @@ def _undo_of(point: HookPoint, before: list[Any]) -> Callable[[], None]:
 
 @contextmanager
 def added_hooks(model: Model, hooks: list[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
-    """Put TransformerLens hooks on a model and take exactly these off again."""
+    """Put TransformerLens hooks on a model while the context is open, and then remove exactly these."""
     with ExitStack() as stack:
         for name, function in hooks:
             stack.callback(put_hook(resolve(model, name), function))
@@ -168,18 +182,19 @@ def mlp_module(model: Model, layer: int) -> Any:
 def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
     """Make ``blocks.L.mlp.hook_in`` and ``.hook_out`` exist while the context is open.
 
-    TransformerBridge has both, but runs neither where the Hugging Face block holds the MLP's two matrices
-    itself (OPT, XGLM): there they are fired from the norm before and the second matrix. HookedTransformer
-    has neither: there they are created and fired from the MLP module's own forward hooks.
+    TransformerBridge has both points; but if the Hugging Face block has no MLP module and holds its two matrices itself
+    (OPT, XGLM), neither fires, so they are fired by the input of the first matrix and the output of the second.
+    HookedTransformer has neither; they are created and fired by the MLP module's own forward hooks.
 
-    Raises ArchitectureError for a block without an MLP.
+    Raises:
+        ArchitectureError: the block has no MLP.
     """
     stack = ExitStack()
     prefix = f"blocks.{layer}.mlp"
     mlp = mlp_module(model, layer)
     if find(model, f"{prefix}.hook_in") is not None:
         inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
-        if getattr(mlp, "name", prefix) is None and None not in inner:  # a place in the names, no module that runs
+        if getattr(mlp, "name", prefix) is None and None not in inner:  # a bridge's placeholder that never runs
             for point, outer in zip(inner, (mlp.hook_in, mlp.hook_out), strict=True):
                 stack.callback(_fired_along(outer, point))
         return stack
@@ -195,7 +210,10 @@ def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
 
 
 def _fired_along(outer: HookPoint, inner: HookPoint) -> Callable[[], None]:
-    """Fire ``outer`` whenever ``inner`` fires, unless the model has just fired it itself (transformer_lens 4); returns the undo."""
+    """Fire ``outer`` whenever ``inner`` fires, unless the model has just done so itself (transformer_lens 4).
+
+    Returns a function that undoes it.
+    """
     fired: list[bool] = []
     handle = outer.register_forward_hook(lambda module, args, output: fired.append(True))
 
@@ -225,7 +243,7 @@ def context_length(model: Model) -> int:
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Value and output weights of one layer, float32, grouped heads not repeated."""
+    """Value and output weights of one layer, in float32. With grouped heads, ``n_kv`` is smaller than ``n_heads``."""
 
     W_V: Float[Tensor, "n_kv d_model d_head"]
     b_V: Float[Tensor, "n_kv d_head"]
@@ -261,7 +279,7 @@ def attention_weights(model: Model, layer: int) -> AttentionWeights:
 
 
 def scores_scale(model: Model, layer: int, d_head: int) -> float:
-    """What the model multiplies ``q·k`` by."""
+    """The factor by which the model multiplies ``q·k``."""
     attn = model.blocks[layer].attn
     own = getattr(attn, "attn_scale", None)  # HookedTransformer divides by it
     if isinstance(own, (int, float)):
@@ -274,14 +292,17 @@ def scores_scale(model: Model, layer: int, d_head: int) -> float:
 
 
 def scores_softcap(model: Model) -> float | None:
-    """Where attention scores saturate (Gemma-2); None where they do not."""
+    """The soft cap of attention scores (Gemma-2); None if the model has none."""
     cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
     return cap if cap > 0 else None
 
 
 @dataclass(frozen=True)
 class MLPWeights:
-    """One MLP: ``act(x W_gate + b_gate) · (x W_in + b_in)`` or, ungated, ``act(x W_in + b_in)``."""
+    """One MLP: ``h W_out + b_out``, where ``h = act(x W_in + b_in)``.
+
+    With a gate, ``h = act(x W_gate + b_gate) · (x W_in + b_in)``.
+    """
 
     W_in: Float[Tensor, "d_model d_mlp"]
     b_in: Float[Tensor, " d_mlp"]
@@ -310,7 +331,7 @@ def mlp_weights(model: Model, layer: int) -> MLPWeights:
         )
     )
     if W_gate is not None and not hasattr(mlp, "b_gate"):
-        # HookedTransformer's gated MLP adds b_in behind the product, so it belongs to the output.
+        # HookedTransformer's gated MLP adds b_in after the product, so it is really a bias of the output.
         b_in, b_out = torch.zeros_like(b_in), b_out + b_in @ W_out.detach()
     return MLPWeights(
         W_in=W_in.detach(),
@@ -344,9 +365,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activation(model: Model, mlp: Any) -> str:
-    """The name of an MLP's nonlinearity: as the Hugging Face module computes it, not as the config calls it.
+    """The name of an MLP's nonlinearity, found by trying what the Hugging Face module computes.
 
-    ``cfg.act_fn`` says ReLU for models whose config has no name for it (BLOOM, Falcon, MPT).
+    The config is not to be trusted: ``cfg.act_fn`` says ReLU for models that do not name theirs (BLOOM, Falcon, MPT).
     """
     wrapped = getattr(mlp, "original_component", None)
     x = torch.linspace(-4.0, 4.0, 81)
@@ -365,9 +386,9 @@ def _activation(model: Model, mlp: Any) -> str:
 
 @dataclass(frozen=True)
 class UnembedWeights:
-    """``logits = scale · (x W_U + b_U)``, then ``softcap · tanh(logits / softcap)`` where there is a cap.
+    """The unembedding: ``logits = scale · (x W_U + b_U)``, then ``softcap · tanh(logits / softcap)`` if there is a cap.
 
-    ``scale``: what some models multiply their logits by (Cohere, Granite); 1 elsewhere.
+    ``scale``: some models multiply their logits by it (Cohere, Granite); for others it is 1.
     """
 
     W_U: Float[Tensor, "d_model d_vocab"]
@@ -376,13 +397,13 @@ class UnembedWeights:
     scale: float = 1.0
 
     def logits(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
-        """The model's logits, float32, from what its unembedding reads."""
+        """The model's logits, in float32, from what its unembedding reads."""
         logits = (x.to(self.W_U) @ self.W_U + self.b_U).float()
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def columns(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "d_model n"]:
-        """How the logits of some tokens, before any soft cap, depend on ``x``; float32."""
+        """The vectors whose products with ``x`` are some tokens' logits, before bias and soft cap; float32."""
         return self.W_U[:, tokens.to(self.W_U.device)].float() * self.scale
 
     def some(self, tokens: Int[Tensor, " n"] | slice) -> "UnembedWeights":
@@ -405,10 +426,10 @@ def unembed_weights(model: Model) -> UnembedWeights:
 
 
 def _logit_scale(model: Model) -> float:
-    """What the Hugging Face model under a bridge multiplies its logits by.
+    """The factor by which the Hugging Face model under a bridge multiplies its logits.
 
-    Every trace compares the logits that follow with the model's own, so a scale kept under another
-    name is refused there, not missed.
+    A model that keeps it under yet another name is not explained wrongly: every trace compares the logits that follow
+    with the model's own, and refuses the model if they differ.
     """
     wrapped = getattr(model, "original_model", None)
     own = getattr(wrapped, "logit_scale", None)  # Cohere; set to 1 once TransformerLens has folded it into W_U
@@ -428,35 +449,36 @@ def embed_weights(model: Model) -> Float[Tensor, "d_vocab d_model"]:
 
 
 def blocks_of(model: Model) -> Any:
-    """The model's transformer blocks; raises ArchitectureError where there is no one row of them (encoder-decoders)."""
+    """The model's transformer blocks; ArchitectureError if it has no single row of them (an encoder-decoder)."""
     blocks = getattr(model, "blocks", None)
     if blocks is None:
         raise ArchitectureError(
-            "the model has no single row of transformer blocks (model.blocks), as an encoder-decoder has not, so it cannot be explained."
+            "the model has no single row of transformer blocks (model.blocks), as an encoder-decoder has not, so it "
+            "cannot be explained."
         )
     return blocks
 
 
 def weights_state(model: Model) -> int:
-    """A number that changes when weights are replaced or written to, as TransformerLens' processing does."""
+    """A number that changes when weights are replaced or written to, for example by TransformerLens' weight folding."""
     state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
     return hash((tuple(state), bool(getattr(model, "compatibility_mode", False))))
 
 
 def model_device(model: Model) -> torch.device:
-    """Where the model's first weights lie."""
+    """The device of the model's first weights."""
     return next(model.parameters()).device
 
 
 def layer_device(model: Model, layer: int) -> torch.device:
-    """Where a block's weights lie; on a model spread over several devices each block has its own."""
+    """The device of a block's weights; a model may be spread over several devices."""
     first = next(blocks_of(model)[layer].parameters(), None)
     return model_device(model) if first is None else first.device
 
 
 def with_its_layer(model: Model, name: str, seen: Tensor) -> Tensor:
-    """What the hook ``name`` showed, on its layer's device: a block's input is seen before it is brought there."""
-    # TransformerLens does not spread a model over the CPU and accelerators, and looking it up takes time.
+    """The tensor that hook ``name`` showed, on its layer's device: a block's input is seen before it is moved there."""
+    # A model is never spread over the CPU and accelerators, so a tensor on the CPU needs no (slow) lookup.
     layer = None if seen.device.type == "cpu" else layer_of(name)
     return seen if layer is None else seen.to(layer_device(model, layer))
 

@@ -1,4 +1,4 @@
-"""Lift the wrappers that SAELens' ``add_sae`` put on a model, and put the same ones back."""
+"""Take off the wrappers that SAELens' ``add_sae`` put on a model, and put the same ones back later."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,14 +11,14 @@ from .sites import Model, registry, walk
 
 
 def carried_saes(model: Model) -> dict[str, Any]:
-    """The dictionaries SAELens attached to ``model``, by the hook they read."""
+    """The dictionaries that SAELens attached to ``model``, by the hook that each reads."""
     wrappers = getattr(model, "_acts_to_saes", None)
     return {} if not isinstance(wrappers, dict) else {name: wrapper.sae for name, wrapper in wrappers.items()}
 
 
 @contextmanager
 def lifted(model: Model) -> Iterator[None]:
-    """A context in which plain HookPoints stand where SAELens' wrappers stood."""
+    """Replace SAELens' wrappers by plain HookPoints while the context is open."""
     with ExitStack() as stack:
         outputs = getattr(model, "_transcoder_output_hooks", {})
         for read, sae in carried_saes(model).items():
@@ -36,7 +36,7 @@ def _lift(model: Model, name: str, alias: Any, stack: ExitStack) -> None:
     tables = [registry(model)]
     if isinstance(model.__dict__.get("mod_dict"), dict):
         tables.append(model.mod_dict)
-    # A bridge's alias (`hook_mlp_out`) still leads to the point that was there before add_sae.
+    # On a bridge, the alias `hook_mlp_out` still refers to the point that was there before add_sae.
     plain = alias if isinstance(alias, HookPoint) else HookPoint()
     plain.name = name
     setattr(parent, attribute, plain)

@@ -4,6 +4,8 @@ Works on PyTorch's functions, not on modules' names: softmaxes over keys, recipr
 functions are held, whoever calls them.
 """
 
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -62,6 +64,8 @@ def layers_of(model):
 
 def mlp_of(block):
     """The module whose output is the MLP's and nothing else's."""
+    if getattr(block, "enable_moe_block", False):  # Gemma 4 norms the sum of its MLP and its experts
+        return block.post_feedforward_layernorm
     for name in ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2"):
         found = getattr(block, name, None)
         if found is not None:
@@ -125,19 +129,44 @@ def effects(model, tokens, targets, position=-1):
     return rows[:, 0], rows[:, 1:], logits.detach()
 
 
-def edited_token(model, tokens, position, factor):
-    """All logits when what one token puts on the residual stream is multiplied, all held as it was without."""
-    with torch.no_grad(), Held() as clean:
-        model(tokens[None], use_cache=False)
+def edited_token(model, tokens, position, factor, freeze="attention"):
+    """All logits when what one token puts on the residual stream is multiplied, the rest held as ``freeze`` says."""
 
     def before(module, args, kwargs):
         x = (args[0] if args else kwargs["hidden_states"]).clone()
         x[:, position] *= factor
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
-    handle = layers_of(model)[0].register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        with torch.no_grad(), Held(clean.values):
+    def run(held=None):
+        with torch.no_grad(), held or nullcontext():
             return model(tokens[None], use_cache=False).logits[0].float()
-    finally:
+
+    with constant_mlps(model, run) if freeze == "all" else nullcontext():
+        clean = Held()
+        run(clean)
+        handle = layers_of(model)[0].register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            return run(None if freeze == "none" else Held(clean.values))
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def constant_mlps(model, run):
+    """MLPs that give what they give in a first run, and compute nothing."""
+    mlps, outputs = [mlp_of(block) for block in layers_of(model)], {}
+
+    def keep(module, args, out):
+        outputs[module] = out
+
+    handles = [mlp.register_forward_hook(keep) for mlp in mlps]
+    run()
+    for handle in handles:
         handle.remove()
+    for mlp in mlps:
+        mlp.forward = lambda *args, mlp=mlp, **kwargs: outputs[mlp]
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.forward

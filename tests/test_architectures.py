@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
 from tests import plain, zoo
-from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, relative
+from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, effect_error, relative
 from tests.tiny import transcoders
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.errors import (
@@ -24,12 +24,14 @@ from tl_circuits.errors import (
 
 # One of each kind: patterns that ignore hooks; gains of another form, or none; norms inside attention; norms
 # behind the blocks; no denominators to see; scaled residuals and logits; one norm for attention and MLP;
-# the stream inside the MLP's module; no module for the MLP; a norm behind the sum.
+# the stream inside the MLP's module; no module for the MLP; a norm behind the sum; norms inside the MLP's branch.
 RIGHT = ["gptj", "gptneo", "nemotron", "olmo", "deepseek3", "olmo2", "gemma4", "granite", "phi", "bloom", "opt", "openaigpt"]
+RIGHT += ["gemma4moe", "bitnet"]
 REFUSED = {
     "hunyuan": "computes something else than the Hugging Face module",
     "cohere": "computes something else than the Hugging Face module",
     "afmoe": "layer 0 is not linear in the stream that enters it",
+    "gemma4perlayer": "layer 0 is not linear in the stream that enters it",
     "jamba": "layer 1 shows no attention pattern",
     "mamba": "layer 0 has no MLP",
     "nanochat": "ln_final.hook_scale' with 2 firings",
@@ -49,6 +51,121 @@ def test_effects_and_held_interventions_are_the_plain_models(name):
     found = compare(zoo.folder(name))
     assert found.held is not None and found.held < WITHIN, found
     assert "autograd" in found.effects and max(found.effects.values()) < WITHIN, found
+
+
+def halved(model, freeze):
+    with tlc.attach(model, transcoders(model)) as replacement:
+        return tlc.intervene(replacement, TOKENS, tlc.TokenEdit(WHERE, FACTOR), freeze=freeze).logits
+
+
+def hooks_on(module):
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return {name: [len(getattr(m, kind)) for kind in kinds] for name, m in module.named_modules()}
+
+
+def layers_model(name, change):
+    """A bridge and the plain model, with a module of each block changed before TransformerLens opened it."""
+    models = [hugging_face(name), hugging_face(name)]
+    for model in models:
+        torch.manual_seed(3)
+        for block in plain.layers_of(model):
+            change(block)
+    opened = TransformerBridge.boot_transformers(zoo.folder(name), hf_model=models[0], device="cpu")
+    return opened.eval(), models[1].eval()
+
+
+class NormedExperts(torch.nn.Module):
+    """Experts that norm what is routed to them."""
+
+    def __init__(self, experts, each):
+        super().__init__()
+        self.experts, self.each = experts, each
+        self.norms = torch.nn.ModuleList(torch.nn.RMSNorm(32) for _ in range(4 if each else 1))
+
+    def forward(self, x, index, weights):
+        if not self.each:  # one norm, over the rows that each expert gets, expert by expert
+            order = index[:, 0].argsort(stable=True)
+            return self.experts(self.norms[0](x[order])[order.argsort()], index, weights)
+        out = torch.zeros_like(x)
+        for expert, norm in enumerate(self.norms):
+            rows = (index == expert).any(-1).nonzero()[:, 0]
+            if rows.numel():
+                own = weights[rows] * (index[rows] == expert)
+                out[rows] += self.experts(norm(x[rows]), index[rows], own)
+        return out
+
+
+@pytest.mark.parametrize("freeze", ["all", "none"])
+@pytest.mark.parametrize("name", ["gemma4moe", "bitnet"])
+def test_norms_inside_mlps_are_the_plain_models_however_much_is_held(name, freeze):
+    reference = hugging_face(name)
+    theirs = plain.edited_token(reference, TOKENS, WHERE, FACTOR, freeze)
+    with torch.no_grad():
+        before = reference(TOKENS[None], use_cache=False).logits[0]
+    assert (halved(bridge(name), freeze) - theirs).abs().max() < WITHIN * (theirs - before).abs().max()
+
+
+@pytest.mark.parametrize("name", ["gemma4moe", "bitnet"])
+def test_no_hook_on_a_norm_inside_an_mlp_outlives_its_attachment(name):
+    model = bridge(name)
+    with torch.no_grad():
+        model(TOKENS[None])  # TransformerLens puts hooks of its own on a model that runs for the first time
+    before, points = hooks_on(model), set(model.hook_dict)
+    halved(model, "attention")
+    assert hooks_on(model) == before and set(model.hook_dict) == points
+    with pytest.raises(UnknownHookError):
+        tlc.attach(model, transcoders(model, input_hook="ln2.hook_nothing"))
+    with tlc.attach(model, transcoders(model)) as replacement, pytest.raises(EditError):
+        tlc.intervene(replacement, TOKENS, tlc.TokenEdit(99), freeze="attention")
+    assert hooks_on(model) == before and set(model.hook_dict) == points
+
+
+def test_a_norm_that_ignores_what_holds_it_is_refused():
+    model = bridge("gemma4moe")
+
+    def own_output(module, args, output):  # put on first, so that it has what the norm itself computed
+        computed.append(output)
+
+    def undone(module, args, output):
+        return computed.pop()
+
+    computed = []
+    norm = model.blocks[1].router.original_component.norm
+    norm.register_forward_hook(own_output)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        norm.register_forward_hook(undone)
+        with pytest.raises(ArchitectureError, match="blocks.1.router.norm does not keep its denominator"):
+            tlc.intervene(replacement, TOKENS, tlc.TokenEdit(WHERE, FACTOR), freeze="attention")
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_norms_of_what_is_routed_to_an_expert_are_refused_where_they_would_have_to_be_held(each):
+    def change(block):
+        block.mlp.experts = NormedExperts(block.mlp.experts, each)
+
+    model, reference = layers_model("qwen3moe", change)
+    with pytest.raises(EditError, match="blocks.0.*freeze='attention' cannot.*use freeze='all'.*or freeze='none'"):
+        halved(model, "attention")
+    with torch.no_grad():
+        before = reference(TOKENS[None], use_cache=False).logits[0]
+    for freeze in ("all", "none"):
+        theirs = plain.edited_token(reference, TOKENS, WHERE, FACTOR, freeze)
+        assert (halved(model, freeze) - theirs).abs().max() < WITHIN * (theirs - before).abs().max()
+    for engine in ("linear", "autograd"):
+        assert effect_error(model, reference, engine) < WITHIN
+
+
+def test_a_norm_between_an_mlps_matrices_is_held_wherever_it_was_put():
+    def change(block):
+        norm = torch.nn.LayerNorm(48)
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+        block.mlp.act_fn = torch.nn.Sequential(block.mlp.act_fn, norm)
+
+    model, reference = layers_model("llama", change)
+    theirs = plain.edited_token(reference, TOKENS, WHERE, FACTOR)
+    with torch.no_grad():
+        before = reference(TOKENS[None], use_cache=False).logits[0]
+    assert (halved(model, "attention") - theirs).abs().max() < WITHIN * (theirs - before).abs().max()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -232,6 +349,23 @@ def test_hooked_transformers_of_other_forms_are_held_to_their_own_gradients(chan
             graph = tlc.attribute(replacement, TOKENS, targets=[5], engine=engine, skip_positions=[], max_nodes=5, progress=False)
             row = graph.adjacency()[-1]
             assert relative(row[graph.is_kind("embedding")], theirs) < WITHIN, engine
+
+
+def test_the_norm_inside_a_hooked_transformers_mlp_is_held():
+    model = hooked(act_fn="solu_ln")
+
+    def halve(module, args, out):
+        out = out.clone()
+        out[:, WHERE] *= FACTOR
+        return out
+
+    with torch.no_grad(), plain.Held() as clean:
+        before = model(TOKENS[None])[0]
+    handle = model.blocks[0].hook_resid_pre.register_forward_hook(halve)
+    with torch.no_grad(), plain.Held(clean.values):
+        theirs = model(TOKENS[None])[0]
+    handle.remove()
+    assert (halved(model, "attention") - theirs).abs().max() < WITHIN * (theirs - before).abs().max()
 
 
 @pytest.mark.parametrize(

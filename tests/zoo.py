@@ -49,6 +49,14 @@ _MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
 _LATENT = dict(q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8)
 _ROUTED = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_group=1, topk_group=1)
 _GEMMA = dict(head_dim=8, query_pre_attn_scalar=8, sliding_window=4)
+_GEMMA4 = dict(
+    head_dim=8,
+    global_head_dim=8,
+    sliding_window=4,
+    num_kv_shared_layers=0,
+    hidden_size_per_layer_input=0,
+    vocab_size_per_layer_input=VOCAB,
+)
 
 # name: (model, config, arguments)
 ARCHITECTURES = {
@@ -171,17 +179,16 @@ ARCHITECTURES = {
             image_token_index=252,
         ),
     ),
-    "gemma4": lambda: (
+    "gemma4": lambda: (T.Gemma4ForCausalLM, T.Gemma4TextConfig(**_BASE, **_GEMMA4)),
+    "gemma4moe": lambda: (
         T.Gemma4ForCausalLM,
         T.Gemma4TextConfig(
-            **_BASE,
-            head_dim=8,
-            global_head_dim=8,
-            sliding_window=4,
-            num_kv_shared_layers=0,
-            hidden_size_per_layer_input=0,
-            vocab_size_per_layer_input=VOCAB,
+            **_BASE, **_GEMMA4, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=24
         ),
+    ),
+    "gemma4perlayer": lambda: (
+        T.Gemma4ForCausalLM,
+        T.Gemma4TextConfig(**_BASE, **_GEMMA4 | {"hidden_size_per_layer_input": 8}),
     ),
     "glm": lambda: (T.GlmForCausalLM, T.GlmConfig(**_BASE, head_dim=8)),
     "glm4": lambda: (T.Glm4ForCausalLM, T.Glm4Config(**_BASE, head_dim=8)),
@@ -516,7 +523,7 @@ def folder(name: str) -> str:
             if parameter.ndim >= 2:
                 embeds = "embed" in parameter_name or "wte" in parameter_name
                 parameter.copy_(noise * (0.7 if embeds else 0.8 / max(1, parameter.shape[-1]) ** 0.5))
-            elif "norm" in parameter_name.lower() or "ln_" in parameter_name:
+            elif any(part in parameter_name.lower() for part in ("norm", "ln_", "router.scale")):
                 parameter.add_(0.3 * noise)
             else:
                 parameter.copy_(0.1 * noise)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TokenEdit,
     )
     from tl_circuits.interventions.box_effects import box_ablations
+    from tl_circuits.interventions.circuit_quality import CircuitQuality, circuit_quality
     from tl_circuits.interventions.edit_text import parse_edit
     from tl_circuits.interventions.faithfulness import FaithfulnessReport, faithfulness
     from tl_circuits.interventions.generation import generate
@@ -58,6 +59,7 @@ _HOMES = {
     "Ablate": "hooks",
     "Add": "hooks",
     "AttributionGraph": "graph",
+    "CircuitQuality": "interventions.circuit_quality",
     "CrossLayerTranscoders": "dictionaries",
     "ErrorEdit": "hooks",
     "FaithfulnessReport": "interventions.faithfulness",
@@ -86,6 +88,7 @@ _HOMES = {
     "attribute": "attribution",
     "box_ablations": "interventions.box_effects",
     "circuit_curve": "interventions.patching",
+    "circuit_quality": "interventions.circuit_quality",
     "contrast": "recurring.aggregate",
     "dictionary_quality": "dictionaries.quality",
     "edits_of": "interventions.intervene",

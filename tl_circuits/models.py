@@ -1,4 +1,4 @@
-"""Models by name: the built-in one, TransformerLens' own, checkpoint folders, and two from the package index."""
+"""``tlc.load_model``: open the built-in model, two from the package index, checkpoint folders, and hub models."""
 
 import hashlib
 import importlib.util
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model whose weights come as a package from the package index, in one GGUF file."""
+    """A model whose weights are in a Python package, as one GGUF file, so that it needs no model hub."""
 
     name: str
     requirement: str
@@ -38,12 +38,12 @@ class PackagedModel:
 
     @property
     def installed(self) -> bool:
-        """Whether the package is there (it is not imported)."""
+        """Whether the package is installed. It is not imported for this."""
         return importlib.util.find_spec(self.module) is not None
 
     @property
     def folder(self) -> Path:
-        """Where the opened checkpoint is kept."""
+        """Where the checkpoint made from the GGUF file is kept."""
         return cache_dir() / "models" / f"{self.name}-{self.sha256[:12]}"
 
 
@@ -84,12 +84,34 @@ def load_model(
     device_map: "str | dict[str, str | int] | None" = None,
     n_devices: int | None = None,
 ) -> Any:
-    """Open a model as a TransformerBridge, in evaluation mode.
+    """Open a model by name, as a TransformerBridge ready for use.
 
-    ``name``: ``tiny-facts`` (comes with this package), ``smollm2-135m`` or ``gemma-3-270m`` (from the
-    package index, opened once into :func:`cache_dir`, checksummed), a folder with a Hugging Face
-    checkpoint, or any name that TransformerLens opens. ``dtype`` None is float32. Instead of ``device``,
-    ``device_map`` (as Hugging Face's) or ``n_devices`` (CUDA) spreads the layers over several devices. Raises ModelError when it cannot be had, saying what to run.
+    Any HookedTransformer or TransformerBridge that you have already works as well; this is for those without one.
+
+    Args:
+        name: ``"tiny-facts"`` (in this package); ``"smollm2-135m"`` or ``"gemma-3-270m"`` (Python packages from the
+            package index; the checkpoint is made on first use, and its checksum is checked); a folder with a Hugging
+            Face checkpoint; or a hub name that TransformerLens knows, such as ``"google/gemma-2-2b"``.
+        device: where to put it; None for TransformerLens' choice.
+        dtype: of weights and computation; None for float32.
+        device_map: instead of ``device``, which layers go where, as Hugging Face takes it.
+        n_devices: instead of ``device``, over how many CUDA devices the layers are spread.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ModelError: the model cannot be opened; the message says what to install or run.
+        ArgumentError: ``name`` or ``dtype`` is of the wrong type.
+
+    Examples:
+        >>> model = tlc.load_model("tiny-facts")
+        >>> model.cfg.n_layers, model.cfg.d_model
+        (4, 96)
+        >>> model(prompt).shape  # [batch, pos, d_vocab]
+        torch.Size([1, 9, 670])
+        >>> model.tokenizer.decode(model(prompt)[0, -1].argmax())
+        'Austin'
     """
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -127,9 +149,10 @@ def load_model(
 
 
 def open_packaged(model: PackagedModel) -> Path:
-    """The checkpoint folder of a packaged model; made from its GGUF file the first time.
+    """The checkpoint folder of a packaged model, which is made from its GGUF file the first time.
 
-    Raises ModelError if the package is missing or its file's checksum is not the known one.
+    Raises:
+        ModelError: the package is not installed, or its file has another checksum than expected.
     """
     from tl_circuits.errors import ModelError
 
@@ -158,7 +181,7 @@ def open_packaged(model: PackagedModel) -> Path:
 
 
 def _gguf_file(model: PackagedModel, scratch: Path) -> Path:
-    """The package's GGUF file, without importing the package unless it must assemble parts."""
+    """The package's GGUF file. Some packages have it in parts and must be imported to join them, into ``scratch``."""
     spec = importlib.util.find_spec(model.module)
     beside = Path(spec.origin).parent / model.filename
     if beside.is_file():
@@ -168,7 +191,7 @@ def _gguf_file(model: PackagedModel, scratch: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 and write it as a plain Hugging Face checkpoint."""
+    """Write the weights of a GGUF file as a plain Hugging Face checkpoint in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -178,7 +201,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # They are plain float32 now; left in place, the note of where they came from forbids saving.
+    # The weights are plain float32 now, but transformers refuses to save a model that says it was quantised.
     del weights.config.quantization_config
     weights.hf_quantizer = None
     weights.save_pretrained(folder)

@@ -152,7 +152,7 @@ def attribute(
         if baseline is not None:
             asked = skip_positions is not None
             family = find_family(model, read, baseline, align, lambda p: _read(replacement, p, rule, None), asked)
-            sources = against(sources, recording, position_means(replacement, family, sources))
+            sources = against(sources, recording, family, position_means(replacement, family, sources))
         chosen = _make_engine(engine, model, recording, sources, holds)
         roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
@@ -177,7 +177,7 @@ def attribute(
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
         compared = tuple((member.token_ids, member.places) for member in family.members)
-        info = replace(info, select="total_effect" if by_total else "influence", baseline=compared)
+        info = replace(info, select="total_effect" if by_total else "influence", baseline=compared, skip_positions=read.skipped)
         graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph

@@ -6,15 +6,15 @@ source, whose effect on each node stands in the column ``shared``. The frozen ma
 Neuron circuits chosen by such differences: Transluce 2026, arXiv 2601.22594; the same held rules: RelP, arXiv 2508.21258.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.family import Family
-from tl_circuits.attribution.sources import LayerSources, Sources, add_decoded, find_sources
+from tl_circuits.attribution.sources import Sources, add_decoded, find_sources
 from tl_circuits.dictionaries.base import LayerActive
 from tl_circuits.hooks import Recording, Replacement, record
 
@@ -23,13 +23,15 @@ from tl_circuits.hooks import Recording, Replacement, record
 class LayerMean:
     """Mean activations and mean error of one layer over the baseline's prompts.
 
-    Features are listed by place of the prompt to explain; those not listed are 0 everywhere.
+    Features are listed by place of the prompt to explain; those not listed are 0 everywhere. ``written``: the mean of all
+    that features and errors write.
     """
 
     position: Int[Tensor, " n"]
     feature: Int[Tensor, " n"]
     activation: Float[Tensor, " n"]
     error: Float[Tensor, "pos d_out"] | None
+    written: Float[Tensor, "pos d_out"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def position_means(replacement: Replacement, family: Family, sources: Sources) -
     for member in family.members:
         tokens = torch.tensor(member.token_ids)
         recording = record(model, tokens, len(tokens) - 1, sites)
-        total.add(find_sources(model, dictionary, recording, member.skipped), torch.tensor(member.places))
+        # Exact dictionaries have no errors, so their outputs need not be taken apart.
+        found = None if dictionary.exact else find_sources(model, dictionary, recording, ())
+        total.add(recording, found, torch.tensor(member.places))
     return total.means()
 
 
@@ -63,20 +67,21 @@ class _Sums:
         self._count = torch.zeros(sources.n_pos)
         self._tokens = torch.zeros_like(sources.tokens)
         self._errors = [None if s.error is None else torch.zeros_like(s.error) for s in sources.layers]
+        self._written = [torch.zeros_like(s.constant) for s in sources.layers]
         self._keys: list[list[Tensor]] = [[] for _ in sources.layers]
         self._values: list[list[Tensor]] = [[] for _ in sources.layers]
 
-    def add(self, found: Sources, places: Int[Tensor, " their_pos"]) -> None:
-        """Add one prompt, whose positions lie at ``places``."""
+    def add(self, recording: Recording, found: Sources | None, places: Int[Tensor, " their_pos"]) -> None:
+        """Add one prompt, whose positions lie at ``places``; ``found`` has its errors, where there are any."""
         here = (places >= 0).nonzero()[:, 0]
         own = places[here]
         self._count.index_add_(0, own, torch.ones(len(own)))
-        self._tokens.index_add_(0, own.to(self._tokens.device), found.tokens[here.to(found.tokens.device)])
-        for layer, source in enumerate(found.layers):
-            total = self._errors[layer]
-            if total is not None:
-                total.index_add_(0, own.to(total.device), source.error[here.to(total.device)])
-            active = source.active
+        _add(self._tokens, own, recording.streams[0].float(), here)
+        for layer, written in enumerate(self._written):
+            output, active = _written(self._sources.dictionary, recording, layer)
+            _add(written, own, output, here)
+            if self._errors[layer] is not None:
+                _add(self._errors[layer], own, output if found is None else found.layers[layer].error, here)
             at = places.to(active.position.device)[active.position]
             inside = at >= 0
             self._keys[layer].append(at[inside] * self._width(layer) + active.feature[inside])
@@ -96,33 +101,96 @@ class _Sums:
             position, feature = keys // self._width(layer), keys % self._width(layer)
             mean = values / count.to(values.device)[position]
             error = None if total is None else total / count.to(total.device)[:, None]
-            layers.append(LayerMean(position, feature, mean, error))
+            written = self._written[layer] / count.to(values.device)[:, None]
+            layers.append(LayerMean(position, feature, mean, error, written))
         return PositionMeans(self._tokens / count.to(self._tokens.device)[:, None], tuple(layers))
 
 
-def against(sources: Sources, recording: Recording, means: PositionMeans) -> Sources:
+def _add(total: Float[Tensor, "pos d"], own: Int[Tensor, " n"], their: Float[Tensor, "their_pos d"], here: Tensor) -> None:
+    device = total.device
+    total.index_add_(0, own.to(device), their.to(device)[here.to(device)])
+
+
+def _written(dictionary: Any, recording: Recording, layer: int) -> tuple[Float[Tensor, "pos d_out"], LayerActive]:
+    """What features and error write together at a layer's output site, and the active features."""
+    if layer not in dictionary.layers:
+        output = recording.mlp_out[layer].float()
+        none = torch.empty(0, dtype=torch.long, device=output.device)
+        return output, LayerActive(none, none, output.new_empty(0), output.new_empty(0))
+    output = recording.sites[dictionary.output_hook(layer)].float() - dictionary.constant(layer)
+    x, skip = recording.sites[dictionary.input_hook(layer)], dictionary.skip(layer)
+    return (output if skip is None else output - x.float() @ skip.T), dictionary.active(layer, x)
+
+
+def common_prefix(tokens: Int[Tensor, " pos"], family: Family) -> int:
+    """How many first tokens the prompt has in common with the whole family. Causal models compute the same there."""
+    count = len(tokens)
+    for member in family.members:
+        same = [
+            place == position and token == int(tokens[position])
+            for position, (token, place) in enumerate(zip(member.token_ids, member.places, strict=True))
+            if position < count
+        ]
+        count = min(count, same.index(False) if False in same else len(same))
+    return count
+
+
+def against(sources: Sources, recording: Recording, family: Family, means: PositionMeans) -> Sources:
     """The same sources, each counted by what differs from the baseline; what both have is ``shared``.
 
-    Features that are active in the baseline and silent here join, with activation 0.
+    Features that are active in the baseline and silent here join, with activation 0. The first tokens that all prompts have
+    in common differ in nothing: they get no features, and all that they write is shared.
     """
+    skipped = sorted({*sources.skipped, *range(common_prefix(recording.tokens, family))})
     keep = torch.ones(sources.n_pos, dtype=torch.bool)
-    keep[list(sources.skipped)] = False
+    keep[skipped] = False
     column, layers = sources.n_pos + 1, []
-    actives = [_union(sources, recording, layer, means.layers[layer], keep) for layer in range(len(sources.layers))]
     for layer, source in enumerate(sources.layers):
-        made = replace(source, active=actives[layer], features_at=column, errors_at=column + len(actives[layer].feature))
-        made = replace(made, shared=_shared(sources, layer, actives, means.layers[layer].error))
-        if source.error is not None:
-            made = replace(made, error=source.error - means.layers[layer].error)
+        mean, kept = means.layers[layer], keep.to(source.constant.device)[:, None]
+        active = _union(sources, recording, layer, mean, keep)
+        made = replace(
+            source,
+            active=active,
+            constant=torch.where(kept, source.constant, 0.0),
+            shared=torch.where(kept, mean.written, _output(sources, recording, layer)),
+            error=None if source.error is None else torch.where(kept, source.error - mean.error, 0.0),
+            features_at=column,
+            errors_at=column + len(active.feature),
+        )
         layers.append(made)
         column = made.errors_at + (0 if made.error is None else sources.n_pos)
-    return replace(sources, layers=tuple(layers), tokens=sources.tokens - means.tokens, shared_tokens=means.tokens)
+    shared = torch.where(keep.to(sources.home)[:, None], means.tokens, sources.tokens)
+    made = replace(
+        sources, layers=tuple(layers), tokens=sources.tokens - shared, shared_tokens=shared, skipped=tuple(skipped)
+    )
+    return made if recording.dtype == torch.float32 or not sources.dictionary.exact else _rounded(made, recording)
+
+
+def _output(sources: Sources, recording: Recording, layer: int) -> Float[Tensor, "pos d_out"]:
+    dictionary = sources.dictionary
+    inside = layer in dictionary.layers
+    return (recording.sites[dictionary.output_hook(layer)] if inside else recording.mlp_out[layer]).float()
+
+
+def _rounded(sources: Sources, recording: Recording) -> Sources:
+    """With what half precision rounds off counted among the constants, so that the parts add up to the model's output."""
+    layers = []
+    for layer, source in enumerate(sources.layers):
+        rest = _output(sources, recording, layer) - source.shared
+        if layer in sources.dictionary.layers:
+            decoded = torch.zeros_like(rest)
+            add_decoded(decoded, sources.dictionary, layer, layer, source.active)
+            keep = torch.ones(sources.n_pos, 1, device=rest.device)
+            keep[list(sources.skipped)] = 0.0
+            source = replace(source, constant=(rest - decoded) * keep)
+        layers.append(source)
+    return replace(sources, layers=tuple(layers))
 
 
 def _union(sources: Sources, recording: Recording, layer: int, mean: LayerMean, keep: Tensor) -> LayerActive:
     """Features active here or in the baseline, sorted by position, then feature."""
-    source, dictionary = sources.layers[layer], sources.dictionary
-    active = source.active
+    dictionary, active = sources.dictionary, sources.layers[layer].active
+    active = active[keep.to(active.position.device)[active.position]]
     if layer not in dictionary.layers:
         return replace(active, baseline=active.activation.clone())
     width, device = dictionary.width(layer), active.position.device
@@ -140,16 +208,3 @@ def _union(sources: Sources, recording: Recording, layer: int, mean: LayerMean, 
     vectors, bias = dictionary.silent_vectors(layer, feature[silent], x[position[silent]])
     columns["pre"][silent] = (vectors * x[position[silent]]).sum(-1) + bias
     return LayerActive(position, feature, **columns)
-
-
-def _shared(
-    sources: Sources, layer: int, actives: Sequence[LayerActive], error: Float[Tensor, "pos d_out"] | None
-) -> Float[Tensor, "pos d_out"]:
-    """What the baseline's mean activations and mean error write to a layer's output site."""
-    source: LayerSources = sources.layers[layer]
-    dictionary = sources.dictionary
-    total = torch.zeros_like(source.constant) if error is None else error.clone()
-    for writer in dictionary.writers(layer) if layer in dictionary.layers else ():
-        of_baseline = replace(actives[writer], activation=actives[writer].baseline, baseline=None)
-        add_decoded(total, dictionary, writer, layer, of_baseline)
-    return total

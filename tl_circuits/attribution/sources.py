@@ -14,11 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.dictionaries.base import Dictionary, LayerActive
+from tl_circuits.dictionaries.base import GATHERED_FLOATS, Dictionary, LayerActive
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import FrozenNorm, Recording, write_norm, written_share
-
-GATHERED_FLOATS = 2**20  # decoder rows are gathered in blocks of 4 MB, which the processor's cache holds
 
 # Largest relative gap between an exact dictionary's reconstruction and the MLP's output that
 # rounding explains, by the model's dtype.

@@ -1,4 +1,4 @@
-"""Many prompts: traced one after the other or on Ray, written as they finish, resumed where they stopped."""
+"""Trace many prompts, here or on Ray: results are written as they finish, and finished ones are not traced again."""
 
 from tl_circuits.batch.jobs import Job, read_jobs
 from tl_circuits.batch.trace import trace_many

@@ -1,4 +1,4 @@
-"""What to trace: prompts with names of their own, from Python or from a file of JSON lines."""
+"""Read the prompts of a batch, from Python objects or from a file of JSON lines."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _FIELDS = ("id", "prompt", "targets", "position")
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt. ``targets`` and ``position`` as in :func:`tl_circuits.attribute`."""
+    """One prompt to trace, with a name (``id``); ``targets`` and ``position`` as in :func:`tl_circuits.attribute`."""
 
     id: str
     prompt: str | tuple[int, ...]
@@ -23,7 +23,7 @@ class Job:
     position: int = -1
 
     def key(self, options: dict[str, Any]) -> str:
-        """A hash of all that decides the result, by which a finished one is known again."""
+        """A hash of everything that the result depends on; under it the result is stored and found again."""
         content = json.dumps([self.prompt, self.targets, self.position, options], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -37,10 +37,17 @@ class BadLine:
 
 
 def read_jobs(prompts: str | Path | Iterable[Any]) -> list[Job | BadLine]:
-    """Jobs of a ``.jsonl`` file, or of strings, token ids and mappings with ``prompt`` and perhaps ``id targets position``.
+    """The prompts of a batch, in order.
 
-    What cannot be read becomes a :class:`BadLine`, which names its line; the rest is read. Raises
-    PromptError when the file itself cannot be read or holds nothing.
+    Args:
+        prompts: a ``.jsonl`` file; or texts, token ids, graphs, or mappings with ``prompt`` and, if wanted, ``id``,
+            ``targets`` and ``position``.
+
+    Returns:
+        A :class:`Job` for each prompt, or a :class:`BadLine` where it cannot be read.
+
+    Raises:
+        PromptError: the file cannot be read, or there are no prompts.
     """
     if isinstance(prompts, (str, Path)):
         try:

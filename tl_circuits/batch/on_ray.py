@@ -1,4 +1,4 @@
-"""The same on Ray: one worker a device, each with model and dictionary loaded once."""
+"""Trace many prompts on Ray, with one worker a device, each of which loads model and dictionary once."""
 
 import socket
 from collections import deque
@@ -10,8 +10,8 @@ from tl_circuits.batch.one import trace_one
 from tl_circuits.batch.store import Store
 from tl_circuits.hooks import Replacement
 
-SECONDS_TO_ANSWER = 10
-LIVES = 2  # how often a prompt may take its worker down before it counts as failed
+SECONDS_TO_ANSWER = 10  # how long to wait for a cluster
+LIVES = 2  # a prompt during which so many workers died counts as failed
 
 
 def trace_on_ray(
@@ -22,10 +22,15 @@ def trace_on_ray(
     workers: int | None,
     address: str | None,
 ) -> Iterator[dict[str, Any]]:
-    """Records as they finish. A worker that dies is replaced and its prompt traced again.
+    """Trace prompts on Ray; yields the record of each as it finishes.
 
-    Raises ImportError without the extra ``ray``, ConnectionError when no cluster answers at
-    ``address``, ValueError for more workers than devices, RuntimeError when workers cannot open the model.
+    A worker that dies is replaced, and its prompt is traced again.
+
+    Raises:
+        ImportError: Ray is not installed (the extra ``ray``).
+        ConnectionError: no cluster answers at ``address``.
+        ValueError: there are more workers than devices.
+        RuntimeError: a worker cannot open the model.
     """
     ray = _ray()
     ours = _connect(ray, address)
@@ -52,22 +57,24 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> bool:
-    """Whether a connection was made here, which is then ours to close."""
+    """Connect to Ray; returns whether that was necessary, since then it must be closed here as well."""
     if ray.is_initialized():
         return False
     try:
         if address:
             _require_open(address)
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level="error")
+        dashboard = None if address else False
+        ray.init(address=address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level="error")
     except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
         raise ConnectionError(
-            f"no Ray cluster answers at {address or 'this machine'}: {error}. Check the address, or leave it out to start one here."
+            f"no Ray cluster answers at {address or 'this machine'}: {error}. Check the address, or leave it out to start "
+            "one here."
         ) from error
     return True
 
 
 def _require_open(address: str) -> None:
-    """Ray itself tries a silent port for minutes, then ends the process."""
+    """Raise OSError at once if nothing listens there: Ray would try for minutes and then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
@@ -79,7 +86,7 @@ def _devices(ray: Any) -> tuple[str, int]:
 
 
 class _Worker:
-    """Lives in a process of its own."""
+    """One worker: it runs in its own process, opens model and dictionary once, and traces one prompt at a time."""
 
     def __init__(self, opener: Callable[[], Replacement], out: str, options: dict[str, Any], threads: int):
         import torch
@@ -110,6 +117,7 @@ def _drive(
         try:
             record = ray.get(ready)
         except ray.exceptions.RayActorError as error:
+            # Ray reports a worker that failed while starting in the same way as one that died at work.
             if "__init__" in str(error) or "creation task" in str(error):
                 raise RuntimeError(f"a worker could not open the model: {error}") from error
             if life < LIVES:

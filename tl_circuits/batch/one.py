@@ -1,4 +1,4 @@
-"""Trace one prompt of many: here or on a worker."""
+"""Trace one prompt of a batch, in this process or on a worker."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[str, Any]) -> Record:
-    """Trace and write one prompt; what fails about it is in the record that comes back."""
+    """Trace one prompt and write its graph. If it fails, the record that is returned says why; nothing is raised."""
     key, began = job.key(options), time.perf_counter()
     record: Record = {"id": job.id, "key": key, "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt)}
     try:

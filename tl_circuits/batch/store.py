@@ -1,4 +1,4 @@
-"""Where results go: any fsspec address; a file is there whole or not at all."""
+"""Where a batch's results are kept: at any fsspec address, each file written as a whole or not at all."""
 
 import json
 import tempfile
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tl_circuits.graph.graph import AttributionGraph
 
 TRIES = 3
-FIRST_PAUSE = 0.5  # seconds, doubled at every further try
+FIRST_PAUSE = 0.5  # seconds before the second try; doubled before each further one
 
 
 class Store:
-    """A folder of graphs, one JSON record beside each, and a summary table."""
+    """A folder with graphs, a JSON record beside each, and a summary table."""
 
     def __init__(self, out: str):
         try:
@@ -33,7 +33,7 @@ class Store:
         self.out = out
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """The record of a finished prompt; None if there is none, or one that was broken off."""
+        """The record of a finished prompt; None if it is not finished."""
         try:
             record = json.loads(self._fs.cat_file(self._at(f"{key}.json")))
         except (OSError, ValueError):
@@ -50,7 +50,7 @@ class Store:
             return load_graph(path)
 
     def write(self, key: str, record: dict[str, Any], graph: "AttributionGraph | None") -> None:
-        """The graph first, then the record, which says that it is finished; raises OSError after three tries."""
+        """Write the graph and then its record, whose presence means "finished". Raises OSError after three tries."""
         if graph is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = graph.save(Path(folder) / "graph.safetensors")
@@ -58,7 +58,7 @@ class Store:
         self._put(f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
 
     def write_table(self, frame: "pd.DataFrame") -> str:
-        """``summary.parquet``; its address comes back."""
+        """Write the summary table; returns its address."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "summary.parquet"
             frame.to_parquet(path, index=False)

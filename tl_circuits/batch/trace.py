@@ -30,29 +30,48 @@ def trace_many(
     max_nodes: int = 2000,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Attribution graphs of many prompts, written to ``out`` as they finish.
+    """Trace many prompts and save each attribution graph as soon as it is finished.
 
-    A prompt that was finished by an earlier call with the same ``name`` and ``max_nodes`` is not
-    traced again. A prompt that fails is recorded and does not stop the others.
+    Calling it again goes on where it stopped: a prompt that is finished already, with the same ``name`` and
+    ``max_nodes``, is not traced again. A prompt that fails is recorded as failed and does not stop the others.
 
     Args:
-        replacement: what :func:`tl_circuits.attach` returned, or a function that opens one; Ray's
-            workers each call the function once.
-        prompts: a ``.jsonl`` file with one object a line, or strings, token ids or mappings: ``prompt``
-            and perhaps ``id``, ``targets`` (tokens, their ids, or ``"A - B"`` for a difference), ``position``.
-        out: a folder, or any address fsspec can write to.
-        workers: Ray workers, each with model and dictionary of its own; None traces in this process, or
-            with ``ray_address`` on as many workers as the cluster has devices.
-        ray_address: a running Ray cluster; None starts one here if ``workers`` is given.
-        name: what model and dictionary are called, part of the key of each result; needed when
-            ``replacement`` is a function.
+        replacement: the model with its dictionary, as :func:`tl_circuits.attach` returns it; or a function that
+            returns one, which Ray's workers call once each.
+        prompts: a ``.jsonl`` file with one JSON object a line; or texts, token ids or mappings. An object or
+            mapping has ``prompt`` and, if wanted, ``id``, ``targets`` (tokens, token ids, or ``"A - B"`` for a
+            difference of logits) and ``position``.
+        out: a folder, or any address that fsspec can write to, such as ``s3://bucket/folder``.
+        workers: number of Ray workers, each with its own model and dictionary. None traces in this process, or if
+            ``ray_address`` is given, on one worker for each device of the cluster.
+        ray_address: a running Ray cluster; None starts one on this machine if ``workers`` is given.
+        name: a name for model and dictionary, by which finished results are found again. Needed if ``replacement``
+            is a function.
         max_nodes: as in :func:`tl_circuits.attribute`.
         progress: show a progress bar on stderr.
 
-    Returns a frame with one row a prompt, in order: ``id key prompt status error seconds nodes edges
-    replacement_score completeness_score coverage file``; also written as ``summary.parquet``.
-    Raises PromptError, OutputError, ImportError without Ray, ConnectionError when no cluster answers,
-    BelongingError where ``out`` holds results of the same name made with other weights, and ValueError for settings that do not fit.
+    Returns:
+        A frame with a row a prompt, in their order: ``id key prompt status error seconds nodes edges replacement_score
+        completeness_score coverage file``. It is also written as ``summary.parquet``.
+
+    Raises:
+        PromptError: the file of prompts cannot be read, or there are no prompts.
+        OutputError: ``out`` cannot be written to.
+        BelongingError: ``out`` holds results of the same name that were made with other weights.
+        ValueError: settings that do not go together.
+        ImportError: Ray is not installed.
+        ConnectionError: no cluster answers at ``ray_address``.
+
+    Examples:
+        >>> question = "the capital of the state containing {} is"
+        >>> prompts = [{"id": city, "prompt": question.format(city)} for city in ("Dallas", "Miami")]
+        >>> table = tlc.trace_many(replacement, prompts, folder / "graphs", max_nodes=20)
+        >>> print(table[["id", "status", "nodes"]].to_string(index=False))
+            id status  nodes
+        Dallas   done     66
+         Miami   done     66
+        >>> tlc.load_graph(folder / "graphs" / table.file[1]).info.target_names
+        ('Tallahassee',)
     """
     if hasattr(replacement, "hook_dict"):
         raise ArgumentError("trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare model.")
@@ -100,20 +119,22 @@ _COLUMNS = [
 
 
 def _require_own(replacement: Replacement, store: Store, records: Iterable[Record], label: str) -> None:
-    """Raise BelongingError where what is finished under the same name was made with other weights; one graph tells."""
+    """Raise BelongingError if results of the same name were made with other weights; one finished graph tells."""
     done = next((record for record in records if record.get("status") == "done"), None)
     if done is None:
         return
     try:
         require_belonging(replacement, store.graph(done).info)
     except BelongingError as error:
-        raise BelongingError(f"{store.out} holds results called {label!r} of other weights: give another folder, or name=... ({error})") from error
+        raise BelongingError(
+            f"{store.out} holds results called {label!r} of other weights: give another folder, or name=... ({error})"
+        ) from error
 
 
 def _trace_here(
     replacement: Replacement | Callable[[], Replacement], jobs: list[Job], store: Store, options: dict[str, Any]
 ) -> Iterator[Record]:
-    # What was opened here is closed here; what came open stays open.
+    # A replacement that this call opened is detached at the end; one that was passed in stays attached.
     with nullcontext(replacement) if isinstance(replacement, Replacement) else replacement() as ready:
         for job in jobs:
             yield trace_one(ready, job, store, options)

@@ -1,4 +1,4 @@
-"""Dictionaries: transcoders and neurons, whatever they came from, behind one interface."""
+"""Dictionaries: transcoders of any origin, and neurons, behind one interface."""
 
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders

@@ -1,4 +1,4 @@
-"""``attach`` as people call it: takes whatever dictionary they have, and SAELens' own attachments."""
+"""``tlc.attach``: put a dictionary in any form on a model, or take over what SAELens has attached already."""
 
 import re
 from contextlib import ExitStack
@@ -13,18 +13,38 @@ from tl_circuits.support.checked import checked, require_model
 
 @checked
 def attach(model: Any, transcoders: Any = None) -> Replacement:
-    """Register a dictionary's layers as HookPoints on ``model``; detach, or leave the ``with``, to undo.
+    """Put a dictionary on a model: its features become hook points that can be read, edited and traced.
+
+    The model computes exactly what it did before (the reconstruction plus its error is the MLP's output), so it can
+    be used as usual while a dictionary is attached. Each layer with output site ``S``, such as
+    ``blocks.3.hook_mlp_out``, gets the points that SAELens has: ``S.hook_sae_input``, ``S.hook_sae_acts_pre``,
+    ``S.hook_sae_acts_post``, ``S.hook_sae_recons``, ``S.hook_sae_error`` and ``S.hook_sae_output``.
 
     Args:
-        model: any HookedTransformer or TransformerBridge; it is not copied and not changed.
-        transcoders: a dictionary (:func:`load_transcoders`, :func:`mlp_neurons`) or anything
-            that :func:`load_transcoders` takes. Each layer's is put on the device of the model's layer
-            (encoders and decoders in the machine's memory or on disk stay, and the rows wanted follow):
-            a copy belonging to the replacement, where it lies elsewhere. None takes over the transcoders that SAELens'
-            ``add_sae`` put on the model, and gives them back on detaching.
+        model: any HookedTransformer or TransformerBridge. It is neither copied nor changed.
+        transcoders: a dictionary (:func:`load_transcoders`, :func:`mlp_neurons`), or anything that
+            :func:`load_transcoders` takes. None takes over the transcoders that SAELens' ``add_sae`` put on the
+            model, and gives them back on detaching. If the model is on other devices than the dictionary, the
+            replacement works with a copy there; encoders and decoders kept in the machine's memory or on disk stay
+            where they are.
 
-    Raises AttachError if something is attached already, DictionaryError if widths, layers or
-    hook names do not fit, UnknownHookError for hooks the model does not have, ArgumentError for what is no model.
+    Returns:
+        The model with its dictionary. Use it in a ``with`` statement, or call ``detach()`` when done.
+
+    Raises:
+        AttachError: the model already carries a dictionary.
+        DictionaryError: widths, layers or hook names do not fit the model.
+        UnknownHookError: the model does not have a hook that the dictionary names.
+        ArgumentError: ``model`` is not a TransformerLens model.
+
+    Examples:
+        >>> model = tlc.load_model("tiny-facts")
+        >>> with tlc.attach(model, transcoders) as replacement:
+        ...     _, cache = model.run_with_cache(prompt)
+        >>> cache["blocks.0.hook_mlp_out.hook_sae_acts_post"].shape  # [batch, pos, feature]
+        torch.Size([1, 9, 768])
+        >>> "blocks.0.hook_mlp_out.hook_sae_acts_post" in model.hook_dict  # detached again
+        False
     """
     require_model("attach", model)
     if transcoders is not None:
@@ -42,8 +62,9 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
 
 
 def _with_its_layers(model: Any, dictionary: Dictionary) -> Dictionary:
-    """``dictionary`` placed where the model's layers lie; layers the model lacks are for ``check`` to refuse."""
+    """``dictionary`` with each layer on the device of the model's layer."""
     n_layers = int(model.cfg.n_layers)
+    # A layer that the model does not have is refused later, by the dictionary's `check`, with a clear message.
     devices = {layer: layer_device(model, layer if layer < n_layers else 0) for layer in dictionary.layers}
     return dictionary.placed(devices)
 

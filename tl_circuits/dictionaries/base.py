@@ -1,4 +1,4 @@
-"""What attribution needs of a dictionary: features that read and write the residual stream linearly."""
+"""The interface of all dictionaries: features that read and write the residual stream linearly."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,16 @@ from torch import Tensor
 from tl_circuits.errors import DictionaryError, NotFiniteError
 from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
+GATHERED_FLOATS = 2**20  # of rows gathered at once, 4 MB: more would leave the processor's cache
+
 
 @dataclass(frozen=True)
 class LayerActive:
     """The active features of one layer on one prompt, sorted by position, then feature.
 
-    ``pre`` is the quantity whose direct effects a graph lists (the pre-activation; a neuron's
-    activation itself), ``activation`` the factor on the decoder vector. ``baseline``: the mean activation on
-    other prompts, where the graph is a contrast with them; features that are silent here but not there are listed too,
-    with activation 0.
+    ``pre`` is what a graph's edges to the feature add up to: its pre-activation (for a neuron, the activation itself).
+    ``activation`` is what its decoder vector is multiplied by. ``baseline`` is the mean activation on other prompts, if
+    the graph is a contrast with them; features that are active only there are listed as well, with activation 0.
     """
 
     position: Int[Tensor, " n"]
@@ -47,9 +48,10 @@ class LayerActive:
 
 
 class Dictionary(ABC):
-    """Features of some layers; the MLPs of all others are error nodes. ``exact`` ones reconstruct without an error term.
+    """Features that replace the MLPs of some layers. Layers without a dictionary become error nodes.
 
-    ``prompt_rule``: what stands before a text, and which first positions have no features.
+    ``exact``: whether the features rebuild the MLPs exactly, so that there are no error terms. ``prompt_rule``: which
+    special token is put before a text, and which first positions get no features.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Dictionary(ABC):
     prompt_rule: PromptRule = MODELS_OWN
 
     def with_prompt_rule(self, rule: PromptRule) -> "Dictionary":
-        """The same dictionary with another rule for what stands before a text and what positions are left out."""
+        """The same dictionary with another prompt rule (see :class:`PromptRule`)."""
         made = copy(self)
         made.prompt_rule = rule
         return made
@@ -65,7 +67,7 @@ class Dictionary(ABC):
     @property
     @abstractmethod
     def layers(self) -> Sequence[int]:
-        """The layers read, ascending."""
+        """The layers that have features, ascending."""
 
     @abstractmethod
     def width(self, layer: int) -> int:
@@ -80,7 +82,7 @@ class Dictionary(ABC):
         """Full name of the hook whose tensor the decoders write to."""
 
     def writers(self, layer: int) -> Sequence[int]:
-        """The layers whose features write to layer ``layer``'s output: its own, unless cross-layer."""
+        """The layers whose features write to the output of ``layer``: itself, or several if cross-layer."""
         return (layer,)
 
     @abstractmethod
@@ -114,7 +116,7 @@ class Dictionary(ABC):
     def activations_at(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> Float[Tensor, " n"]:
-        """The activation of one feature at each of ``n`` inputs, without encoding all others if possible."""
+        """The activation of ``features[i]`` at input ``x[i]``, without computing the other features if possible."""
         acts = self.activate(layer, self.pre_activations(layer, x), x)
         return acts[torch.arange(len(features), device=acts.device), features]
 
@@ -122,7 +124,20 @@ class Dictionary(ABC):
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        """Vectors ``v`` and biases ``b`` with ``v·x + b`` = the feature's ``pre`` at input ``x``."""
+        """Vectors ``v`` and biases ``b`` such that ``v·x + b`` is the feature's ``pre`` at input ``x``."""
+
+    def weighted_reads(
+        self, layer: int, active: LayerActive, weight: Float[Tensor, " n"], x: Float[Tensor, "pos d_in"]
+    ) -> Float[Tensor, "pos d_in"]:
+        """The sum at each position of what active features read (:meth:`read_vectors`), times ``weight``."""
+        total = torch.zeros_like(x, dtype=torch.float32)
+        step = max(1, GATHERED_FLOATS // x.shape[1])
+        for start in range(0, active.feature.numel(), step):
+            part = slice(start, start + step)
+            position = active.position[part]
+            vectors, _ = self.read_vectors(layer, active.feature[part], x[position])
+            total.index_add_(0, position, vectors * weight[part, None])
+        return total
 
     def silent_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
@@ -132,26 +147,26 @@ class Dictionary(ABC):
 
     @abstractmethod
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        """The direction of the input that each feature looks for, whatever the prompt."""
+        """The direction of the input to which each feature responds, the same on all prompts."""
 
     @abstractmethod
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
         """What one unit of activation of each feature writes to layer ``target``'s output."""
 
     def output_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
-        """All that one unit of activation writes, over every layer it writes to."""
+        """What one unit of activation of each feature writes in all, summed over the layers it writes to."""
         return self.decoder_vectors(layer, features, layer)
 
     @abstractmethod
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
-        """What is written to layer ``layer``'s output whatever the input (the decoder bias)."""
+        """What is written to the output of ``layer`` on every input: the decoder bias."""
 
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
         """The linear skip from a layer's input to its output, if it has one."""
         return None
 
     def sample(self) -> Sample:
-        """A few numbers out of the weights, by which the dictionary is known again; none where the model's own are used."""
+        """A few numbers from the weights, by which the dictionary is recognised; empty if it has no own weights."""
         return ()
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
-"""Whether a graph is of the model and dictionary that are attached: one check for all that asks the model about a graph.
+"""Check that a graph was made with the model and dictionary that are attached, before the model is asked about it.
 
-Graphs traced here carry a few numbers out of the weights of both (:mod:`tl_circuits.hooks.identity`), which decide,
-whatever the two are called. Older files and other programs' are held against what they say: names, the
-number of layers, and features that the dictionary does not have.
+Graphs traced by this package hold a few numbers from the weights of both (:mod:`tl_circuits.hooks.identity`); these
+decide, whatever the two are called. For older files and those of other programs, what they say is compared: names, the
+number of layers, and whether the dictionary has the features.
 """
 
 import re
@@ -18,7 +18,7 @@ from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.hooks import Replacement, Sample, first_difference
 
 _OUR_ENGINES = ("linear", "autograd", "mean of graphs")
-_UNSAID = ("", "unknown", "transcoders")  # what stands in files that do not say
+_UNSAID = ("", "unknown", "transcoders")  # dictionary names in files that do not know theirs
 
 
 class Origin(NamedTuple):
@@ -31,13 +31,13 @@ class Origin(NamedTuple):
 
 
 def origin_of(replacement: Replacement) -> Origin:
-    """What is attached, to be kept with what is made with it."""
+    """The attached model and dictionary, to be stored with what is made with them."""
     model, dictionary = replacement.model, replacement.dictionary
     return Origin(str(getattr(model.cfg, "model_name", "unknown")), dictionary.name, int(model.cfg.n_layers), replacement.sample)
 
 
 def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphInfo) -> None:
-    """Raise BelongingError, naming both dictionaries and models, unless ``graph`` is of the attached ones."""
+    """Raise BelongingError unless ``graph`` was made with the attached model and dictionary."""
     info = graph if isinstance(graph, GraphInfo) else graph.info
     origin = origin_of(replacement)
     why = _other(origin, info)
@@ -51,7 +51,7 @@ def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphI
 
 
 def require_made_of(origin: Origin, info: GraphInfo, what: str) -> None:
-    """Raise BelongingError unless ``what``, made with ``origin``, is about the model and dictionary of a graph."""
+    """Raise BelongingError unless ``what`` (its name, for the message), made with ``origin``, fits a graph."""
     why = _other(origin, info)
     if why is not None:
         raise BelongingError(
@@ -61,14 +61,14 @@ def require_made_of(origin: Origin, info: GraphInfo, what: str) -> None:
 
 
 def require_edits_belong(replacement: Replacement, edits: Iterable[Any]) -> None:
-    """Raise BelongingError for edits made from the nodes of a graph that is not of the attached model and dictionary."""
+    """Raise BelongingError if an edit was made from a graph of another model or dictionary than the attached ones."""
     infos = {id(edit.of): edit.of for edit in edits if isinstance(getattr(edit, "of", None), GraphInfo)}
     for info in infos.values():
         require_belonging(replacement, info)
 
 
 def _other(origin: Origin, info: GraphInfo) -> str | None:
-    """What tells the graph's model or dictionary from those of ``origin``; None if nothing does."""
+    """How the graph's model or dictionary differs from those of ``origin``; None if no difference is found."""
     if info.n_layers != origin.n_layers:
         return f"the graph's model has {info.n_layers} layers, the other one has {origin.n_layers}"
     if not info.sample or not origin.sample:
@@ -101,7 +101,7 @@ def _other_names(origin: Origin, info: GraphInfo) -> str | None:
 
 
 def _same_set(said: str, name: str) -> bool:
-    """Whether two names, of which Neuronpedia or circuit-tracer may have given one, mean one published set."""
+    """Whether two names mean the same published set; Neuronpedia and circuit-tracer name some sets differently."""
     from tl_circuits.dictionaries.source_sets import known_source_set
 
     if said in SHORT_NAMES:
@@ -111,7 +111,7 @@ def _same_set(said: str, name: str) -> bool:
 
 
 def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
-    """A feature or token of the graph that does not exist in what is attached."""
+    """A message about a feature or token of the graph that does not exist in the attached ones; None if all do."""
     dictionary, nodes = replacement.dictionary, graph._nodes
     feature = nodes.kind == Kind.FEATURE
     for layer in nodes.layer[feature].unique().tolist():
@@ -126,5 +126,5 @@ def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A model's name without the organisation or folder before it, and without what is written differently."""
+    """A model's name without organisation or folder, in lower case, letters and digits only, for comparison."""
     return re.sub(r"[^a-z0-9]", "", name.rstrip("/").split("/")[-1].lower())

@@ -1,4 +1,4 @@
-"""Cross-layer transcoders, given as tensors: a feature reads one layer and writes to it and later ones."""
+"""Cross-layer transcoders: a feature reads one layer's MLP input and writes to the outputs of this and later MLPs."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -20,11 +20,27 @@ from tl_circuits.errors import DictionaryError
 
 
 class CrossLayerTranscoders(TranscoderSet):
-    """``y_t = b_dec_t + Σ_{s ≤ t} act(x_s W_encᵀ + b_enc) W_dec_s[:, t - s]`` (Ameisen et al. 2025).
+    """A cross-layer transcoder: features that read layer ``s`` write to the MLP outputs of layer ``s`` and later ones.
 
-    ``encoders[s]`` is a :class:`Transcoder` for encoder, activation, output bias and skip of layer s;
-    its ``W_dec`` is not used. ``decoders[s]`` is ``[feature, slot, d_out]``, slot j writing to layer
-    ``s + j``. Raises DictionaryError where they do not fit together.
+    ``y_t = b_dec_t + Σ_{s ≤ t} act(x_s W_encᵀ + b_enc) W_dec_s[:, t - s]`` (Ameisen et al. 2025, "Circuit tracing").
+
+    Args:
+        encoders: ``{layer: Transcoder}`` with the encoder, activation, decoder bias and skip of each layer; its
+            ``W_dec`` is not used.
+        decoders: ``{layer: [feature, slot, d_out]}``; slot ``j`` writes to layer ``layer + j``.
+        name: what graphs call it.
+        made_for: the model it was trained on, for messages.
+
+    Raises:
+        DictionaryError: encoders and decoders do not fit together, or a layer is missing in between.
+
+    Examples:
+        >>> import torch
+        >>> random = torch.Generator().manual_seed(0)
+        >>> decoders = {s: torch.randn(768, 4 - s, 96, generator=random) / 100 for s in range(4)}
+        >>> crossing = tlc.CrossLayerTranscoders({s: transcoders[s] for s in range(4)}, decoders)
+        >>> crossing.writers(2)  # the layers whose features write to MLP output 2
+        (0, 1, 2)
     """
 
     _wide = ("W_enc",)
@@ -72,7 +88,7 @@ class CrossLayerTranscoders(TranscoderSet):
         return made
 
     def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":
-        """As of a :class:`TranscoderSet`; a decoder lies with the layer its features read, whatever it writes to."""
+        """As :meth:`TranscoderSet.placed`; a decoder goes to the device of the layer that its features read."""
         moved = {layer: to_layer(decoder, devices[layer]) for layer, decoder in self._decoders.items()}
         made = super().placed(devices)
         if made is self and all(moved[layer] is self._decoders[layer] for layer in moved):

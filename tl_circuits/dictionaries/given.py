@@ -1,4 +1,4 @@
-"""Dictionaries that are in memory already, with the options of :func:`load_transcoders` put on them, or refused."""
+"""Apply the options of :func:`load_transcoders` to dictionaries that are in memory already."""
 
 from collections.abc import Iterable, Mapping
 from copy import copy
@@ -20,7 +20,7 @@ from tl_circuits.hooks import PromptRule, whole
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller asks of a dictionary, None where nothing is asked."""
+    """The options that a caller gave; None where nothing was given."""
 
     layers: Iterable[int] | None = None
     input_hook: str | None = None
@@ -33,21 +33,23 @@ class Options:
 
     @property
     def about_weights(self) -> tuple[str, ...]:
-        """The options asked for that a dictionary must be made of :class:`Transcoder` to honour."""
+        """Those options that only dictionaries made of :class:`Transcoder` can follow."""
         asked = {n: getattr(self, n) is not None for n in ("input_hook", "output_hook", "device", "dtype")}
         asked["residency"] = self.residency != "auto"
         return tuple(name for name, wanted in asked.items() if wanted)
 
 
 def refuse_publishing_options(what: str, **options: Any) -> None:
-    """Raise DictionaryError for options that choose among published files, of which ``what`` is none."""
+    """Raise DictionaryError if an option was given that chooses among published files, since ``what`` is in memory."""
     asked = next((name for name, value in options.items() if value is not None), None)
     if asked is not None:
-        raise DictionaryError(f"{asked}={options[asked]!r} is about published files, and {what} is in memory already: leave {asked}= out.")
+        raise DictionaryError(
+            f"{asked}={options[asked]!r} is about published files, and {what} is in memory already: leave {asked}= out."
+        )
 
 
 def from_layers(source: Mapping[Any, Any], options: Options) -> TranscoderSet:
-    """Layers given as SAELens objects or as tensors."""
+    """The dictionary of layers given as SAELens objects or as :class:`Transcoder`."""
     given = {_layer_number(key): value for key, value in source.items()}
     chosen = {layer: given[layer] for layer in wanted_layers(options.name or "the set", sorted(given), options.layers)}
     layers = {layer: _one(layer, value, options) for layer, value in chosen.items()}
@@ -55,15 +57,18 @@ def from_layers(source: Mapping[Any, Any], options: Options) -> TranscoderSet:
 
 
 def with_options(dictionary: Dictionary, options: Options) -> Dictionary:
-    """``dictionary`` with what is asked of it; itself where nothing is.
+    """``dictionary`` with the options applied; the same object if there are none.
 
-    Raises DictionaryError, naming the option, for what cannot be done to it.
+    Raises:
+        DictionaryError: an option cannot be applied to it; the message names the option.
     """
     layers = None if options.layers is None else wanted_layers(dictionary.name, list(dictionary.layers), options.layers)
     whole_set = layers is None or list(layers) == list(dictionary.layers)
     if type(dictionary) in (TranscoderSet, CrossLayerTranscoders):
         if not whole_set and isinstance(dictionary, CrossLayerTranscoders):
-            raise DictionaryError(f"{dictionary.name} is a cross-layer transcoder, which is taken whole: leave layers= out.")
+            raise DictionaryError(
+                f"{dictionary.name} is a cross-layer transcoder, which is taken whole: leave layers= out."
+            )
         if not whole_set or options.about_weights:
             dictionary = _remade(dictionary, list(dictionary.layers if layers is None else layers), options)
     elif not whole_set or options.about_weights:
@@ -94,17 +99,19 @@ def _remade(dictionary: TranscoderSet, layers: list[int], options: Options) -> T
 
 
 def _put(name: str, weights: LayerWeights, options: Options) -> LayerWeights:
-    """Weights where ``residency`` and ``device`` want them, in ``dtype``; as they are where none is asked for."""
+    """Weights moved as ``residency`` and ``device`` ask, in ``dtype``; unchanged if none of the three is given."""
     if options.device is None and options.dtype is None and options.residency == "auto":
         return weights
     t = weights.transcoder
     if options.residency == "disk":
-        raise DictionaryError(f'residency="disk" needs a file to read from, and {name} is in memory: save it, or leave residency= out.')
+        raise DictionaryError(
+            f'residency="disk" needs a file to read from, and {name} is in memory: save it, or leave residency= out.'
+        )
     device = t.b_enc.device if options.device is None else torch.device(options.device)
     if options.device is None and options.residency == "device" and torch.cuda.is_available():
         device = torch.device("cuda")
     stay = options.residency
-    if stay == "auto":  # where it lies, unless another device is asked for
+    if stay == "auto":  # do not move it, unless another device is asked for
         stay = "cpu" if options.device is None and t.W_enc.device.type == "cpu" else "device"
     return place(weights, (), choose_residency(stay, device, 0), device, options.dtype)
 

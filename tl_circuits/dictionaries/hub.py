@@ -1,4 +1,4 @@
-"""Hub repositories through huggingface_hub, its cache and its offline switch."""
+"""Repositories on the Hugging Face hub, read through huggingface_hub with its cache and its offline switch."""
 
 import logging
 import shutil
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class HubRepository(Repository):
-    """The files of one repository, or of one folder of it.
+    """The files of one hub repository, or of one folder in it.
 
-    What is in the cache is used without asking the network. ``cache_dir`` None is the hub library's own.
+    Files in the cache are used without asking the network. ``cache_dir``: None for the hub library's own.
     """
 
     def __init__(self, reference: Reference, cache_dir: Path | None = None):
@@ -31,7 +31,7 @@ class HubRepository(Repository):
 
     @cached_property
     def paths(self) -> Sequence[str]:
-        """All names below the folder; from the cache alone when offline."""
+        """The names of all files in the folder; when offline, of those in the cache."""
         import huggingface_hub as hub
 
         snapshot = self._snapshot()
@@ -56,7 +56,7 @@ class HubRepository(Repository):
         return tuple(sorted(below))
 
     def fetch(self, paths: Iterable[str]) -> None:
-        """Download what is not in the cache, with progress; raises DownloadError before, if it would not fit."""
+        """Download what is not in the cache. If the disk has too little room, DownloadError is raised before."""
         missing = [path for path in paths if self._cached(path) is None]
         if not missing:
             return
@@ -65,7 +65,7 @@ class HubRepository(Repository):
             self.local(path)
 
     def local(self, path: str) -> Path:
-        """The file in the cache, downloaded if need be; an interrupted download is taken up again."""
+        """The file in the cache; downloaded if it is not there, going on with an interrupted download."""
         import huggingface_hub as hub
 
         cached = self._cached(path)
@@ -98,7 +98,7 @@ class HubRepository(Repository):
         return Path(self._cache_dir or constants.HF_HUB_CACHE)
 
     def _snapshot(self) -> Path | None:
-        """The folder of this revision in the cache, complete or not."""
+        """The cache's folder for this revision, which may be incomplete; None if there is none."""
         folder = self._cache() / ("models--" + self._reference.repo_id.replace("/", "--"))
         revision = self._reference.revision or "main"
         ref = folder / "refs" / revision
@@ -121,7 +121,7 @@ class HubRepository(Repository):
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise DownloadError, with both sizes, where ``folder``'s disk has less than ``needed`` bytes free."""
+    """Raise DownloadError if the disk of ``folder`` has less than ``needed`` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
@@ -135,11 +135,11 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _require_network() -> None:
-    """Raise OSError at once where the hub does not answer; the hub library would try for most of a minute."""
+    """Raise OSError at once if the hub does not answer; the hub library would try for most of a minute."""
     from huggingface_hub import constants
 
     if urllib.request.getproxies():
-        return  # only the proxy knows
+        return  # behind a proxy a direct connection proves nothing
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (443 if address.scheme == "https" else 80)
     socket.create_connection((address.hostname or "", port), timeout=5).close()
@@ -152,13 +152,13 @@ def _offline() -> bool:
 
 
 def _is_answer(error: BaseException | None) -> bool:
-    """Whether the hub answered (as opposed to: there is no network)."""
+    """Whether the error is an answer of the hub, and not a missing network."""
     return getattr(error, "response", None) is not None
 
 
 @contextmanager
 def _clear_errors(reference: Reference, doing: str) -> Iterator[None]:
-    """Turn the hub library's errors into one that says what to do."""
+    """Turn the hub library's errors into DownloadErrors that say what to do."""
     from huggingface_hub import errors
 
     repo = reference.repo_id

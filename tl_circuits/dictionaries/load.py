@@ -1,4 +1,4 @@
-"""Open a dictionary by whatever name it goes: a published set, a folder, SAELens objects, tensors."""
+"""``tlc.load_transcoders``: open a dictionary from a published set, a folder, SAELens objects or tensors."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -44,36 +44,54 @@ def load_transcoders(
     prompt_rule: PromptRule | None = None,
     progress: bool = False,
 ) -> Dictionary:
-    """Open a dictionary.
+    """Open transcoders: a published set by name, a folder, SAELens objects, or tensors of your own.
+
+    Pickles are never loaded, as they could run any code.
 
     Args:
-        source: ``"tiny-facts"`` (built in), a short name (``"gemma"``; ``tl-circuits models`` lists them), a SAELens release, a
-            hub repository ``org/repo[/folder][@revision]``, a folder in any layout of
-            docs/transcoders.md, ``{layer: SAELens transcoder}``, ``{layer: Transcoder}``, or a list
-            of either, index = layer; or a dictionary, which comes back with the options put on it (the same
-            object where none is given).
-        width: which set, where several are published: ``"16k"`` or 16384. Left open, a choice is an error
-            that lists it.
-        l0: which set, as ``width``: ``"small"``, or a number, which takes each layer's nearest.
-        layers: only these (the MLPs of all others are error nodes); None for all, which must leave no gap.
-        input_hook: block-relative name such as ``mlp.hook_in``, where the files do not say what is read,
-            or say it wrongly.
-        output_hook: the same for what is written.
-        device: where small tensors and results go; None for the GPU if there is one. ``attach`` brings each
-            layer's on to the device of the model's layer.
-        dtype: of the weights; None keeps what is stored. Computation is in float32.
-        residency: where encoders and decoders stay. ``"disk"``: memory-mapped, read layer by layer
-            and row by row; ``"cpu"``; ``"device"``; ``"auto"``: the device where they fit, else disk.
-        cache_dir: of the hub library; None for its own (HF_HOME).
-        name: what graphs call it; None for the source's name.
-        prompt_rule: what stands before a text and which first positions have no features. None keeps the set's
-            own: a set opened by name, from the hub or from a folder has a special token before every text and
-            position 0 left out, as in circuit-tracer (for instruction-tuned Gemma-3 also the opening of a
-            person's turn); objects and tensors have the model's own rule, a BOS at position 0 left out.
+        source: one of: ``"tiny-facts"`` (built in); a short name such as ``"gemma"`` (``tl-circuits models`` lists
+            them); a SAELens release; a hub repository ``org/repo[/folder][@revision]``; a folder in one of the layouts
+            of docs/transcoders.md; ``{layer: SAELens transcoder}`` or ``{layer: Transcoder}``; a list of either, one
+            a layer from 0; or a dictionary, which is returned with the options below applied (the same object if none
+            is given).
+        width: which set, if the repository has several: ``"16k"`` or 16384. If there is a choice and none is made, an
+            error lists what there is.
+        l0: which set by its number of active features a token: ``"small"``, or a number, for which each layer takes
+            the nearest one.
+        layers: only these layers; the other MLPs become error nodes. None for all, without a gap.
+        input_hook: name within a block, such as ``mlp.hook_in``, of the tensor that is read, if the files do not say
+            it or say it wrongly.
+        output_hook: the same for the tensor that is written.
+        device: where small tensors and results are; None for a GPU if there is one. :func:`attach` moves each
+            layer to the device of the model's layer.
+        dtype: dtype of the weights; None keeps the stored one. Computations are in float32 in any case.
+        residency: where encoders and decoders, the large matrices, are kept: ``"device"``, ``"cpu"``, or ``"disk"``
+            (memory-mapped; rows are read when needed). ``"auto"`` takes the device if they fit, else disk.
+        cache_dir: where downloads are kept; None for the hub library's own folder (``HF_HOME``).
+        name: what graphs call the dictionary; None for the source's name.
+        prompt_rule: which special token is put before a text, and which first positions get no features. None keeps
+            the set's own rule. For a set opened by name, from the hub or from a folder: a special token before every
+            text, and position 0 left out, as in circuit-tracer (for instruction-tuned Gemma-3 the opening of a
+            person's turn, too). For objects and tensors: what the model does itself, and a beginning-of-sequence
+            token at position 0 left out.
         progress: show a progress bar on stderr.
 
-    Raises DictionaryError for what is not there, not a transcoder, damaged or contradicts itself,
-    naming file and field, and for an option that cannot be honoured; DownloadError where files cannot be had. Pickles are never loaded.
+    Returns:
+        A :class:`TranscoderSet`, or for cross-layer transcoders a :class:`CrossLayerTranscoders`.
+
+    Raises:
+        DictionaryError: the source does not exist, holds no transcoders, or is damaged (the message names file and
+            field); or an option cannot be applied to it.
+        DownloadError: files cannot be downloaded.
+
+    Examples:
+        >>> transcoders = tlc.load_transcoders("tiny-facts")
+        >>> transcoders
+        TranscoderSet('tiny-facts', layers 0..3)
+        >>> transcoders[0].W_enc.shape  # [feature, d_in]
+        torch.Size([768, 96])
+        >>> tlc.load_transcoders([transcoders[0], transcoders[1]], name="my transcoders")
+        TranscoderSet('my transcoders', layers 0..1)
     """
     for option, hook in (("input_hook", input_hook), ("output_hook", output_hook)):
         if hook is not None and (not hook or hook.startswith("blocks.")):

@@ -1,7 +1,7 @@
-"""Safetensors files as memory-mapped tensors whose pages can be given back to the system.
+"""Safetensors files as memory-mapped tensors, for dictionaries larger than memory.
 
-A tensor here is a view of the file: nothing is read until it is used, and what was read can be
-dropped with :meth:`MappedFile.forget_pages` (the system reads it again when it is wanted again).
+A tensor here is a view of the file: nothing is read until it is used. :meth:`MappedFile.forget_pages` frees the memory
+of what was read; the operating system reads it again when it is needed again.
 """
 
 import json
@@ -34,7 +34,8 @@ _FOREIGN = {b"PK\x03\x04": "a zip archive (a PyTorch pickle?)", b"\x80": "a Pyth
 class MappedFile(Mapping[str, Tensor]):
     """The tensors of one safetensors file, by name.
 
-    Raises DictionaryError, naming the file, where it is missing, cut off or not safetensors.
+    Raises:
+        DictionaryError: the file is missing, cut off or not safetensors.
     """
 
     def __init__(self, path: Path):
@@ -72,7 +73,7 @@ class MappedFile(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def forget_pages(self) -> None:
-        """Give the memory of everything read so far back; tensors stay valid and are read anew."""
+        """Free the memory of everything read so far. Tensors stay valid; they are read again when used."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 

@@ -1,4 +1,4 @@
-"""The MLP's own neurons as features: no dictionary, no error term."""
+"""The MLP's own neurons as features: nothing has to be trained, and there is no error term."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,13 @@ from tl_circuits.support.checked import checked, require_model
 
 
 class Neurons(Dictionary):
-    """MLP neurons with the nonlinearity's ratio ``r = act(g)/g`` frozen.
+    """The neurons of some layers' MLPs as features; :func:`mlp_neurons` makes one of a model.
 
-    An ungated neuron ``h = act(g)`` with ``g = x·W_in + b_in`` is read as ``r (x·W_in + b_in)``. A
-    gated one ``h = act(g) u``, with ``u = x·W_in + b_in`` and ``g = x·W_gate + b_gate``, is read as
-    ``½ r (u g(x) + g u(x))``: half the credit to each factor, and exactly ``h`` at the prompt.
+    A graph needs features that read the stream linearly, and neurons do not. So on each prompt the ratio
+    ``r = act(g)/g`` of the nonlinearity is frozen. An ungated neuron ``h = act(g)``, with ``g = x·W_in + b_in``, is
+    then ``r · (x·W_in + b_in)``. A gated one ``h = act(g)·u``, with ``u = x·W_in + b_in`` and ``g = x·W_gate +
+    b_gate``, is ``½ r · (u·g(x) + g·u(x))``: each of the two factors is held once while the other varies, so each gets
+    half of the credit. At the prompt itself both are exactly ``h``. docs/method.md, "Neurons as features".
     """
 
     exact = True
@@ -104,6 +106,19 @@ class Neurons(Dictionary):
         vectors = half[:, None] * (u[:, None] * gate + g[:, None] * into)
         return vectors, half * (u * b_gate + g * b_in)
 
+    def weighted_reads(
+        self, layer: int, active: LayerActive, weight: Float[Tensor, " n"], x: Float[Tensor, "pos d_in"]
+    ) -> Float[Tensor, "pos d_in"]:
+        # Nearly all neurons are active, so products with whole matrices are faster than gathered columns.
+        w, x = self._at[layer], x.float()
+        dense = x.new_zeros(x.shape[0], self.width(layer)).index_put((active.position, active.feature), weight)
+        u = x @ w.W_in.float() + w.b_in.float()
+        if w.W_gate is None:
+            return (dense * self._ratio(u)) @ w.W_in.float().T
+        g = self.pre_activations(layer, x)
+        half = 0.5 * dense * self._ratio(g)
+        return (half * u) @ w.W_gate.float().T + (half * g) @ w.W_in.float().T
+
     def silent_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
@@ -113,8 +128,8 @@ class Neurons(Dictionary):
         vectors = _columns(matrix, features)
         return vectors, vectors.new_zeros(len(vectors)) if bias is None else take_rows(bias, features)
 
-    def _ratio(self, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """``act(g)/g``; at ``g = 0``, where every activation here is zero, the ratio plays no part."""
+    def _ratio(self, g: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """The ratio ``act(g)/g``, or 0 where ``g = 0``: every nonlinearity here is zero there, so nothing is lost."""
         return torch.where(g == 0, torch.zeros_like(g), self._act(g) / torch.where(g == 0, 1.0, g))
 
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
@@ -130,15 +145,36 @@ class Neurons(Dictionary):
 
 
 def _columns(matrix: Float[Tensor, "d d_mlp"], features: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-    """Some columns of a matrix as rows, float32, where ``features`` is."""
+    """Columns ``features`` of a matrix, as rows, in float32 and on the device of ``features``."""
     return matrix[:, features.to(matrix.device)].T.float().to(features.device)
 
 
 @checked
 def mlp_neurons(model: Any) -> Neurons:
-    """The neurons of every MLP of ``model`` as a dictionary that needs no training.
+    """Use the neurons of a model's MLPs as features: a dictionary for any model, without training.
 
-    Raises ArchitectureError for mixtures of experts and unknown activation functions, ArgumentError for what is no model.
+    Neurons rebuild every MLP exactly, so graphs have no error nodes; but more of them are active than features of a
+    transcoder, and single neurons are harder to read.
+
+    Args:
+        model: any HookedTransformer or TransformerBridge.
+
+    Returns:
+        The dictionary, for :func:`attach`. Feature ``i`` of a layer is neuron ``i``.
+
+    Raises:
+        ArchitectureError: the MLPs are mixtures of experts, or have an activation function that is not known.
+        ArgumentError: ``model`` is not a TransformerLens model.
+
+    Examples:
+        >>> model = tlc.load_model("tiny-facts")
+        >>> neurons = tlc.mlp_neurons(model)
+        >>> neurons.layers, neurons.width(0)
+        ((0, 1, 2, 3), 256)
+        >>> with tlc.attach(model, neurons) as replacement:
+        ...     graph = tlc.attribute(replacement, prompt, max_nodes=20)
+        >>> graph.nodes.kind.value_counts().to_dict()  # no error nodes
+        {'feature': 20, 'embedding': 9, 'logit': 1}
     """
     require_model("mlp_neurons", model)
     layers = range(int(model.cfg.n_layers))

@@ -1,8 +1,8 @@
-"""What published sets want before a text, and which positions they were not trained on.
+"""The prompt rules of published sets: which token they expect before a text, and which positions they leave out.
 
-The first position of a prompt, whatever stands there, has activations far larger than all others, so sets are
-trained and run with a special token there that is left out. circuit-tracer does so for every set it opens; for
-instruction-tuned Gemma-3 it leaves out the beginning of a person's turn as well. The rules here are the same.
+The first position of a prompt has far larger activations than all others, whichever token is there. So sets are trained
+and run with a special token at that position, which is left out. circuit-tracer does this for every set that it opens,
+and for instruction-tuned Gemma-3 it also leaves out the opening of a person's turn. The rules here are the same.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ SPECIAL_FIRST = PromptRule(prepend=True, skip_first=1)
 
 _GEMMA_3_TURN = (2, 105, 2364, 107)  # <bos><start_of_turn>user\n
 GEMMA_3_CHAT = PromptRule(prepend=True, skip_first=1, skip_prefixes=(_GEMMA_3_TURN,))
-"""As :data:`SPECIAL_FIRST`, and of a prompt that begins with a person's turn all four tokens that open it."""
+"""As :data:`SPECIAL_FIRST`; if a prompt begins with a person's turn, its first four tokens are left out."""
 
 
 def published_rule(made_for: str | None) -> PromptRule:
-    """The rule of a published set by the name of the model it was made for."""
+    """The prompt rule of a published set that was made for the model of this name."""
     model = made_for or ""
     return GEMMA_3_CHAT if "gemma-3" in model and model.endswith("-it") else SPECIAL_FIRST
 
 
 def left_out_by_circuit_tracer(model: str, tokens: Sequence[int]) -> tuple[int, ...]:
-    """The positions that circuit-tracer leaves out of every graph of a model: by their number, whatever stands there."""
+    """The positions that circuit-tracer leaves out for a model: always the same number, whichever tokens are there."""
     count = len(_GEMMA_3_TURN) if published_rule(model) is GEMMA_3_CHAT else 1
     return tuple(range(min(count, len(tokens))))

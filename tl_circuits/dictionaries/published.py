@@ -1,4 +1,4 @@
-"""Which files make up one published set: layouts recognised, configs over all layers followed."""
+"""Find the files of a published set: recognise its layout, and follow a config that lists files elsewhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from tl_circuits.dictionaries.repository import Repository, inside
 from tl_circuits.errors import DictionaryError
 
 CONFIG = "config.yaml"
-# What circuit-tracer and SAELens know by the repository's name and its files do not say.
+# Facts that these repositories' files do not say; circuit-tracer and SAELens know them by the repository's name.
 _KNOWN = {
     "mwhanna/qwen3-": Hints("mlp.hook_in", "mlp.hook_out"),
     "facebook/crv-8b-instruct-transcoders": Hints("mlp.hook_in", "mlp.hook_out", "topk", 128),
@@ -24,7 +24,7 @@ _KINDS = ("transcoder_set", "cross_layer_transcoder")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layer's entry with where it lies and how it is read."""
+    """One layer's files, with their repository and the layout that reads them."""
 
     repository: Repository
     layout: Layout
@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Published:
-    """All candidates of a source (several a layer where it holds several sets) and what is said about all."""
+    """All candidates of a source, and what is said about all of them. Several sets give several candidates a layer."""
 
     name: str
     candidates: tuple[Candidate, ...]
@@ -42,9 +42,10 @@ class Published:
 
 
 def find_published(repository: Repository, cache_dir: Path | None = None) -> Published:
-    """What ``repository`` holds, through circuit-tracer's config.yaml where there is one.
+    """The set that a repository holds, or lists in circuit-tracer's ``config.yaml``.
 
-    Raises DictionaryError for unknown or unsupported layouts and for configs that contradict themselves.
+    Raises:
+        DictionaryError: the layout is unknown or not supported, or the config contradicts the files.
     """
     if CONFIG not in repository.paths:
         return Published(repository.name, _recognise(repository), _completed(repository.name, Hints()))
@@ -60,7 +61,7 @@ def find_published(repository: Repository, cache_dir: Path | None = None) -> Pub
         candidates = _follow(repository, path, listed, cache_dir)
     _require_kind(path, config, candidates)
     if any(c.entry.files[0].endswith("npz") for c in candidates):
-        hints = replace(hints, activation=None, k=None)  # Gemma Scope is JumpReLU, whatever is said
+        hints = replace(hints, activation=None, k=None)  # Gemma Scope is always JumpReLU; some configs say otherwise
     return Published(repository.name, candidates, _completed(repository.name, hints), config.get("model_name"))
 
 
@@ -134,7 +135,7 @@ def _follow(
 
 
 def _layer_and_target(path: Path, index: int, item: Any) -> tuple[int, str]:
-    """A list's entry: a reference (its place is the layer) or, in 2025's layout, ``{layer, filepath}``."""
+    """Layer and file of a list's entry: a reference, whose place is the layer, or ``{layer, filepath}`` (2025)."""
     if isinstance(item, str):
         return index, item
     if isinstance(item, dict) and isinstance(item.get("filepath"), str) and isinstance(item.get("layer"), int):

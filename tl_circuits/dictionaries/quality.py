@@ -1,4 +1,4 @@
-"""How well a dictionary stands in for a model's MLPs: sparsity, explained variance, change in loss."""
+"""Measure how well a dictionary replaces a model's MLPs: sparsity, explained variance, change in loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from tl_circuits.errors import PromptError
 from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, read_prompt, resolve
 from tl_circuits.support.checked import checked
 
-POOR = 0.1  # explained variance below which a dictionary is likely on the wrong tensor
+POOR = 0.1  # with less explained variance than this, a dictionary is probably on the wrong tensor
 _READS = ("ln2.hook_normalized", "mlp.hook_in", "hook_resid_mid")
 _WRITES = ("hook_mlp_out", "mlp.hook_out")
 
 
 @dataclass
 class _Sums:
-    """What one layer's numbers are computed from; float64, over tokens."""
+    """Sums over tokens, in float64, from which one layer's numbers are computed."""
 
     tokens: int = 0
     active: int = 0
@@ -44,14 +44,34 @@ class _Sums:
 
 @checked
 def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, progress: bool = False) -> pd.DataFrame:
-    """Per layer, how well the dictionary stands in for the MLP on ``prompts``.
+    """Measure how well the attached dictionary replaces the model's MLPs on some prompts.
 
-    Returns a frame with one row a layer and one last row for all layers together (``layer`` -1):
-    ``l0`` (active features a token), ``explained_variance`` of the MLP's output
-    (``1 - Σ|y - ŷ|² / Σ|y - mean y|²``), ``loss`` (nats a token) with that layer's MLP replaced, and
-    ``loss_change`` against the untouched model. The positions that the dictionary's ``prompt_rule`` leaves
-    out (a beginning-of-sequence token, say) are not counted and keep their MLP. Raises PromptError for prompts
-    with fewer than two tokens, and if there are none.
+    Positions that the dictionary's ``prompt_rule`` leaves out, such as a beginning-of-sequence token, are not counted
+    and keep their MLP.
+
+    Args:
+        replacement: the model with the dictionary attached.
+        prompts: texts or token ids, of at least two tokens each.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        A frame with a row a layer, and a last row with ``layer`` -1 for all layers together. ``l0``: active features
+        a token. ``explained_variance`` of the MLP's output: ``1 - Σ|y - ŷ|² / Σ|y - mean y|²``; 1 is perfect, at 0 or
+        below the mean would do as well. ``loss``: cross entropy of the next token, in nats a token, with this
+        layer's MLP output replaced by its reconstruction. ``loss_change``: that minus the untouched model's loss.
+
+    Raises:
+        PromptError: there are no prompts, or one has fewer than two tokens.
+
+    Examples:
+        >>> quality = tlc.dictionary_quality(replacement, [prompt, "the bird of Texas is"])
+        >>> print(quality[["layer", "l0", "explained_variance"]].round(2).to_string(index=False))
+         layer   l0  explained_variance
+             0 2.08                0.97
+             1 5.69                1.00
+             2 2.46                0.94
+             3 3.15                0.92
+            -1 3.35                0.96
     """
     replacement.require_attached()
     if len(prompts) == 0:
@@ -87,7 +107,7 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
 
 
 def _loss(model: Any, tokens: Int[Tensor, " pos"], hooks: list[tuple[str, Callable[..., Any]]]) -> float:
-    """The sum over tokens of the next-token loss, in nats."""
+    """The next-token loss, summed over tokens, in nats."""
     with torch.no_grad(), added_hooks(model, hooks):
         logits = model(tokens[None])[0, :-1].float()
     return float(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum"))
@@ -124,15 +144,30 @@ def _without_error(keep: Bool[Tensor, " pos"]) -> Callable[..., Tensor]:
 
 @checked
 def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> str | None:
-    """What to try when the explained variance is near or below zero; None when it is not.
+    """Suggest the right hooks if a dictionary seems to be on the wrong tensors: a sentence, or None if it is not.
 
-    The middle layer's dictionary is put on every tensor a transcoder can read and write, and the
-    best pair is named.
+    If the explained variance is near or below zero, the middle layer's dictionary is tried on every pair of tensors
+    that a transcoder can read and write, and the pair that it explains best is named.
+
+    Args:
+        replacement: the model with the dictionary attached.
+        quality: what :func:`dictionary_quality` returned.
+        prompt: a text or token ids to try on.
+
+    Returns:
+        What is wrong and what to do about it; None if the median layer explains at least 10 % of the variance.
+
+    Examples:
+        >>> quality = tlc.dictionary_quality(replacement, [prompt])
+        >>> tlc.hook_hint(replacement, quality, prompt) is None
+        True
     """
     if not float(quality.explained_variance.iloc[:-1].median()) < POOR:
         return None
     model, dictionary = replacement.model, replacement.dictionary
-    said = "The explained variance is near or below zero: the dictionary is likely on another tensor than it was trained on"
+    said = (
+        "The explained variance is near or below zero: the dictionary is likely on another tensor than it was trained on"
+    )
     if dictionary.exact or isinstance(dictionary, CrossLayerTranscoders):
         return f"{said}, or for another model."
     layer = dictionary.layers[len(dictionary.layers) // 2]
@@ -156,7 +191,7 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
 
 
 def _tensors(model: Any, prompt: ReadPrompt, layer: int) -> dict[str, Float[Tensor, "kept d"]]:
-    """Every tensor of one layer that a transcoder can read or write, without the positions left out."""
+    """The tensors of one layer that a transcoder can read or write, at the positions that count."""
     tokens = prompt.tokens
     keep = [p for p in range(tokens.numel()) if p not in prompt.skipped]
     seen: dict[str, Tensor] = {}

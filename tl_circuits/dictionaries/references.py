@@ -1,4 +1,4 @@
-"""Names for published sets: hub references as circuit-tracer writes them, and short names."""
+"""Names of published sets: references to the hub, as circuit-tracer writes them, and short names."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _REFERENCE = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<folder>[^@?]+))?(?:@
 
 @dataclass(frozen=True)
 class Reference:
-    """A place on the hub: a repository, a revision of it, and a folder or file in it ('' for all)."""
+    """A place on the hub: a repository, a revision, and a folder or file in it ('' for the whole repository)."""
 
     repo_id: str
     revision: str | None = None
@@ -26,7 +26,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """``org/repo[/folder][@revision]`` or ``hf://org/repo/path[?revision=r]``; DictionaryError otherwise."""
+    """Parse ``org/repo[/folder][@revision]`` or ``hf://org/repo/path[?revision=r]``; else DictionaryError."""
     match = _REFERENCE.fullmatch(text.removeprefix("hf://").rstrip("/"))
     if match is None:
         raise DictionaryError(f"{text!r} is not a hub reference: expected org/repo[/folder][@revision].")
@@ -37,7 +37,7 @@ def parse_reference(text: str) -> Reference:
 
 @dataclass(frozen=True)
 class ShortName:
-    """What people call a set, where it lies and which model it is for."""
+    """A short name for a published set, with its place on the hub and its model."""
 
     name: str
     reference: str
@@ -46,7 +46,7 @@ class ShortName:
 
     @property
     def prompt_rule(self) -> PromptRule:
-        """What the set wants before a text, and which first positions it leaves out."""
+        """The set's prompt rule: which special token it expects, and which first positions it leaves out."""
         return published_rule(self.model)
 
 

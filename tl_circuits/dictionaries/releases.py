@@ -1,4 +1,4 @@
-"""SAELens' release names, looked up in its registry (part of the package: no network)."""
+"""Find published sets by SAELens' release names. SAELens' registry is part of its package, so no network is needed."""
 
 import difflib
 import importlib.util
@@ -17,9 +17,10 @@ _DECODERS_SUMMED = "mntss_clt_layer_transcoder"
 
 
 def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
-    """The release called ``name``, or None where SAELens (if installed) has none of that name.
+    """The release called ``name``; None if SAELens is not installed or has no such release.
 
-    Raises DictionaryError for releases of autoencoders, which leave no linear path through the MLP.
+    Raises:
+        DictionaryError: the release holds autoencoders, which leave no linear path through the MLP.
     """
     directory = _directory()
     if name not in directory:
@@ -33,9 +34,9 @@ def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
     if "transcoder" not in name:
         near = difflib.get_close_matches(name, [n for n in directory if "transcoders" in n], n=2, cutoff=0.0)
         raise DictionaryError(
-            f"the SAELens release {name!r} holds autoencoders, not transcoders: they rebuild the tensor they read (residual "
-            "stream, attention output or MLP output), so they leave no linear path through the MLP. Use a transcoder "
-            f"release instead, such as {' or '.join(near)}; or tlc.mlp_neurons(model)."
+            f"the SAELens release {name!r} holds autoencoders, not transcoders: they rebuild the tensor they read "
+            "(residual stream, attention output or MLP output), so they leave no linear path through the MLP. Use a "
+            f"transcoder release instead, such as {' or '.join(near)}; or tlc.mlp_neurons(model)."
         )
     paths = list(release.saes_map.values())
     folder = commonpath(paths)  # such as transcoder_all; the repository may hold other sets beside it
@@ -46,7 +47,7 @@ def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
 
 
 def release_names() -> list[str]:
-    """The releases of transcoders that SAELens knows, none where it is not installed."""
+    """The releases of transcoders that SAELens knows; empty if it is not installed."""
     return sorted(name for name in _directory() if "transcoder" in name)
 
 

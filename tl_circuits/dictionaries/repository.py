@@ -1,4 +1,4 @@
-"""Where published files lie: a folder. (``hub.py`` has the other place, with the same surface.)"""
+"""The places where published files are, behind one interface: here folders, in ``hub.py`` the hub."""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from tl_circuits.errors import DictionaryError
 
 
 class Repository(ABC):
-    """Files under relative names, some of which may have to be downloaded first."""
+    """A collection of files under relative names, which may have to be downloaded first."""
 
     name: str
 
@@ -21,7 +21,7 @@ class Repository(ABC):
 
     @abstractmethod
     def fetch(self, paths: Iterable[str]) -> None:
-        """Have these files here; raises DownloadError where that cannot be."""
+        """Get these files onto this machine; raises DownloadError if that fails."""
 
     @abstractmethod
     def local(self, path: str) -> Path:
@@ -49,7 +49,7 @@ class LocalFolder(Repository):
             self.local(path)
 
     def local(self, path: str) -> Path:
-        """The file; raises DictionaryError where it is not there or ``path`` leads out of the folder."""
+        """The file; raises DictionaryError if it does not exist or ``path`` leads out of the folder."""
         found = self.folder / inside(path, self.name)
         if not found.is_file():
             raise DictionaryError(f"there is no file {found}.")
@@ -57,9 +57,9 @@ class LocalFolder(Repository):
 
 
 def inside(path: str, where: str) -> str:
-    """``path`` if it is relative and does not climb out of its folder; DictionaryError otherwise.
+    """Return ``path`` if it stays inside its folder; raise DictionaryError otherwise.
 
-    ``where`` says for the message which config or archive names it.
+    A config may come from anywhere, so its paths are not trusted. ``where`` is the config's name, for the message.
     """
     parts = PurePosixPath(path).parts
     if not path or "\\" in path or ":" in path or path.startswith(("/", "~")) or ".." in parts:

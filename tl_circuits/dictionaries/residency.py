@@ -1,8 +1,8 @@
-"""Where a layer's weights stay: on disk, in the machine's memory, or on the device.
+"""Decide where a dictionary's weights are kept (on disk, in the machine's memory, on the device), and put them there.
 
-Wide matrices (encoder, decoder) go where the residency says; the small rest goes to the device.
-On disk a matrix must lie row by row in a safetensors file; what does not is written so once,
-under the cache directory.
+The residency is that of the large matrices, encoder and decoder; the small tensors always go to the device. A matrix
+used from disk must be stored row by row in a safetensors file. If it is not, a converted copy is written once, into
+the cache folder.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from tl_circuits.support.files import cache_dir
 from tl_circuits.support.memory import free_memory
 
 Residency = Literal["auto", "disk", "cpu", "device"]
-SMALL_SET = 2**29  # bytes; on a CPU "auto" loads a set of up to 512 MB and leaves larger ones on disk
+SMALL_SET = 2**29  # on a CPU, "auto" loads sets of up to 512 MB into memory and leaves larger ones on disk
 _SMALL = ("b_enc", "b_dec", "W_skip", "threshold")
 
 
 def choose_residency(asked: str, device: torch.device, size: int) -> str:
-    """``asked``, or for ``"auto"`` what suits a set of ``size`` bytes: the device if it fits with room to spare."""
+    """The residency asked for; for ``"auto"``, "device" if a set of ``size`` bytes fits easily, else "disk"."""
     if asked not in ("auto", "disk", "cpu", "device"):
         raise DictionaryError(f'residency is {asked!r}, expected "disk", "cpu", "device" or "auto".')
     if asked != "auto":
@@ -42,7 +42,7 @@ def choose_residency(asked: str, device: torch.device, size: int) -> str:
 def place(
     weights: LayerWeights, files: Sequence[Path], residency: str, device: torch.device, dtype: torch.dtype | None
 ) -> LayerWeights:
-    """``weights`` as read from ``files``, brought to where they shall stay. ``dtype`` None keeps the stored one."""
+    """Put ``weights``, read from ``files``, where they are to be kept. ``dtype``: None for the stored one."""
     t, decoder = weights
     small = {n: _own(getattr(t, n), device, dtype) for n in _SMALL if getattr(t, n) is not None}
     if residency == "disk":
@@ -65,12 +65,12 @@ def place(
 
 
 def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
-    """A copy that lies row by row in memory of its own and holds on to no file."""
+    """A copy in its own memory, stored row by row, that does not depend on a file."""
     return torch.empty_like(tensor, device=device, dtype=dtype, memory_format=torch.contiguous_format).copy_(tensor)
 
 
 def _converted(files: Sequence[Path], wide: dict[str, Tensor], dtype: torch.dtype | None) -> MappedFile:
-    """The safetensors file, row by row and in ``dtype``, made from ``files``; written the first time."""
+    """A safetensors file with the large matrices, row by row and in ``dtype``; written if it is missing."""
     path = cache_dir() / "transcoders" / f"{_fingerprint(files, dtype)}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _converted(files: Sequence[Path], wide: dict[str, Tensor], dtype: torch.dtyp
 
 
 def _fingerprint(files: Sequence[Path], dtype: torch.dtype | None) -> str:
-    """Names a conversion by its source files (place, size, time of change) and dtype."""
+    """The name of a conversion: a hash of its source files (place, size, time of change) and the dtype."""
     facts = [str(dtype)]
     for file in files:
         real = file.resolve()

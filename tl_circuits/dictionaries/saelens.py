@@ -1,4 +1,4 @@
-"""SAELens transcoders as ours. sae_lens itself is imported only by whoever made the object."""
+"""Convert SAELens transcoders to this package's. sae_lens is not imported here, only by whoever made the object."""
 
 from typing import Any
 
@@ -23,11 +23,16 @@ def is_saelens(value: Any) -> bool:
 def transcoder_from_saelens(
     layer: int, sae: Any, input_hook: str | None = None, output_hook: str | None = None
 ) -> Transcoder:
-    """A SAELens ``Transcoder``, ``SkipTranscoder`` or their JumpReLU kin, as tensors of ours.
+    """A SAELens ``Transcoder``, ``SkipTranscoder``, or JumpReLU version of either, as a :class:`Transcoder`.
 
-    ``input_hook`` and ``output_hook`` stand for what its metadata says.
-    Raises DictionaryError for other architectures, activation functions or run-time
-    normalisations, saying which.
+    Args:
+        layer: its layer, for messages and hook names.
+        sae: the SAELens object.
+        input_hook: used instead of the hook that its metadata names.
+        output_hook: the same for what is written.
+
+    Raises:
+        DictionaryError: it is no transcoder, or has an unknown activation function or a normalisation at run time.
     """
     cfg = sae.cfg
     architecture = cfg.architecture()
@@ -64,8 +69,11 @@ def transcoder_from_saelens(
 
 
 def _input_hook(layer: int, metadata: Any) -> str:
-    """What is read. SAELens calls Gemma Scope 2's input ``hook_mlp_in``, which is the residual stream before the norm;
-    the Hugging Face name beside it says the norm's output."""
+    """The hook that is read.
+
+    SAELens names ``hook_mlp_in`` for Gemma Scope 2, which is the stream before the norm; but the Hugging Face name in
+    the same metadata says the norm's output, and that is right.
+    """
     short = relative_hook(layer, "hook_name", metadata.hook_name)
     after_norm = str(metadata.hf_hook_name).endswith("pre_feedforward_layernorm.output")
     return "mlp.hook_in" if short == "hook_mlp_in" and after_norm else short
@@ -76,6 +84,7 @@ def _tensor(parameter: Tensor) -> Tensor:
 
 
 def relative_hook(layer: int, field: str, hook: Any) -> str:
+    """A hook's name within its block; DictionaryError if metadata's ``field`` names a hook of another layer."""
     prefix = f"blocks.{layer}."
     if not isinstance(hook, str) or not hook.startswith(prefix):
         raise DictionaryError(

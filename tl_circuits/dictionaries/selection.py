@@ -1,4 +1,4 @@
-"""One set out of a repository that publishes several widths and sparsities."""
+"""Choose one set from a repository that publishes several widths and sparsities."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,11 +14,17 @@ def select(
     l0: int | float | str | None,
     layers: Iterable[int] | None,
 ) -> dict[int, Candidate]:
-    """One candidate for each layer, ascending.
+    """Choose one candidate for each layer.
 
-    ``width``: as published (``"16k"``) or a number (16384). ``l0``: as published (``"small"``,
-    ``"76"``); a number takes each layer's nearest. Raises DictionaryError, listing what there is,
-    when a choice is left, when nothing fits, and when layers are missing.
+    Args:
+        name: the source's name, for messages.
+        candidates: everything that is published.
+        width: as published (``"16k"``) or as a number (16384).
+        l0: as published (``"small"``, ``"76"``); for a number, each layer takes the nearest.
+        layers: only these; None for all.
+
+    Raises:
+        DictionaryError: several fit, none fits, or layers are missing; the message lists what there is.
     """
     fitting = [c for c in candidates if width is None or c.entry.width == _width_name(width)]
     if not fitting:
@@ -31,10 +37,13 @@ def select(
 
 
 def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None) -> Sequence[int]:
-    """The layers to open of those that are ``there``, ascending.
+    """The layers to open, ascending: those ``asked`` for, or all that are ``there``.
 
-    A set with a gap is likely an unfinished download or training, so it is opened only where its layers
-    are ``asked`` for one by one. Raises DictionaryError for gaps otherwise, and for layers that are not there.
+    A set with a gap is probably an unfinished download or training, so it is opened only if its layers are asked for
+    one by one.
+
+    Raises:
+        DictionaryError: there is a gap and no layers were asked for, or a layer asked for is not there.
     """
     if asked is not None:
         layers = sorted(set(asked))
@@ -46,8 +55,8 @@ def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None) 
     missing = gaps(there) if there else []
     if missing:
         raise DictionaryError(
-            f"{name} is missing the layers {ranges(missing)}; it has {ranges(there)}. Complete it, or say that these are meant "
-            f"in load_transcoders(..., layers={list(there)}): the MLPs of all other layers are error nodes then."
+            f"{name} is missing the layers {ranges(missing)}; it has {ranges(there)}. Complete it, or say that these are "
+            f"meant in load_transcoders(..., layers={list(there)}): the MLPs of all other layers are error nodes then."
         )
     return there
 
@@ -82,7 +91,7 @@ def _is_number(text: str | int | float | None) -> bool:
 
 
 def _width_name(width: int | str) -> str:
-    """``16384`` as it is published: ``16k``."""
+    """A width as publishers write it: 16384 is ``16k``."""
     text = str(width)
     if not text.isdigit():
         return text
@@ -91,7 +100,7 @@ def _width_name(width: int | str) -> str:
 
 
 def _listed(candidates: Sequence[Candidate]) -> str:
-    """Every width with its sparsities, and how many layers have them."""
+    """All widths with their sparsities, and how many layers have each, for a message."""
     sets: dict[tuple[str, str], set[int]] = {}
     for c in candidates:
         sets.setdefault((c.entry.width or "?", c.entry.l0 or "?"), set()).add(c.entry.layer)

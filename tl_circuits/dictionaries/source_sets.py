@@ -1,4 +1,4 @@
-"""From the name of a dictionary to the place of its features on Neuronpedia."""
+"""Find where a dictionary's features are on Neuronpedia, by the dictionary's name."""
 
 import importlib.util
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-# Dictionaries that circuit-tracer names and SAELens' registry does not list.
+# Dictionaries by circuit-tracer's names, which SAELens' registry does not list.
 _ALSO = {
     "gemma": "gemma-2-2b/gemmascope-transcoder-16k",
     "mwhanna/gemma-scope-transcoders": "gemma-2-2b/gemmascope-transcoder-16k",
@@ -41,12 +41,12 @@ LAYERS_OF_MODEL = {
     "qwen3-14b": 40,
     "jackl-circuits-runs-1-4-sofa-v3_0": 18,
 }
-"""How many layers models have that Neuronpedia shows: an address alone does not say, and it grows more models than this."""
+"""Numbers of layers of models on Neuronpedia, whose addresses do not say it. Neuronpedia may have more models."""
 
 
 @dataclass(frozen=True)
 class SourceSet:
-    """A model and a source set by Neuronpedia's names."""
+    """A model and a set of features, by Neuronpedia's names."""
 
     model: str
     name: str
@@ -63,10 +63,10 @@ def model_id(model: str) -> str:
 
 @lru_cache(maxsize=64)
 def known_source_set(dictionary: str) -> SourceSet | None:
-    """Where the features of a dictionary are, by SAELens' registry; None if it does not say.
+    """Where the features of a dictionary are, according to SAELens' registry; None if it does not say.
 
-    ``dictionary`` is a SAELens release, or a hub repository (``hf://``, ``//folder`` and ``@revision``
-    are ignored). A repository with several source sets gives the one that covers most layers.
+    ``dictionary`` is a SAELens release or a hub repository; ``hf://``, ``//folder`` and ``@revision`` are ignored. If a
+    repository has several source sets, the one that covers most layers is returned.
     """
     name = dictionary.removeprefix("hf://")
     repository = re.split(r"//|@", name)[0]
@@ -85,7 +85,7 @@ def _source_set(text: str) -> SourceSet:
 
 @lru_cache(maxsize=1)
 def _releases() -> dict[str, str]:
-    """The text of each release in SAELens' registry. Importing sae_lens, or parsing it all, takes seconds."""
+    """Each release's part of SAELens' registry, as text: importing sae_lens or parsing all of it takes seconds."""
     spec = importlib.util.find_spec("sae_lens")
     if spec is None or spec.origin is None:
         return {}

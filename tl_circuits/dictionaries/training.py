@@ -1,4 +1,4 @@
-"""Transcoders for a model of one's own, trained by EleutherAI's sparsify on plain text files."""
+"""Train transcoders for any model on plain text files, with EleutherAI's sparsify."""
 
 import importlib.util
 import json
@@ -41,21 +41,44 @@ def train_transcoders(
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train a TopK transcoder for each MLP of ``model`` and leave them in ``out`` for ``load_transcoders(out)``.
+    """Train a TopK transcoder for every MLP of a model; ``load_transcoders(out)`` opens them afterwards.
+
+    Needs the extra: ``pip install 'tl_circuits[train]'``.
 
     Args:
-        model: a packaged name, a folder with a Hugging Face checkpoint, or a hub name.
+        model: ``smollm2-135m`` or ``gemma-3-270m``, a folder with a Hugging Face checkpoint, or a hub name.
         texts: UTF-8 text files; they are joined and cut into pieces of ``context`` tokens.
-        out: a folder that does not exist yet, or with ``resume`` one of an earlier, interrupted run.
+        out: a folder that does not exist yet; with ``resume``, that of an earlier, interrupted run.
         layers: which MLPs; None for all.
-        expansion: features a layer, as a multiple of d_model; ``k`` of them are active on a token.
-        skip: with a linear skip connection (Paulo et al. 2025), which explains more for the same k.
-        batch_size: pieces a step. ``lr`` None lets sparsify choose from the number of features.
-        save_every: steps between checkpoints; each replaces the one before, whole or not at all.
+        expansion: how many features a layer gets, as a multiple of d_model.
+        k: how many features are active on a token.
+        skip: with a linear skip connection (Paulo et al. 2025), which explains more with the same ``k``.
+        context: tokens in a piece of text.
+        batch_size: pieces in a training step.
+        epochs: how often the text is gone through.
+        lr: learning rate; None lets sparsify choose it by the number of features.
+        save_every: steps between checkpoints. Each replaces the one before, whole or not at all.
+        resume: go on from the last checkpoint in ``out``.
+        device: where to train; None for a GPU if there is one.
+        seed: of the order of the text and of the first weights.
         progress: show a progress bar on stderr, with the explained variance.
 
-    Returns a frame ``step layer explained_variance`` (of the training batches), kept as ``history.json``.
-    Raises ImportError naming the extra, ModelError, OutputError and PromptError (not enough text).
+    Returns:
+        A frame with ``step``, ``layer`` and ``explained_variance`` on that step's text; also kept as ``history.json``.
+
+    Raises:
+        ImportError: sparsify is not installed.
+        ModelError: the model cannot be opened, or has no MLPs under the usual names.
+        OutputError: ``out`` exists already, cannot be written, or was trained with other settings.
+        PromptError: a text cannot be read, or all texts together are shorter than one batch.
+
+    Examples:
+        >>> from tl_circuits.models import BUILTIN_FOLDER  # the checkpoint of tiny-facts
+        >>> text = folder / "facts.txt"
+        >>> _ = text.write_text("the capital of Texas is Austin " * 400)
+        >>> history = tlc.train_transcoders(str(BUILTIN_FOLDER), [text], folder / "mine", expansion=4, k=8, context=32)
+        >>> tlc.load_transcoders(folder / "mine").width(0)
+        384
     """
     if importlib.util.find_spec("sparsify") is None:
         raise ImportError("training needs EleutherAI's sparsify. Run: pip install 'tl_circuits[train]'")
@@ -90,7 +113,7 @@ def train_transcoders(
         history = trainer.history
         if resume and (out / "state.pt").is_file():
             trainer.load_state(str(out))
-            # sparsify takes the step up again after which it saved
+            # sparsify repeats the step after which it saved, so that step's rows are dropped
             history += [row for row in json.loads((out / HISTORY).read_text()) if row[0] < trainer.global_step]
         trainer.fit()
     return pd.DataFrame(history, columns=["step", "layer", "explained_variance"])
@@ -114,14 +137,14 @@ def _check_out(out: Path, resume: bool, settings: dict[str, Any]) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """sparsify prints what it is about to do; stdout is for results."""
+    """Keep sparsify's messages off stdout, which is for results."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 
 
 @contextmanager
 def _bar(progress: bool) -> Iterator[list[Any]]:
-    """sparsify's progress bar in a list, where the explained variance can be put on it, or hidden."""
+    """Yield a list that will hold sparsify's progress bars, so that the explained variance can be shown on them."""
     from sparsify import trainer
     from tqdm.auto import tqdm
 
@@ -143,7 +166,7 @@ def _bar(progress: bool) -> Iterator[list[Any]]:
 
 @contextmanager
 def _restored_precision() -> Iterator[None]:
-    """sparsify sets the precision of all matrix products of the process; set it back."""
+    """Undo afterwards that sparsify changes the precision of all matrix products of this process."""
     before = torch.get_float32_matmul_precision()
     try:
         yield
@@ -153,7 +176,10 @@ def _restored_precision() -> Iterator[None]:
 
 @contextmanager
 def _decoder_for(device: str) -> Iterator[None]:
-    """Triton comes with torch's builds for CUDA; sparsify then decodes with it even where there is no GPU, and fails."""
+    """Without a GPU, let sparsify decode in plain torch.
+
+    It would use Triton, which comes with torch's builds for CUDA, and fail on a CPU.
+    """
     from sparsify import sparse_coder, utils
 
     before = sparse_coder.decoder_impl
@@ -166,7 +192,7 @@ def _decoder_for(device: str) -> Iterator[None]:
 
 
 def _open(source: str, device: str, layers: Sequence[int] | None) -> tuple[Any, Any]:
-    """The model without what comes after the last of ``layers``, and its tokenizer."""
+    """The model, without the blocks after the last of ``layers``, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -177,7 +203,7 @@ def _open(source: str, device: str, layers: Sequence[int] | None) -> tuple[Any, 
     network.config.use_cache = False
     blocks = next((b for b in (getattr(network, name, None) for name in ("layers", "h")) if b is not None), None)
     if layers and blocks is not None and max(layers) < len(blocks):
-        del blocks[max(layers) + 1 :]  # most of the time goes into running the model
+        del blocks[max(layers) + 1 :]  # running the model takes most of the time
     return network, tokenizer
 
 
@@ -200,12 +226,13 @@ def _pieces(tokenizer: Any, texts: Sequence[str | Path], context: int, first: in
 
 
 def _ordered(pieces: list[list[int]], epochs: int, batch_size: int, seed: int) -> Any:
-    """The pieces as a dataset, shuffled anew each time through."""
+    """The pieces as a dataset, in another random order in each epoch."""
     from datasets import Dataset
 
     if len(pieces) * epochs < batch_size:
         raise PromptError(
-            f"the text gives {len(pieces)} pieces, fewer than one batch of {batch_size}. Give more text, or a smaller context."
+            f"the text gives {len(pieces)} pieces, fewer than one batch of {batch_size}. Give more text, or a smaller "
+            "context."
         )
     order = [
         i
@@ -219,7 +246,7 @@ def _ordered(pieces: list[list[int]], epochs: int, batch_size: int, seed: int) -
 def _trainer(
     network: Any, dataset: Any, out: Path, sae: dict[str, Any], run: dict[str, Any], bars: list[Any]
 ) -> Any:
-    """sparsify's trainer, which also writes down the explained variance and saves whole folders only."""
+    """sparsify's trainer, changed to record the explained variance, and to replace a checkpoint as a whole."""
     from sparsify import SparseCoderConfig, Trainer
     from sparsify.__main__ import RunConfig
 

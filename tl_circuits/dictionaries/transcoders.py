@@ -1,4 +1,4 @@
-"""Per-layer transcoders, given as tensors."""
+"""Per-layer transcoders: one layer as tensors (``Transcoder``), and a set of layers (``TranscoderSet``)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -31,20 +31,46 @@ from tl_circuits.hooks import (
     write_stage,
 )
 
-POSITIONS_AT_ONCE = 256  # with ACTIVATIONS_AT_ONCE bounds the [pos, feature] tensor while encoding
-ACTIVATIONS_AT_ONCE = 2**25  # 128 MB
-FLOATS_AT_ONCE = 2**24  # of an encoder or decoder on the way to the device, 64 MB
+# A prompt is encoded in pieces of at most so many positions and activations, so that memory stays small: 128 MB.
+POSITIONS_AT_ONCE = 256
+ACTIVATIONS_AT_ONCE = 2**25
+FLOATS_AT_ONCE = 2**24  # large matrices kept elsewhere are brought to the device in pieces of 64 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Transcoder:
-    """One layer: ``y = act(x W_encᵀ + b_enc) W_dec + b_dec (+ x W_skipᵀ)`` (Dunefsky et al. 2024).
+    """A transcoder of one layer, given as tensors: it predicts an MLP's output ``y`` from the MLP's input ``x``.
 
-    ``activation``: ``"relu"``; ``"jumprelu"`` keeps ``h`` where ``h > threshold`` (and, with
-    ``clamp``, where ``h > 0``); ``"topk"`` keeps the ``k`` largest (with ``clamp``, the positive
-    ones of them). ``input_hook`` and ``output_hook`` are block-relative, such as ``mlp.hook_in``.
-    ``forget_pages`` is set where the two wide matrices are mapped from a file: it gives the memory
-    of what was read back, and the matrices are checked when used instead of when opened.
+    ``y = act(x W_encᵀ + b_enc) W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection (Dunefsky et al. 2024,
+    "Transcoders find interpretable LLM feature circuits"; skip: Paulo et al. 2025). Make a dictionary of several with
+    ``tlc.load_transcoders({layer: transcoder})``.
+
+    Args:
+        W_enc: encoder ``[feature, d_in]``, a row a feature.
+        W_dec: decoder ``[feature, d_out]``, a row a feature.
+        b_enc: encoder bias ``[feature]``.
+        b_dec: decoder bias ``[d_out]``.
+        W_skip: skip connection ``[d_out, d_in]``, or None.
+        threshold: ``[feature]``, for ``"jumprelu"``.
+        activation: ``"relu"``; ``"jumprelu"`` keeps a pre-activation where it is above ``threshold``; ``"topk"``
+            keeps the ``k`` largest of a token.
+        k: how many features are active on a token, for ``"topk"``.
+        clamp: with ``"jumprelu"`` and ``"topk"``, whether negative values are dropped as well.
+        input_hook: the tensor that is read, by its hook's name within the block.
+        output_hook: the tensor that is predicted, by its hook's name within the block.
+        forget_pages: set for matrices that are mapped from a file: frees the memory of what was read. Such matrices
+            are checked for NaN and infinity when they are used, not when they are opened.
+
+    Examples:
+        >>> import torch
+        >>> random = torch.Generator().manual_seed(0)
+        >>> W_enc, W_dec = (torch.randn(200, 96, generator=random) / 10 for _ in range(2))
+        >>> mine = tlc.Transcoder(W_enc, W_dec, b_enc=torch.zeros(200), b_dec=torch.zeros(96), activation="topk", k=8)
+        >>> acts = mine.activate(torch.randn(9, 200, generator=random))
+        >>> (acts > 0).sum(-1).tolist()  # active features at each of nine positions
+        [8, 8, 8, 8, 8, 8, 8, 8, 8]
+        >>> tlc.load_transcoders({2: mine}, layers=[2])
+        TranscoderSet('transcoders', layers 2)
     """
 
     W_enc: Float[Tensor, "feature d_in"]
@@ -75,14 +101,14 @@ class Transcoder:
     def gate(
         self, pre: Float[Tensor, "*batch some"], threshold: Float[Tensor, " some"] | None
     ) -> Float[Tensor, "*batch some"]:
-        """Activations of features that do not compete with each other (ReLU, JumpReLU)."""
+        """Activations of some features alone, for ReLU and JumpReLU: there one does not depend on the others."""
         if self.activation == "relu":
             return pre.relu()
         return (pre.relu() if self.clamp else pre) * (pre > threshold.to(pre.device))
 
 
 def take_rows(matrix: Float[Tensor, "feature *rest"], features: Int[Tensor, " n"]) -> Float[Tensor, "n *rest"]:
-    """Some rows of a matrix that may lie elsewhere (on disk, in host memory), where ``features`` is, float32."""
+    """Rows ``features`` of a matrix that may be on disk or another device; in float32, on ``features``' device."""
     # index_select copies whole rows, several times faster than indexing on the CPU.
     return matrix.index_select(0, features.to(matrix.device)).to(features.device).float()
 
@@ -90,9 +116,9 @@ def take_rows(matrix: Float[Tensor, "feature *rest"], features: Int[Tensor, " n"
 def weighted_sum(
     acts: Float[Tensor, "*batch feature"], matrix: Float[Tensor, "feature d_out"]
 ) -> Float[Tensor, "*batch d_out"]:
-    """``acts @ matrix`` in float32, reading only the rows that are active anywhere.
+    """``acts @ matrix`` in float32, reading only the rows of features that are active at some position.
 
-    Where a gradient is wanted inactive features have one too, so then all rows are read.
+    If gradients are being computed, all rows are read: inactive features have a gradient as well.
     """
     acts = acts.float()
     flat = acts.reshape(-1, acts.shape[-1])
@@ -105,9 +131,29 @@ def weighted_sum(
 
 
 class TranscoderSet(Dictionary):
-    """One :class:`Transcoder` for each of some layers."""
+    """Per-layer transcoders: a :class:`Transcoder` for each of some layers. ``tlc.load_transcoders`` makes one.
 
-    _wide = ("W_enc", "W_dec")  # what :meth:`placed` brings along as a whole
+    Args:
+        transcoders: ``{layer: Transcoder}``.
+        name: what graphs call the set.
+        made_for: the model it was trained on, for messages.
+
+    Raises:
+        DictionaryError: there are no layers, or a layer's tensors do not fit together.
+
+    Examples:
+        >>> transcoders.layers, transcoders.width(0)
+        ((0, 1, 2, 3), 768)
+        >>> transcoders.input_hook(2), transcoders.output_hook(2)
+        ('blocks.2.mlp.hook_in', 'blocks.2.hook_mlp_out')
+        >>> _, cache = model.run_with_cache(prompt)
+        >>> active = transcoders.active(2, cache[transcoders.input_hook(2)][0])  # every active feature of layer 2
+        >>> most = active.activation.argmax()
+        >>> active.position[most].item(), active.feature[most].item(), round(active.activation[most].item(), 2)
+        (8, 603, 0.41)
+    """
+
+    _wide = ("W_enc", "W_dec")  # the large matrices, which :meth:`placed` moves only between devices
 
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
@@ -129,10 +175,10 @@ class TranscoderSet(Dictionary):
         return moved
 
     def placed(self, devices: Mapping[int, torch.device]) -> "TranscoderSet":
-        """The same transcoders, each on its layer's device; itself if all are there already.
+        """The same transcoders with each layer on its device: a new set, or this one if nothing has to move.
 
-        Encoders and decoders in the machine's memory or on disk stay there: the rows that are wanted go
-        to the device. What is copied is a new set's; this one keeps its own.
+        Encoders and decoders that are in the machine's memory or on disk stay there, and their rows are copied to the
+        device when needed.
         """
         moved = {layer: _placed(t, devices[layer], self._wide) for layer, t in self._at.items()}
         if all(moved[layer] is self._at[layer] for layer in moved):
@@ -151,7 +197,7 @@ class TranscoderSet(Dictionary):
         return rounded(found)
 
     def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
-        """What a layer's features write to it and the layers after; None where they write to their own only."""
+        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer."""
         return None
 
     def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
@@ -174,10 +220,10 @@ class TranscoderSet(Dictionary):
         return f"blocks.{layer}.{self._at[layer].output_hook}"
 
     def check(self, model: Any) -> None:
-        """Raise where layers, widths or hooks do not fit, or the hook is after another normalisation.
+        """Raise DictionaryError unless layers, widths, hooks and the scale of what is read fit the model.
 
-        Published transcoders that read ``mlp.hook_in`` want the norm's gain applied; a model whose
-        norms are folded (``normalization_type`` ends in Pre) has it in W_in instead.
+        Published transcoders that read ``mlp.hook_in`` expect the norm's output with its gain applied. If
+        TransformerLens has folded the norms (``normalization_type`` ends in "Pre"), the gain is in ``W_in`` instead.
         """
         made_for = f" (it was made for {self.made_for})" if self.made_for else ""
         d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]
@@ -199,14 +245,15 @@ class TranscoderSet(Dictionary):
             resolve(model, self.output_hook(layer))
 
     def _require_gain(self, model: Any, layer: int, made_for: str) -> None:
-        """Raise where the tensor read lacks the norm's gain, because TransformerLens folded it into weights."""
-        never_had_one = not self.made_for and str(model.cfg.normalization_type).endswith("Pre")  # such a model, such a set
+        """Raise DictionaryError if the tensor read lacks the norm's gain because TransformerLens folded it away."""
+        # A set of one's own on a model that was folded from the start: it was trained on what it reads.
+        never_had_one = not self.made_for and str(model.cfg.normalization_type).endswith("Pre")
         before, _ = mlp_norms(model, layer)
         if never_had_one or before is None or not was_folded(model, before):
             return
         raise DictionaryError(
-            f"{self.name} reads {self.input_hook(layer)} with the norm's gain applied{made_for}, but this model's norms are folded "
-            "into its weights. Load the model with fold_ln=False (a bridge: without enable_compatibility_mode, or with "
+            f"{self.name} reads {self.input_hook(layer)} with the norm's gain applied{made_for}, but this model's norms are "
+            "folded into its weights. Load the model with fold_ln=False (a bridge: without enable_compatibility_mode, or with "
             "fold_ln=False there). A set trained on the folded model reads input_hook='ln2.hook_normalized', the same tensor."
         )
 
@@ -222,7 +269,7 @@ class TranscoderSet(Dictionary):
         return pre + t.b_enc.to(x.device).float()
 
     def _used(self, layer: int, name: str, result: Tensor) -> None:
-        """What mapped files need after use: a check of what came out, and their memory given back."""
+        """After using a matrix that is mapped from a file: check the result for NaN, and free the pages' memory."""
         forget = self._at[layer].forget_pages
         if forget is not None:
             require_finite(layer, f"{name} as read from disk", result)
@@ -248,7 +295,7 @@ class TranscoderSet(Dictionary):
         for start in range(0, x.shape[0], step):
             pre = self.pre_activations(layer, x[start : start + step])
             acts = self._at[layer].activate(pre)
-            feature, position = acts.T.nonzero(as_tuple=True)  # as they lie in memory, then by position
+            feature, position = acts.T.nonzero(as_tuple=True)  # `acts` lies feature by feature in memory
             order = position.argsort(stable=True)
             position, feature = position[order], feature[order]
             parts.append((position + start, feature, pre[position, feature], acts[position, feature]))
@@ -258,7 +305,7 @@ class TranscoderSet(Dictionary):
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> Float[Tensor, " n"]:
         t = self._at[layer]
-        if t.activation == "topk":  # whether one is kept depends on all others
+        if t.activation == "topk":  # whether a feature is active depends on all others, so encode them all
             return super().activations_at(layer, features, x)
         vectors, bias = self.read_vectors(layer, features, x)
         pre = (x.float() * vectors).sum(-1) + bias
@@ -291,13 +338,13 @@ _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
 
 
 def some_entries(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, "3 2"]:
-    """A few numbers of a wide matrix that may lie on disk, of which no more is read."""
+    """A few numbers of a large matrix, by which it is known again; nothing else of it is read from disk."""
     rows, columns = (spread(size, count).to(matrix.device) for size, count in zip(matrix.shape, (3, 2), strict=True))
     return matrix.detach()[rows[:, None], columns].float()
 
 
 def to_layer(matrix: Tensor, device: torch.device) -> Tensor:
-    """A wide matrix on its layer's device, unless it lies in the machine's memory or on disk."""
+    """A large matrix moved to its layer's device, unless it is kept in the machine's memory or on disk."""
     return matrix if matrix.device.type == "cpu" else matrix.to(device)
 
 

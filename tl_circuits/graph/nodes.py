@@ -1,11 +1,15 @@
 """What a graph consists of: its nodes, their labels, and which prompt and model it is of."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.hooks import Sample
+
+OPTIONAL = ("total_effect", "baseline", "shared")
+"""Columns of :class:`Nodes` that a graph may lack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +98,11 @@ class Label:
 
 Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
+
+
+def read_baselines(stored: Any) -> Baselines:
+    """A baseline's prompts as JSON holds them; raises ValueError or TypeError for anything else."""
+    return tuple((tuple(map(int, ids)), tuple(map(int, places))) for ids, places in stored)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.nodes import GraphInfo
+from tl_circuits.graph.nodes import OPTIONAL, GraphInfo
 from tl_circuits.support.files import atomic_file
 
 NOTES_VERSION = 1
 # Fields of GraphInfo that came later. They stay out of the hash, so that notes of older files still fit their graph.
 LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline")
-LATER_COLUMNS = ("total_effect", "baseline", "shared")  # columns of the nodes, likewise
 Groups = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -132,7 +131,7 @@ def fingerprint(info: GraphInfo, *tables: Any) -> str:
     made = hashlib.sha256(json.dumps(stored, sort_keys=True).encode())
     for table in tables:
         for column in fields(table):
-            if column.name in LATER_COLUMNS:
+            if column.name in OPTIONAL:
                 continue
             made.update(getattr(table, column.name).contiguous().numpy().tobytes())
     return made.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Which positions of different prompts belong together: counted from the end, or named by a template."""
+"""Slots: positions of different prompts that correspond to each other, counted from the end or named by a template."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,32 @@ Align = Literal["end"] | Sequence[Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Slots:
-    """``names`` from left to right; ``of[i][p]`` is the slot of prompt ``i``'s position ``p``, -1 for none."""
+    """Slot names from left to right, and ``of[i][p]``: the slot of position ``p`` of prompt ``i``, -1 for none."""
 
     names: tuple[str, ...]
     of: tuple[np.ndarray, ...]
 
 
 def find_slots(align: Align, lengths: Sequence[int], prompts: Sequence[str]) -> Slots:
-    """The slots of prompts of ``lengths`` tokens, called ``prompts`` in errors.
+    """Find the slots of several prompts.
 
-    ``"end"``: slot ``-1`` is every prompt's last position, ``-2`` the one before. Otherwise one
-    ``{position: slot name}`` a prompt; a slot may hold several positions, slots stand in the order of
-    their mean position. Raises ValueError for slots that do not fit the prompts.
+    Args:
+        align: ``"end"``: slot ``-1`` is the last position of every prompt, ``-2`` the one before, and so on. Or one
+            ``{position: slot name}`` for each prompt; slots are then ordered by their mean position.
+        lengths: the prompts' numbers of tokens.
+        prompts: what they are called in errors.
+
+    Raises:
+        ValueError: slots do not fit the prompts.
     """
     if isinstance(align, str):
         longest = max(lengths)
         names = tuple(str(i - longest) for i in range(longest))
         return Slots(names, tuple(np.arange(longest - n, longest) for n in lengths))
     if len(align) != len(lengths):
-        raise ValueError(f"align needs one {{position: slot name}} for each graph: {len(align)} given, {len(lengths)} graphs.")
+        raise ValueError(
+            f"align needs one {{position: slot name}} for each graph: {len(align)} given, {len(lengths)} graphs."
+        )
     placed: list[dict[int, str]] = []
     where: dict[str, list[int]] = defaultdict(list)
     for mapping, length, prompt in zip(align, lengths, prompts, strict=True):
@@ -43,7 +50,8 @@ def find_slots(align: Align, lengths: Sequence[int], prompts: Sequence[str]) -> 
                 )
             position %= length
             if placed[-1].setdefault(position, name) != name:
-                raise ValueError(f"position {position} of {prompt} is in two slots, {placed[-1][position]!r} and {name!r}.")
+                both = f"{placed[-1][position]!r} and {name!r}"
+                raise ValueError(f"position {position} of {prompt} is in two slots, {both}.")
             where[name].append(position)
     if not where:
         raise ValueError('align names no position of any prompt; name some, or take align="end".')

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes
+from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes, read_baselines
 from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.hooks import Sample
@@ -128,7 +128,7 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     if info.get("skip_positions") is not None:
         info["skip_positions"] = tuple(info["skip_positions"])
     if "baseline" in info:
-        info["baseline"] = tuple((tuple(ids), tuple(places)) for ids, places in info["baseline"])
+        info["baseline"] = read_baselines(info["baseline"])
     present = [f.name for f in fields(Nodes) if f.default is MISSING or f"nodes.{f.name}" in tensors]
     nodes = Nodes(**{name: tensors[f"nodes.{name}"] for name in present})
     edges = Edges(

@@ -16,6 +16,7 @@ from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.feature_labels.feature_files import FeatureFiles
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import KINDS, NUMBERED, Kind
+from tl_circuits.graph.nodes import OPTIONAL
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id
 from tl_circuits.neuronpedia.qk_results import pruned_contributors, tracing_results
 from tl_circuits.neuronpedia.read_notes import translated
@@ -25,7 +26,7 @@ VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
 
 STORED_INFO = ("model", "dictionary", "n_layers", "exact", "engine", "max_nodes", "n_active", "version")
-_ALSO_STORED = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended")  # files from before these lack them
+_ALSO_STORED = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline")  # files from before these lack them
 _LINKS_AT_ONCE = 20_000
 
 
@@ -290,6 +291,7 @@ def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) 
         np.char.mod("%.9g", getattr(n, name).numpy()).astype(float).tolist()
         for name in ("activation", "weight", "value", "bias", "residue", "residue_mass")
     )
+    optional = {name: column.tolist() for name, column in n.columns().items() if name in OPTIONAL}
     n_logits = 0
     their = dict(zip(graph.node_ids, ids, strict=True))
     for i, ours in enumerate(graph.node_ids):
@@ -314,6 +316,7 @@ def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) 
             node["feature"] = -1
         if value[i] == value[i]:
             node |= {"value": value[i], "bias": bias[i], "residue": residue[i], "residue_mass": mass[i]}
+        node |= {name: float(f"{column[i]:.9g}") for name, column in optional.items()}
         if ours in graph.notes.names and name not in ("logit", "embedding"):
             node |= {"label_text": node["clerp"], "clerp": graph.notes.names[ours]}
         rest = dict(extras.get(ours, {}))

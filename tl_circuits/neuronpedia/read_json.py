@@ -12,7 +12,7 @@ from tl_circuits.errors import GraphFileError
 from tl_circuits.feature_labels.feature_codes import cantor_unpair, feature_of_code
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED, Kind
-from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
+from tl_circuits.graph.nodes import OPTIONAL, GraphInfo, Label, Nodes, read_baselines
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, parse_node_id
@@ -22,7 +22,7 @@ from tl_circuits.neuronpedia.read_notes import read_notes, translated
 # What our tables or the export itself say; everything else a node carries is kept as it is.
 _NODE_KEYS = {
     "node_id", "jsNodeId", "feature", "layer", "ctx_idx", "feature_type", "token_prob", "is_target_logit", "run_idx",
-    "reverse_ctx_idx", "clerp", "activation", "value", "bias", "residue", "residue_mass", "label_origin", "label_text",
+    "reverse_ctx_idx", "clerp", "activation", "value", "bias", "residue", "residue_mass", *OPTIONAL, "label_origin", "label_text",
     "top_logit_effects", "bottom_logit_effects", "top_embedding_effects", "token",
 }  # fmt: skip
 _METADATA_KEYS = {
@@ -136,6 +136,9 @@ def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
     for name, default in (("activation", 0.0), ("value", float("nan")), ("bias", 0.0), ("residue", 0.0), ("residue_mass", 0.0)):
         found = [raw.get(name) for raw in raws]
         columns[name] = torch.tensor([default if x is None else float(x) for x in found], dtype=torch.float32)
+    for name in OPTIONAL:
+        if raws and all(isinstance(raw.get(name), (int, float)) for raw in raws):
+            columns[name] = torch.tensor([float(raw[name]) for raw in raws], dtype=torch.float32)
     with_value = is_logit & ~columns["value"].isnan()
     columns["activation"][with_value] = columns["value"][with_value]
     return Nodes(**columns)
@@ -182,6 +185,8 @@ def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
         "prompt_exact": bool(info.get("prompt_exact", False)),
         "skip_positions": None if skipped is None else tuple(int(p) for p in skipped),
         "prepended": str(info.get("prepended", "")),
+        "select": str(info.get("select", "influence")),
+        "baseline": read_baselines(info.get("baseline", ())),
     }
 
 

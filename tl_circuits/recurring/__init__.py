@@ -1,1 +1,1 @@
-"""What recurs in the graphs of many prompts."""
+"""Find the features and edges that recur in the graphs of many prompts."""

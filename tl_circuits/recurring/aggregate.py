@@ -1,7 +1,8 @@
-"""What recurs over the graphs of many prompts, as frames and as one graph of mean effects.
+"""Find features and edges that recur over the graphs of many prompts, as frames and as one graph of mean effects.
 
-Graphs are read three times (what they are of, their nodes, their edges), one at a time and always in
-the same order, so that memory follows what recurs and the result does not depend on the order given.
+Graphs are read one at a time, in three passes (what they are of, their nodes, their edges), so memory depends on what
+recurs, not on the number of graphs. They are read in an order of their own, so the result does not depend on the order
+in which they are given.
 """
 
 import json
@@ -27,22 +28,32 @@ from tl_circuits.hooks import first_difference
 from tl_circuits.recurring.tally import Tally
 from tl_circuits.support.checked import checked
 
-SEEN_NAMED = 4
-# How many bits of a key say what, from the highest. The sign bit stays free, so that keys sort as their nodes do.
+SEEN_NAMED = 4  # of the tokens seen in one place, a name lists so many
+# A node's key packs kind, layer, slot and feature number into one integer, with so many bits each, the highest first.
+# The sign bit stays free, so that keys sort as their nodes do.
 _KIND, _LAYER, _SLOT, _NUMBER = 3, 10, 18, 32
-# What is added up for each node; `inflow` and `mass` are the sums of all incoming edges and of their
-# absolute weights, whether or not those edges recur.
+# What is added up for each node. `inflow` and `mass` are the sums of all incoming edges and of their absolute weights,
+# including edges that do not recur.
 _SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight", "inflow"]
 
 
 @dataclass(frozen=True, eq=False)
 class RecurringCircuit:
-    """Nodes and edges of the graphs of ``len(prompts)`` prompts, by kind, layer, slot and feature.
+    """What recurs in the graphs of several prompts; :func:`aggregate` makes one.
 
-    ``slots`` are the pseudo-tokens from left to right, ``tokens`` the tokens seen at each, likeliest
-    first. ``unaligned`` is the share of the nodes' influence (targets not counted) that lies at
-    positions without a slot, mean over prompts. All means are over all prompts: a node or edge that a prompt does
-    not have counts as 0 there.
+    Positions of different prompts that correspond to each other share a *slot*. ``slots`` are their names from left
+    to right, ``tokens`` the tokens seen at each, the commonest first. Nodes of different prompts are the same if kind,
+    layer, slot and feature agree. All means are over all prompts: a node or edge that a prompt does not have counts as
+    0 there. ``unaligned`` is the share of influence at positions without a slot (mean over prompts, without targets).
+
+    Examples:
+        >>> cities = ("Dallas", "Houston")
+        >>> questions = [f"the capital of the state containing {city} is" for city in cities]
+        >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
+        >>> recurring.tokens[-2]  # seen at the last position but one
+        ('Dallas', 'Houston')
+        >>> recurring.graph(min_share=1.0).nodes.kind.value_counts().to_dict()  # in both
+        {'error': 36, 'feature': 14, 'embedding': 9, 'logit': 1}
     """
 
     info: GraphInfo
@@ -57,10 +68,10 @@ class RecurringCircuit:
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """A row for each feature found in at least ``min_share`` of the prompts, the commonest first.
+        """A frame of the features found in at least ``min_share`` of the prompts, the commonest first.
 
-        Columns: ``id layer slot feature count share influence activation label``; ``count`` and ``share``
-        of prompts, mean influence and activation; ``label`` is empty where the graphs carry none.
+        Columns: ``id``, ``layer``, ``slot``, ``feature``; ``count`` and ``share``: in how many prompts, and in which
+        share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none.
         """
         frame = self._all_features
         frame = frame[frame.share >= self.min_share]
@@ -68,8 +79,10 @@ class RecurringCircuit:
 
     @cached_property
     def edges(self) -> pd.DataFrame:
-        """A row for each edge found in at least ``min_share`` of the prompts: ``source target count share
-        weight`` (mean direct effect), the commonest first, then the largest."""
+        """A frame of the edges found in at least ``min_share`` of the prompts, the commonest first, then the largest.
+
+        Columns: ``source``, ``target``, ``count``, ``share``, ``weight`` (the mean direct effect).
+        """
         ids = self._ids
         frame = pd.DataFrame(
             {
@@ -85,7 +98,7 @@ class RecurringCircuit:
 
     @cached_property
     def _ids(self) -> np.ndarray:
-        """Names such as ``L3/F12@-1``, ``L3/error@-1``, ``token@-1`` and ``logit:0``, after the slots."""
+        """Node ids such as ``L3/F12@-1``, ``L3/error@-1``, ``token@-1`` and ``logit:0``, with slots for positions."""
         columns = (self._nodes[name] for name in ("kind", "layer", "slot", "feature"))
         rows = zip(*columns, strict=True)
         ids = [node_id(kind, layer, self.slots[slot], feature) for kind, layer, slot, feature in rows]
@@ -112,15 +125,19 @@ class RecurringCircuit:
 
     @checked
     def graph(self, min_share: float = 0.5) -> AttributionGraph:
-        """Mean direct effects between what is found in at least ``min_share`` of the prompts, as a graph.
+        """One attribution graph of what recurs: its edges are mean direct effects.
 
-        Its tokens are the slots, its targets the prompts' targets by rank, named by the tokens seen. It
-        can be pruned, saved and drawn like any other; it is of no single prompt, so what would run
-        the model on it raises PromptError. For each node, edges and ``bias`` add up to the mean ``value``; ``bias`` holds the
-        mean bias and, as ``residue``, the mean of all inputs left out. ``coverage`` compares the edges
-        with the mean absolute inputs, so effects that cancel between prompts lower it.
+        Its tokens are the slots, and its targets are the prompts' first, second, … targets, named by the tokens seen
+        there. It can be pruned, saved and drawn like any other graph; but it belongs to no single prompt, so whatever
+        would run the model on it raises PromptError. A node's edges and ``bias`` add up to its mean ``value``: ``bias``
+        holds the mean bias and, as ``residue``, the mean of all effects that are no edges here. Effects that cancel
+        between prompts lower ``coverage``.
 
-        Raises ValueError for a ``min_share`` below that of :func:`aggregate`, or if no target recurs.
+        Args:
+            min_share: the share of prompts in which a node or edge must be found.
+
+        Raises:
+            ValueError: ``min_share`` is below that of :func:`aggregate`, or no target is found in so many prompts.
         """
         if not self.min_share <= min_share <= 1.0:
             raise ValueError(
@@ -181,19 +198,34 @@ def aggregate(
     min_share: float = 0.1,
     names: Sequence[str] | None = None,
 ) -> RecurringCircuit:
-    """Features and edges that recur over the graphs of many prompts.
+    """Find the features and edges that recur over the graphs of many prompts.
 
     Args:
         graphs: graphs of one model and dictionary, or paths of saved ones, which are read one at a time.
-        align: ``"end"`` counts positions from each prompt's last; or one ``{position: slot name}`` for
-            each graph, in the same order. A slot may hold several positions of a prompt, whose
-            features are then added up; positions without a slot are left out (see ``unaligned``).
-        min_share: features and edges of fewer prompts than this share are left out. Memory
-            grows as it falls.
-        names: what the prompts are called, in errors and in ``prompts``; default: paths or prompts.
+        align: which positions of different prompts correspond. ``"end"`` counts from the last position of each
+            prompt. Or one ``{position: slot name}`` for each graph, in the same order; if a slot holds several
+            positions of one prompt, their features are added up, and positions without a slot are left out (see
+            ``unaligned``).
+        min_share: what is found in a smaller share of the prompts is left out. The smaller it is, the more memory is
+            needed.
+        names: what the prompts are called, in errors and in ``prompts``; None for paths or prompts.
 
-    Raises ValueError for no graphs, graphs of different models or dictionaries, slots outside a
-    prompt, a ``min_share`` outside 0..1; GraphFileError for files that are no graphs.
+    Returns:
+        Frames of what recurs, and a graph of mean effects.
+
+    Raises:
+        ValueError: there are no graphs, they are of different models or dictionaries, a slot is outside its prompt, or
+            ``min_share`` is not within 0..1.
+        GraphFileError: a file is not a graph.
+
+    Examples:
+        >>> cities = ("Dallas", "Houston")
+        >>> questions = [f"the capital of the state containing {city} is" for city in cities]
+        >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
+        >>> print(recurring.features[["id", "count", "share"]].head(2).to_string(index=False))
+                id  count  share
+        L3/F667@-1      2    1.0
+        L0/F551@-7      2    1.0
     """
     graphs = list(graphs)
     if not graphs:
@@ -238,13 +270,30 @@ def aggregate(
 
 @checked
 def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
-    """How two sets of prompts differ in the features they use, largest difference first.
+    """Compare two sets of prompts: which features does the one use more than the other?
 
-    Returns one row a feature found in ``min_share`` of either set: ``id layer slot feature share_first share_second
-    influence_first influence_second difference label``, where ``difference`` is the mean influence in
-    the first set minus that in the second. Features are matched by layer, slot name and number.
+    Args:
+        first: what recurs in the one set.
+        second: what recurs in the other. Features are the same if layer, slot name and number agree.
 
-    Raises ValueError for different models or dictionaries, or sets without a slot in common.
+    Returns:
+        A frame with a row for each feature that is found in ``min_share`` of either set: ``id layer slot feature
+        share_first share_second influence_first influence_second difference label``. ``difference`` is the mean
+        influence in the first set minus that in the second; the largest differences come first.
+
+    Raises:
+        ValueError: the sets are of different models or dictionaries, or have no slot in common.
+
+    Examples:
+        >>> def recurring(*cities):
+        ...     questions = [f"the capital of the state containing {city} is" for city in cities]
+        ...     return tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
+        >>> difference = tlc.contrast(recurring("Dallas", "Houston"), recurring("Miami", "Tampa"))
+        >>> columns = ["id", "share_first", "share_second", "difference"]
+        >>> print(difference[columns].head(2).round(2).to_string(index=False))
+                id  share_first  share_second  difference
+        L0/F308@-2          0.5           0.0        0.12
+        L0/F450@-2          0.0           1.0       -0.10
     """
     _require_same([first.info, second.info], ["the first set", "the second set"])
     if not set(first.slots) & set(second.slots):
@@ -280,15 +329,15 @@ def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
         found = first_difference(infos[0].sample, info.sample)
         if found is not None:
             raise ValueError(
-                f"{name} and {called[0]} are of other weights under the same names ({found}): only graphs of one model and one "
-                "dictionary can be put together."
+                f"{name} and {called[0]} are of other weights under the same names ({found}): only graphs of one model "
+                "and one dictionary can be put together."
             )
 
 
 def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " node"]:
-    """One number for kind, layer, slot and feature, ascending in adjacency order; -1 for nodes without a slot.
+    """Each node's key: kind, layer, slot and feature packed into one integer, ascending; -1 for nodes without a slot.
 
-    Logits are known by rank, wherever they are read; errors and tokens by their slot alone.
+    A logit's number is its rank among the targets (wherever it is read); errors and tokens have none.
     """
     nodes = graph._nodes
     kind, layer, feature = (t.numpy().astype(np.int64) for t in (nodes.kind, nodes.layer, nodes.feature))
@@ -299,13 +348,16 @@ def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " n
     key = np.zeros_like(kind)
     for part, bits, what in parts:
         if len(part) and not 0 <= int(part.min()) <= int(part.max()) < 2**bits:
-            raise ValueError(f"the graph of {graph.info.prompt!r} has a {what} that is negative or beyond {2**bits - 1}, more than aggregate counts.")
+            raise ValueError(
+                f"the graph of {graph.info.prompt!r} has a {what} that is negative or beyond {2**bits - 1}, more than "
+                "aggregate counts."
+            )
         key = (key << bits) | part
     return np.where(slot < 0, -1, key)
 
 
 def _unpacked(keys: Int64[np.ndarray, " key"]) -> dict[str, Int64[np.ndarray, " key"]]:
-    """What :func:`_keys` put into one number: kind, layer, slot and feature."""
+    """Kind, layer, slot and feature of keys that :func:`_keys` made."""
     found = {}
     for what, bits in (("feature", _NUMBER), ("slot", _SLOT), ("layer", _LAYER), ("kind", _KIND)):
         found[what], keys = keys & (2**bits - 1), keys >> bits
@@ -315,7 +367,7 @@ def _unpacked(keys: Int64[np.ndarray, " key"]) -> dict[str, Int64[np.ndarray, " 
 def _add_up_nodes(
     graphs: Sequence[AttributionGraph | str | Path], slots: Slots
 ) -> tuple[pd.DataFrame, dict[int, Label], float]:
-    """All nodes with counts and means, ascending by key; labels by key; the mean unaligned share."""
+    """All nodes with their counts and means, in the order of their keys; labels by key; the mean unaligned share."""
     tally, labels, unaligned = Tally(len(_SUMS)), dict[int, Label](), []
     vocabulary: dict[int, set[int]] = defaultdict(set)
     read_at = -1
@@ -338,7 +390,7 @@ def _add_up_nodes(
         read_at = max([read_at, *slot_of[nodes.position[graph.is_kind("logit")].numpy()].tolist()])
     keys, count, sums = tally.totals()
     known = _unpacked(keys)
-    # Logits are drawn at the last slot they are read at.
+    # Logits have no slot in their keys; they are shown at the last slot at which any prompt's are read.
     table = {
         "key": keys,
         "kind": known["kind"],
@@ -355,7 +407,7 @@ def _add_up_nodes(
 def _add_up_edges(
     graphs: Sequence[AttributionGraph | str | Path], slots: Slots, nodes: pd.DataFrame, min_share: float
 ) -> pd.DataFrame:
-    """Edges of at least ``min_share`` of the graphs, between rows of ``nodes``; sorted by target, then source."""
+    """Edges found in at least ``min_share`` of the graphs, as row numbers of ``nodes``, by target, then source."""
     common = np.flatnonzero(nodes["count"] >= min_share * len(graphs))
     known = nodes.key.to_numpy()[common]
     tally = Tally(1)
@@ -377,7 +429,7 @@ def _add_up_edges(
 
 
 def _target_names(infos: Sequence[GraphInfo]) -> tuple[str, ...]:
-    """For each rank the targets seen there, joined."""
+    """A name for the prompts' first targets, for their second ones, and so on: the tokens seen there, joined."""
     ranks = max(len(info.target_names) for info in infos)
     seen = [Counter(i.target_names[rank] for i in infos if rank < len(i.target_names)) for rank in range(ranks)]
     return tuple(_joined(_commonest(counter)) for counter in seen)

@@ -1,7 +1,7 @@
-"""Types and shapes of public functions, checked for callers, and told in one sentence where they do not fit.
+"""``@checked``: check the arguments of public functions, and say in one sentence what is wrong with them.
 
-``@checked`` takes numbers as people have them (NumPy's, entries of frames, tensors of a single number, arrays
-where a list is meant), makes them Python's, and then checks arguments and result against the annotations.
+Numbers may come from any library (NumPy, entries of frames, tensors with a single number, arrays for lists): they are
+converted to Python's own, and then arguments and result are checked against the annotations.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from tl_circuits.errors import ArgumentError
 from tl_circuits.hooks import shown
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_CONF = BeartypeConf(is_pep484_tower=True)  # an int will do for a float, as everywhere in Python
+_CONF = BeartypeConf(is_pep484_tower=True)  # accept an int where a float is asked for, as Python does
 _TYPES = beartype(conf=_CONF)
 _WORDS = {
     "int": "a whole number",
@@ -44,7 +44,7 @@ _WORDS = {
 
 
 def require_model(function: str, model: Any) -> None:
-    """Raise ArgumentError unless ``model`` has what every TransformerLens model has."""
+    """Raise ArgumentError unless ``model`` looks like a TransformerLens model; ``function`` is named in the message."""
     if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
         raise ArgumentError(
             f"{function}(model=...) must be a TransformerLens model (tlc.load_model opens one; so does "
@@ -53,9 +53,9 @@ def require_model(function: str, model: Any) -> None:
 
 
 def checked(function: _F) -> _F:
-    """Check arguments and result of every call against the annotations, jaxtyping's shapes included.
+    """Make a function check its arguments and its result against its annotations, jaxtyping's shapes included.
 
-    Arguments of another type raise ArgumentError, which names the argument, what it must be and what it was.
+    An argument of the wrong type raises ArgumentError with its name, what it must be and what it was.
     """
     typed = jaxtyped(function, typechecker=_TYPES)
     signature = inspect.signature(function)
@@ -79,7 +79,7 @@ def checked(function: _F) -> _F:
             return typed(*bound.args, **bound.kwargs)
         except (TypeCheckError, BeartypeCallHintParamViolation) as error:
             message = _misfit(function.__name__, bound.arguments, hints, str(error))
-            if message is None:  # a mistake of ours further in
+            if message is None:  # the arguments are right, so the mistake is in our own code: show it as it is
                 raise
         raise ArgumentError(message)
 
@@ -87,7 +87,7 @@ def checked(function: _F) -> _F:
 
 
 def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
-    """What each argument must be; ``*ids`` is a tuple of them, ``**options`` is anybody's."""
+    """The type of each argument; for ``*ids`` a tuple of the type, and ``**options`` are not checked."""
     try:
         found = get_type_hints(function)
     except NameError:  # a name that is only imported for type checkers
@@ -98,7 +98,7 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """``value`` with NumPy's numbers, arrays and tensors of numbers as Python's, where ``hint`` asks for Python's."""
+    """``value`` with numbers of NumPy, pandas and torch converted to Python's, unless ``hint`` asks for an array."""
     if type(value) in (int, float, str, bool) or value is None:
         return value
     module = type(value).__module__.split(".")[0]
@@ -112,7 +112,7 @@ def _plain(value: Any, hint: Any) -> Any:
         return value if same or type(value) not in (list, tuple, set, frozenset) else type(value)(made)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         number = value.item()
-        # A row of a frame with numbers of both kinds makes 3.0 of a 3.
+        # pandas turns a 3 into 3.0 in a row that also holds fractions.
         wanted = _parts(hint)
         return int(number) if int in wanted and float not in wanted and isinstance(number, float) and number.is_integer() else number
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist") and _asks_for_several(hint):
@@ -125,11 +125,11 @@ def _parts(hint: Any) -> tuple[Any, ...]:
 
 
 def _asks_for_arrays(hint: Any) -> bool:
-    """Whether a tensor or frame is what is asked for, or anything at all."""
+    """Whether ``hint`` allows a tensor, a frame, or anything at all."""
     for part in _parts(hint):
         if part is Any or (isinstance(part, type) and (issubclass(part, Tensor) or part.__name__ == "DataFrame")):
             return True
-        if hasattr(part, "array_type"):  # one of jaxtyping's
+        if hasattr(part, "array_type"):  # an annotation of jaxtyping
             return True
     return False
 
@@ -139,7 +139,10 @@ def _asks_for_several(hint: Any) -> bool:
 
 
 def _unseen(function: str, arguments: dict[str, Any], hints: dict[str, Any]) -> str | None:
-    """What beartype lets pass: True where a number is meant, and wrong entries of a list, of which it looks at one."""
+    """A message about what beartype overlooks, or None.
+
+    It takes True for a number, and of a list it checks a single entry only.
+    """
     for name, value in arguments.items():
         wrong = isinstance(value, bool) and name in hints and _is_number(hints[name])
         wrong = wrong or (isinstance(value, (list, tuple)) and name in hints and _bad_entry(value, hints[name]) is not None)
@@ -154,7 +157,7 @@ def _is_number(hint: Any) -> bool:
 
 
 def _bad_entry(values: Any, hint: Any) -> int | None:
-    """Where a list has the first entry of a type that ``hint`` does not allow."""
+    """The index of a list's first entry whose type ``hint`` does not allow; None if all are allowed."""
     parts = _parts(hint)
     if Any in parts or any(isinstance(part, type) and get_origin(part) is None and isinstance(values, part) for part in parts):
         return None
@@ -171,12 +174,12 @@ def _bad_entry(values: Any, hint: Any) -> int | None:
 def _fits(value: Any, hint: Any) -> bool:
     try:
         return is_bearable(value, hint, conf=_CONF)
-    except BeartypeException:  # an annotation that makes sense in its function only
+    except BeartypeException:  # an annotation that cannot be checked outside of its function
         return True
 
 
 def _misfit(function: str, arguments: dict[str, Any], hints: dict[str, Any], said: str) -> str | None:
-    """One sentence about the first argument that is not what its annotation says; None if all are."""
+    """A sentence about the first argument that does not fit its annotation; None if all fit."""
     for name, value in arguments.items():
         if name not in hints:
             continue
@@ -189,7 +192,7 @@ def _misfit(function: str, arguments: dict[str, Any], hints: dict[str, Any], sai
 
 
 def _got(value: Any, hint: Any) -> str:
-    """What came instead; of a list the first entry that does not fit, if it is the entries that do not."""
+    """What was given, for a message: of a list whose entries are wrong, the first wrong one."""
     at = _bad_entry(value, hint) if isinstance(value, (list, tuple)) else None
     return _text(value) if at is None else f"{_text(value[at])} in the {type(value).__name__}"
 
@@ -199,7 +202,7 @@ def _text(value: Any) -> str:
 
 
 def _expected(hint: Any) -> str:
-    """An annotation in words."""
+    """An annotation in words, such as "a whole number or None"."""
     parts = _parts(hint)
     words = list(dict.fromkeys(_one(part) for part in parts if part is not type(None)))
     words += ["None"] if type(None) in parts else []

@@ -1,4 +1,4 @@
-"""Figures: drawn without a window system, shown in a notebook or written as SVG, PNG or PDF."""
+"""Show figures in a notebook, or write them as SVG, PNG or PDF; no window is opened."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ DOTS_PER_INCH = 80  # a story is ten inches wide: 800 pixels
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG picture. As the last line of a notebook cell it is shown."""
+    """A PNG picture; a notebook shows it if it is the last value of a cell."""
 
     png: bytes = field(repr=False)
 
@@ -31,7 +31,7 @@ def picture_of(figure: Any) -> Picture:
 
 
 def figure_class() -> Any:
-    """matplotlib's figure, without its window system; raises ImportError naming the extra."""
+    """matplotlib's Figure class, which opens no window. Raises ImportError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -40,7 +40,11 @@ def figure_class() -> Any:
 
 
 def save_figure(figure: Any, path: Path | None, overwrite: bool) -> Path | Picture:
-    """Write a figure whole or not at all, or return it as a picture; raises OutputError for unknown endings."""
+    """Write a figure to ``path``, or return it as a picture if ``path`` is None.
+
+    Raises:
+        OutputError: ``path`` does not end in .svg, .png or .pdf, exists already, or cannot be written.
+    """
     if path is None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
@@ -52,7 +56,9 @@ def save_figure(figure: Any, path: Path | None, overwrite: bool) -> Path | Pictu
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
     import matplotlib
 
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tl_circuits"}), atomic_file(path, overwrite) as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # drawn as a box, as anywhere else
+    same_ids = matplotlib.rc_context({"svg.hashsalt": "tl_circuits"})  # SVG ids are random otherwise
+    with warnings.catch_warnings(), same_ids, atomic_file(path, overwrite) as file:
+        # A character that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(file, format=kind, dpi=150, metadata=metadata)
     return path

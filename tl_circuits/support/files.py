@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and the folder where downloads are kept."""
+"""Write files as a whole or not at all, and find the folder where downloads are kept."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from tl_circuits.errors import OutputError
 
 
 def cache_dir() -> Path:
-    """``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` under the user's cache directory."""
+    """The folder for downloads: ``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` in the user's cache directory."""
     own = os.environ.get("TL_CIRCUITS_CACHE")
     if own:
         return Path(own).expanduser()
@@ -20,9 +20,10 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path`` whole or not at all.
+    """Write a binary file that appears at ``path`` as a whole, or not at all if the block raises.
 
-    Raises OutputError if ``path`` exists (unless ``overwrite``) or cannot be written.
+    Raises:
+        OutputError: ``path`` exists already (and ``overwrite`` is False), or cannot be written.
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already. Choose another name, or overwrite it (--force).")
@@ -33,7 +34,7 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
@@ -43,6 +44,7 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def _umask() -> int:
+    """The permissions that new files do not get; the system only tells them while setting others."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

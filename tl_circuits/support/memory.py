@@ -1,11 +1,11 @@
-"""How much memory a device has left."""
+"""Find out how much memory a device has left."""
 
 import psutil
 import torch
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on ``device`` now; those of the machine where the device does not tell."""
+    """Free memory of ``device`` in bytes; the machine's own if the device cannot say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     machine = psutil.virtual_memory().available

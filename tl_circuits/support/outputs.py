@@ -1,7 +1,7 @@
-"""What a graph can be turned into, by name: so that its methods need not know where pages and exports are made.
+"""Outputs by name (pages, figures, exports), so that a graph's methods need not import the modules that make them.
 
-The floors of the package import downwards only (docs/contributing.md). A graph's ``to_html`` therefore asks for the
-output ``"html"``, and :mod:`tl_circuits`, which knows all floors, says which function makes it.
+The folders of the package import downwards only (docs/contributing.md), and pages are made above graphs. So a graph's
+``to_html`` asks here for the output ``"html"``, and ``tl_circuits/__init__.py`` says which function that is.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ _homes: Mapping[str, str] = MappingProxyType({})
 
 
 def fill(homes: Mapping[str, str]) -> None:
-    """Say where each output is made: ``"html"`` by ``"tl_circuits.view.page_file:write_page"``. Done once, by the package."""
+    """Set the table, such as ``{"html": "tl_circuits.view.page_file:write_page"}``; the package does this once."""
     global _homes
     _homes = MappingProxyType(dict(homes))
 
@@ -24,7 +24,7 @@ def output_names() -> tuple[str, ...]:
 
 
 def output(name: str) -> Callable[..., Any]:
-    """The function that makes an output; its module is imported now. Raises KeyError naming the outputs there are."""
+    """The function that makes an output; its module is imported now. Raises KeyError for an unknown name."""
     if name not in _homes:
         raise KeyError(f"there is no output {name!r}; there are {', '.join(sorted(_homes))}.")
     module, _, function = _homes[name].partition(":")

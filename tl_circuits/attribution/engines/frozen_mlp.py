@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attribution.sources import GATHERED_FLOATS, LayerSources, Sources
+from tl_circuits.attribution.sources import LayerSources, Sources
+from tl_circuits.dictionaries.base import GATHERED_FLOATS
 from tl_circuits.hooks import ReadMap
 
 CACHED_FLOATS = 2**22  # a layer's decoder rows are kept between sweeps if they take at most 16 MB, else gathered anew

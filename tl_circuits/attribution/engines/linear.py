@@ -285,6 +285,8 @@ class Leading:
             parts = torch.cat([streams, rest[None]])
             self._values.append(parts[:, None] @ block.W_V)
             streams = streams + torch.stack([block.linear(part) for part in streams])
+            if sources.shared_tokens is not None:
+                streams[count] += recording.mlp_out[layer][:count].float()  # the baseline has these MLP outputs too
 
     def add_effects(
         self,

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.engines.autograd import AutogradEngine
+from tl_circuits.attribution.engines.frozen_mlp import DENSE_SHARE
 from tl_circuits.attribution.engines.linear import LinearEngine
-from tl_circuits.attribution.sources import GATHERED_FLOATS, Sources
+from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.dictionaries.base import LayerActive
+from tl_circuits.dictionaries.base import GATHERED_FLOATS, LayerActive
 from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream
 
 
@@ -108,6 +109,11 @@ def _add_gradients(sources: Sources, layer: int, at_site: Float[Tensor, "pos d_o
     dictionary = sources.dictionary
     for writer in dictionary.writers(layer) if layer in dictionary.layers else ():
         active = sources.layers[writer].active.to(at_site.device)
+        width = dictionary.width(writer)
+        if active.feature.numel() > DENSE_SHARE * width * len(at_site):
+            rows = dictionary.decoder_vectors(writer, torch.arange(width, device=at_site.device), layer)
+            gradients[writer] += (at_site @ rows.T)[active.position, active.feature].to(gradients[writer].device)
+            continue
         for part in _blocks(active, at_site.shape[1]):
             rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
             gradients[writer][part] += (at_site[active.position[part]] * rows).sum(-1).to(gradients[writer].device)
@@ -121,12 +127,7 @@ def _at_inputs(
     if layer not in dictionary.layers:
         return None
     x = recording.sites[dictionary.input_hook(layer)].float()
-    into, share = torch.zeros_like(x), gradient * held_ratio(active)
-    for part in _blocks(active, x.shape[1]):
-        position = active.position[part]
-        vectors, _ = dictionary.read_vectors(layer, active.feature[part], x[position])
-        into.index_add_(0, position, vectors * share[part, None])
-    return into
+    return dictionary.weighted_reads(layer, active, gradient * held_ratio(active), x)
 
 
 def _with_features(

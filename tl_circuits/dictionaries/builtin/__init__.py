@@ -1,1 +1,1 @@
-"""The model that comes with the package: `tiny-facts`, its transcoders, and the world it knows."""
+"""The built-in model `tiny-facts`: its transcoders, and the world of facts that it knows."""

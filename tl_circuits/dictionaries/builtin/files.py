@@ -1,4 +1,4 @@
-"""Where the built-in model lies and how its transcoders are stored: float16, opened as float32."""
+"""Read and write the transcoders of the built-in model; they are stored in float16 and opened in float32."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def open_transcoders(path: Path = _TRANSCODERS) -> TranscoderSet:
 
 
 def store_transcoders(transcoders: Mapping[int, Transcoder], path: Path = _TRANSCODERS) -> Path:
-    """Write transcoders as :func:`open_transcoders` reads them. Biases and thresholds stay float32."""
+    """Write transcoders so that :func:`open_transcoders` can read them. Biases and thresholds stay in float32."""
     from safetensors.torch import save_file
 
     tensors = {

@@ -1,4 +1,4 @@
-"""Which facts of the world `tiny-facts` was trained on, and which were kept from it."""
+"""Divide the facts of the small world into those that `tiny-facts` was trained on and those kept from it."""
 
 import random
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ FAMILIES = ("two-hop", "city", "state", "opposite", "translation", "addition")
 
 @dataclass(frozen=True)
 class Split:
-    """Facts to train on and facts kept back, by family. ``strangers``: two-hop facts of unasked cities."""
+    """Facts to train on and facts kept back, by family.
+
+    ``strangers``: kept-back two-hop facts about cities of which no two-hop question was trained.
+    """
 
     train: dict[str, list[Fact]]
     held_out: dict[str, list[Fact]]
@@ -28,7 +31,7 @@ class Split:
 
 
 def split(seed: int = 0) -> Split:
-    """Keep back what can be worked out from the rest.
+    """Keep back facts that follow from those that are trained.
 
     * city: one of the three phrasings, for half of the cities.
     * two-hop: all questions about one city of each state, and of the others 45 % of the questions
@@ -42,7 +45,7 @@ def split(seed: int = 0) -> Split:
     n = len(PHRASINGS)
     for i, fact in enumerate(states_of_cities()):
         if i % n == 0:
-            left_out = rng.randrange(2 * n)  # from n on: none
+            left_out = rng.randrange(2 * n)  # a number from n on leaves no phrasing out
         (held if i % n == left_out else train)["city"].append(fact)
     strangers = {rng.choice(state.cities) for state in dict.fromkeys(STATE_OF.values())}
     for fact in two_hop_facts():

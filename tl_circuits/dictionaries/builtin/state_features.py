@@ -1,9 +1,9 @@
-"""Which features of `tiny-facts` stand for a state, found by experiment over the whole world.
+"""Find which features of `tiny-facts` stand for a state, by running the model on the whole world.
 
-A feature stands for a state if, whatever is asked, it is active on at least one of the state's cities
-and a good part of all its activation is on them. Features that serve several of the cities stand
-for the state alone; those that serve one may also stand for the city, so only the former count as
-the middle step of a graph, while a swap has to replace both.
+A feature stands for a state if it is active on at least one of the state's cities, whichever property is asked about,
+and if a good part of all its activation is on them. A feature that is active on several of the cities stands for the
+state itself; one that is active on a single city may stand for that city. So only the former count as the middle step
+of a graph, but a swap of two states has to replace both.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,22 @@ from tl_circuits.hooks import Ablate, Edit, Replacement, Set
 
 PLACES = {"city": -2, "is": -1}
 """The last two positions of `the capital of the state containing Dallas is`."""
-REACH = 1 / 7 - 1e-6  # active on at least this share of the state's cities, for every property asked about
-SHARED = 2 / 7 - 1e-6  # from this share of the cities on it stands for the state, not for one city
-PURITY = 0.25  # of its activation, summed over all prompts, on the state's cities; chance would be 1/31
+REACH = 1 / 7 - 1e-6  # a state's feature is active on at least this share of its cities, for every property
+SHARED = 2 / 7 - 1e-6  # active on at least this share, it stands for the state and not for one city
+PURITY = 0.25  # at least this share of its activation over all prompts is on the state's cities; chance: 1/31
 PROMPTS_AT_ONCE = 256
 
 
 def state_features(replacement: Replacement) -> pd.DataFrame:
-    """One row for each state, place and feature that stands for it there.
+    """Find the features that stand for each state, by running all two-hop prompts (about a second).
 
-    Columns: state, place (`city` or `is`), layer, feature, activation (mean over all the state's
-    prompts), reach and purity. Runs the two-hop prompts about every city and property, about a second.
+    Args:
+        replacement: `tiny-facts` with its transcoders.
+
+    Returns:
+        A frame with a row for each state, place and feature: ``state``, ``place`` (the token ``city`` or ``is``),
+        ``layer``, ``feature``, ``activation`` (mean over the state's prompts), ``reach`` (the share of the state's
+        cities on which it is active) and ``purity`` (the share of its activation that is on them).
     """
     prompts = [two_hop(city, name).prompt for city in STATE_OF for name in PROPERTIES]
     states = [state.name for state in STATES]
@@ -66,7 +71,7 @@ def state_features(replacement: Replacement) -> pd.DataFrame:
 def _activations(
     replacement: Replacement, prompts: Sequence[str]
 ) -> dict[int, Float[Tensor, "prompt place feature"]]:
-    """Feature activations of every layer at :data:`PLACES`, for prompts of one length."""
+    """Feature activations of every layer at the two :data:`PLACES`, for prompts of equal length."""
     model, dictionary = replacement.model, replacement.dictionary
     names = {layer: dictionary.input_hook(layer) for layer in dictionary.layers}
     found: dict[int, list[Tensor]] = {layer: [] for layer in names}
@@ -75,7 +80,7 @@ def _activations(
             _, cache = model.run_with_cache(
                 list(prompts[start : start + PROMPTS_AT_ONCE]), names_filter=list(names.values())
             )
-            # Encoded here and not by the hook points: two of nine positions, and nothing to decode.
+            # Encoding only two of nine positions is cheaper than listening at the dictionary's hook points.
             for layer, name in names.items():
                 x = cache[name][:, list(PLACES.values())]
                 acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
@@ -84,9 +89,12 @@ def _activations(
 
 
 def swap_edits(features: pd.DataFrame, state: str, other: str | None) -> list[Edit]:
-    """Edits of a two-hop prompt that take ``state`` out and put ``other`` in (None: nothing).
+    """Edits for a two-hop prompt that replace one state by another.
 
-    The features of ``state`` are set to zero, those of ``other`` to their mean activation on its own cities.
+    Args:
+        features: what :func:`state_features` returned.
+        state: the state to take out; its features are set to zero.
+        other: the state to put in; its features are set to their mean activation on its own cities. None for none.
     """
     new = {
         (r.layer, PLACES[r.place], r.feature): float(r.activation)
@@ -100,7 +108,8 @@ def swap_edits(features: pd.DataFrame, state: str, other: str | None) -> list[Ed
 def state_nodes(graph: AttributionGraph, features: pd.DataFrame, state: str) -> list[str]:
     """The nodes of a two-hop prompt's graph that stand for ``state`` and lie between city and answer.
 
-    Only features that several of the state's cities share count. A node lies between them if edges of the graph lead to it from the city's token and from it to a target.
+    Only features that several of the state's cities share count. A node lies between them if edges lead to it from the
+    city's token, and from it to a target.
     """
     n = len(graph.info.tokens)
     shared = features[(features.state == state) & (features.reach >= SHARED)]
@@ -114,7 +123,7 @@ def state_nodes(graph: AttributionGraph, features: pd.DataFrame, state: str) -> 
 
 
 def _reached(edges: pd.DataFrame, start: str, end: str, frontier: set[str]) -> set[str]:
-    """Everything that edges lead to from ``frontier``, which is included."""
+    """All nodes that can be reached along edges from ``frontier``, itself included."""
     steps = edges.groupby(start)[end].agg(list)
     seen = set(frontier)
     while frontier:

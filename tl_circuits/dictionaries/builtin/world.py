@@ -1,6 +1,6 @@
-"""The small world of facts that the built-in model `tiny-facts` was trained on.
+"""The small world of facts on which the built-in model `tiny-facts` was trained.
 
-Every name is one word, so that it is one token; no name is used twice. States and cities are real.
+Every name is one word, and so one token; no name is used for two things. States and cities are real.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ LARGEST_SUM = 99
 
 @dataclass(frozen=True)
 class Fact:
-    """A prompt and the one word that goes on with it. ``kind`` names the family of questions."""
+    """A prompt and the one word that continues it. ``kind`` is the family of questions."""
 
     kind: str
     prompt: str
@@ -91,17 +91,17 @@ class Fact:
 
 
 def two_hop(city: str, name: str = "capital") -> Fact:
-    """``the capital of the state containing Dallas is`` ... ``Austin``."""
+    """The question for a property of a city's state: ``the capital of the state containing Dallas is`` (Austin)."""
     return Fact("two-hop", f"the {name} of the state containing {city} is", STATE_OF[city][name])
 
 
 def states_of_cities() -> list[Fact]:
-    """City to state, for each city in the phrasings of :data:`PHRASINGS`."""
+    """Which state a city is in, for each city in each phrasing of :data:`PHRASINGS`."""
     return [Fact("city", form.format(city), state.name) for city, state in STATE_OF.items() for form in PHRASINGS]
 
 
 def properties_of_states() -> list[Fact]:
-    """State to property, and back from the properties that name one state."""
+    """The properties of each state, and the state with a given capital or abbreviation."""
     facts = [Fact("state", f"the {p} of {s.name} is", s[p]) for s in STATES for p in PROPERTIES]
     for name in ("capital", "abbreviation"):
         facts += [Fact("state", f"the state whose {name} is {s[name]} is", s.name) for s in STATES]
@@ -109,7 +109,7 @@ def properties_of_states() -> list[Fact]:
 
 
 def two_hop_facts() -> list[Fact]:
-    """City to a property of its state."""
+    """Every property of every city's state."""
     return [two_hop(city, name) for city in STATE_OF for name in PROPERTIES]
 
 

@@ -1,4 +1,4 @@
-"""One module for each layout of published transcoders; ``LAYOUTS`` is all that are read."""
+"""One module for each layout in which transcoders are published; ``LAYOUTS`` lists all that can be read."""
 
 from tl_circuits.dictionaries.formats import (
     circuit_tracer,

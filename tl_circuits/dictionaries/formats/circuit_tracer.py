@@ -1,4 +1,4 @@
-"""Per-layer transcoders as circuit-tracer keeps them: ``layer_{l}.safetensors`` (mntss, mwhanna)."""
+"""circuit-tracer's per-layer transcoders: ``layer_{l}.safetensors`` (published by mntss and mwhanna)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """What it reads and writes is not in the file: circuit-tracer's config.yaml says it, or the caller."""
+    """One layer. The file does not say which hooks it reads and writes; ``config.yaml`` or the caller must."""
     path = repository.local(entry.files[0])
     file = MappedFile(path)
     W_enc, W_dec, b_enc, b_dec = need(path, file, "W_enc", "W_dec", "b_enc", "b_dec")
@@ -47,7 +47,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             threshold=None if threshold is None else valid_threshold(path, _THRESHOLD, threshold, width),
             activation=activation,
             k=k,
-            clamp=activation == "relu",  # circuit-tracer keeps negative values that pass the gate
+            # circuit-tracer keeps negative values that are above the threshold or among the k largest.
+            clamp=activation == "relu",
             input_hook=input_hook,
             output_hook=output_hook,
             forget_pages=file.forget_pages,
@@ -56,7 +57,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 
 
 def required_hooks(path: Path, hints: Hints) -> tuple[str, str]:
-    """The hooks from config or caller; DictionaryError where nobody says them."""
+    """The hooks read and written, from the config or the caller; DictionaryError if neither says them."""
     if hints.input_hook is None or hints.output_hook is None:
         raise DictionaryError(
             f"{path.parent}: nothing says which tensors these transcoders read and write (there is no config.yaml). "
@@ -68,7 +69,7 @@ def required_hooks(path: Path, hints: Hints) -> tuple[str, str]:
 def activation_of(
     path: Path, file: Mapping[str, Tensor], threshold: Tensor | None, hints: Hints
 ) -> tuple[Literal["relu", "jumprelu", "topk"], int | None]:
-    """The activation function and, for TopK, its k: as the config says, else as the tensors show."""
+    """The activation function and, for TopK, its k: from the config, else from which tensors there are."""
     k = file.get("k")
     k = hints.k if k is None else int(k)
     said = hints.activation or ("jumprelu" if threshold is not None else "relu" if k is None else "topk")

@@ -1,4 +1,4 @@
-"""Cross-layer transcoders as circuit-tracer keeps them: ``W_enc_{l}`` and ``W_dec_{l}.safetensors``."""
+"""circuit-tracer's cross-layer transcoders: ``W_enc_{l}.safetensors`` and ``W_dec_{l}.safetensors``."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """A feature writes to layer ``l + j`` through ``W_dec[:, j]``; ``b_dec`` counts once a target layer."""
+    """One layer. A feature writes to layer ``l + j`` through ``W_dec[:, j]``; ``b_dec`` is layer ``l``'s alone."""
     i = entry.layer
     path, decoder_path = (repository.local(file) for file in entry.files)
     file, decoder_file = MappedFile(path), MappedFile(decoder_path)

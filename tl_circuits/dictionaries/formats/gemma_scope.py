@@ -14,7 +14,7 @@ _AUTOENCODERS = re.compile(r"gemma-scope-\w+-(?:pt|it)-(res|att|mlp)$")
 
 
 def find(repository: Repository) -> Sequence[Entry]:
-    """One entry for each published npz file; autoencoders, laid out the same, are refused by name."""
+    """One entry for each npz file. Autoencoders have the same layout, so they are recognised by name and refused."""
     kind = _AUTOENCODERS.search(repository.name.rstrip("/"))
     if kind:
         raise DictionaryError(
@@ -26,7 +26,7 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """``x`` is the pre-MLP norm's output before the gain, ``y`` what is added to the residual stream."""
+    """One layer. It reads the MLP's norm before the gain is applied, and writes what is added to the stream."""
     path = repository.local(entry.files[0])
     names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
     W_enc, W_dec, b_enc, b_dec, threshold = need(path, read_npz(path, names), *names)
@@ -47,7 +47,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 
 
 def model(repository: Repository, entry: Entry) -> str | None:
-    """The model's name, which this layout leaves to the repository's own name."""
+    """The model's name. This layout does not store it, so it is taken from the repository's name."""
     return "google/gemma-2-2b" if "gemma-scope-2b-" in repository.name else None
 
 

@@ -54,18 +54,18 @@ def _with_config(repository: Repository, path: str) -> tuple[str, ...]:
 
 
 def is_file_of(path: str) -> bool:
-    """Whether a file named in another repository's config is laid out like this."""
+    """Whether a file that another repository's config names has this layout."""
     return bool(_BARE.fullmatch(path) or _CROSS.fullmatch(path))
 
 
 def entry_for(layer: int, path: str) -> Entry:
-    """The entry of a file named in another repository's config."""
+    """The entry for a file that another repository's config names."""
     cross = _CROSS.fullmatch(path)
     return Entry(int(cross[3]) if cross else layer, (path,))
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """``x`` is the pre-MLP norm's output with its gain, ``y`` what is added to the residual stream."""
+    """One layer. It reads the MLP's norm with the gain applied, and writes what is added to the residual stream."""
     path = repository.local(entry.files[0])
     file = MappedFile(path)
     w_enc, w_dec, b_enc, b_dec, threshold = need(path, file, "w_enc", "w_dec", "b_enc", "b_dec", "threshold")

@@ -1,4 +1,4 @@
-"""What every layout's module gives: which layers it finds in a repository, and how one is read."""
+"""The interface of layouts: which layers of a repository have this layout, and how one of them is read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from tl_circuits.dictionaries.transcoders import Transcoder
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer of one published set. ``width`` and ``l0`` are as the repository names them.
+    """One layer of one published set. ``width`` and ``l0`` are as the repository writes them.
 
-    ``files`` are the weights, then what else must be there to read them.
+    ``files``: the weights first, then other files that are needed to read them.
     """
 
     layer: int
@@ -26,7 +26,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hints:
-    """What is said elsewhere (a config over all layers, or the caller) about every layer."""
+    """What a config for all layers, or the caller, says about every layer; None where they say nothing."""
 
     input_hook: str | None = None
     output_hook: str | None = None
@@ -35,7 +35,7 @@ class Hints:
 
 
 class LayerWeights(NamedTuple):
-    """One layer as read; ``decoder`` only where features write to later layers too."""
+    """The weights of one layer; ``decoder`` is set if features write to later layers as well."""
 
     transcoder: Transcoder
     decoder: Float[Tensor, "feature slot d_out"] | None = None
@@ -43,9 +43,10 @@ class LayerWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A way of laying out weights. ``find`` is empty where the repository is laid out otherwise.
+    """One way in which weights are published.
 
-    ``model`` reads what the files say about the model they are for, if they do.
+    ``find`` lists a repository's layers in this layout (none if it has another), ``read`` reads one, and ``model``
+    gives the name of the model it was trained on, if the files say it.
     """
 
     name: str

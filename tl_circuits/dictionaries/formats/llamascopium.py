@@ -56,7 +56,8 @@ def _require_known(path: Path, config: dict[str, Any]) -> None:
     if kind != "sae" or config.get("hook_point_in") == config.get("hook_point_out"):
         what = {"clt": "cross-layer transcoder", "lorsa": "Lorsa attention replacement"}.get(kind, "autoencoder")
         raise DictionaryError(
-            f"{path}: a llamascopium {what} (sae_type {kind!r}) is recognised but not supported; only its transcoders are."
+            f"{path}: a llamascopium {what} (sae_type {kind!r}) is recognised but not supported; only its transcoders "
+            "are."
         )
     refused = {
         "use_glu_encoder": bool(config.get("use_glu_encoder")),
@@ -74,11 +75,12 @@ def _require_known(path: Path, config: dict[str, Any]) -> None:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """Norm factors are folded in, so activations are on the raw scale: ``W_E`` stays, ``b_E / s_in``.
+    """One layer, with its norm factors folded into the weights, so that it works on the model's own tensors.
 
-    With ``s = √d_model / average norm`` of each side, ``h = s_in x W_E + b_E`` and
-    ``y = (act(h) W_D + b_D) / s_out``, so with activations ``act(h) / s_in`` the decoder is
-    ``W_D s_in / s_out`` and a threshold on ``h`` is ``θ / s_in``.
+    These transcoders were trained on scaled tensors: with ``s = √d_model / average norm`` of what is read (``s_in``)
+    and of what is written (``s_out``), ``h = s_in x W_E + b_E`` and ``y = (act(h) W_D + b_D) / s_out``. Divided by
+    ``s_in``, the activations are those of the encoder ``W_E`` with bias ``b_E / s_in`` and threshold ``θ / s_in``, and
+    the decoder is ``W_D s_in / s_out``.
     """
     path, config_path = (repository.local(file) for file in entry.files)
     config, file = read_json(config_path), MappedFile(path)
@@ -117,7 +119,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 
 
 def _scale(path: Path, file: MappedFile, config: dict[str, Any], side: str, d_model: int) -> float:
-    """``√d_model / average norm`` of one side's tensor, 1 where the norms are folded in already."""
+    """The factor ``√d_model / average norm`` of what is read or written; 1 if it is in the weights already."""
     if config.get("norm_activation") != "dataset-wise":
         return 1.0
     name = f"dataset_average_activation_norm.{config[side]}"

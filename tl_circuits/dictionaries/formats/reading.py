@@ -1,4 +1,4 @@
-"""Reading configs and tensors with errors that name file and field."""
+"""Read configs and tensors from files that may be damaged or hostile; errors name file and field."""
 
 import json
 import zipfile
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tl_circuits.errors import DictionaryError
 
-SMALL = 1 << 20  # a config larger than this is not a config
-ROUGHLY_SQUEEZED = 20  # random weights do not compress; more than this is a zip bomb
+SMALL = 1 << 20  # bytes; a larger file is no config and is not read
+ROUGHLY_SQUEEZED = 20  # weights hardly compress, so an archive that unpacks to more than this factor is a zip bomb
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; DictionaryError naming the file otherwise."""
+    """The JSON object in a file; DictionaryError if it holds anything else."""
     try:
         content = json.loads(_text(path))
     except ValueError as error:
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, plain data only; DictionaryError naming the file otherwise."""
+    """The YAML mapping in a file, plain data only; DictionaryError if it holds anything else."""
     import yaml
 
     try:
@@ -54,10 +54,11 @@ def _mapping(path: Path, content: Any) -> dict[str, Any]:
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Arrays of a NumPy archive as tensors.
+    """The arrays ``names`` of a NumPy archive, as tensors.
 
-    Raises DictionaryError for what is not an archive of plain arrays: cut off, pickled objects,
-    members that lead out of the archive, or more data than its size can hold.
+    Raises:
+        DictionaryError: the archive is cut off, holds pickled objects or members outside of it, or claims more data
+            than its size can hold.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,7 +103,7 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def need(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    """The tensors called ``names``; DictionaryError naming file and field for a missing one."""
+    """The tensors called ``names``; DictionaryError if one is missing."""
     missing = [name for name in names if name not in tensors]
     if missing:
         raise DictionaryError(
@@ -112,7 +113,7 @@ def need(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]
 
 
 def shaped(path: Path, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    """``tensor`` if it has ``shape`` (None: any size); DictionaryError naming file and both shapes otherwise."""
+    """Return ``tensor`` if it has ``shape`` (None: any size); raise DictionaryError otherwise."""
     fits = tensor.ndim == len(shape) and all(s in (None, n) for n, s in zip(tensor.shape, shape, strict=True))
     if not fits:
         expected = ", ".join("any" if s is None else str(s) for s in shape)
@@ -121,9 +122,9 @@ def shaped(path: Path, name: str, tensor: Tensor, shape: tuple[int | None, ...])
 
 
 def decoder_rows(path: Path, W_dec: Tensor, width: int, d_out: int) -> Tensor:
-    """``W_dec`` as ``[feature, d_out]``, whichever way round it was stored.
+    """``W_dec`` as ``[feature, d_out]``, transposed if it was stored as ``[d_out, feature]``.
 
-    Published sets of one and the same layout differ in this, so the shape decides.
+    Published sets in the same layout do either, so the shape decides.
     """
     if tuple(W_dec.shape) == (width, d_out):
         return W_dec
@@ -136,7 +137,7 @@ def decoder_rows(path: Path, W_dec: Tensor, width: int, d_out: int) -> Tensor:
 
 
 def valid_threshold(path: Path, field: str, threshold: Tensor, width: int) -> Tensor:
-    """``threshold`` if there is one a feature and none is negative (a logarithm); DictionaryError otherwise."""
+    """Return ``threshold`` if it has one number a feature, none of them negative; raise DictionaryError otherwise."""
     shaped(path, field, threshold, (width,))
     negative = int((threshold < 0).sum())
     if negative:
@@ -148,13 +149,13 @@ def valid_threshold(path: Path, field: str, threshold: Tensor, width: int) -> Te
 
 
 def require_agreement(path: Path, field: str, said: Any, found: int | str | bool) -> None:
-    """Raise DictionaryError where a config's field contradicts what its tensors show."""
+    """Raise DictionaryError if a config's field contradicts the tensors."""
     if said is not None and said != found:
         raise DictionaryError(f"{path}: {field} is {said!r}, but the tensors say {found!r}.")
 
 
 def positive_int(path: Path, field: str, value: Any) -> int:
-    """``value`` as a whole number from 1; DictionaryError naming file and field otherwise."""
+    """Return ``value`` if it is a whole number from 1; raise DictionaryError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DictionaryError(f"{path}: {field} is {value!r}, expected a whole number from 1.")
     return value

@@ -1,11 +1,11 @@
-"""Layouts that are known by sight but not read: better a name than a guess at their equations."""
+"""Layouts that are recognised but not read, so that the error can name them instead of guessing their equations."""
 
 import re
 
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.errors import DictionaryError
 
-# What it is called, and the file that gives it away.
+# A layout's name, and a file by which it is recognised.
 _BY_FILE = (
     ("Llama Scope 1 transcoders (LXTC)", re.compile(r"(?:.*/)?L(?:lama)?[^/]*TC-\d+x/hyperparams\.json")),
     ("Llama Scope 1 (hyperparams.json)", re.compile(r"(?:.*/)?hyperparams\.json")),
@@ -18,7 +18,7 @@ _PICKLES = re.compile(r".*\.(?:pt|pth|bin|pkl|pickle|ckpt|dcp)")
 
 
 def refuse(repository: Repository) -> None:
-    """Raise DictionaryError saying what is there: a layout we know by name, pickles, or nothing."""
+    """Raise DictionaryError that says what the repository holds: a recognised layout, pickles, or nothing known."""
     for name, pattern in _BY_FILE:
         found = next((path for path in repository.paths if pattern.fullmatch(path)), None)
         if found:

@@ -24,7 +24,7 @@ _WEIGHTS = "sae_weights.safetensors"
 
 
 def find(repository: Repository) -> Sequence[Entry]:
-    """One entry for each folder; its config's hook name says the layer."""
+    """One entry for each folder; the layer is in its config's hook name."""
     here, entries = set(repository.paths), []
     for path in repository.paths:
         folder = PurePosixPath(path)
@@ -67,7 +67,7 @@ def _require_transcoder(path: Path, config: dict[str, Any]) -> None:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """``W_enc`` is stored the other way round; a skip is ``[d_out, d_in]``."""
+    """One layer. ``W_enc`` is stored as ``[d_in, feature]``, a skip connection as ``[d_out, d_in]``."""
     path, config_path = (repository.local(file) for file in entry.files)
     config, file = read_json(config_path), MappedFile(path)
     W_enc, W_dec, b_enc, b_dec = need(path, file, "W_enc", "W_dec", "b_enc", "b_dec")

@@ -25,7 +25,7 @@ _CLT = ("n_targets", "n_sources", "normalize_io", "divide_cross_layer", "post_en
 
 
 def find(repository: Repository) -> Sequence[Entry]:
-    """One entry for each hookpoint's folder; those not on an MLP are refused."""
+    """One entry for each hookpoint's folder; a hookpoint that is not an MLP is refused."""
     here, entries = set(repository.paths), []
     for path in repository.paths:
         folder = PurePosixPath(path)
@@ -44,9 +44,9 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """``y = topk(ReLU(x Wᵀ + b)) W_dec + b_dec (+ x W_skipᵀ)``, weights as stored.
+    """One layer: ``y = topk(ReLU(x Wᵀ + b)) W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection.
 
-    It reads the MLP's input (norm gain applied) and writes the MLP's own output.
+    It reads the MLP's input, with the norm's gain applied, and writes the MLP's own output.
     """
     path, config_path = (repository.local(file) for file in entry.files)
     config = read_json(config_path)
