@@ -156,6 +156,14 @@ def test_a_link_that_could_mean_two_nodes_is_not_guessed(tmp_path):
         load(content, tmp_path)
 
 
+def test_a_link_into_the_errors_own_layer_can_only_be_the_features(tmp_path):
+    content = json.loads((DATA / "circuit_tracer.json").read_text())
+    number, target = next((i, n["node_id"]) for i, n in enumerate(content["nodes"]) if n["layer"] == "1" and n["feature_type"] == "cross layer transcoder")
+    content["links"] = [link for link in content["links"] if link["target"] != target] + [{"source": "0_1_2", "target": target, "weight": 1.0}]
+    graph = load(content, tmp_path)
+    assert graph.edges[graph.edges.target == graph.node_ids[number]].source.tolist() == ["L0/F1@2"]
+
+
 class Payload:
     def __reduce__(self):
         import os
