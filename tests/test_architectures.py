@@ -1,5 +1,7 @@
 """Many architectures against the plain Hugging Face model: right, or refused by name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -10,7 +12,15 @@ import tl_circuits as tlc
 from tests import plain, zoo
 from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, effect_error, relative
 from tests.tiny import transcoders
-from tl_circuits.errors import ArchitectureError, DictionaryError, EditError, TLCircuitsError, UnknownHookError
+from tl_circuits.attribution.sums import require_sums
+from tl_circuits.errors import (
+    ArchitectureError,
+    DictionaryError,
+    EditError,
+    NotFiniteError,
+    TLCircuitsError,
+    UnknownHookError,
+)
 
 # One of each kind: patterns that ignore hooks; gains of another form, or none; norms inside attention; norms
 # behind the blocks; no denominators to see; scaled residuals and logits; one norm for attention and MLP;
@@ -285,6 +295,14 @@ def test_a_folded_bridge_is_refused_for_sets_that_want_the_gain_and_takes_neuron
         assert tlc.attribute(replacement, prompt, max_nodes=20, progress=False).completeness_error() < 1e-4
 
 
+def test_a_bridge_whose_weights_were_processed_with_the_gains_kept_takes_sets_that_want_them():
+    model = tlc.load_model("tiny-facts")
+    model.process_weights(fold_ln=False)
+    with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
+        graph = tlc.attribute(replacement, "the capital of Texas is", max_nodes=20, progress=False)
+    assert graph.completeness_error() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["granite", "gemma2"])
 def test_target_values_are_the_plain_models_centred_logits(name):
     model = bridge(name)
@@ -399,6 +417,44 @@ def test_a_users_hook_on_attention_is_no_fault_of_transformer_lens():
     with tlc.attach(model, transcoders(model)) as replacement:
         graph = tlc.attribute(replacement, TOKENS, max_nodes=5, progress=False)
     assert graph.info.engine == "autograd" and graph.completeness_error() < 1e-4
+
+
+def test_logits_that_the_unembedding_does_not_make_are_refused():
+    model = bridge("llama")
+    model.add_hook("unembed.hook_out", lambda logits, hook: logits + 0.1 * logits.roll(1, -1))
+    with tlc.attach(model, transcoders(model)) as replacement:
+        for engine in ("linear", "autograd"):
+            with pytest.raises(ArchitectureError, match="W_U and b_U make other logits than the model's own"):
+                tlc.attribute(replacement, TOKENS, engine=engine, progress=False)
+
+
+def test_logits_beyond_floating_point_are_named():
+    model = hooked(normalization_type=None)
+    with torch.no_grad():
+        model.embed.W_E.mul_(1e3)
+        model.unembed.W_U.mul_(1e38)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(NotFiniteError, match="logits hold NaN or infinity"):
+        tlc.attribute(replacement, TOKENS, targets=TARGETS, progress=False)
+
+
+def test_neurons_that_do_not_make_the_mlps_output_are_refused():
+    model = bridge("llama")
+    model.add_hook("blocks.1.hook_mlp_out", lambda out, hook: 1.5 * out)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        for engine in ("linear", "autograd"):
+            with pytest.raises(ArchitectureError, match="layer 1: the neurons rebuild the MLP's output only to 33.3%"):
+                tlc.attribute(replacement, TOKENS, engine=engine, progress=False)
+
+
+def test_a_graph_that_does_not_add_up_is_not_returned():
+    model = bridge("llama")
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, max_nodes=20, progress=False)
+    require_sums(graph, torch.float32)
+    wrong = graph._nodes.bias.clone()
+    wrong[3] += 0.01 * graph._nodes.value[3].abs() + 0.01
+    with pytest.raises(ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[3]} give"):
+        require_sums(replace(graph, _nodes=replace(graph._nodes, bias=wrong)), torch.float32)
 
 
 def test_halving_a_token_is_what_the_plain_model_does_with_nothing_held():

@@ -180,6 +180,8 @@ def test_layers_the_model_lacks_and_gaps_are_refused():
     model = tiny_bridge("llama")
     with pytest.raises(DictionaryError, match="layer 5 does not exist"):
         tlc.attach(model, transcoders(model, layers=[4, 5]))
+    with pytest.raises(DictionaryError, match=r"layer 3 does not exist: the model has layers 0\.\.2"):
+        tlc.attach(model, transcoders(model, layers=[2, 3]))
     some = {layer: transcoders(model)[layer] for layer in (0, 2)}
     with pytest.raises(DictionaryError, match=r"the set is missing the layers 1; it has 0, 2.*layers=\[0, 2\]"):
         tlc.attach(model, some)

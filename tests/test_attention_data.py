@@ -52,6 +52,15 @@ def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
     json.dumps(found)
 
 
+def test_pairs_of_several_heads_are_summed_and_a_head_told_twice_counts_once():
+    def head(number, weight):
+        return {"layer": 1, "head": number, "key": 2, "pairs": [["a", "b", weight]], "by_query": [["a", weight]], "by_key": [["b", weight]]}
+
+    found = qk_tracing_results([head(0, 1.0), head(3, 0.5), head(0, 1.0)], lambda name: name)
+    assert found["pair_wise_contributors"] == [["a", "b", 1.5]]
+    assert found["top_q_marginal_contributors"] == [["a", 1.5]] and found["top_k_marginal_contributors"] == [["b", 1.5]]
+
+
 def test_the_graph_keeps_its_stories_and_says_how_far_it_is(told, tmp_path, capsys):
     replacement, graph, stories = told
     kept = tlc.explain_heads(replacement, graph, 2, heads=2, progress=True)

@@ -14,7 +14,7 @@ import tl_circuits as tlc
 from tests.tiny import CONFIGS, checkpoint, command, cross_layer, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import BelongingError, EditError, TargetError
-from tl_circuits.hooks.identity import first_difference, model_sample
+from tl_circuits.hooks.identity import first_difference, model_sample, spread
 from tl_circuits.view.folder import GraphFolder
 from tl_circuits.view.live_model import LiveModel, foreign
 
@@ -133,6 +133,11 @@ def test_a_model_is_known_again_however_transformer_lens_opened_it(tmp_path):
 
             hooked.load_and_process_state_dict(convert_gpt2_weights(original, hooked.cfg), fold_ln=True, center_writing_weights=True, center_unembed=True)
             assert first_difference(samples[0], model_sample(hooked)) is None
+
+
+def test_what_is_looked_at_lies_apart_and_another_number_of_numbers_is_a_difference():
+    assert [spread(size, count).tolist() for size, count in ((9, 2), (101, 3), (2, 2))] == [[3, 6], [25, 50, 75], [0, 1]]
+    assert first_difference((("a", (1.0,)), ("b", (2.0,))), (("b", (2.0, 2.0)), ("a", (1.0,)))) == "b"
 
 
 def test_another_checkpoint_of_the_same_name_and_shape_is_refused(own, tmp_path):

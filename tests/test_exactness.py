@@ -11,7 +11,7 @@ from transformers import GPT2Config, LlamaConfig
 
 import tl_circuits as tlc
 from tests.oracles import measured_column
-from tests.tiny import ARCHITECTURES, VOCAB, checkpoint, cross_layer, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, CONFIGS, VOCAB, checkpoint, cross_layer, prompt, tiny_bridge, transcoders
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
 SUMS, AGREE, MEASURED = 1e-4, 1e-4, 1e-3
@@ -126,6 +126,16 @@ def test_few_vectors_with_shares_are_as_good_as_full_gradients(architecture, kin
     assert few.node_ids == full.node_ids and few.completeness_error() < SUMS
     scale = full.adjacency().abs().amax(1, keepdim=True).clamp_min(1e-12)
     assert ((few.adjacency() - full.adjacency()).abs() / scale).max() < AGREE
+
+
+def test_gated_neurons_with_biases_add_up(tmp_path):
+    settings = CONFIGS["llama"].to_dict() | {"mlp_bias": True, "attention_bias": True}
+    model = TransformerBridge.boot_transformers(checkpoint(LlamaConfig(**settings), str(tmp_path)), device="cpu").eval()
+    assert model.blocks[1].mlp.gate.bias.abs().min() > 0
+    linear, autograd = (trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd"))
+    assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
+    assert linear.node_ids == autograd.node_ids and torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
+    assert torch.allclose(linear._nodes.bias, autograd._nodes.bias, atol=1e-4)
 
 
 def test_same_input_gives_same_bytes(tmp_path):

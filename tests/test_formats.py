@@ -151,6 +151,13 @@ def test_topk_of_circuit_tracer_keeps_negative_values_and_sparsify_does_not(tmp_
         assert found.activate(0, found.pre_activations(0, x), x)[0].tolist() == expected
 
 
+def test_a_threshold_must_be_passed_not_reached_and_may_be_negative_where_nothing_is_clamped():
+    made = dict(W_enc=torch.eye(3), W_dec=torch.eye(3), b_enc=torch.zeros(3), b_dec=torch.zeros(3), threshold=torch.tensor([1.0, 1.0, -1.0]))
+    pre = torch.tensor([[1.0, 1.5, -0.5]])
+    for clamp, expected in ((True, [0.0, 1.5, 0.0]), (False, [0.0, 1.5, -0.5])):
+        assert tlc.Transcoder(**made, activation="jumprelu", clamp=clamp).activate(pre)[0].tolist() == expected
+
+
 def test_sparsify_computes_its_width_from_the_expansion_factor(tmp_path):
     layers = published.random_layers(2, width=128, d=4)
     published.sparsify(tmp_path / "set", layers, k=5, num_latents=0)

@@ -74,9 +74,10 @@ def test_each_way_is_what_the_edge_is_with_all_other_heads_switched_off(architec
         graph = tlc.attribute(replacement, prompt(6), targets=[7], max_nodes=40, progress=False)
         local = retrace(replacement, graph)
         tokens = graph.is_kind("embedding")[graph._edges.source] & graph.is_kind("logit")[graph._edges.target]
-        edges = tokens.nonzero()[:, 0].tolist()[-2:]  # the longest ways there are, one within a position
+        tokens = tokens.nonzero()[:, 0].tolist()
+        edges = [tokens[0], *tokens[-2:]]  # from the position left out; the longest ways there are, one within a position
         for edge, paths in zip(edges, edge_paths(local, graph, edges, 6), strict=True):
-            assert paths.heads and paths.chains
+            assert paths.heads
             scale = max(abs(value) for value in paths.heads.values())
             assert edge_through(local, graph, edge, []) == pytest.approx(paths.residual, rel=1e-4, abs=1e-5 * scale)
             for head in list(paths.heads)[::5]:
@@ -134,6 +135,9 @@ def test_differences_of_logits_need_their_targets_once_more(traced):
     edge = graph.edges[graph.edges.target == "logit:0"].iloc[0]
     with pytest.raises(TargetError, match="targets="):
         tlc.head_loadings(replacement, graph, edge.source, "logit:0")
+    for others, words in (([tlc.LogitDifference(5, 8)], "comes out differently"), (targets * 2, "targets has 2 entries, the graph was traced for 1")):
+        with pytest.raises(TargetError, match=words):
+            tlc.head_loadings(replacement, graph, edge.source, "logit:0", targets=others)
     frame = tlc.head_loadings(replacement, graph, edge.source, "logit:0", targets=targets)
     assert frame.loading.sum() == pytest.approx(edge.weight, rel=1e-4)
 

@@ -69,6 +69,10 @@ def test_a_pattern_that_queries_and_keys_do_not_give_is_kept():
     assert Pattern.recomputed(scores.softmax(-1), q, q, 1.0, None) is not None
     assert Pattern.recomputed(scores.softmax(-1), q, q, 0.9, None) is None
     assert Pattern.recomputed(scores.softmax(-1).bfloat16(), q, q, 1.0, None) is None
+    # A model in half precision rounds its scores, also where a pattern happens to be exact, as that of one token.
+    one = torch.ones(2, 1, 1)
+    assert Pattern.recomputed(one, q[:, :1], q[:, :1], 1.0, None) is not None
+    assert Pattern.recomputed(one.bfloat16(), q[:, :1], q[:, :1], 1.0, None) is None
 
 
 def test_queries_that_attend_to_nothing_keep_their_place():

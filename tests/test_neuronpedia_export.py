@@ -83,7 +83,8 @@ def test_neuronpedia_reads_every_feature_and_output_as_we_meant_it(graph, tmp_pa
     assert expected.items() <= read.items()
     outputs = [read[n["node_id"]] for n in content["nodes"] if n["feature_type"] == "logit"]
     assert [name for name, _ in outputs] == list(graph.info.target_names)
-    assert {n["layer"] for n in content["nodes"] if n["feature_type"] == "logit"} == {str(graph.info.n_layers + 1)}
+    logits = [n for n in content["nodes"] if n["feature_type"] == "logit"]
+    assert {n["layer"] for n in logits} == {n["node_id"].split("_")[0] for n in logits} == {str(graph.info.n_layers + 1)}
 
 
 @pytest.mark.parametrize("token", ['say "hi"', '"', "(p=0.5)", 'a" (p=', "<b>&", "\u2028\n\t", "＂"])

@@ -114,6 +114,7 @@ def test_neuronpedias_attention_features_are_read_and_written_back(tmp_path):
     graph = load(content, tmp_path)
     assert places(graph) == ATTENTION
     assert graph.pins == ("L3/attention-F5@1",)
+    assert set(graph.node_ids) == {"L3/F5@1", "token@0", "logit:0", "L3/attention-F5@1", "L3/attention-error@1", "L3/bias3@1"}
     assert graph.save(tmp_path / "g.safetensors") and tlc.load_graph(tmp_path / "g.safetensors").nodes.equals(graph.nodes)
     again = json.loads(tlc.load_graph(tmp_path / "g.safetensors").to_neuronpedia(tmp_path / "out.json").read_text())
     by_type = {n["feature_type"]: n for n in again["nodes"]}
@@ -153,6 +154,14 @@ def test_a_link_that_could_mean_two_nodes_is_not_guessed(tmp_path):
     content["links"] = [link for link in content["links"] if link["target"] != output] + [{"source": "0_1_2", "target": output, "weight": 1.0}]
     with pytest.raises(GraphFileError, match="'0_1_2'.*feature of layer 0 and the error of layer 1"):
         load(content, tmp_path)
+
+
+def test_a_link_into_the_errors_own_layer_can_only_be_the_features(tmp_path):
+    content = json.loads((DATA / "circuit_tracer.json").read_text())
+    number, target = next((i, n["node_id"]) for i, n in enumerate(content["nodes"]) if n["layer"] == "1" and n["feature_type"] == "cross layer transcoder")
+    content["links"] = [link for link in content["links"] if link["target"] != target] + [{"source": "0_1_2", "target": target, "weight": 1.0}]
+    graph = load(content, tmp_path)
+    assert graph.edges[graph.edges.target == graph.node_ids[number]].source.tolist() == ["L0/F1@2"]
 
 
 class Payload:

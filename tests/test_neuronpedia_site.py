@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import time
 from contextlib import redirect_stdout
 
 import pytest
@@ -12,6 +13,7 @@ from tests.fake_neuronpedia import KEY, running
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import ExportError, NeuronpediaError
 from tl_circuits.neuronpedia import client
+from tl_circuits.neuronpedia.cache import FeatureCache
 from tl_circuits.neuronpedia.client import Client
 from tl_circuits.neuronpedia.upload import check_upload
 
@@ -122,6 +124,17 @@ def test_a_damaged_cache_is_put_aside(site, graph, tmp_path, caplog):
     path.unlink()
     path.mkdir()  # a cache that cannot be written at all
     assert len(tlc.labels(graph, **MODEL).labels) == 30
+
+
+def test_what_was_found_is_kept_for_three_months_and_what_was_missing_for_a_week(tmp_path, monkeypatch):
+    kept, now = FeatureCache(tmp_path / "features.sqlite"), time.time()
+    kept.write("server", "m", {("0-set", 1): {"label": "cities"}, ("0-set", 2): None})
+    wanted, day = [("0-set", 1), ("0-set", 2), ("0-set", 3)], 24 * 60 * 60
+    for days, known in ((6, {1, 2}), (8, {1}), (89, {1}), (91, set())):
+        monkeypatch.setattr("tl_circuits.neuronpedia.cache.time.time", lambda days=days: now + days * day)
+        assert {index for _, index in kept.read("server", "m", wanted)} == known, days
+        assert {index for _, index in kept.read("server", "m", wanted, any_age=True)} == {1, 2}
+    assert kept.read("another", "m", wanted, any_age=True) == {}
 
 
 def test_search_reads_all_pages(site):

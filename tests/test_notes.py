@@ -59,7 +59,7 @@ def test_notes_of_another_graph_are_not_applied(graph, tmp_path):
 
 def test_a_damaged_notes_file_is_an_error_that_names_it(graph, tmp_path):
     path = graph.save(tmp_path / "a.graph.safetensors")
-    for text in ("{", "[]", '{"version": 9}', '{"version": 1, "graph": "x", "pins": [3], "groups": [], "names": {}, "text": ""}'):
+    for text in ("{", "[]", '{"version": 9}', '{"version": 9, "graph": "x", "pins": [], "groups": [], "names": {}, "text": ""}', '{"version": 1, "graph": "x", "pins": [3], "groups": [], "names": {}, "text": ""}'):
         (tmp_path / "a.notes.json").write_text(text)
         with pytest.raises(GraphFileError, match="notes"):
             tlc.load_graph(path)

@@ -90,6 +90,7 @@ def test_wrong_texts_show_the_grammar(text, words):
         (tlc.PatternEdit(0, 4, 1, 0, 1.0), r"head 4 is not in 0\.\.3"),
         (tlc.ScoreEdit(0, 0, 99, 0, 1.0), "position 99 is outside"),
         (tlc.ScoreEdit(0, 0, 1, -1, 1.0), "lies behind query 1"),
+        (tlc.PatternEdit(0, 0, 3, 4, 1.0), "key 4 lies behind query 3"),
         (tlc.PatternEdit(0, 0, 1, 0, float("nan")), "finite number"),
         (tlc.ScoreEdit(0, 0, 8, 0, 1.0), "sliding window"),  # layer 0 of the small Gemma looks back four tokens
     ],
@@ -106,3 +107,14 @@ def test_one_cell_edited_twice_is_refused():
     model = tiny_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as replacement, pytest.raises(EditError, match="merge them"):
         tlc.intervene(replacement, prompt(), [tlc.PatternEdit(1, 0, 8, 2, 0.1), tlc.PatternEdit(1, 0, -1, 2, 0.3)])
+
+
+def test_an_edit_at_a_word_still_to_be_written_acts_there_with_and_without_cache():
+    model = tiny_bridge("llama")
+    edits = [tlc.PatternEdit(layer, head, 10, 2, value=5.0) for layer in range(3) for head in range(4)]
+    with tlc.attach(model, transcoders(model)) as replacement:
+        plain, *edited = (
+            tlc.generate(replacement, prompt(), some, max_new_tokens=6, use_past_kv_cache=cached)
+            for some, cached in (([], True), (edits, True), (edits, False))
+        )
+    assert edited[0] == edited[1] != plain

@@ -5,6 +5,7 @@ import torch
 
 import tl_circuits as tlc
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
+from tl_circuits.attention import top_pairs as top_pairs_module
 from tl_circuits.attention.qk import score_attribution
 from tl_circuits.attention.retrace import retrace
 from tl_circuits.attention.top_pairs import top_pairs
@@ -131,6 +132,16 @@ def test_listed_pairs_and_marginals_are_the_largest_and_sum_to_the_score(traced)
     known = set(graph.node_ids)
     assert [name in known for name in every.by_key.source] == every.by_key.in_graph.tolist()
     assert set(every.by_key.kind) == {"feature", "error", "embedding", "bias"}
+
+
+@pytest.mark.parametrize("top", [1, 7, 200])
+def test_the_largest_of_many_pairs_are_found_without_all_products(top, monkeypatch):
+    monkeypatch.setattr(top_pairs_module, "BLOCK", 8)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 6, generator=generator) * torch.rand(n, 1, generator=generator) ** 3 for n in (50, 40))
+    i, j, values = top_pairs(a, b, top)
+    every = (a @ b.T).abs().flatten().sort(descending=True).values
+    assert torch.allclose(values.abs(), every[:top], atol=1e-6) and torch.allclose((a[i] * b[j]).sum(1), values, atol=1e-6)
 
 
 def test_a_difference_of_keys_is_the_difference_of_scores(traced):

@@ -81,6 +81,16 @@ def test_the_wrong_hook_is_named_with_the_right_one():
         assert "near or below zero" in tlc.hook_hint(replacement, quality, texts[0])
 
 
+def test_hooks_that_are_in_use_are_not_recommended():
+    model = tiny_bridge("gpt2")
+    dictionary = {**{layer: transcoders(model)[layer] for layer in (0, 2)}, 1: linear_stand_in(model, 1, "mlp.hook_in", "hook_mlp_out", samples=1500)}
+    with tlc.attach(model, dictionary) as replacement:
+        quality = tlc.dictionary_quality(replacement, [prompt(20, seed=90)]).set_index("layer")
+        assert quality.explained_variance[1] > 0.8 > 0.1 > quality.explained_variance[[0, 2]].max()
+        hint = tlc.hook_hint(replacement, quality, prompt(20, seed=90))
+    assert "near or below zero" in hint and "load it with" not in hint
+
+
 def test_a_dictionary_for_another_model_is_refused_naming_both(tmp_path):
     published.circuit_tracer(tmp_path, published.random_layers(2, width=8, d=48))
     with pytest.raises(DictionaryError, match=r"layer 0: W_enc.*made for meta-llama/Llama-3.2-1B.*\(8, 48\), expected \(8, 32\)"):

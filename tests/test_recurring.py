@@ -94,6 +94,11 @@ def test_counts_and_means_are_those_computed_by_hand(two):
     assert edges.weight[("token@-2", "L0/F5@-1")] == 2.0 and found.edges.source[0] == "L0/F5@-1" and found.unaligned == 0.0
 
 
+def test_coverage_is_the_share_of_inputs_that_edges_carry_by_influence(two):
+    # Of the first target's inputs 8 of 8.5; F5 and F6, of influence 1/2 and 1/4, have all of theirs.
+    assert two[0].coverage == pytest.approx((8 / 8.5 + 1 / 2 + 1 / 4) / (1 + 1 / 2 + 1 / 4))
+
+
 def test_the_graph_keeps_what_recurs_and_accounts_for_the_rest(two):
     graph = tlc.aggregate(two).graph(min_share=1.0)
     assert graph.node_ids == ("L0/F5@1", "token@0", "token@1", "logit:0")

@@ -106,6 +106,15 @@ def test_unreadable_files_are_listed_with_the_reason_and_paths_are_no_ids(served
         assert ask(url, path)[0] == 404
 
 
+def test_a_folder_of_many_graphs_keeps_a_few_in_memory_and_opens_all(served, tmp_path):
+    whole = (served[1] / "capital.graph.safetensors").read_bytes()
+    for number in range(12):
+        (tmp_path / f"{number}.graph.safetensors").write_bytes(whole)
+    folder = GraphFolder(tmp_path)
+    assert len(folder.graphs()) == len([e for e in folder.entries() if not e.problem]) == 12 and len(folder._loaded) <= 9
+    assert all(folder.graph(entry.id).info.tokens for entry in folder.entries()) and len(folder._loaded) <= 9
+
+
 def test_two_tabs_do_not_lose_each_others_fields_and_bad_notes_are_refused(served, home):
     url, _ = served
     graph = tlc.load_graph(home / "capital.graph.safetensors")
@@ -165,6 +174,8 @@ def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):
             ('{"do": "steer", "number": 1, "graph": "x", "nodes": ["a"]}', "no graph"), ("[]", "JSON object"),
             (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": ["nope"], "factor": 0}), "no node"),
             (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": features, "factor": 1e9}), "factor"),
+            ('{"do": "trace", "number": 1, "prompt": ""}', "1 to 2000 characters"),
+            (json.dumps({"do": "trace", "number": 1, "prompt": "w1 " * 1000}), "1 to 2000 characters"),
         ):  # fmt: skip
             line.send(wish)
             assert reason in json.loads(line.recv(timeout=60))["error"]

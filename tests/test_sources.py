@@ -143,6 +143,19 @@ def test_a_choice_is_listed_not_made(cache):
         tlc.load_transcoders("google/gemma-scope-2-1b-pt/transcoder_all", l0="tiny", cache_dir=cache)
 
 
+def test_a_width_in_features_is_the_one_published_in_thousands(tmp_path):
+    layers = published.random_layers(2)
+    published.gemma_scope(tmp_path, layers)
+    published.gemma_scope(tmp_path / "wide", published.random_layers(2, seed=5))
+    for layer in range(2):
+        (tmp_path / f"wide/layer_{layer}/width_16k").rename(tmp_path / f"layer_{layer}/width_65k")
+    (tmp_path / "wide/layer_0").rmdir()
+    (tmp_path / "wide/layer_1").rmdir()
+    (tmp_path / "wide").rmdir()
+    narrow, wide = (tlc.load_transcoders(tmp_path, width=width) for width in (16384, 65536))
+    assert torch.equal(narrow[1].W_enc, layers[1]["W_enc"]) and not torch.equal(wide[1].W_enc, narrow[1].W_enc)
+
+
 def test_some_layers_of_a_set(cache):
     assert list(tlc.load_transcoders("llama", layers=[1, 2], cache_dir=cache).layers) == [1, 2]
     with pytest.raises(DictionaryError, match=r"no layers 7; it has 0..2"):

@@ -56,6 +56,15 @@ def test_the_cache_changes_no_token(architecture, temperature):
     assert hook_state(model) == before
 
 
+def test_positions_from_the_end_mean_the_prompts_end_while_writing(replacement):
+    options = {"max_new_tokens": 6}
+    last, named, none = (
+        tlc.generate(replacement, prompt(), [tlc.Set(layer, at, 3, value=30.0) for layer in (1, 2) for at in positions], **options)
+        for positions in ((-1,), (8,), ())
+    )
+    assert last == named != none
+
+
 def test_generation_streams_and_repeats_with_a_seed(replacement):
     seen = []
     options = {"max_new_tokens": 6, "temperature": 1.5}
@@ -64,6 +73,19 @@ def test_generation_streams_and_repeats_with_a_seed(replacement):
     assert one != tlc.generate(replacement, "w1 w2", seed=2, **options)
     assert one.startswith("w1 w2") and len(seen) == 6 and all(token in one for token in seen)
     assert tlc.generate(replacement, "w1 w2", max_new_tokens=0) == "w1 w2"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_end_of_sequence_token_ends_the_text_and_is_not_written(replacement, cached, monkeypatch):
+    def written():
+        seen = []
+        tlc.generate(replacement, "w1 w2", max_new_tokens=6, temperature=2.0, seed=1, use_past_kv_cache=cached, on_token=seen.append)
+        return seen
+
+    whole, tokenizer = written(), replacement.model.tokenizer
+    end = tokenizer.convert_tokens_to_ids(whole[3].strip())
+    monkeypatch.setattr(type(tokenizer), "eos_token_id", property(lambda self: end), raising=False)
+    assert len(whole) == 6 and written() == whole[: whole.index(whole[3])]
 
 
 def test_generation_beyond_the_context_or_into_nonsense_is_refused(replacement):
