@@ -5,7 +5,7 @@ import torch
 
 import tl_circuits as tlc
 from tests import tiny
-from tl_circuits.errors import BaselineError
+from tl_circuits.errors import BaselineError, TargetError
 
 PROMPT = "the capital of the state containing Dallas is"
 OTHERS = ["the capital of the state containing Oakland is", "the capital of the state containing Miami is"]
@@ -159,3 +159,15 @@ def test_a_circuit_of_nothing_carries_nothing_and_all_nodes_carry_all(facts):
 def test_families_that_measure_nothing_are_refused_in_words(facts, contrast, prompts, answers, says):
     with pytest.raises(BaselineError, match=says):
         tlc.circuit_quality(facts, contrast, prompts, answers, progress=False)
+
+
+@pytest.mark.parametrize("ask", ["loadings", "faithfulness", "boxes"])
+def test_what_asks_for_whole_effects_refuses_a_contrast_graph(facts, contrast, ask):
+    edge = contrast.edges[contrast.edges.target == "logit:0"].iloc[0]
+    asked = {
+        "loadings": lambda: tlc.head_loadings(facts, contrast, edge.source, edge.target),
+        "faithfulness": lambda: tlc.faithfulness(facts, contrast, n=2, progress=False),
+        "boxes": lambda: tlc.box_ablations(facts, contrast, progress=False),
+    }
+    with pytest.raises(TargetError, match="differences from a baseline of 2 prompts"):
+        asked[ask]()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_circuits.support.files import cache_dir
+from tl_circuits.support.cache import cache_dir
 
 if TYPE_CHECKING:
     import torch

@@ -13,6 +13,7 @@ from tl_circuits.attention.head_paths import Head, HeadPaths, Paths, Source, Tar
 from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
+from tl_circuits.dictionaries.belonging import require_no_baseline
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
@@ -148,6 +149,7 @@ def edge_paths(
         targets: as for :func:`head_loadings`.
         progress: show a progress bar on stderr.
     """
+    require_no_baseline(graph, "A head loading")
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
         # Positions that a file leaves out without saying so would give other edges: compare before explaining.

@@ -21,7 +21,7 @@ from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.hub import require_space
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.errors import DictionaryError
-from tl_circuits.support.files import cache_dir
+from tl_circuits.support.cache import cache_dir
 from tl_circuits.support.memory import free_memory
 
 Residency = Literal["auto", "disk", "cpu", "device"]

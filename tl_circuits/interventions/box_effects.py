@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.dictionaries.belonging import require_belonging, require_no_baseline
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
@@ -41,6 +41,7 @@ def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: b
         ('attention', 'Austin')
         >>> path = graph.to_html(folder / "why.html", ablations=removed)
     """
+    require_no_baseline(graph, "box_ablations")
     require_belonging(replacement, graph)
     shown = page_graph(graph)
     boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attention.qk import QKAttribution
-from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.dictionaries.belonging import require_belonging, require_no_baseline
 from tl_circuits.errors import ArgumentError, EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
@@ -138,6 +138,7 @@ def faithfulness(
         >>> report.summary().set_index("freeze").correlation.round(1).head(2).to_dict()
         {'all': 1.0, 'attention': 1.0}
     """
+    require_no_baseline(graph, "faithfulness")
     replacement.require_attached()
     require_belonging(replacement, graph)
     if n < 0:

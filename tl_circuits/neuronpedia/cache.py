@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tl_circuits.support.files import cache_dir
+from tl_circuits.support.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 

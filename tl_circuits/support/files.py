@@ -1,4 +1,4 @@
-"""Write files as a whole or not at all, and find the folder where downloads are kept."""
+"""Write files as a whole or not at all."""
 
 import os
 import tempfile
@@ -8,14 +8,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tl_circuits.errors import OutputError
-
-
-def cache_dir() -> Path:
-    """The folder for downloads: ``$TL_CIRCUITS_CACHE``, else ``tl_circuits`` in the user's cache directory."""
-    own = os.environ.get("TL_CIRCUITS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "tl_circuits"
 
 
 @contextmanager
