@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, LlamaConfig
 
@@ -136,6 +137,18 @@ def test_gated_neurons_with_biases_add_up(tmp_path):
     assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
     assert linear.node_ids == autograd.node_ids and torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
     assert torch.allclose(linear._nodes.bias, autograd._nodes.bias, atol=1e-4)
+
+
+def test_a_neuron_whose_gate_is_exactly_closed_does_no_harm(tmp_path):
+    folder = checkpoint(CONFIGS["llama"], str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.1.mlp.gate_proj.weight"][:7] = 0
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = TransformerBridge.boot_transformers(folder, device="cpu").eval()
+    linear, autograd = (trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd"))
+    assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
+    assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
+    assert not [i for i in linear.node_ids if i.startswith("L1/F") and int(i[4:].split("@")[0]) < 7]  # they are not active
 
 
 def test_same_input_gives_same_bytes(tmp_path):

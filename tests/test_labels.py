@@ -1,5 +1,7 @@
 """Vocabulary labels."""
 
+from dataclasses import replace
+
 import torch
 
 import tl_circuits as tlc
@@ -33,6 +35,19 @@ def test_every_feature_and_neuron_gets_a_label():
             features = graph.is_kind("feature").nonzero()[:, 0].tolist()
             assert set(graph.labels) == set(features) != set()
             assert all(graph.label(i).startswith(("say “", "sees “")) for i in features)
+
+
+def test_whether_a_feature_says_or_sees_does_not_depend_on_how_long_its_vectors_are():
+    model = tiny_bridge("llama")
+    made, shorts = transcoders(model), []
+    for factor in (1.0, 1e-4, 1e4):
+        layers = {i: replace(made[i], W_dec=made[i].W_dec * factor) for i in made.layers}
+        with tlc.attach(model, layers) as replacement:
+            graph = tlc.attribute(replacement, prompt(), max_nodes=500, progress=False)
+            labels = tlc.label_features(replacement, graph, list(range(int(graph.is_kind("feature").sum())))).labels
+            first = {graph.node_ids[i]: label.short for i, label in labels.items() if graph.node_ids[i].startswith("L0/")}
+        shorts.append(first)
+    assert shorts[0] == shorts[1] == shorts[2] and {short.split()[0] for short in shorts[0].values()} == {"say", "sees"}
 
 
 def test_a_negative_activation_turns_promotion_round():

@@ -95,6 +95,13 @@ def test_a_fault_that_stays_costs_labels_but_never_the_call(site, graph, fault, 
     assert labelled.nodes.equals(graph.nodes) and "stay without a label" in caplog.text
 
 
+def test_a_question_is_given_up_when_its_time_is_over_however_many_tries_are_left(site):
+    site.faults = [500] * 50
+    with pytest.raises(NeuronpediaError, match=r"Tried \d times in 0\.\d s"):
+        Client(site.url, retries=12, deadline=0.5).get("/api/feature/tiny-model/0-tiny-set/1")
+    assert 2 < len(site.asked) < 10  # twelve, each after twice the time, would take more than a minute
+
+
 def test_a_server_that_is_gone_costs_labels_but_never_the_call(site, graph, caplog):
     site.stop()
     assert not tlc.labels(graph, deadline=0.5, **MODEL).labels and "no connection" in caplog.text

@@ -15,7 +15,7 @@ from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.graph.drawn import MOST_NODES
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
-from tl_circuits.view.page_data import MOST_LINKS, packed_json, page_data
+from tl_circuits.view.page_data import MOST_LINKS, _strongest_links, packed_json, page_data
 from tl_circuits.view.page_file import page_html
 from tl_circuits.view.story import Unit, _sentence, tell
 
@@ -416,6 +416,15 @@ def test_the_modules_share_one_scope_without_clashing():
     listed = re.findall(r"^(?:export )?const (\w+ = .*);", script("file.js"), re.M)
     names += [name for line in listed for name in re.findall(r", ([A-Z_]{3,}) =", line)]
     assert len(names) == len(set(names)) and not re.search(r"^import ", script("file.js"), re.M)
+
+
+def test_the_share_of_links_that_a_page_holds_is_that_of_their_influence(graph, monkeypatch):
+    monkeypatch.setattr("tl_circuits.view.page_data.MOST_LINKS", 100)
+    kept, share = _strongest_links(graph, [])
+    edges = graph.edges
+    size = edges.weight.abs()
+    flow = size / size.groupby(edges.target).transform("sum") * edges.target.map(graph.nodes.set_index("id").influence)
+    assert len(kept) == 100 < len(edges) and share == pytest.approx(flow.iloc[kept.tolist()].sum() / flow.sum(), rel=1e-5)
 
 
 def test_a_large_graph_is_cut_to_what_a_page_can_hold():

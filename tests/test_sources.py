@@ -10,6 +10,7 @@ import tl_circuits as tlc
 from tests import published
 from tests.fake_hub import serving
 from tests.tiny import cross_layer, hook_state, prompt, tiny_bridge
+from tl_circuits.dictionaries.residency import choose_residency
 from tl_circuits.errors import DictionaryError, DownloadError
 
 # The 26 sparsities of Gemma Scope that circuit-tracer and SAELens both take.
@@ -272,6 +273,12 @@ def test_an_interrupted_conversion_leaves_nothing_and_a_second_try_works(cache, 
     first = {p: p.stat().st_mtime_ns for p in (tmp_path / "converted").rglob("*.safetensors")}
     tlc.load_transcoders("gemma", cache_dir=cache, residency="disk")
     assert first and first == {p: p.stat().st_mtime_ns for p in (tmp_path / "converted").rglob("*.safetensors")}
+
+
+def test_on_a_cpu_large_sets_stay_on_disk_unless_asked():
+    cpu = torch.device("cpu")
+    assert [choose_residency("auto", cpu, size) for size in (2**29, 2**29 + 1)] == ["device", "disk"]
+    assert [choose_residency(asked, cpu, 2**40) for asked in ("device", "cpu", "disk")] == ["device", "cpu", "disk"]
 
 
 def test_residencies_agree(cache):
