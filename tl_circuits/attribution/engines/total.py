@@ -187,7 +187,7 @@ class _FeatureRun:
 
     def _encode(self, layer: int, x: Tensor) -> Tensor:
         active, skip = self._sources.layers[layer].active, self._sources.layers[layer].skip
-        self._written[layer] = (x[0].float()[active.position] * self._reading[layer]).sum(-1)
+        self._written[layer] = (x[0].float()[active.position.clone()] * self._reading[layer]).sum(-1)
         if skip is not None:
             keep = torch.ones(self._sources.n_pos, 1, device=skip.device)
             keep[list(self._sources.skipped)] = 0.0
