@@ -8,20 +8,32 @@ from tl_circuits.hooks.record import Listener, norm_names
 from tl_circuits.interventions.intervene import edited_batches
 
 
-def frozen_run(replacement, tokens, changes, wanted, skipped=()):
-    """One forward pass with patterns, denominators and MLP outputs held at their clean values.
+def held_names(replacement):
+    """The hooks whose tensors a frozen run keeps as they are."""
+    model = replacement.model
+    return [f"{n}.hook_scale" for n in norm_names(model)] + [f"blocks.{i}.attn.hook_pattern" for i in range(int(model.cfg.n_layers))]
+
+
+def clean_values(replacement, tokens):
+    """What :func:`frozen_run` holds, from a run with nothing held."""
+    dictionary = replacement.dictionary
+    reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
+    with torch.no_grad(), Listener(replacement.model, dict.fromkeys([*held_names(replacement), *mlp_sites(replacement), *reads])) as clean:
+        replacement.model(tokens[None])
+    return clean.seen
+
+
+def frozen_run(replacement, tokens, clean, changes, wanted, skipped=()):
+    """One forward pass with patterns, denominators and MLP outputs held at their ``clean`` values.
 
     ``changes`` maps hook names to tensors added there. A skip connection, being linear, moves with
     its input (except at ``skipped`` positions). No gradient is involved anywhere.
     """
     model, dictionary = replacement.model, replacement.dictionary
     layers = range(int(model.cfg.n_layers))
-    held = [f"{n}.hook_scale" for n in norm_names(model)] + [f"blocks.{i}.attn.hook_pattern" for i in layers]
     sites = dict(zip(mlp_sites(replacement), layers, strict=True))
     reads = {layer: dictionary.input_hook(layer) for layer in dictionary.layers}
     with torch.no_grad():
-        with Listener(model, dict.fromkeys([*held, *sites, *reads.values()])) as clean:
-            model(tokens[None])
         inputs = {}
 
         def keep(layer):
@@ -29,17 +41,17 @@ def frozen_run(replacement, tokens, changes, wanted, skipped=()):
 
         def write(site, layer):
             def hook_function(t, hook):
-                out = clean.seen[site] + changes.get(site, 0.0)
+                out = clean[site] + changes.get(site, 0.0)
                 skip = dictionary.skip(layer) if layer in reads else None
                 if skip is None:
                     return out
-                through = (inputs[layer] - clean.seen[reads[layer]]) @ skip.T
+                through = (inputs[layer] - clean[reads[layer]]) @ skip.T
                 through[:, list(skipped)] = 0.0
                 return out + through
 
             return hook_function
 
-        hooks = [(name, lambda t, hook, v=clean.seen[name]: v) for name in held]
+        hooks = [(name, lambda t, hook, v=clean[name]: v) for name in held_names(replacement)]
         if "blocks.0.hook_resid_pre" in changes:
             hooks.append(("blocks.0.hook_resid_pre", lambda t, hook: t + changes["blocks.0.hook_resid_pre"]))
         hooks += [(read, keep(layer)) for layer, read in reads.items()]
@@ -78,19 +90,18 @@ def source_vector(replacement, graph, index, clean):
     return site, change
 
 
-def measured_column(replacement, graph, index):
-    """What adding one node's contribution, all else frozen, does to every node with a row."""
+def measured_columns(replacement, graph, indices):
+    """What adding one node's contribution, all else frozen, does: tensors before, and after for each of ``indices``."""
     model, dictionary = replacement.model, replacement.dictionary
     tokens = to_tokens(model, list(graph.info.token_ids))
     reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
     wanted = list(dict.fromkeys([*reads, *mlp_sites(replacement), "blocks.0.hook_resid_pre", "ln_final.hook_normalized"]))
     for name in wanted:
         resolve(model, name)
-    skipped = bos_positions(model, tokens)
-    clean, _ = frozen_run(replacement, tokens, {}, wanted, skipped)
-    site, change = source_vector(replacement, graph, index, clean)
-    moved, _ = frozen_run(replacement, tokens, {site: change}, wanted, skipped)
-    return clean, moved
+    skipped, held = bos_positions(model, tokens), clean_values(replacement, tokens)
+    before, _ = frozen_run(replacement, tokens, held, {}, wanted, skipped)
+    changes = (source_vector(replacement, graph, index, before) for index in indices)
+    return before, [frozen_run(replacement, tokens, held, {site: change}, wanted, skipped)[0] for site, change in changes]
 
 
 def measured_effects(replacement, graph, nodes, factor=0.0):
