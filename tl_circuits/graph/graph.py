@@ -208,13 +208,13 @@ class AttributionGraph:
             "feature": n.feature.numpy(),
             "token": [self.info.tokens[p] if p >= 0 else "" for p in position],
             "activation": n.activation.numpy(),
-            "baseline": np.zeros(len(n), np.float32) if n.baseline is None else n.baseline.numpy(),
             "bias": n.bias.numpy(),
             "influence": self.influence.numpy(),
-            "total_effect": np.full(len(n), np.nan, np.float32) if n.total_effect is None else n.total_effect.numpy(),
             "label": [self.label(i) for i in range(len(n))],
             "value": n.value.numpy(),
             "residue": n.residue.numpy(),
+            "total_effect": np.full(len(n), np.nan, np.float32) if n.total_effect is None else n.total_effect.numpy(),
+            "baseline": np.zeros(len(n), np.float32) if n.baseline is None else n.baseline.numpy(),
             "shared": np.zeros(len(n), np.float32) if n.shared is None else n.shared.numpy(),
         }
         return pd.DataFrame(columns)
