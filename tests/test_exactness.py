@@ -149,6 +149,8 @@ def test_a_neuron_whose_gate_is_exactly_closed_does_no_harm(tmp_path):
     assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
     assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
     assert not [i for i in linear.node_ids if i.startswith("L1/F") and int(i[4:].split("@")[0]) < 7]  # they are not active
+    by_effect = trace(model, tlc.mlp_neurons(model), max_nodes=60, select="total_effect")
+    assert by_effect.completeness_error() < SUMS and by_effect._nodes.total_effect.isfinite().all()
 
 
 def test_same_input_gives_same_bytes(tmp_path):
