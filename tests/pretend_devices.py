@@ -119,12 +119,14 @@ class PretendDevices(TorchFunctionMode):
     """Within this context ``xpu:0``, ``xpu:1`` ... exist."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
         if func is Tensor.to:
-            return _to(*args, **kwargs)
+            return _to(*args, **(kwargs or {}))
         if func is Tensor.cpu:
             return move(args[0], CPU)
-        if func in (Tensor.device.__get__, torch.nn.Module.to):
+        if func is not Tensor.new_tensor and not (kwargs and "device" in kwargs):  # nearly all of millions of calls
+            return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.Module.to:
             return func(*args, **kwargs)
         device = kwargs.pop("device", args[0].device if func is Tensor.new_tensor else None)
         out = func(*args, **kwargs)

@@ -197,7 +197,7 @@ def test_the_list_of_graphs_is_kept_by_slug(graph, tmp_path):
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
     assert [g["slug"] for g in listed] == ["b", "a"] and listed[0]["prompt"] == graph.info.prompt
     (tmp_path / "graph-metadata.json").write_text("[]")
-    with pytest.raises(ExportError, match="no list of graphs"):
+    with pytest.raises(ExportError, match="is not a list of graphs"):
         graph.to_neuronpedia(tmp_path, "circuit-tracer", slug="c")
 
 

@@ -26,14 +26,16 @@ def test_bridge_and_hugging_face_agree_bit_for_bit(name, request):
 def test_a_real_prompt_adds_up_and_both_engines_agree(which, request):
     model = request.getfixturevalue(which)
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
-        linear, autograd = (
-            tlc.attribute(replacement, PROMPT, " Paris", max_nodes=64, engine=e, progress=False)
-            for e in ("linear", "autograd")
+        linear, autograd = (  # the reference takes a second a node
+            tlc.attribute(replacement, PROMPT, " Paris", max_nodes=nodes, engine=e, progress=False)
+            for nodes, e in ((64, "linear"), (16, "autograd"))
         )
     assert linear.info.target_names == (" Paris",)
-    assert linear.completeness_error() < 1e-4 and not linear.is_kind("error").any()
-    assert linear.node_ids == autograd.node_ids
-    ours, reference = linear.adjacency(), autograd.adjacency()
+    for graph, nodes in ((linear, 64), (autograd, 16)):
+        assert int(graph.is_kind("feature").sum()) == nodes and not graph.is_kind("error").any()
+        assert graph.completeness_error() < 1e-4
+    shared = [linear.node_numbers[node] for node in autograd.node_ids]  # both choose the same, one of them fewer
+    ours, reference = linear.adjacency()[shared][:, shared], autograd.adjacency()
     assert ((ours - reference).abs().amax(1) <= 1e-4 * reference.abs().amax(1)).all()
 
 
@@ -49,13 +51,13 @@ def test_transcoders_on_a_real_model_add_up(which, request):
 @pytest.mark.parametrize("which", ["smollm2", "gemma3"])
 def test_every_nodes_removal_on_a_real_model_is_minus_its_edges(which, request):
     model = request.getfixturevalue(which)
-    tokens = model.to_tokens("The capital of France is Paris and the capital of Italy is")[0][:12]
+    tokens = model.to_tokens("The capital of France is Paris and the")[0][:8]
     with tlc.attach(model, transcoders(model, width=256, skip=which == "smollm2")) as replacement:
-        graph = tlc.attribute(replacement, tokens, max_nodes=150, progress=False)
+        graph = tlc.attribute(replacement, tokens, max_nodes=100, progress=False)
         gap, count = removal_gap(replacement, graph)
     # Float32 through 18 to 30 layers, and each effect is the difference of two runs.
     assert gap < 1e-3
-    assert count > 300
+    assert count > 200
 
 
 def test_the_answer_is_paris_and_capital_neurons_speak_for_it(smollm2):
