@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_what_was_found_is_kept_for_three_months_and_what_was_missing_for_a_week
     kept.write("server", "m", {("0-set", 1): {"label": "cities"}, ("0-set", 2): None})
     wanted, day = [("0-set", 1), ("0-set", 2), ("0-set", 3)], 24 * 60 * 60
     for days, known in ((6, {1, 2}), (8, {1}), (89, {1}), (91, set())):
-        monkeypatch.setattr("tl_circuits.neuronpedia.cache.time.time", lambda days=days: now + days * day)
+        monkeypatch.setattr("tl_circuits.neuronpedia.cache.time", SimpleNamespace(time=lambda days=days: now + days * day))
         assert {index for _, index in kept.read("server", "m", wanted)} == known, days
         assert {index for _, index in kept.read("server", "m", wanted, any_age=True)} == {1, 2}
     assert kept.read("another", "m", wanted, any_age=True) == {}
