@@ -18,6 +18,18 @@ def need(present: bool, what: str) -> None:
         (pytest.fail if STRICT else pytest.skip)(f"needs {what}")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of real models first: one of two processes opens those models, and the longest tests are not the last."""
+    items.sort(key=lambda item: not opens_a_real_model(item))
+
+
+def opens_a_real_model(item):
+    names = {*item.fixturenames}
+    if "request" in names and hasattr(item, "callspec"):  # the model is asked for by a parameter
+        names |= {str(value) for value in item.callspec.params.values()}
+    return bool(names & {"smollm2", "smollm2-135m", "gemma3", "gemma-3-270m"})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     torch.set_num_threads(max(1, min(2, torch.get_num_threads())))
