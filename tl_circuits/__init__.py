@@ -6,6 +6,7 @@ line should answer ``--help`` at once.
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from tl_circuits.support.outputs import fill
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from tl_circuits.interventions.patching import circuit_curve, feature_patching
     from tl_circuits.models import load_model
     from tl_circuits.neuronpedia.features import search_features
-    from tl_circuits.neuronpedia.labelling import labels
+    from tl_circuits.neuronpedia.labelling import add_labels
     from tl_circuits.neuronpedia.urls import from_neuronpedia_url
     from tl_circuits.recurring.aggregate import RecurringCircuit, aggregate, contrast
     from tl_circuits.view.widget import Widget
@@ -83,6 +84,7 @@ _HOMES = {
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
     "Widget": "view.widget",
+    "add_labels": "neuronpedia.labelling",
     "aggregate": "recurring.aggregate",
     "attach": "dictionaries.attaching",
     "attribute": "attribution",
@@ -103,7 +105,6 @@ _HOMES = {
     "intervene_many": "interventions.intervene",
     "intervention_hooks": "interventions.intervene",
     "label_features": "feature_labels.vocabulary",
-    "labels": "neuronpedia.labelling",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
@@ -136,10 +137,17 @@ _OUTPUTS = {
 }
 fill(_OUTPUTS)
 
+# Former names, which warn and go on working for one release.
+_RENAMED = {"labels": "add_labels"}
+
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warn(f"tl_circuits.{name} is called tl_circuits.{new} now; the old name will go.", FutureWarning, stacklevel=2)
+        name = new
     if name not in _HOMES:
         raise AttributeError(f"module 'tl_circuits' has no attribute {name!r}")
     return getattr(import_module(f"tl_circuits.{_HOMES[name]}"), name)

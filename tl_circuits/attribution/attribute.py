@@ -16,7 +16,7 @@ from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.total import combined, total_effects
-from tl_circuits.attribution.expand import Expansion, Trimming, expand
+from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
 from tl_circuits.attribution.family import Family, find_family
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.sums import require_sums
@@ -55,7 +55,7 @@ def attribute(
     targets: Any = None,
     *,
     position: int = -1,
-    max_nodes: int = 4000,
+    max_nodes: int = MAX_NODES,
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
     skip_positions: Iterable[int] | None = None,
