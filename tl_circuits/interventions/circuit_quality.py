@@ -182,6 +182,45 @@ def circuit_quality(
     return CircuitQuality(curve, (float(whole.mean()), float(none.mean())), len(every), ablate)
 
 
+@checked
+def common_circuit(graphs: Sequence[AttributionGraph]) -> list[str]:
+    """The nodes that matter most on average over the graphs of several prompts, the most important first.
+
+    A node counts by the mean of its absolute total effect (of its influence, for graphs that chose nodes by that); a graph
+    that does not have it counts as 0. Give the result to :func:`circuit_quality` to judge it on other prompts.
+
+    Args:
+        graphs: graphs of one model and dictionary; positions are taken as they are, so prompts should be alike.
+
+    Returns:
+        Node ids of features and errors.
+
+    Raises:
+        ArgumentError: if there are no graphs.
+
+    Examples:
+        >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
+        >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=20) for text in family]
+        >>> tlc.common_circuit(graphs)[0]
+        'L3/F667@8'
+    """
+    if not graphs:
+        raise ArgumentError("common_circuit needs at least one graph, got an empty list.")
+    total: dict[str, float] = {}
+    for graph in graphs:
+        size = _importance(graph)
+        for i in (graph.is_kind("feature") | graph.is_kind("error")).nonzero()[:, 0].tolist():
+            name = graph.node_ids[i]
+            total[name] = total.get(name, 0.0) + float(size[i])
+    return sorted(total, key=lambda name: (-total[name], name))
+
+
+def _importance(graph: AttributionGraph) -> Float[Tensor, " node"]:
+    """By what a graph chose its nodes: the size of total effects, or influence."""
+    by_total = graph.info.select == "total_effect" and graph._nodes.total_effect is not None
+    return graph._nodes.total_effect.abs() if by_total else graph.influence
+
+
 def _family(replacement: Replacement, prompts: Sequence[Any], what: str) -> tuple[Int[Tensor, "prompt pos"], tuple[int, ...]]:
     """Token ids of all prompts, and the positions that the dictionary leaves out in all of them."""
     if not len(prompts):
@@ -264,9 +303,7 @@ def _nodes(replacement: Replacement, given: Any) -> Nodes:
     """A circuit's features and errors as places, the most important first."""
     if isinstance(given, AttributionGraph):
         require_belonging(replacement, given)
-        by_total = given.info.select == "total_effect" and given._nodes.total_effect is not None
-        size = given._nodes.total_effect.abs() if by_total else given.influence
-        given = [given.node_ids[i] for i in torch.argsort(size, descending=True, stable=True).tolist()]
+        given = [given.node_ids[i] for i in torch.argsort(_importance(given), descending=True, stable=True).tolist()]
     places = [_place(replacement, name) for name in given]
     return [place for place in places if place is not None]
 
