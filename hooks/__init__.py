@@ -40,7 +40,7 @@ from .maps import (
     write_stage,
     written_share,
 )
-from .norms import NormWeights, norm_names, norm_weights, was_folded
+from .norms import NormWeights, norm_names, norm_weights, require_norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import AttentionScores, Pattern
 from .prompt import (
