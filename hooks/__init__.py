@@ -144,6 +144,7 @@ __all__ = [
     "model_device",
     "norm_names",
     "norm_weights",
+    "require_norm_weights",
     "plain_ids",
     "positions_of",
     "prove",

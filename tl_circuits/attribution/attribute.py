@@ -194,10 +194,13 @@ def attribute(
         return graph
 
 
-def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
+def _total(
+    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, roots: Roots, holds: Holds
+) -> Float[Tensor, " column"]:
     """The total effect of every column on all roots together, each weighted as it is for influence."""
     if roots.targets is not None:
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
+    assert roots.column is not None  # roots without targets are one feature
     column = torch.tensor([roots.column])
     return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
 
@@ -228,7 +231,7 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
     return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> LinearEngine | AutogradEngine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
     # The linear engine compares its frozen maps with this prompt's run, so it finds out itself whether it fits.
@@ -246,7 +249,7 @@ def _roots(
     sources: Sources,
     targets: Any,
     position: int,
-    final: Float[Tensor, " d_model"],
+    final: Float[Tensor, " d_model"] | None,
 ) -> Roots:
     asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
@@ -256,6 +259,7 @@ def _roots(
         empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
     logits = recording.logits
+    assert logits is not None and final is not None  # the whole model was recorded
     if targets is None:
         asked = list(top_logits(logits))
     resolved = resolve_logits(replacement, asked, final, logits)

@@ -264,8 +264,8 @@ def _nodes(replacement: Replacement, given: Any) -> Nodes:
     """A circuit's features and errors as places, the most important first."""
     if isinstance(given, AttributionGraph):
         require_belonging(replacement, given)
-        by_total = given.info.select == "total_effect" and given._nodes.total_effect is not None
-        size = given._nodes.total_effect.abs() if by_total else given.influence
+        total = given._nodes.total_effect if given.info.select == "total_effect" else None
+        size = given.influence if total is None else total.abs()
         given = [given.node_ids[i] for i in torch.argsort(size, descending=True, stable=True).tolist()]
     places = [_place(replacement, name) for name in given]
     return [place for place in places if place is not None]
@@ -289,14 +289,15 @@ def _sizes(asked: Sequence[int] | None, n_every: int, most: int) -> list[int]:
 
 def _shares(runs: Runs, kept: Kept, none: Float[Tensor, " prompt"], span: float) -> tuple[float, float]:
     """F and C of one circuit."""
-    return tuple(float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+    faithful, complete = (float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+    return faithful, complete
 
 
 def _by_gradients(runs: Runs, values: Values, every: Int[Tensor, "n 3"]) -> dict[str, list[Nodes]]:
     """Rankings by (activation - other) times gradient, at the prompt and integrated over the way of the embeddings."""
     once = runs.gradients()
     along = [runs.gradients((step + 0.5) / STEPS) for step in range(STEPS)]
-    integrated = {at: sum(grads[at] for grads in along) / STEPS for at in once}
+    integrated = {at: sum((grads[at] for grads in along), torch.zeros(())) / STEPS for at in once}
     return {
         "activation x gradient": _ranked(runs, values, every, once),
         "integrated gradients": _ranked(runs, values, every, integrated),
@@ -325,7 +326,7 @@ def _random(
     if not count:
         return []
     generator = torch.Generator().manual_seed(seed)
-    found = {size: [] for size in sizes}
+    found: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     for _ in range(count):
         swapped = [_swapped(values, prompt, one, generator) for prompt, one in enumerate(nodes)]
         for size in sizes:

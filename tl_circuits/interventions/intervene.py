@@ -434,7 +434,7 @@ def edits_of(
     graph.prompt_tokens()
     if replacement is not None:
         require_belonging(replacement, graph)
-    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) and not len(nodes):
+    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) != 0 and not len(nodes):
         return []
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
