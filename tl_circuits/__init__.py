@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from tl_circuits.attention.loadings import head_loadings, top_head_loadings
     from tl_circuits.attention.qk import QKAttribution, qk_attribution
     from tl_circuits.attention.stories import explain_heads
-    from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
+    from tl_circuits.attribution import (
+        Baseline,
+        FeatureTarget,
+        LogitDifference,
+        LogitDirection,
+        attribute,
+        make_baseline,
+    )
     from tl_circuits.batch import trace_many
     from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
     from tl_circuits.dictionaries.attaching import attach
@@ -60,6 +67,7 @@ _HOMES = {
     "Ablate": "hooks",
     "Add": "hooks",
     "AttributionGraph": "graph",
+    "Baseline": "attribution",
     "CircuitQuality": "interventions.circuit_quality",
     "CrossLayerTranscoders": "dictionaries",
     "ErrorEdit": "hooks",
@@ -108,6 +116,7 @@ _HOMES = {
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
+    "make_baseline": "attribution",
     "make_dashboards": "feature_labels.dashboards",
     "mlp_neurons": "dictionaries",
     "parse_edit": "interventions.edit_text",

@@ -21,7 +21,7 @@ from tl_circuits.support.outputs import output
 
 FORMAT = "tl_circuits.graph"
 FORMAT_VERSION = 1
-_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities")
+_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities", "compared_with")
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
@@ -125,7 +125,7 @@ def read_sample(stored: Any) -> Sample:
 
 def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
     info = content["info"]
-    info |= {name: tuple(info[name]) for name in _TUPLES}
+    info |= {name: tuple(info[name]) for name in _TUPLES if name in info}
     info["sample"] = read_sample(info.get("sample", ()))
     if info.get("skip_positions") is not None:
         info["skip_positions"] = tuple(info["skip_positions"])

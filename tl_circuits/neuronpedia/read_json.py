@@ -188,6 +188,7 @@ def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
         "prepended": str(info.get("prepended", "")),
         "select": str(info.get("select", "influence")),
         "baseline": read_baselines(info.get("baseline", ())),
+        "compared_with": tuple(map(str, info.get("compared_with", ()))),
     }
 
 
