@@ -76,6 +76,17 @@ class Recording:
         return self.resid_final.dtype
 
     @property
+    def whole_logits(self) -> Float[Tensor, " d_vocab"]:
+        """``logits``, where the whole model must have been recorded.
+
+        Raises:
+            ValueError: only the layers below one were recorded.
+        """
+        if self.logits is None:
+            raise ValueError("only the first layers were recorded, so there are no logits; record without below=.")
+        return self.logits
+
+    @property
     def held(self) -> dict[str, Tensor]:
         """All patterns and denominators by hook name, with a batch of one in front: what a held run is held at."""
         values = {f"blocks.{layer}.attn.hook_pattern": p.dense()[None] for layer, p in enumerate(self.patterns)}

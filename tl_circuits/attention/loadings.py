@@ -13,7 +13,6 @@ from tl_circuits.attention.head_paths import EdgeParts, Head, HeadPaths, Reader,
 from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
-from tl_circuits.dictionaries.belonging import require_no_baseline
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
@@ -83,7 +82,7 @@ def head_loadings(
         names = [", ".join(graph.node_ids[i] for i in part[:3]) for part in ends]
         raise TargetError(f"the graph has no edge from {names[0]} to {names[1]}; see graph.edges.")
     several = len(edges) > 1
-    found = edge_paths(retrace(replacement, graph), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
+    found = edge_paths(retrace(replacement, graph, contrast=True), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
     return _frame(sum_parts(found, chains) if several else found[0])
 
 
@@ -122,7 +121,7 @@ def top_head_loadings(
     if edges < 1 or chains < 0:
         raise ValueError(f"edges must be at least 1 and chains not negative, got {edges} and {chains}.")
     order = graph._edges.weight.abs().argsort(descending=True, stable=True)[:edges].tolist()
-    found = edge_paths(retrace(replacement, graph), graph, order, chains, targets, progress)
+    found = edge_paths(retrace(replacement, graph, contrast=True), graph, order, chains, targets, progress)
     parts = []
     for edge, paths in zip(order, found, strict=True):
         part = _frame(paths)
@@ -150,7 +149,6 @@ def edge_paths(
         targets: as for :func:`head_loadings`.
         progress: show a progress bar on stderr.
     """
-    require_no_baseline(graph, "A head loading")
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
         # Positions that a file leaves out without saying so would give other edges: compare before explaining.
@@ -189,7 +187,7 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
         return Writer(position, {layer: _on_stream(sources, layer, error[position], position)}, nothing)
     column = columns.find(Kind.FEATURE, layer, position, feature)
     active = sources.layers[layer].active
-    activation = active.activation[column - sources.layers[layer].features_at]
+    activation = active.counted[column - sources.layers[layer].features_at]
     dictionary, one = sources.dictionary, torch.tensor([feature], device=activation.device)
     writes = {}
     for at in dictionary.layers:
@@ -235,7 +233,8 @@ class _Reads:
         dictionary = self._local.sources.dictionary
         x = self._local.recording.sites[dictionary.input_hook(layer)][position][None]
         feature = self._graph._nodes.feature[node : node + 1].to(x.device)
-        return dictionary.read_vectors(layer, feature, x)[0][0]
+        silent = float(self._graph._nodes.activation[node]) == 0
+        return (dictionary.silent_vectors if silent else dictionary.read_vectors)(layer, feature, x)[0][0]
 
     def _logit(self, node: int, position: int) -> Tensor:
         local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
@@ -254,11 +253,10 @@ class _Reads:
             raise TargetError(
                 f"targets has {len(self._given)} entries, the graph was traced for {len(graph.info.target_names)}."
             )
-        final, logits = frozen_norm(local.model, local.recording, "ln_final"), local.recording.logits
-        assert logits is not None  # the whole model was retraced
+        final = frozen_norm(local.model, local.recording, "ln_final")
         stream = local.recording.resid_final.float()
         x = (stream if final is None else final.forward(stream))[position]
-        return resolve_logits(local.replacement, [self._given[index]], x, logits).vector[0]
+        return resolve_logits(local.replacement, [self._given[index]], x, local.recording.whole_logits).vector[0]
 
 
 def _require_same(
@@ -269,8 +267,7 @@ def _require_same(
     for edge in edges:
         by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
     wanted = list(by_target)
-    assert local.recording.logits is not None  # the whole model was retraced
-    tolerance = _TOLERANCE[local.recording.logits.dtype]
+    tolerance = _TOLERANCE[local.recording.whole_logits.dtype]
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         made = [reads.targets(node) for node in part]

@@ -123,8 +123,10 @@ def edge_stories(
         if isinstance(edge, str) or len(edge) != 2:
             raise TargetError(f"an edge is a pair (source, target) of node ids or indices, got {edge!r}.")
     indices = [_edge_index(graph, *edge) for edge in edges]
-    local = retrace(replacement, graph)
+    local = retrace(replacement, graph, contrast=True)
     found = edge_paths(local, graph, indices, top, targets, progress)
+    if graph.info.compared_with:
+        local = retrace(replacement, graph)  # why a head looks is a question about whole effects
     shown = tqdm(list(zip(indices, found, strict=True)), desc="why heads look", unit="edge", disable=not progress)
     return [_story(local, graph, edge, paths, heads, top) for edge, paths in shown]
 

@@ -1,6 +1,6 @@
 """From a prompt to an attribution graph."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.batches import Engine
-from tl_circuits.attribution.compare import compare
+from tl_circuits.attribution.compare import Compared, compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.total import combined, total_effects
@@ -22,6 +22,7 @@ from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
+    LogitDifference,
     LogitTargets,
     Targets,
     as_targets,
@@ -31,7 +32,7 @@ from tl_circuits.attribution.targets import (
 )
 from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import GraphInfo
+from tl_circuits.graph.nodes import AGAINST_OTHERS, GraphInfo
 from tl_circuits.hooks import (
     Holds,
     PromptRule,
@@ -79,7 +80,7 @@ def attribute(
         prompt: text, token ids, or a tensor ``[pos]``. Or a graph: its token ids are run again, with the positions
             left out that it leaves out. A text that starts with its special tokens does not get them again.
         targets: what to explain. None for the likeliest next tokens (until their probabilities sum to 95 %, at
-            most ten); one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
+            most ten); against other prompts, None for the likeliest token's logit minus the mean logit of theirs; one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
             or one :class:`FeatureTarget`.
         position: the position whose logits are explained; -1 is the last token.
         max_nodes: how many feature nodes the graph gets at most, the most influential ones. Only these are
@@ -159,14 +160,15 @@ def attribute(
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
         sources = find_sources(model, dictionary, recording, read.skipped)
-        compared: dict[str, Any] = {}
+        compared = Compared(sources)
         if baseline is not None:
             read_other = partial(_read, replacement, rule=rule, asked=None)
-            sources, compared = compare(
-                replacement, sources, recording, read, baseline, align, read_other, skip_positions is not None
+            compared = compare(
+                replacement, sources, recording, position, read, baseline, align, read_other, skip_positions is not None
             )
+        sources = compared.sources
         chosen = _make_engine(engine, model, recording, sources, holds)
-        roots = _roots(replacement, recording, sources, targets, position, chosen.final)
+        roots = _roots(replacement, recording, sources, targets, position, chosen.final, compared.answers)
         expansion = Expansion(
             sources,
             roots.weights,
@@ -189,7 +191,7 @@ def attribute(
                 ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared)
+        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared.said)
         graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
@@ -246,6 +248,7 @@ def _roots(
     targets: Any,
     position: int,
     final: Float[Tensor, " d_model"] | None,
+    other_answers: Sequence[int],
 ) -> Roots:
     asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
@@ -254,11 +257,15 @@ def _roots(
         column = _feature_column(sources, asked[0])
         empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
-    logits = recording.logits
-    assert logits is not None and final is not None  # the whole model was recorded
+    assert final is not None  # the whole model was recorded
+    logits = recording.whole_logits
+    answer = int(logits.argmax())
+    others = [token for token in other_answers if token != answer]
     if targets is None:
-        asked = list(top_logits(logits))
+        asked = [LogitDifference(answer, others)] if others else list(top_logits(logits))
     resolved = resolve_logits(replacement, asked, final, logits)
+    if targets is None and others:
+        resolved = replace(resolved, name=(token_text(replacement.model, answer) + AGAINST_OTHERS,))
     n = len(asked)
     vectors = Targets(
         layer=torch.full((n,), len(sources.layers)),

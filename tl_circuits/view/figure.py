@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.paths import visible
+from tl_circuits.graph.visible import visible
 from tl_circuits.support.figures import Picture, figure_class, save_figure
 from tl_circuits.view.story import Story, Unit, story_of, summary_line
 
