@@ -198,10 +198,13 @@ def attribute(
         return graph
 
 
-def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
+def _total(
+    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, roots: Roots, holds: Holds
+) -> Float[Tensor, " column"]:
     """The total effect of every column on all roots together, each weighted as it is for influence."""
     if roots.targets is not None:
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
+    assert roots.column is not None  # roots without targets are one feature
     column = torch.tensor([roots.column])
     return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
 
@@ -227,7 +230,7 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
     return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> LinearEngine | AutogradEngine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
     # The linear engine compares its frozen maps with this prompt's run, so it finds out itself whether it fits.
@@ -245,7 +248,7 @@ def _roots(
     sources: Sources,
     targets: Any,
     position: int,
-    final: Float[Tensor, " d_model"],
+    final: Float[Tensor, " d_model"] | None,
     other_answers: Sequence[int],
 ) -> Roots:
     asked = [] if targets is None else as_targets(targets)
@@ -255,7 +258,9 @@ def _roots(
         column = _feature_column(sources, asked[0])
         empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
-    logits, answer = recording.logits, int(recording.logits.argmax())
+    assert final is not None  # the whole model was recorded
+    logits = recording.whole_logits
+    answer = int(logits.argmax())
     others = [token for token in other_answers if token != answer]
     if targets is None:
         asked = [LogitDifference(answer, others)] if others else list(top_logits(logits))

@@ -217,8 +217,8 @@ def common_circuit(graphs: Sequence[AttributionGraph]) -> list[str]:
 
 def _importance(graph: AttributionGraph) -> Float[Tensor, " node"]:
     """By what a graph chose its nodes: the size of total effects, or influence."""
-    by_total = graph.info.select == "total_effect" and graph._nodes.total_effect is not None
-    return graph._nodes.total_effect.abs() if by_total else graph.influence
+    total = graph._nodes.total_effect if graph.info.select == "total_effect" else None
+    return graph.influence if total is None else total.abs()
 
 
 def _family(replacement: Replacement, prompts: Sequence[Any], what: str) -> tuple[Int[Tensor, "prompt pos"], tuple[int, ...]]:
@@ -326,14 +326,15 @@ def _sizes(asked: Sequence[int] | None, n_every: int, most: int) -> list[int]:
 
 def _shares(runs: Runs, kept: Kept, none: Float[Tensor, " prompt"], span: float) -> tuple[float, float]:
     """F and C of one circuit."""
-    return tuple(float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+    faithful, complete = (float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+    return faithful, complete
 
 
 def _by_gradients(runs: Runs, values: Values, every: Int[Tensor, "n 3"]) -> dict[str, list[Nodes]]:
     """Rankings by (activation - other) times gradient, at the prompt and integrated over the way of the embeddings."""
     once = runs.gradients()
     along = [runs.gradients((step + 0.5) / STEPS) for step in range(STEPS)]
-    integrated = {at: sum(grads[at] for grads in along) / STEPS for at in once}
+    integrated = {at: sum((grads[at] for grads in along), torch.zeros(())) / STEPS for at in once}
     return {
         "activation x gradient": _ranked(runs, values, every, once),
         "integrated gradients": _ranked(runs, values, every, integrated),
@@ -362,7 +363,7 @@ def _random(
     if not count:
         return []
     generator = torch.Generator().manual_seed(seed)
-    found = {size: [] for size in sizes}
+    found: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     for _ in range(count):
         swapped = [_swapped(values, prompt, one, generator) for prompt, one in enumerate(nodes)]
         for size in sizes:

@@ -75,7 +75,7 @@ def feature_patching(
             f"the prompts must have the same number of tokens, got {pair[0].numel()} and {pair[1].numel()}."
         )
     runs = [clean_run(replacement, tokens) for tokens in pair]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for layer in asked:
         name = dictionary.input_hook(layer)
         acts = []

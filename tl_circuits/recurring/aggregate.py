@@ -252,7 +252,7 @@ def aggregate(
     # Sums of floats depend on their order: always add up in that of the graphs' contents.
     keys = [json.dumps([asdict(info), of.tolist()]) for info, of in zip(infos, slots.of, strict=True)]
     order = sorted(range(len(graphs)), key=lambda i: keys[i])
-    graphs, infos, called = ([given[i] for i in order] for given in (graphs, infos, called))
+    graphs, infos, called = [graphs[i] for i in order], [infos[i] for i in order], [called[i] for i in order]
     slots = replace(slots, of=tuple(slots.of[i] for i in order))
 
     nodes, labels, unaligned = _add_up_nodes(graphs, slots)
