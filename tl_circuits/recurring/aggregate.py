@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -262,6 +261,7 @@ def aggregate(
         for token, slot in zip(info.tokens, of, strict=True):
             if slot >= 0:
                 seen[slot][token] += 1
+    compared = _all_compared(infos)
     info = replace(
         infos[0],
         target_names=_target_names(infos),
@@ -270,7 +270,8 @@ def aggregate(
         max_nodes=max(i.max_nodes for i in infos),
         n_active=int(nodes.kind.isin(NUMBERED).sum()),
         version=version("tl_circuits"),
-        **_all_compared(infos),
+        compared_with=tuple(compared),
+        baseline=tuple((ids, ()) for ids in compared.values() if ids is not None),
     )
     kept = {i: labels[key] for i, key in enumerate(nodes.key) if key in labels}
     tokens = tuple(_commonest(counter) for counter in seen)
@@ -347,13 +348,13 @@ def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
             )
 
 
-def _all_compared(infos: Sequence[GraphInfo]) -> dict[str, tuple[Any, ...]]:
-    """What several contrast graphs compare with, each prompt or text once."""
-    found: dict[str, Any] = {}
+def _all_compared(infos: Sequence[GraphInfo]) -> dict[str, tuple[int, ...] | None]:
+    """What several contrast graphs compare with, each prompt or text once, with the prompts' token ids."""
+    found: dict[str, tuple[int, ...] | None] = {}
     for info in infos:
-        prompts = [(ids, ()) for ids, _ in info.baseline] or [None] * len(info.compared_with)
-        found |= dict(zip(info.compared_with, prompts, strict=True))
-    return {"compared_with": tuple(found), "baseline": tuple(one for one in found.values() if one is not None)}
+        prompts = [ids for ids, _ in info.baseline] or [None] * len(info.compared_with)
+        found.update(zip(info.compared_with, prompts, strict=True))
+    return found
 
 
 def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " node"]:
