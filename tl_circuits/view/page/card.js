@@ -128,7 +128,7 @@ export function restCard(graph) {
   const s = graph.scores;
   return [
     el("h2", {}, "How to read this"),
-    el("p", {}, "The prompt is at the bottom; what the model says next is on top. Each box is a group of features that do a similar job; the number says how many. Click one."),
+    el("p", {}, "The prompt is at the bottom; what the model says next is on top. Each box is a group of features with like inputs and outputs; the number says how many. Click one."),
     el("p", {}, el("span", { class: "plus" }, "Blue solid"), " arrows raise what they point to, ",
       el("span", { class: "minus" }, "orange dashed"), " arrows lower it; thicker is stronger."),
     el("p", { class: "soft" }, "“say …” boxes make those tokens more likely; “sees …” boxes respond to them. All this is about the replacement model, " +
