@@ -106,7 +106,7 @@ def attribute(
             ``"end"`` counts from the last token; or one ``{position: slot}`` for each prompt, this one's first.
         select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
             targets over all paths; ``"influence"``, as circuit-tracer does; ``"auto"``, whichever carries more of the
-            answer (docs/benchmarks.md).
+            answer: total effect for neurons and against a baseline, else influence (docs/benchmarks.md).
         progress: show a progress bar on stderr.
 
     Returns:
@@ -176,8 +176,9 @@ def attribute(
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
         total = _total(chosen, model, recording, roots, holds)
-        # A contrast graph's nodes carry more of the answer if chosen by total effect (measured: docs/benchmarks.md).
-        by_total = select == "total_effect" or (select == "auto" and baseline is not None)
+        # Neurons, and all nodes of a contrast graph, carry more of the answer if chosen by total effect; transcoder features
+        # without a baseline do not (measured: docs/benchmarks.md, "What a circuit carries").
+        by_total = select == "total_effect" or (select == "auto" and (baseline is not None or dictionary.exact))
         count = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
