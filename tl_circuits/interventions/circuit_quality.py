@@ -22,7 +22,7 @@ from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
 from tl_circuits.hooks import Replacement, read_prompt, shown, token_text
-from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, nothing, values_of
+from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, everything, nothing, values_of
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture, figure_class, save_figure
 
@@ -160,7 +160,7 @@ def circuit_quality(
     runs = Runs(replacement, tokens, score, _others(replacement, values, ablate, counterfactuals, tokens), always)
     every = _everything(values, always)
     nodes = [_nodes(replacement, one) for one in _one_each(circuits, len(tokens))]
-    whole, none = runs.measure(nothing(values).others()), runs.measure(nothing(values))
+    whole, none = runs.measure(everything(values)), runs.measure(nothing(values))
     span = float((whole - none).mean())
     if abs(span) < 1e-6 * max(1.0, float(whole.abs().max())):
         raise BaselineError("the metric is the same with every node replaced, so there is nothing for a circuit to carry. Take prompts with other answers.")
