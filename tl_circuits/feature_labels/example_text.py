@@ -2,7 +2,6 @@
 
 import codecs
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 from tl_circuits.errors import PromptError
@@ -10,7 +9,7 @@ from tl_circuits.errors import PromptError
 _FOLDER = Path(__file__).parent / "text"
 _GENRES = ("facts", "stories", "dialogue", "languages", "code", "lists", "numbers")
 _LONGEST = 4000  # characters; a longer passage, such as a file without empty lines, is cut
-_EVERY = 17  # of the built-in world's questions, each seventeenth: a few thousand are enough
+_EVERY = 17  # of the built-in world's additions, each seventeenth; and in such steps its questions are mixed
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -30,9 +29,12 @@ def world_passages() -> list[str]:
     """Sentences of the built-in model's world; it knows no other words."""
     from tl_circuits.dictionaries.builtin import world
 
-    kinds = (world.two_hop_facts(), world.states_of_cities(), world.properties_of_states(), world.opposites(), world.translations())
-    facts = [kind[start::_EVERY] for start in range(_EVERY) for kind in (*kinds, world.additions()[::3])]
-    return [f"{fact.prompt} {fact.answer} ." for fact in chain.from_iterable(facts)]
+    # Each city once in a question of two steps and twice with its state: more often, one city would be all examples.
+    two_hop = [world.two_hop(city, world.PROPERTIES[n % len(world.PROPERTIES)]) for n, city in enumerate(world.STATE_OF)]
+    cities = world.states_of_cities()
+    n = len(world.PHRASINGS)
+    facts = [*two_hop, *cities[0::n], *cities[n - 1 :: n], *world.properties_of_states(), *world.opposites(), *world.translations(), *world.additions()[::_EVERY]]
+    return [f"{fact.prompt} {fact.answer} ." for start in range(_EVERY) for fact in facts[start::_EVERY]]
 
 
 def file_passages(path: Path) -> Iterator[str]:
