@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.feature_labels.top_firing import TopFiring
-from tl_circuits.hooks import Replacement, collect_sites, first_tokens, left_out, model_device, plain_ids, without_first
+from tl_circuits.hooks import Replacement, collect_sites, context_length, first_tokens, left_out, model_device, plain_ids, without_first
 
 CONTEXT = 64  # tokens in a piece
 _TOKENS_AT_ONCE = 1024
@@ -48,7 +48,8 @@ class Firing:
 
 
 def cut(replacement: Replacement, passages: Iterable[str], max_tokens: int) -> Pieces:
-    """Passages as pieces of at most ``CONTEXT`` tokens. A piece never holds tokens of two passages.
+    """Passages as pieces of at most ``CONTEXT`` tokens, fewer if the model takes fewer. A piece never holds tokens of two
+    passages.
 
     Args:
         replacement: the model with its dictionary.
@@ -57,11 +58,12 @@ def cut(replacement: Replacement, passages: Iterable[str], max_tokens: int) -> P
     """
     model = replacement.model
     first = first_tokens(model, replacement.dictionary.prompt_rule)
+    wide = max(1, min(CONTEXT, context_length(model) - len(first)))
     pieces: list[tuple[int, ...]] = []
     left = max_tokens
     for passage in passages:
         ids = without_first(plain_ids(model.tokenizer, passage), first)[:left]
-        pieces += [tuple(ids[start : start + CONTEXT]) for start in range(0, len(ids), CONTEXT)]
+        pieces += [tuple(ids[start : start + wide]) for start in range(0, len(ids), wide)]
         left -= len(ids)
         if left <= 0:
             break
