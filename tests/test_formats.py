@@ -1,10 +1,13 @@
 """Every published layout: the tensors come out as they were written, and activate as computed by hand."""
 
+import os
+
 import pytest
 import torch
 
 import tl_circuits as tlc
 from tests import published
+from tl_circuits.errors import DictionaryError
 
 
 def _hooks(read, write):
@@ -188,3 +191,18 @@ def test_what_saelens_saves_loads_and_activates_as_in_saelens(tmp_path):
             acts = found.activate(3, found.pre_activations(3, x), x)
             assert torch.allclose(acts, sae.encode(x), atol=1e-5)  # other order of float32 sums
             assert torch.allclose(found.decode(3, {3: acts}, x), sae(x), atol=1e-5)
+
+
+def test_a_converted_npz_is_not_read_again(tmp_path):
+    """After the first opening from disk, the large arrays' bytes in the npz may be anything: only small ones are read."""
+    published.gemma_scope(tmp_path / "set", published.random_layers(1))
+    first = tlc.load_transcoders(tmp_path / "set", residency="disk")
+    (path,) = (tmp_path / "set").rglob("params.npz")
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[data.index(b"W_dec.npy") + 150] ^= 255  # inside the array: its check sum no longer fits
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = tlc.load_transcoders(tmp_path / "set", residency="disk")
+    assert all(torch.equal(getattr(first[0], n), getattr(again[0], n)) for n in (*published.BASICS, "threshold"))
+    with pytest.raises(DictionaryError, match="CRC"):
+        tlc.load_transcoders(tmp_path / "set", residency="cpu")

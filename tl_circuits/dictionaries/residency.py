@@ -8,7 +8,7 @@ the cache folder.
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from tl_circuits.support.memory import free_memory
 
 Residency = Literal["auto", "disk", "cpu", "device"]
 SMALL_SET = 2**29  # on a CPU, "auto" loads sets of up to 512 MB into memory and leaves larger ones on disk
-_SMALL = ("b_enc", "b_dec", "W_skip", "threshold")
+_SMALL = ("b_enc", "b_dec", "W_skip", "threshold", "rank")
 
 
 def choose_residency(asked: str, device: torch.device, size: int) -> str:
@@ -43,25 +43,38 @@ def place(
     weights: LayerWeights, files: Sequence[Path], residency: str, device: torch.device, dtype: torch.dtype | None
 ) -> LayerWeights:
     """Put ``weights``, read from ``files``, where they are to be kept. ``dtype``: None for the stored one."""
-    t, decoder = weights
+    t = weights.transcoder
     small = {n: _own(getattr(t, n), device, dtype) for n in _SMALL if getattr(t, n) is not None}
     if residency == "disk":
-        wide = {"W_enc": t.W_enc, "W_dec": t.W_dec} if decoder is None else {"W_enc": t.W_enc, "decoder": decoder}
-        mapped = t.forget_pages is not None
-        if not mapped or any(not m.is_contiguous() or m.dtype != (dtype or m.dtype) for m in wide.values()):
-            file = _converted(files, wide, dtype)
-            wide, forget_pages = dict(file), file.forget_pages
-        else:
-            forget_pages = t.forget_pages
+        wide, forget_pages = _on_disk(weights, files, dtype)
         forget_pages()
     else:
         where = device if residency == "device" else torch.device("cpu")
-        wide = {"W_enc": _own(t.W_enc, where, dtype)}
-        wide |= {"W_dec": _own(t.W_dec, where, dtype)} if decoder is None else {"decoder": _own(decoder, where, dtype)}
-        forget_pages = None
+        found = _wide(weights) if weights.make is None else weights.make()
+        wide, forget_pages = {name: _own(matrix, where, dtype) for name, matrix in found.items()}, None
     decoder = wide.pop("decoder", None)
     wide.setdefault("W_dec", None if decoder is None else decoder[:, 0])
     return LayerWeights(replace(t, **small, **wide, forget_pages=forget_pages), decoder)
+
+
+def _wide(weights: LayerWeights) -> dict[str, Tensor]:
+    """The large matrices by name: the encoder, and the decoder of a layer or of all that its features write to."""
+    t, decoder = weights.transcoder, weights.decoder
+    return {"W_enc": t.W_enc, "W_dec": t.W_dec} if decoder is None else {"W_enc": t.W_enc, "decoder": decoder}
+
+
+def _on_disk(
+    weights: LayerWeights, files: Sequence[Path], dtype: torch.dtype | None
+) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """The large matrices mapped from their own file, or from a converted copy; with what frees the memory of them."""
+    wide, mapped = _wide(weights), weights.transcoder.forget_pages
+    if mapped is not None and all(m.is_contiguous() and m.dtype == (dtype or m.dtype) for m in wide.values()):
+        return wide, mapped
+    path = cache_dir() / "transcoders" / f"{_fingerprint(files, dtype)}.safetensors"
+    if not path.is_file():
+        _convert(path, files[0], wide if weights.make is None else weights.make(), dtype)
+    file = MappedFile(path)
+    return dict(file), file.forget_pages
 
 
 def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
@@ -69,21 +82,18 @@ def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Ten
     return torch.empty_like(tensor, device=device, dtype=dtype, memory_format=torch.contiguous_format).copy_(tensor)
 
 
-def _converted(files: Sequence[Path], wide: dict[str, Tensor], dtype: torch.dtype | None) -> MappedFile:
-    """A safetensors file with the large matrices, row by row and in ``dtype``; written if it is missing."""
-    path = cache_dir() / "transcoders" / f"{_fingerprint(files, dtype)}.safetensors"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = sum(t.numel() * (dtype or t.dtype).itemsize for t in wide.values())
-        require_space(path.parent, size, f"convert {files[0]}")
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".converting.")
-        os.close(handle)
-        try:
-            save_file({name: t.to(dtype or t.dtype).contiguous() for name, t in wide.items()}, temporary)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return MappedFile(path)
+def _convert(path: Path, source: Path, wide: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Write the large matrices to ``path``, row by row and in ``dtype``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(t.numel() * (dtype or t.dtype).itemsize for t in wide.values())
+    require_space(path.parent, size, f"convert {source}")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".converting.")
+    os.close(handle)
+    try:
+        save_file({name: t.to(dtype or t.dtype).contiguous() for name, t in wide.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _fingerprint(files: Sequence[Path], dtype: torch.dtype | None) -> str:

@@ -35,10 +35,16 @@ class Hints:
 
 
 class LayerWeights(NamedTuple):
-    """The weights of one layer; ``decoder`` is set if features write to later layers as well."""
+    """The weights of one layer; ``decoder`` is set if features write to later layers as well.
+
+    ``make``: set if the large matrices must be computed, or their file be read whole. It returns ``W_enc`` and ``W_dec``;
+    those of ``transcoder`` then only have their shapes (on torch's ``meta`` device). It is not called where a converted copy
+    of them is in the cache.
+    """
 
     transcoder: Transcoder
     decoder: Float[Tensor, "feature slot d_out"] | None = None
+    make: Callable[[], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
