@@ -195,11 +195,11 @@ def test_what_saelens_saves_loads_and_activates_as_in_saelens(tmp_path):
 
 def test_a_converted_npz_is_not_read_again(tmp_path):
     """After the first opening from disk, the large arrays' bytes in the npz may be anything: only small ones are read."""
-    published.gemma_scope(tmp_path / "set", published.random_layers(1))
+    published.gemma_scope(tmp_path / "set", published.random_layers(1, width=4096))
     first = tlc.load_transcoders(tmp_path / "set", residency="disk")
     (path,) = (tmp_path / "set").rglob("params.npz")
     stat, data = path.stat(), bytearray(path.read_bytes())
-    data[data.index(b"W_dec.npy") + 150] ^= 255  # inside the array: its check sum no longer fits
+    data[data.index(b"W_dec.npy") + 50_000] ^= 255  # inside the array: its check sum no longer fits
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     again = tlc.load_transcoders(tmp_path / "set", residency="disk")
