@@ -20,6 +20,7 @@ from torch import Tensor
 from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.hub import require_space
 from tl_circuits.dictionaries.mapped import MappedFile
+from tl_circuits.dictionaries.slot_decoders import SlotDecoders, slot_matrix
 from tl_circuits.errors import DictionaryError
 from tl_circuits.support.cache import cache_dir
 from tl_circuits.support.memory import free_memory
@@ -40,46 +41,88 @@ def choose_residency(asked: str, device: torch.device, size: int) -> str:
 
 
 def place(
-    weights: LayerWeights, files: Sequence[Path], residency: str, device: torch.device, dtype: torch.dtype | None
+    weights: LayerWeights,
+    files: Sequence[Path],
+    residency: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    shared: dict[Tensor, Tensor] | None = None,
 ) -> LayerWeights:
-    """Put ``weights``, read from ``files``, where they are to be kept. ``dtype``: None for the stored one."""
-    t = weights.transcoder
+    """Put ``weights``, read from ``files``, where they are to be kept.
+
+    ``dtype``: None for the stored one. ``shared``: what other layers have put into memory already, so that a matrix that
+    several layers use is there once; it is added to.
+    """
+    t, shared = weights.transcoder, {} if shared is None else shared
     small = {n: _own(getattr(t, n), device, dtype) for n in _SMALL if getattr(t, n) is not None}
     if residency == "disk":
         wide, forget_pages = _on_disk(weights, files, dtype)
         forget_pages()
     else:
         where = device if residency == "device" else torch.device("cpu")
-        found = _wide(weights) if weights.make is None else weights.make()
-        wide, forget_pages = {name: _own(matrix, where, dtype) for name, matrix in found.items()}, None
-    decoder = wide.pop("decoder", None)
-    wide.setdefault("W_dec", None if decoder is None else decoder[:, 0])
+        found = _wide(weights) | ({} if weights.make is None else weights.make())
+        slots = isinstance(weights.decoder, SlotDecoders)
+        wide = {n: _once(m, where, dtype, shared if slots and n != "W_enc" else {}) for n, m in found.items()}
+        forget_pages = None
+    decoder = weights.decoder
+    if isinstance(decoder, SlotDecoders):
+        scales = tuple(None if scale is None else _own(scale, device, None) for scale in decoder.scales)
+        decoder = SlotDecoders(tuple(wide.pop(_slot(j)) for j in range(len(scales))), scales)
+    elif decoder is not None:
+        decoder = wide.pop("decoder")
+    if decoder is not None:
+        wide["W_dec"] = slot_matrix(decoder, 0)
     return LayerWeights(replace(t, **small, **wide, forget_pages=forget_pages), decoder)
+
+
+def _slot(j: int) -> str:
+    return f"decoder.{j}"
 
 
 def _wide(weights: LayerWeights) -> dict[str, Tensor]:
     """The large matrices by name: the encoder, and the decoder of a layer or of all that its features write to."""
     t, decoder = weights.transcoder, weights.decoder
+    if isinstance(decoder, SlotDecoders):
+        return {"W_enc": t.W_enc} | {_slot(j): matrix for j, matrix in enumerate(decoder.matrices)}
     return {"W_enc": t.W_enc, "W_dec": t.W_dec} if decoder is None else {"W_enc": t.W_enc, "decoder": decoder}
 
 
 def _on_disk(
     weights: LayerWeights, files: Sequence[Path], dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The large matrices mapped from their own file, or from a converted copy; with what frees the memory of them."""
-    wide, mapped = _wide(weights), weights.transcoder.forget_pages
-    if mapped is not None and all(m.is_contiguous() and m.dtype == (dtype or m.dtype) for m in wide.values()):
-        return wide, mapped
+    """The large matrices, each mapped from its own file or from a converted copy; with what frees the memory of them."""
+    wide, forget = _wide(weights), weights.transcoder.forget_pages
+
+    def fits(matrix: Tensor) -> bool:
+        return forget is not None and not matrix.is_meta and matrix.is_contiguous() and matrix.dtype == (dtype or matrix.dtype)
+
+    rest = [name for name, matrix in wide.items() if not fits(matrix)]
+    if not rest:
+        return wide, forget
     path = cache_dir() / "transcoders" / f"{_fingerprint(files, dtype)}.safetensors"
-    if not path.is_file():
-        _convert(path, files[0], wide if weights.make is None else weights.make(), dtype)
-    file = MappedFile(path)
-    return dict(file), file.forget_pages
+    if not path.is_file() or not set(rest) <= set(MappedFile(path)):
+        made = {} if weights.make is None else weights.make()
+        _convert(path, files[0], {name: made.get(name, wide[name]) for name in rest}, dtype)
+    copy = MappedFile(path)
+
+    def forget_both() -> None:
+        copy.forget_pages()
+        if forget is not None:
+            forget()
+
+    return wide | {name: copy[name] for name in rest}, forget_both
 
 
 def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
     """A copy in its own memory, stored row by row, that does not depend on a file."""
     return torch.empty_like(tensor, device=device, dtype=dtype, memory_format=torch.contiguous_format).copy_(tensor)
+
+
+def _once(tensor: Tensor, device: torch.device, dtype: torch.dtype | None, shared: dict[Tensor, Tensor]) -> Tensor:
+    """:func:`_own`, or what it returned for the same tensor object before."""
+    if tensor not in shared:
+        shared[tensor] = _own(tensor, device, dtype)
+    return shared[tensor]
 
 
 def _convert(path: Path, source: Path, wide: dict[str, Tensor], dtype: torch.dtype | None) -> None:

@@ -44,7 +44,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             b_enc=b_enc,
             b_dec=b_dec,
             W_skip=W_skip,
-            threshold=None if threshold is None else valid_threshold(path, _THRESHOLD, threshold, width),
+            # A config's "topk" overrides a threshold that is stored, as in circuit-tracer.
+            threshold=valid_threshold(path, _THRESHOLD, threshold, width) if activation == "jumprelu" else None,
             activation=activation,
             k=k,
             # circuit-tracer keeps negative values that are above the threshold or among the k largest.
