@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 import tl_circuits as tlc
 from tests import eleuther
 from tests.eleuther import Coder, normal
+from tests.oracles import removal_gap
+from tests.tiny import prompt, tiny_bridge
 from tl_circuits.errors import DictionaryError
 
 # Our sums are in another order than theirs, in float32 on numbers of size 1 to 30.
@@ -283,3 +285,22 @@ def test_hooks_of_the_training_configuration(inputs, model, read, tmp_path):
 def test_hookpoints_whose_inputs_are_not_known(hookpoint, training, words, tmp_path):
     with pytest.raises(DictionaryError, match=words):
         _one(tmp_path / "set", hookpoint, **training)
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied by target"])
+@pytest.mark.parametrize("residency", ["disk", "device"])
+def test_a_cross_layer_set_is_traced(kind, residency, tmp_path):
+    """Sums hold, both engines agree, and taking a feature away changes what its edges say."""
+    coders = cross(kind, n=3, width=40, d=32, config={"normalize_io": True, "skip_connection": True}, affine_scales=True)
+    for coder in coders:
+        for name, tensor in coder.tensors.items():
+            if name.startswith(("W_", "encoder.weight")):
+                tensor /= 32 if name.startswith("W_skip") else 32**0.5
+    write_set(tmp_path / "set", coders)
+    model = tiny_bridge("llama")
+    with tlc.attach(model, tlc.load_transcoders(tmp_path / "set", residency=residency)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+        again = tlc.attribute(replacement, prompt(), max_nodes=60, engine="autograd", progress=False)
+        assert graph.is_kind("feature").sum() > 20 and graph.completeness_error() < 1e-4
+        assert torch.allclose(graph.adjacency(), again.adjacency(), atol=1e-4)  # float32, two ways of summing
+        assert removal_gap(replacement, graph)[0] < 1e-3
