@@ -108,19 +108,19 @@ class CrossLayerTranscoders(TranscoderSet):
         recons = self.constant(layer).to(x.device).expand(*x.shape[:-1], -1)
         for writer in self.writers(layer):
             written = slot_sum(self._decoders[writer], acts[writer], layer - writer)
-            self._used(writer, "W_dec", written)
+            self._used(writer, "W_dec", written, slot_matrix(self._decoders[writer], layer - writer))
             recons = recons + written.to(x.device)
         skip = self.skip(layer)
         return recons if skip is None else recons + x.float() @ skip.to(x.device).T
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
         rows = slot_rows(self._decoders[layer], features, target - layer)
-        self._used(layer, "W_dec", rows)
+        self._used(layer, "W_dec", rows, rows)
         return rows
 
     def output_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
         rows = all_slots(self._decoders[layer], features)
-        self._used(layer, "W_dec", rows)
+        self._used(layer, "W_dec", rows, rows)
         return rows
 
 

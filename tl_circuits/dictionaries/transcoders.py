@@ -288,15 +288,22 @@ class TranscoderSet(Dictionary):
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         t = self._at[layer]
         pre = _encoded(t.W_enc, x.float().reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-        self._used(layer, "W_enc", pre)
+        self._used(layer, "W_enc", pre, t.W_enc)
         return pre + t.b_enc.to(x.device).float()
 
-    def _used(self, layer: int, name: str, result: Tensor) -> None:
-        """After using a matrix that is mapped from a file: check the result for NaN, and free the pages' memory."""
+    def _used(self, layer: int, name: str, result: Tensor, matrix: Tensor) -> None:
+        """After using ``matrix``, which may be mapped from a file: look for NaN in it, and free the pages' memory.
+
+        Only a result with NaN or infinity makes it worth reading the whole matrix. If that is finite, the input was not:
+        a run that diverged, about which other code speaks.
+        """
         forget = self._at[layer].forget_pages
-        if forget is not None:
-            require_finite(layer, f"{name} as read from disk", result)
-            forget()
+        if forget is None:
+            return
+        if not torch.isfinite(result).all():
+            for rows in matrix.split(max(1, FLOATS_AT_ONCE // matrix[0].numel())):
+                require_finite(layer, f"{name} as read from disk", rows)
+        forget()
 
     def activate(
         self, layer: int, pre: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
@@ -307,7 +314,7 @@ class TranscoderSet(Dictionary):
         self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
         recons = weighted_sum(acts[layer], self._at[layer].W_dec)
-        self._used(layer, "W_dec", recons)
+        self._used(layer, "W_dec", recons, self._at[layer].W_dec)
         skip = self.skip(layer)
         recons = recons + self.constant(layer).to(recons.device)
         return recons if skip is None else recons + x.float() @ skip.to(x.device).T
@@ -339,12 +346,12 @@ class TranscoderSet(Dictionary):
 
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         rows = take_rows(self._at[layer].W_enc, features)
-        self._used(layer, "W_enc", rows)
+        self._used(layer, "W_enc", rows, rows)
         return rows
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
         rows = take_rows(self._at[layer].W_dec, features)
-        self._used(layer, "W_dec", rows)
+        self._used(layer, "W_dec", rows, rows)
         return rows
 
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
