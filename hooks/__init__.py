@@ -4,7 +4,7 @@ Works on a ``HookedTransformer``, a ``TransformerBridge`` and SAELens' subclasse
 nothing from the rest of ``tl_circuits``.
 """
 
-from .attach import Replacement, attach
+from .attach import Replacement, attach_dictionary
 from .collect import collect_sites
 from .decode import CachedModel
 from .edits import (
@@ -42,7 +42,7 @@ from .maps import (
 )
 from .norms import NormWeights, norm_names, norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
-from .patterns import Pattern, Scores
+from .patterns import AttentionScores, Pattern
 from .prompt import (
     MODELS_OWN,
     PromptRule,
@@ -109,11 +109,11 @@ __all__ = [
     "Sample",
     "Scale",
     "ScoreEdit",
-    "Scores",
+    "AttentionScores",
     "Set",
     "TokenEdit",
     "added_hooks",
-    "attach",
+    "attach_dictionary",
     "attention_norms",
     "bos_positions",
     "carried_saes",

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attention.head_paths import Head, Paths
+from tl_circuits.attention.head_paths import EdgeParts, Head
 from tl_circuits.attention.loadings import edge_paths, path_name
 from tl_circuits.attention.qk import QKAttribution, score_attribution
 from tl_circuits.attention.retrace import Retraced, retrace
@@ -41,7 +41,7 @@ class EdgeStory:
     source: str
     target: str
     weight: float
-    paths: Paths
+    paths: EdgeParts
     heads: tuple[Head, ...]
     scores: tuple[QKAttribution, ...]
     attention: tuple[float, ...]
@@ -123,8 +123,10 @@ def edge_stories(
         if isinstance(edge, str) or len(edge) != 2:
             raise TargetError(f"an edge is a pair (source, target) of node ids or indices, got {edge!r}.")
     indices = [_edge_index(graph, *edge) for edge in edges]
-    local = retrace(replacement, graph)
+    local = retrace(replacement, graph, contrast=True)
     found = edge_paths(local, graph, indices, top, targets, progress)
+    if graph.info.compared_with:
+        local = retrace(replacement, graph)  # why a head looks is a question about whole effects
     shown = tqdm(list(zip(indices, found, strict=True)), desc="why heads look", unit="edge", disable=not progress)
     return [_story(local, graph, edge, paths, heads, top) for edge, paths in shown]
 
@@ -146,7 +148,7 @@ def _edge_index(graph: AttributionGraph, source: str | int, target: str | int) -
     return int(found[0])
 
 
-def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: Paths, heads: int, top: int) -> EdgeStory:
+def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: EdgeParts, heads: int, top: int) -> EdgeStory:
     source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
     query, key = (int(graph._nodes.position[i]) for i in (target, source))
     ordered = sorted(paths.heads, key=lambda head: -abs(paths.heads[head]))

@@ -1,7 +1,8 @@
 """From a prompt to an attribution graph."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -11,17 +12,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
-from tl_circuits.attribution.baseline import against, position_means
 from tl_circuits.attribution.batches import Engine
+from tl_circuits.attribution.compare import Compared, compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.total import combined, total_effects
-from tl_circuits.attribution.expand import Expansion, Trimming, expand
-from tl_circuits.attribution.family import Family, find_family
+from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
 from tl_circuits.attribution.sources import Sources, find_sources
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
+    LogitDifference,
     LogitTargets,
     Targets,
     as_targets,
@@ -31,7 +32,7 @@ from tl_circuits.attribution.targets import (
 )
 from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import GraphInfo
+from tl_circuits.graph.nodes import AGAINST_OTHERS, GraphInfo
 from tl_circuits.hooks import (
     Holds,
     PromptRule,
@@ -55,7 +56,7 @@ def attribute(
     targets: Any = None,
     *,
     position: int = -1,
-    max_nodes: int = 4000,
+    max_nodes: int = MAX_NODES,
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
     skip_positions: Iterable[int] | None = None,
@@ -79,7 +80,7 @@ def attribute(
         prompt: text, token ids, or a tensor ``[pos]``. Or a graph: its token ids are run again, with the positions
             left out that it leaves out. A text that starts with its special tokens does not get them again.
         targets: what to explain. None for the likeliest next tokens (until their probabilities sum to 95 %, at
-            most ten); one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
+            most ten); against other prompts, None for the likeliest token's logit minus the mean logit of theirs; one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
             or one :class:`FeatureTarget`.
         position: the position whose logits are explained; -1 is the last token.
         max_nodes: how many feature nodes the graph gets at most, the most influential ones. Only these are
@@ -97,8 +98,8 @@ def attribute(
         row_mass: which share of a node's incoming effects (by absolute value) is kept in memory while the graph
             is built, 1.0 for all. None keeps all if that takes at most half a gigabyte, else 0.999. Dropped
             effects are counted in ``bias`` and lower ``coverage``.
-        baseline: one or several other prompts, for the question "why this answer here, and not there?". Every source
-            then counts by how it differs from its mean over these prompts, at the same position: ``(a - ā)·d`` for a
+        baseline: one or several other prompts, or a :class:`Baseline` made from texts, for the question "why this answer here, and not there?". Every source
+            then counts by how it differs from its mean there, at the same position: ``(a - ā)·d`` for a
             feature. What the prompts have in common is part of ``bias``, and its size is in the column ``shared``.
             Features that are active there but not here are nodes, too.
         align: which positions of the baseline's prompts correspond to which of this one. None if all have one length;
@@ -159,13 +160,15 @@ def attribute(
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, sites)
         sources = find_sources(model, dictionary, recording, read.skipped)
-        family = Family(())
+        compared = Compared(sources)
         if baseline is not None:
-            asked = skip_positions is not None
-            family = find_family(model, read, baseline, align, lambda p: _read(replacement, p, rule, None), asked)
-            sources = against(sources, recording, family, position_means(replacement, family, sources))
+            read_other = partial(_read, replacement, rule=rule, asked=None)
+            compared = compare(
+                replacement, sources, recording, position, read, baseline, align, read_other, skip_positions is not None
+            )
+        sources = compared.sources
         chosen = _make_engine(engine, model, recording, sources, holds)
-        roots = _roots(replacement, recording, sources, targets, position, chosen.final)
+        roots = _roots(replacement, recording, sources, targets, position, chosen.final, compared.answers)
         expansion = Expansion(
             sources,
             roots.weights,
@@ -173,7 +176,8 @@ def attribute(
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
         total = _total(chosen, model, recording, roots, holds)
-        by_total = select == "total_effect" or (select == "auto" and _total_carries_more(dictionary, family))
+        # A contrast graph's nodes carry more of the answer if chosen by total effect (measured: docs/benchmarks.md).
+        by_total = select == "total_effect" or (select == "auto" and baseline is not None)
         count = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
@@ -187,8 +191,7 @@ def attribute(
                 ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        compared = tuple((member.token_ids, member.places) for member in family.members)
-        info = replace(info, select="total_effect" if by_total else "influence", baseline=compared, skip_positions=read.skipped)
+        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared.said)
         graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
@@ -200,11 +203,6 @@ def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
     column = torch.tensor([roots.column])
     return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
-
-
-def _total_carries_more(dictionary: Any, family: Family) -> bool:
-    """Whether to choose nodes by total effect, as they then carry more of the answer (measured: docs/benchmarks.md)."""
-    return bool(family.members)
 
 
 def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:
@@ -247,6 +245,7 @@ def _roots(
     targets: Any,
     position: int,
     final: Float[Tensor, " d_model"],
+    other_answers: Sequence[int],
 ) -> Roots:
     asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
@@ -255,10 +254,13 @@ def _roots(
         column = _feature_column(sources, asked[0])
         empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
-    logits = recording.logits
+    logits, answer = recording.logits, int(recording.logits.argmax())
+    others = [token for token in other_answers if token != answer]
     if targets is None:
-        asked = list(top_logits(logits))
+        asked = [LogitDifference(answer, others)] if others else list(top_logits(logits))
     resolved = resolve_logits(replacement, asked, final, logits)
+    if targets is None and others:
+        resolved = replace(resolved, name=(token_text(replacement.model, answer) + AGAINST_OTHERS,))
     n = len(asked)
     vectors = Targets(
         layer=torch.full((n,), len(sources.layers)),

@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_circuits.attribution.family import Family
 from tl_circuits.attribution.sources import Sources, add_decoded, find_sources
 from tl_circuits.dictionaries.base import LayerActive
+from tl_circuits.errors import BaselineError, NotFiniteError
 from tl_circuits.hooks import Recording, Replacement, record
 
 
@@ -39,27 +40,38 @@ class LayerMean:
 
 @dataclass(frozen=True)
 class PositionMeans:
-    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a layer."""
+    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a layer.
+
+    ``answers``: the likeliest next token of each prompt of the baseline.
+    """
 
     tokens: Float[Tensor, "pos d_model"]
     layers: tuple[LayerMean, ...]
+    answers: tuple[int, ...] = ()
 
 
-def position_means(replacement: Replacement, family: Family, sources: Sources) -> PositionMeans:
+def position_means(replacement: Replacement, family: Family, sources: Sources, position: int) -> PositionMeans:
     """Run the baseline's prompts, one at a time, and average embeddings, activations and errors at each position.
 
-    At a position that no baseline prompt has, all means are zero, so sources count in full, as without a baseline.
+    ``position`` is where the prompt's answer is read; a baseline prompt's is read at the corresponding position, or at its
+    last one. At a position that no baseline prompt has, all means are zero, so sources count in full, as without a baseline.
     """
     total = _Sums(sources)
     model, dictionary = replacement.model, sources.dictionary
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    answers = []
     for member in family.members:
         tokens = torch.tensor(member.token_ids)
-        recording = record(model, tokens, len(tokens) - 1, sites)
+        read_at = member.places.index(position) if position in member.places else len(tokens) - 1
+        try:
+            recording = record(model, tokens, read_at, sites)
+        except NotFiniteError as error:
+            raise BaselineError(f"the baseline prompt {member.text!r} cannot be run: {error}") from error
+        answers.append(int(recording.logits.argmax()))
         # Exact dictionaries have no errors, so their outputs need not be taken apart.
         found = None if dictionary.exact else find_sources(model, dictionary, recording, ())
         total.add(recording, found, torch.tensor(member.places))
-    return total.means()
+    return replace(total.means(), answers=tuple(answers))
 
 
 class _Sums:
@@ -141,13 +153,13 @@ def common_prefix(tokens: Int[Tensor, " pos"], family: Family) -> int:
     return count
 
 
-def against(sources: Sources, recording: Recording, family: Family, means: PositionMeans) -> Sources:
+def against(sources: Sources, recording: Recording, means: PositionMeans, start: int) -> Sources:
     """The same sources, each counted by its difference from the baseline; what both have is ``shared``.
 
-    Features that are active in the baseline only are added, with activation 0. At the tokens that all prompts have in
-    common at their start, nothing differs: they get no features, and everything they write is shared.
+    Features that are active in the baseline only are added, with activation 0. At the first ``start`` positions,
+    which are the same for all, nothing differs: they get no features, and everything they write is shared.
     """
-    skipped = sorted({*sources.skipped, *range(common_prefix(recording.tokens, family))})
+    skipped = sorted({*sources.skipped, *range(start)})
     keep = torch.ones(sources.n_pos, dtype=torch.bool)
     keep[skipped] = False
     column, layers = sources.n_pos + 1, []

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Groups
-from tl_circuits.graph.paths import visible
+from tl_circuits.graph.visible import visible
 
 TOKENS_NAMED = 2
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from tl_circuits.dictionaries.belonging import require_belonging, require_no_baseline
+from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement
+from tl_circuits.hooks import Replacement, unembed_weights
 from tl_circuits.interventions.faithfulness import predicted_effects
 from tl_circuits.interventions.intervene import edits_of, intervene_many
 from tl_circuits.support.checked import checked
@@ -20,7 +22,8 @@ TOP = 5
 def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
     """Remove each box of the graph's page in the model and measure what happens to the answer.
 
-    Attention patterns and norm denominators are held; where such a run diverges, nothing is.
+    In a contrast graph, a box is removed by setting its features to what they are in the baseline. Attention patterns and
+    norm denominators are held; where such a run diverges, nothing is.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -41,7 +44,6 @@ def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: b
         ('attention', 'Austin')
         >>> path = graph.to_html(folder / "why.html", ablations=removed)
     """
-    require_no_baseline(graph, "box_ablations")
     require_belonging(replacement, graph)
     shown = page_graph(graph)
     boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}
@@ -70,7 +72,7 @@ def measure_boxes(
     index = {name: i for i, name in enumerate(graph.node_ids)}
     predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False, factor=factor)
     target = int(graph._nodes.weight.argmax())
-    token = int(graph._nodes.feature[target]) if graph.is_kind("logit")[target] else -1
+    reads = _target_vector(replacement, graph, target)
     found = []
     for row, (ids, result) in enumerate(zip(boxes, results, strict=True)):
         top = result.top(TOP).head(TOP)
@@ -82,17 +84,24 @@ def measure_boxes(
                 for r in top.itertuples()
             ],
         }
-        if token >= 0:
-            before, after = (log - log.mean() for log in _last_logits(result))
+        if reads is not None:
+            moved = (result.final - result.baseline_final)[int(graph._nodes.position[target])].float()
             one |= {
                 "target": graph.label(target).removeprefix("output ").strip("“”"),
                 "predicted": round(float(predicted[row, target]), 5),
-                "measured": round(float(after[token] - before[token]), 5),
+                "measured": round(float(moved @ reads.to(moved.device)), 5),
             }
         found.append(one)
     return found
 
 
-def _last_logits(result: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    before = result._logits(result.baseline_final[-1:])[0]
-    return before, result.last_logits
+def _target_vector(replacement: Replacement, graph: AttributionGraph, target: int) -> Float[Tensor, " d_model"] | None:
+    """What the target reads of the final norm's output; None if the graph does not say, or explains a feature."""
+    if not graph.is_kind("logit")[target]:
+        return None
+    token = int(graph._nodes.feature[target])
+    if token >= 0:
+        vector = unembed_weights(replacement.model).columns(torch.tensor([token]))[:, 0]
+        return vector - replacement.mean_unembedding[0].to(vector.device)
+    first = int(graph.is_kind("logit").nonzero()[0])
+    return None if graph.target_vectors is None else graph.target_vectors[target - first]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tl_circuits.graph.box_names import place
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.paths import conjugated, visible
+from tl_circuits.graph.paths import conjugated
+from tl_circuits.graph.visible import visible
 
 SENTENCES = 3
 ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
@@ -31,6 +32,7 @@ class Unit:
         row: its height: 0 for tokens, 1 for targets, and for boxes between them according to their layers.
         column: where on the prompt it sits, in tokens.
         influence: of its members together.
+        lower: whether it is most of all by being lower than in the baseline that its features count.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class Unit:
     row: float
     column: float
     influence: float
+    lower: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Story:
     ways: tuple[tuple[int, ...], ...] = ()  # for each sentence the units it goes over, token to target
 
 
-def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
+def story_of(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     """The story of ``graph`` in at most ``max_boxes`` boxes. A person's groups are among them."""
     found = graph.supernodes(max_boxes)
     index = {name: i for i, name in enumerate(graph.node_ids)}
@@ -106,17 +109,7 @@ def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     arrows = _arrows(units, flows)
     ways = _told_ways(units, flows)
     sentences = tuple(_sentence(units, flows, way) for way in ways)
-    return Story(headline(graph), sentences, units, arrows, meter(graph, units), found.lump_error, ways)
-
-
-def headline(graph: AttributionGraph) -> str:
-    """The question that the graph answers."""
-    names, weights = graph.info.target_names, graph.info.target_probabilities
-    if not names:
-        return "Why did this feature fire?"
-    # A difference or direction has weight one, which is not a probability.
-    probability = f" ({weights[0]:.0%})".replace("%", " %") if weights[0] < 1 else ""
-    return f"Why “{visible(names[0])}”{probability}?"
+    return Story(graph.info.question, sentences, units, arrows, meter(graph, units), found.lump_error, ways)
 
 
 def _tokens(graph: AttributionGraph) -> list[Unit]:
@@ -134,7 +127,8 @@ def _box(graph: AttributionGraph, label: str, members: tuple[int, ...]) -> Unit:
     row = float((nodes.layer[picked] * weight).sum() / weight.sum())
     column = float((nodes.position[picked] * weight).sum() / weight.sum())
     height = (row + 1) / (graph.info.n_layers + 1)
-    return Unit("box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()))
+    lower = nodes.baseline is not None and float((weight * nodes.counted[picked].sign()).sum()) < 0
+    return Unit("box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()), lower)
 
 
 def _targets(graph: AttributionGraph) -> list[Unit]:
@@ -168,7 +162,7 @@ def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "u
     """The signed share of each unit's inputs that comes from each other unit. Rows are acted on, columns act."""
     edges, nodes = graph._edges, graph._nodes
     unit_of = _membership(graph, units)
-    towards = torch.where(graph.is_kind("feature"), nodes.activation.sign(), torch.ones(())).double()
+    towards = nodes.towards.double()
     share = edges.weight.double() / _input_mass(graph)[edges.target] * towards[edges.target]
     source, target = unit_of[edges.source], unit_of[edges.target]
     both = (source >= 0) & (target >= 0) & (source != target)
@@ -225,11 +219,14 @@ def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[in
     return came_from
 
 
+_VERBS = {"target": ("raise", "lower"), "box": ("activate", "hold back"), "lower": ("turn down", "keep up")}
+
+
 def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: tuple[int, ...]) -> str:
     words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
         up, unit = float(flows[target, source]) >= 0, units[target]
-        verb = ("raise" if up else "lower") if unit.kind == "target" else ("activate" if up else "hold back")
+        verb = _VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "box"][0 if up else 1]
         count = len(unit.members)
         name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
         words += f"{joint}{conjugated(verb, would)} {name}"
