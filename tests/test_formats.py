@@ -250,3 +250,21 @@ def test_a_converted_npz_is_not_read_again(tmp_path):
     assert all(torch.equal(getattr(first[0], n), getattr(again[0], n)) for n in (*published.BASICS, "threshold"))
     with pytest.raises(DictionaryError, match="CRC"):
         tlc.load_transcoders(tmp_path / "set", residency="cpu")
+
+
+@pytest.mark.parametrize("positions", [10, 60])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoders_stored_by_columns_find_the_same_features(positions, dtype):
+    """As SAELens keeps them; few and many positions take different products."""
+    t = published.random_layers(1, width=70, d=12, dtype=dtype)[0]
+    columns = t["W_enc"].T.contiguous().T
+    made = {
+        name: tlc.load_transcoders({0: tlc.Transcoder(W_enc, t["W_dec"], t["b_enc"], t["b_dec"])})
+        for name, W_enc in (("columns", columns), ("rows", t["W_enc"]))
+    }
+    x = torch.randn(positions, 12, generator=torch.Generator().manual_seed(1))
+    found, expected = made["columns"].active(0, x), made["rows"].active(0, x)
+    assert torch.equal(found.position, expected.position) and torch.equal(found.feature, expected.feature)
+    plain = (x @ t["W_enc"].float().T + t["b_enc"].float()).relu()
+    assert torch.allclose(found.activation, plain[found.position, found.feature], atol=1e-5)  # float32, another order
+    assert found.feature.numel() == int((plain > 0).sum())
