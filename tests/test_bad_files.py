@@ -185,6 +185,7 @@ def edit(path, **changes):
         ({"W_skip": torch.zeros(4, 5)}, r"layer_1\.safetensors: W_skip has shape \(4, 5\), expected \(4, 4\)"),
         ({"activation_function.threshold": -torch.ones(7)}, "threshold has 7 negative values, the lowest -1.*logarithm"),
         ({"b_enc": torch.full((7,), float("nan"))}, "b_enc holds NaN"),
+        ({"threshold": torch.ones(7)}, r"layer_1\.safetensors holds the tensor 'threshold', which this version does not know"),
         ({"k": torch.tensor(70)}, "needs 1 <= k <= 7, got k=70"),
     ],
 )

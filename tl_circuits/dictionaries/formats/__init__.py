@@ -14,11 +14,11 @@ from tl_circuits.dictionaries.formats import (
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
 
 LAYOUTS = (
+    arena_files.LAYOUT,  # before SAELens', whose file names and configs are the same
     gemma_scope.LAYOUT,
     gemma_scope_2.LAYOUT,
     circuit_tracer_clt.LAYOUT,
     circuit_tracer.LAYOUT,
-    arena_files.LAYOUT,  # before SAELens', whose file names are the same
     saelens_files.LAYOUT,
     llamascopium.LAYOUT,
     clt_training.LAYOUT,  # before sparsify's, whose files are the same except for the config

@@ -8,7 +8,14 @@ from typing import Literal
 from torch import Tensor
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, shaped, valid_threshold
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    positive_int,
+    require_known_tensors,
+    shaped,
+    valid_threshold,
+)
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
@@ -16,6 +23,7 @@ from tl_circuits.errors import DictionaryError
 
 PATH = re.compile(r"layer_(\d+)\.safetensors")
 _THRESHOLD = "activation_function.threshold"
+_TENSORS = re.compile(r"W_enc|W_dec|b_enc|b_dec|W_skip|k|activation_function\.threshold")
 
 
 def find(repository: Repository) -> Sequence[Entry]:
@@ -28,6 +36,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     """One layer. The file does not say which hooks it reads and writes; ``config.yaml`` or the caller must."""
     path = repository.local(entry.files[0])
     file = MappedFile(path)
+    require_known_tensors(path, file, _TENSORS)
     W_enc, W_dec, b_enc, b_dec = need(path, file, "W_enc", "W_dec", "b_enc", "b_dec")
     width, d_out = b_enc.numel(), b_dec.numel()
     d_in = shaped(path, "W_enc", W_enc, (width, None)).shape[1]

@@ -1,6 +1,7 @@
 """Read configs and check tensors of files that may be damaged or hostile; errors name file and field."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def require_known_fields(path: Path, config: Mapping[str, Any], known: Collectio
             f"{path}: {', '.join(map(repr, unknown))} {'is a field' if len(unknown) == 1 else 'are fields'} that this version "
             "does not know in this layout, and a field can change what the weights mean. If it changes nothing, remove it from a "
             "copy of the file; else give the layers as tensors: tlc.load_transcoders({layer: tlc.Transcoder(...)})."
+        )
+
+
+def require_known_tensors(path: Path, tensors: Collection[str], known: re.Pattern[str]) -> None:
+    """Raise DictionaryError if a file holds a tensor whose whole name ``known`` does not match: it would not be used."""
+    unknown = sorted(name for name in tensors if not known.fullmatch(name))
+    if unknown:
+        raise DictionaryError(
+            f"{path} holds the tensor {unknown[0]!r}, which this version does not know in this layout: without it the set may "
+            "compute something else."
         )
 
 

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.formats import sparsify_config
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, require_agreement, shaped
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    positive_int,
+    require_agreement,
+    require_known_tensors,
+    shaped,
+)
 from tl_circuits.dictionaries.formats.sparsify_config import Settings, hooks_of, layer_of, scales_of, settings_of
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
@@ -81,7 +88,7 @@ def encoder_of(
     With ``p = post_enc``, an active feature's ``ReLU(h) + p`` is ``h + p`` where that is above ``p``: the bias holds ``p``, and
     ``p`` is the threshold. So the edges into a feature still add up to its activation.
     """
-    require_known_tensors(path, file)
+    require_known_tensors(path, file, _TENSORS)
     weight, b_enc = need(path, file, "encoder.weight", "encoder.bias")
     width = b_enc.numel()
     d_in = shaped(path, "encoder.weight", weight, (width, None)).shape[1]
@@ -124,16 +131,6 @@ def skip_of(
         return None
     W_skip = shaped(path, name, file[name], shape)
     return W_skip if factor == 1.0 else W_skip.float() * factor
-
-
-def require_known_tensors(path: Path, file: Mapping[str, Tensor]) -> None:
-    """Raise DictionaryError if the file holds a tensor that is used nowhere here."""
-    unknown = [name for name in file if not _TENSORS.fullmatch(name)]
-    if unknown:
-        raise DictionaryError(
-            f"{path} holds the tensor {unknown[0]!r}, which this version does not know in this layout: without it the set may "
-            "compute something else."
-        )
 
 
 def model(repository: Repository, entry: Entry) -> str | None:
