@@ -40,7 +40,7 @@ from .maps import (
     write_stage,
     written_share,
 )
-from .norms import NormWeights, norm_names, norm_weights, was_folded
+from .norms import NormWeights, norm_names, norm_weights, require_norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import AttentionScores, Pattern
 from .prompt import (
@@ -144,6 +144,7 @@ __all__ = [
     "model_device",
     "norm_names",
     "norm_weights",
+    "require_norm_weights",
     "plain_ids",
     "positions_of",
     "prove",

@@ -58,12 +58,14 @@ class FrozenNorm:
 
 def frozen_norm(model: Model, recording: Recording, name: str | None) -> FrozenNorm | None:
     """The norm called ``name`` with its recorded denominator; None if there is no such norm."""
-    weights = None if name is None else norm_weights(model, name)
+    if name is None:
+        return None
+    weights = norm_weights(model, name)
     if weights is None:
         return None
     scale = recording.scales[name].float()
-    where = {"weight": weights.weight.to(scale.device), "bias": weights.bias.to(scale.device)}
-    return FrozenNorm(replace(weights, **where), scale)
+    here = replace(weights, weight=weights.weight.to(scale.device), bias=weights.bias.to(scale.device))
+    return FrozenNorm(here, scale)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .collect import stopping_at
 from .errors import ArchitectureError
 from .maps import FrozenNorm, attention_norms, frozen_norm
-from .norms import norm_weights
+from .norms import require_norm_weights
 from .record import Listener, Recording, record, scores_name
 from .sites import Model, find, scores_scale, scores_softcap
 
@@ -183,7 +183,7 @@ def _head_norm(model: Model, name: str, seen: dict[str, Tensor], heads: int) -> 
     scale = seen.get(f"{name.rsplit('.', 1)[1]}.hook_scale")
     if scale is None:
         return None
-    weights = norm_weights(model, name)
+    weights = require_norm_weights(model, name)
     n_pos = seen["hook_attn_scores"].shape[-1]
     scale = scale.float()
     if scale.ndim == 2:  # HookedTransformer: all heads of all positions in one column

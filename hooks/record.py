@@ -1,6 +1,6 @@
 """Record one forward pass of the model: everything that attribution needs to know about a prompt."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
-from .norms import is_inner_norm, is_norm, norm_names, norm_weights
+from .norms import is_inner_norm, is_norm, norm_names, norm_weights, require_norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
@@ -76,6 +76,17 @@ class Recording:
         return self.resid_final.dtype
 
     @property
+    def whole_logits(self) -> Float[Tensor, " d_vocab"]:
+        """``logits``, where the whole model must have been recorded.
+
+        Raises:
+            ValueError: only the layers below one were recorded.
+        """
+        if self.logits is None:
+            raise ValueError("only the first layers were recorded, so there are no logits; record without below=.")
+        return self.logits
+
+    @property
     def held(self) -> dict[str, Tensor]:
         """All patterns and denominators by hook name, with a batch of one in front: what a held run is held at."""
         values = {f"blocks.{layer}.attn.hook_pattern": p.dense()[None] for layer, p in enumerate(self.patterns)}
@@ -99,7 +110,7 @@ class Listener:
         self,
         model: Model,
         names: Iterable[str],
-        reduced: dict[str, Callable[[Tensor, dict[str, Any]], Any]] | None = None,
+        reduced: Mapping[str, Callable[[Tensor, dict[str, Any]], Any]] | None = None,
         optional: Iterable[str] = (),
     ):
         self.seen: dict[str, Any] = {}
@@ -288,7 +299,7 @@ def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) ->
             scale = seen[points[0]]
         else:
             x, y = (seen[point] for point in points)
-            scale = norm_weights(model, name, x.shape[-1]).denominator(x, y)
+            scale = require_norm_weights(model, name, x.shape[-1]).denominator(x, y)
         found[name] = scale[None] if scale.ndim == 2 else scale  # OPT and routers lay the rows of a batch flat
     return found
 

@@ -6,7 +6,7 @@ hook names, ``cfg`` and weight properties. Where the two differ, or architecture
 
 import difflib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ def mlp_module(model: Model, layer: int) -> Any:
     return mlp
 
 
-def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
+def mlp_points(model: Model, layer: int) -> ExitStack:
     """Make ``blocks.L.mlp.hook_in`` and ``.hook_out`` exist while the context is open.
 
     TransformerBridge has both points; but if the Hugging Face block has no MLP module and holds its two matrices itself
@@ -194,8 +194,10 @@ def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
     mlp = mlp_module(model, layer)
     if find(model, f"{prefix}.hook_in") is not None:
         inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
-        if getattr(mlp, "name", prefix) is None and None not in inner:  # a bridge's placeholder that never runs
-            for point, outer in zip(inner, (mlp.hook_in, mlp.hook_out), strict=True):
+        points = [point for point in inner if point is not None]
+        # A bridge's placeholder, which never runs, has no name.
+        if getattr(mlp, "name", prefix) is None and len(points) == len(inner):
+            for point, outer in zip(points, (mlp.hook_in, mlp.hook_out), strict=True):
                 stack.callback(_fired_along(outer, point))
         return stack
     with stack:

@@ -1,5 +1,7 @@
 """Contrast graphs: what is here and not in the baseline, held against sums, two engines, and the plain model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -217,6 +219,12 @@ def test_removing_a_box_sets_its_features_to_the_baseline_and_moves_the_target_a
     assert tlc.edits_of(graph, [silent.id], factor=1.0)[0].value == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(EditError, match="for features only"):
         tlc.edits_of(graph, ["token@7"])
+
+
+def test_a_file_that_lost_the_baselines_activations_is_not_edited_to_them(contrast):
+    lost = replace(contrast, _nodes=replace(contrast._nodes, baseline=None))
+    with pytest.raises(EditError, match="does not hold what features are"):
+        tlc.edits_of(lost, [contrast.node_ids[0]])
 
 
 def test_what_is_lower_than_in_the_baseline_is_said_to_be_turned_down(facts):

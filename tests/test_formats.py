@@ -205,6 +205,13 @@ def test_a_threshold_must_be_passed_not_reached_and_may_be_negative_where_nothin
         assert tlc.Transcoder(**made, activation="jumprelu", clamp=clamp).activate(pre)[0].tolist() == expected
 
 
+@pytest.mark.parametrize(("activation", "words"), [("topk", "k is None; give k="), ("jumprelu", "threshold is None; give threshold=")])
+def test_a_transcoder_that_lacks_what_its_activation_needs_says_so(activation, words):
+    made = tlc.Transcoder(torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3), torch.zeros(2), activation=activation)
+    with pytest.raises(DictionaryError, match=words):
+        made.activate(torch.ones(1, 3))
+
+
 def test_sparsify_computes_its_width_from_the_expansion_factor(tmp_path):
     layers = published.random_layers(2, width=128, d=4)
     published.sparsify(tmp_path / "set", layers, k=5, num_latents=0)

@@ -9,6 +9,7 @@ import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import EditError
+from tl_circuits.hooks import edit_hooks, make_plan
 
 DICTIONARIES = {
     "neurons": lambda m: tlc.mlp_neurons(m),
@@ -201,6 +202,13 @@ def test_bad_edits_are_named_and_the_model_is_left_alone(replacement, edits, mes
     with pytest.raises(EditError, match=message):
         tlc.intervene(replacement, prompt(), edits)
     assert hook_state(replacement.model) == before
+
+
+@pytest.mark.parametrize(("freeze", "constrained"), [("attention", ()), ("all", ()), ("none", (1,))])
+def test_holding_values_of_a_run_that_was_not_made_is_refused(replacement, freeze, constrained):
+    plan = make_plan(replacement.model, replacement.dictionary, [[tlc.Ablate(0, 8, 1)]], 9, 9)
+    with pytest.raises(EditError, match="clean is None"):
+        edit_hooks(replacement, plan, None, freeze, constrained)
 
 
 def test_layers_without_a_dictionary_and_unknown_modes_are_refused():

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         TokenEdit,
     )
     from tl_circuits.interventions.box_effects import box_ablations
-    from tl_circuits.interventions.circuit_quality import CircuitQuality, circuit_quality
+    from tl_circuits.interventions.circuit_quality import CircuitQuality, circuit_quality, common_circuit
     from tl_circuits.interventions.edit_text import parse_edit
     from tl_circuits.interventions.faithfulness import FaithfulnessReport, faithfulness
     from tl_circuits.interventions.generation import generate
@@ -99,6 +99,7 @@ _HOMES = {
     "box_ablations": "interventions.box_effects",
     "circuit_curve": "interventions.patching",
     "circuit_quality": "interventions.circuit_quality",
+    "common_circuit": "interventions.circuit_quality",
     "contrast": "recurring.aggregate",
     "dictionary_quality": "dictionaries.quality",
     "edits_of": "interventions.intervene",

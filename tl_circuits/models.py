@@ -133,8 +133,8 @@ def load_model(
         source = str(folder) if folder.is_dir() else name
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(f"the folder {name} has no config.json, so it is not a Hugging Face checkpoint.")
-    spread = {"device_map": device_map, "n_devices": n_devices}
-    spread = {option: value for option, value in spread.items() if value is not None}
+    asked = {"device_map": device_map, "n_devices": n_devices}
+    spread: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
     try:
         model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **spread)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -182,7 +182,11 @@ def open_packaged(model: PackagedModel) -> Path:
 
 def _gguf_file(model: PackagedModel, scratch: Path) -> Path:
     """The package's GGUF file. Some packages have it in parts and must be imported to join them, into ``scratch``."""
+    from tl_circuits.errors import ModelError
+
     spec = importlib.util.find_spec(model.module)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the package {model.requirement} has no module {model.module!r}. Run: {model.command}")
     beside = Path(spec.origin).parent / model.filename
     if beside.is_file():
         return beside
@@ -200,7 +204,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    weights: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 now, but transformers refuses to save a model that says it was quantised.
     del weights.config.quantization_config
     weights.hf_quantizer = None

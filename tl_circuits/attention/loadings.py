@@ -160,7 +160,7 @@ def edge_paths(
             source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
             if source not in leaving:
                 leaving[source] = heads.leave(_source(local, graph, columns, source))
-            if target != last:
+            if arriving is None or target != last:
                 arriving, last = heads.arrive(reads.on_stream(target)), target
             found[edge] = heads.paths(leaving[source], arriving, float(graph._edges.weight[edge]), chains)
         return [found[edge] for edge in edges]
@@ -181,7 +181,10 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
     if kind == Kind.EMBEDDING:
         return Writer(position, {}, sources.tokens[position])
     if kind == Kind.ERROR:
-        return Writer(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
+        error = sources.layers[layer].error
+        if error is None:
+            raise TargetError(f"{graph.node_ids[node]!r} is an error node, but the dictionary rebuilds layer {layer} exactly.")
+        return Writer(position, {layer: _on_stream(sources, layer, error[position], position)}, nothing)
     column = columns.find(Kind.FEATURE, layer, position, feature)
     active = sources.layers[layer].active
     activation = active.counted[column - sources.layers[layer].features_at]
@@ -216,8 +219,7 @@ class _Reads:
         if kind not in (Kind.FEATURE, Kind.LOGIT):
             raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
         vector = self._logit(node, position) if kind == Kind.LOGIT else self._feature(node, layer, position)
-        where = [torch.tensor([value]) for value in (layer, position)]
-        return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
+        return Targets(torch.tensor([layer]), torch.tensor([position]), vector[None], torch.zeros(1)).to(self._local.sources.home)
 
     def on_stream(self, node: int) -> Reader:
         """A node as a vector on the stream that it reads."""
@@ -252,8 +254,9 @@ class _Reads:
                 f"targets has {len(self._given)} entries, the graph was traced for {len(graph.info.target_names)}."
             )
         final = frozen_norm(local.model, local.recording, "ln_final")
-        x = final.forward(local.recording.resid_final)[position]
-        return resolve_logits(local.replacement, [self._given[index]], x, local.recording.logits).vector[0]
+        stream = local.recording.resid_final.float()
+        x = (stream if final is None else final.forward(stream))[position]
+        return resolve_logits(local.replacement, [self._given[index]], x, local.recording.whole_logits).vector[0]
 
 
 def _require_same(
@@ -264,7 +267,7 @@ def _require_same(
     for edge in edges:
         by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
     wanted = list(by_target)
-    tolerance = _TOLERANCE[local.recording.logits.dtype]
+    tolerance = _TOLERANCE[local.recording.whole_logits.dtype]
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         made = [reads.targets(node) for node in part]

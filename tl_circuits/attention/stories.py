@@ -207,7 +207,7 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
     everything = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))
     ordered, left_out = everything[:top], everything[top:]
     explained = zip(story.heads, story.scores, story.attention, story.instead, strict=True)
-    scores = {head: rest for head, *rest in explained}
+    scores = {head: (qk, attention, instead) for head, qk, attention, instead in explained}
     named: set[str] = set()
     heads = []
     for (layer, head), loading in ordered:
@@ -278,9 +278,9 @@ def qk_tracing_results(
     sides: dict[str, dict[str, float]] = {"by_query": {}, "by_key": {}}
     for head in {(h["layer"], h["head"], h["key"]): h for h in heads if "pairs" in h}.values():
         for query, key, weight in head["pairs"]:
-            ids = node_id(query), node_id(key)
-            if ids[0] is not None and ids[1] is not None:
-                pairs[ids] = pairs.get(ids, 0.0) + weight
+            reading, read = node_id(query), node_id(key)
+            if reading is not None and read is not None:
+                pairs[reading, read] = pairs.get((reading, read), 0.0) + weight
         for name, side in sides.items():
             for source, weight in head[name]:
                 made = node_id(source)

@@ -106,7 +106,7 @@ def attribute(
             ``"end"`` counts from the last token; or one ``{position: slot}`` for each prompt, this one's first.
         select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
             targets over all paths; ``"influence"``, as circuit-tracer does; ``"auto"``, whichever carries more of the
-            answer (docs/benchmarks.md).
+            answer: total effect for neurons and against a baseline, else influence (docs/benchmarks.md).
         progress: show a progress bar on stderr.
 
     Returns:
@@ -176,8 +176,9 @@ def attribute(
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
         total = _total(chosen, model, recording, roots, holds)
-        # A contrast graph's nodes carry more of the answer if chosen by total effect (measured: docs/benchmarks.md).
-        by_total = select == "total_effect" or (select == "auto" and baseline is not None)
+        # Neurons, and all nodes of a contrast graph, carry more of the answer if chosen by total effect; transcoder features
+        # without a baseline do not (measured: docs/benchmarks.md, "What a circuit carries").
+        by_total = select == "total_effect" or (select == "auto" and (baseline is not None or dictionary.exact))
         count = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
@@ -197,10 +198,13 @@ def attribute(
         return graph
 
 
-def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
+def _total(
+    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, roots: Roots, holds: Holds
+) -> Float[Tensor, " column"]:
     """The total effect of every column on all roots together, each weighted as it is for influence."""
     if roots.targets is not None:
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
+    assert roots.column is not None  # roots without targets are one feature
     column = torch.tensor([roots.column])
     return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
 
@@ -226,7 +230,7 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
     return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> LinearEngine | AutogradEngine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
     # The linear engine compares its frozen maps with this prompt's run, so it finds out itself whether it fits.
@@ -244,7 +248,7 @@ def _roots(
     sources: Sources,
     targets: Any,
     position: int,
-    final: Float[Tensor, " d_model"],
+    final: Float[Tensor, " d_model"] | None,
     other_answers: Sequence[int],
 ) -> Roots:
     asked = [] if targets is None else as_targets(targets)
@@ -254,7 +258,9 @@ def _roots(
         column = _feature_column(sources, asked[0])
         empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
-    logits, answer = recording.logits, int(recording.logits.argmax())
+    assert final is not None  # the whole model was recorded
+    logits = recording.whole_logits
+    answer = int(logits.argmax())
     others = [token for token in other_answers if token != answer]
     if targets is None:
         asked = [LogitDifference(answer, others)] if others else list(top_logits(logits))

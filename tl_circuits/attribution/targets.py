@@ -67,7 +67,7 @@ class LogitDifference:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positive", _token(self.positive, "positive"))
-        several = isinstance(self.negative, Iterable) and not isinstance(self.negative, (str, bytes)) and getattr(self.negative, "ndim", 1)
+        several = isinstance(self.negative, Iterable) and not isinstance(self.negative, (str, bytes)) and getattr(self.negative, "ndim", 1) != 0
         negative = tuple(_token(t, "negative") for t in self.negative) if several else _token(self.negative, "negative")
         if negative == ():
             raise TargetError("LogitDifference: negative is an empty list; give one token or several.")

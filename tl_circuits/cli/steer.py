@@ -1,7 +1,7 @@
 """``tl-circuits steer``: what the model says with features edited, compared with what it says without."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,7 +39,7 @@ def steer(
             result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
             written = None
             if tokens:
-                options = {"max_new_tokens": tokens, "temperature": temperature, "seed": seed}
+                options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "seed": seed}
                 written = [tlc.generate(replacement, prompt, some, **options) for some in ((), edits)]
         top = result.top(5)
         if as_json:

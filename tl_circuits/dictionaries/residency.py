@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -72,7 +72,8 @@ def place(
         decoder = wide.pop("decoder")
     if decoder is not None:
         wide["W_dec"] = slot_matrix(decoder, 0)
-    return LayerWeights(replace(t, **small, **wide, forget_pages=forget_pages), decoder)
+    tensors: dict[str, Any] = {**small, **wide}
+    return LayerWeights(replace(t, **tensors, forget_pages=forget_pages), decoder)
 
 
 def _slot(j: int) -> str:
@@ -97,7 +98,7 @@ def _on_disk(
         return forget is not None and not matrix.is_meta and matrix.is_contiguous() and matrix.dtype == (dtype or matrix.dtype)
 
     rest = [name for name, matrix in wide.items() if not fits(matrix)]
-    if not rest:
+    if forget is not None and not rest:
         return wide, forget
     path = cache_dir() / "transcoders" / f"{_fingerprint(files, dtype)}.safetensors"
     if not path.is_file() or not set(rest) <= set(MappedFile(path)):

@@ -38,6 +38,9 @@ FEW_POSITIONS = 50  # up to here a matrix stored by columns is multiplied faster
 FLOATS_AT_ONCE = 2**24  # large matrices kept elsewhere are brought to the device in pieces of 64 MB
 
 
+Activation = Literal["relu", "jumprelu", "topk"]
+
+
 @dataclass(frozen=True, eq=False)
 class Transcoder:
     """A transcoder of one layer, given as tensors: it predicts an MLP's output ``y`` from the MLP's input ``x``.
@@ -82,7 +85,7 @@ class Transcoder:
     b_dec: Float[Tensor, " d_out"]
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     threshold: Float[Tensor, " feature"] | None = None
-    activation: Literal["relu", "jumprelu", "topk"] = "relu"
+    activation: Activation = "relu"
     k: int | None = None
     clamp: bool = True
     input_hook: str = "mlp.hook_in"
@@ -98,6 +101,8 @@ class Transcoder:
         """Activations from pre-activations."""
         if self.activation != "topk":
             return self.gate(pre, self.threshold)
+        if self.k is None:
+            raise DictionaryError('activation is "topk", but k is None; give k=..., how many features are active on a token.')
         floor = pre.relu() if self.clamp else pre
         compared = pre if self.threshold is None else pre - self.threshold.to(pre.device)
         if self.threshold is not None:
@@ -113,6 +118,8 @@ class Transcoder:
         """Activations of some features alone, for ReLU and JumpReLU: there one does not depend on the others."""
         if self.activation == "relu":
             return pre.relu()
+        if threshold is None:
+            raise DictionaryError(f"activation is {self.activation!r}, but threshold is None; give threshold=..., one number a feature.")
         return (pre.relu() if self.clamp else pre) * (pre > threshold.to(pre.device))
 
 
@@ -154,7 +161,8 @@ def _encoded(W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "n d_in"]) -
 def _nonzero(acts: Float[Tensor, "pos feature"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Positions and features of all active features, sorted by position, then feature."""
     if acts.stride(1) == 1:
-        return acts.nonzero(as_tuple=True)
+        position, feature = acts.nonzero(as_tuple=True)
+        return position, feature
     feature, position = acts.T.nonzero(as_tuple=True)  # `acts` lies feature by feature in memory
     order = position.argsort(stable=True)
     return position[order], feature[order]
@@ -183,7 +191,7 @@ class TranscoderSet(Dictionary):
         (8, 603, 0.41)
     """
 
-    _wide = ("W_enc", "W_dec")  # the large matrices, which :meth:`placed` moves only between devices
+    _wide: tuple[str, ...] = ("W_enc", "W_dec")  # the large matrices, which :meth:`placed` moves only between devices
 
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
@@ -226,8 +234,11 @@ class TranscoderSet(Dictionary):
             found += [(f"{what} (its {n})", getattr(t, n).detach().norm(dtype=torch.float32)) for n in ("b_enc", "b_dec")]
         return rounded(found)
 
-    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
-        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer."""
+    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | Any | None:
+        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer.
+
+        A tensor, or the matrices of all slots by themselves (``SlotDecoders``).
+        """
         return None
 
     def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
@@ -382,13 +393,13 @@ def to_layer(matrix: Tensor, device: torch.device) -> Tensor:
 def _placed(transcoder: Transcoder, device: torch.device, wide: Sequence[str]) -> Transcoder:
     tensors = {name: getattr(transcoder, name) for name in (*wide, *_TENSORS[2:])}
     found = {n: to_layer(t, device) if n in wide else t.to(device) for n, t in tensors.items() if t is not None}
-    moved = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
+    moved: dict[str, Any] = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
     return replace(transcoder, **moved) if moved else transcoder
 
 
 def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
     tensors = {n: getattr(transcoder, n) for n in _TENSORS}
-    moved = {n: None if t is None else t.to(device) for n, t in tensors.items()}
+    moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in tensors.items()}
     return replace(transcoder, **moved, forget_pages=None)
 
 

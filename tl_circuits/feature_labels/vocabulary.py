@@ -16,8 +16,8 @@ from tl_circuits.hooks import (
     Replacement,
     embed_weights,
     mlp_norms,
-    norm_weights,
     read_stage,
+    require_norm_weights,
     token_text,
     unembed_weights,
 )
@@ -83,7 +83,9 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     effects = written.to(W_U.dtype) @ W_U
     read = dictionary.encoder_directions(layer, features)
     if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        read = read * norm_weights(model, mlp_norms(model, layer)[0]).weight.to(read.device)
+        norm, _ = mlp_norms(model, layer)
+        assert norm is not None  # only a norm makes the stage "normed"
+        read = read * require_norm_weights(model, norm).weight.to(read.device)
     likes = read.to(W_E) @ W_E.T
     labels = []
     for effect, like in zip(effects.float(), likes.float(), strict=True):

@@ -205,8 +205,8 @@ def predicted_effects(
     """
     adjacency = graph.adjacency()
     inside = torch.zeros(len(graph), len(members), dtype=torch.bool)
-    for column, nodes in enumerate(members):
-        inside[list(nodes), column] = True
+    for column, removed in enumerate(members):
+        inside[list(removed), column] = True
     relative = (factor - 1) * inside.float()  # change as a share of each node's activation
     if direct:
         return (adjacency @ relative).T

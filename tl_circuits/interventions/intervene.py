@@ -436,9 +436,11 @@ def edits_of(
     graph.prompt_tokens()
     if replacement is not None:
         require_belonging(replacement, graph)
-    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) and not len(nodes):
+    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) != 0 and not len(nodes):
         return []
-    contrast = bool(graph.info.compared_with)
+    contrast, baseline = bool(graph.info.compared_with), graph._nodes.baseline
+    if contrast and baseline is None:
+        raise EditError(f"this graph's file does not hold what features are in {graph.info.compared}, so none can be set to it.")
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
         place = Place(Kind(int(graph._nodes.kind[i])), *(int(getattr(graph._nodes, name)[i]) for name in Place._fields[1:]))
@@ -449,8 +451,8 @@ def edits_of(
                 f"{graph.node_ids[i]!r} cannot be set to what it is in {graph.info.compared}: a contrast graph keeps that for "
                 "features only. Name features; or edit it by hand, with TokenEdit or ErrorEdit."
             )
-        if contrast:
-            usual, own = float(graph._nodes.baseline[i]), float(graph._nodes.activation[i])
+        if contrast and baseline is not None:
+            usual, own = float(baseline[i]), float(graph._nodes.activation[i])
             edits.append(Set(place.layer, place.position, place.feature, value=usual + factor * (own - usual), of=graph.info))
             continue
         edit = edit_of(place, factor, graph.info)

@@ -65,7 +65,10 @@ def _largest(qk: QKAttribution) -> list[str]:
 def _edit(qk: QKAttribution, name: str) -> Edit:
     """The edit that removes a source."""
     columns = qk._sides.columns
-    return edit_of(columns.place(columns.column(name)))
+    edit = edit_of(columns.place(columns.column(name)))
+    if edit is None:
+        raise EditError(f"{qk.title}: no edit can remove the source {name!r}; only features, errors and tokens can be removed.")
+    return edit
 
 
 def _measure(

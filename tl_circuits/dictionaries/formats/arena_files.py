@@ -74,7 +74,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 def _require_plain(path: Path, config: dict[str, Any], layer: int) -> None:
     """Raise DictionaryError unless the config is that of the folded form, for which :func:`read` has the equation."""
     require_known_fields(path, config, _FIELDS, _HARMLESS)
-    expected = {
+    expected: dict[str, tuple[Any, ...]] = {
         "architecture": ("standard",),
         "hook_name": (f"blocks.{layer}.ln2.hook_normalized",),
         "activation_fn_str": ("relu",),

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from tl_circuits.dictionaries.formats.reading import (
 )
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoders import Activation, Transcoder
 from tl_circuits.errors import DictionaryError
 
 PATH = re.compile(r"layer_(\d+)\.safetensors")
@@ -54,7 +53,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             b_dec=b_dec,
             W_skip=W_skip,
             # A config's "topk" overrides a threshold that is stored, as in circuit-tracer.
-            threshold=valid_threshold(path, _THRESHOLD, threshold, width) if activation == "jumprelu" else None,
+            threshold=None if threshold is None or activation == "topk" else valid_threshold(path, _THRESHOLD, threshold, width),
             activation=activation,
             k=k,
             # circuit-tracer keeps negative values that are above the threshold or among the k largest.
@@ -78,10 +77,10 @@ def required_hooks(path: Path, hints: Hints) -> tuple[str, str]:
 
 def activation_of(
     path: Path, file: Mapping[str, Tensor], threshold: Tensor | None, hints: Hints
-) -> tuple[Literal["relu", "jumprelu", "topk"], int | None]:
+) -> tuple[Activation, int | None]:
     """The activation function and, for TopK, its k: from the config, else from which tensors there are."""
-    k = file.get("k")
-    k = hints.k if k is None else int(k)
+    stored = file.get("k")
+    k = hints.k if stored is None else int(stored)
     said = hints.activation or ("jumprelu" if threshold is not None else "relu" if k is None else "topk")
     said = {"jump_relu": "jumprelu", "batchtopk": "batch top-k"}.get(said.lower(), said.lower())
     if said not in ("relu", "jumprelu", "topk"):
@@ -91,7 +90,7 @@ def activation_of(
     if (said == "jumprelu") != (threshold is not None):
         state = "there is no" if threshold is None else "the file holds a"
         raise DictionaryError(f"{path}: the config's activation is {said!r}, but {state} threshold tensor.")
-    return said, None
+    return ("relu" if said == "relu" else "jumprelu"), None
 
 
 LAYOUT = Layout("circuit-tracer per-layer (layer_*.safetensors)", find, read)

@@ -61,7 +61,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
         b_enc=b_enc,
         b_dec=b_dec,
         W_skip=None if W_skip is None else shaped(path, f"W_skip_{i}", W_skip, (d_in, d_out)).T,
-        threshold=valid_threshold(path, f"threshold_{i}", threshold, width) if activation == "jumprelu" else None,
+        threshold=None if threshold is None or activation == "topk" else valid_threshold(path, f"threshold_{i}", threshold, width),
         activation=activation,
         k=k,
         clamp=activation == "relu",

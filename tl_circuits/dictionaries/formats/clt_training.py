@@ -16,6 +16,7 @@ from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, 
 from tl_circuits.dictionaries.formats.reading import need, shaped
 from tl_circuits.dictionaries.formats.sparsify_config import Settings, hooks_of, model_of, scales_of, settings_of
 from tl_circuits.dictionaries.formats.sparsify_files import encoder_of, hookpoints, skip_of, written_factor
+from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.slot_decoders import SlotDecoders
 from tl_circuits.dictionaries.transcoders import Transcoder
@@ -36,7 +37,7 @@ class _Set:
     def path(self, layer: int) -> Path:
         return self.repository.local(self.weights[layer])
 
-    def file(self, layer: int) -> Mapping[str, Tensor]:
+    def file(self, layer: int) -> MappedFile:
         return self.repository.tensors(self.weights[layer])
 
     def kind(self, layer: int) -> str:

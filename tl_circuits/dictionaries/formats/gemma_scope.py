@@ -38,9 +38,12 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     def wide(W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
         return {"W_enc": shaped(path, "W_enc", W_enc, (None, width)).T, "W_dec": decoder_rows(path, W_dec, width, d_out)}
 
+    without_numbers = wide(file.empty("W_enc"), file.empty("W_dec"))
+
     return LayerWeights(
         Transcoder(
-            **wide(file.empty("W_enc"), file.empty("W_dec")),
+            W_enc=without_numbers["W_enc"],
+            W_dec=without_numbers["W_dec"],
             b_enc=b_enc,
             b_dec=b_dec,
             threshold=valid_threshold(path, "threshold", threshold, width),

@@ -133,7 +133,7 @@ def _read_by_training(repository: Repository, config: str, hookpoint: str, write
         return "mlp.hook_in"
     if not isinstance(inputs, list) or not 0 <= at < len(inputs):
         raise DictionaryError(f"{where} has hookpoints_in, but they do not say what {hookpoint!r} reads. Give input_hook=.")
-    layer = _MODULE.fullmatch(hookpoint)[1]
+    layer = layer_of(repository, hookpoint)
     read = re.fullmatch(rf"(?:.*\.)?(?:layers|h)\.{layer}\.(\w+)", str(inputs[at]))
     name = read[1] if read else ""
     # On Gemma this norm stands behind the attention, so its input is the attention's output.

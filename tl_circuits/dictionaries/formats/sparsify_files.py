@@ -118,7 +118,8 @@ def written_factor(
 ) -> Float[Tensor, " feature"] | None:
     """What each feature's decoder row is multiplied by: ``factor``, and the tensor ``name`` if the config has it; None for 1."""
     if settings.on("post_encoder_scale"):
-        return shaped(path, name, *need(path, file, name), (width,)).float() * factor
+        (scale,) = need(path, file, name)
+        return shaped(path, name, scale, (width,)).float() * factor
     return None if factor == 1.0 else torch.full((width,), factor)
 
 
