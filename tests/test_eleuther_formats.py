@@ -38,6 +38,11 @@ def test_older_sparsify_files_subtract_the_decoder_bias(residency, tmp_path):
         assert torch.allclose(activations(found, i, X), acts, **CLOSE)
         assert torch.allclose(found.decode(i, {i: acts}, X), out, **CLOSE)
     assert (found.input_hook(1), found.output_hook(1)) == ("blocks.1.mlp.hook_in", "blocks.1.mlp.hook_out")
+    # From disk the files are used where they are; only the bias, which takes the whole encoder to compute it, is kept.
+    kept = [set(load_file(path)) for path in (tmp_path / "cache").rglob("*.safetensors")]
+    assert kept == ([{"b_enc"}] * 3 if residency == "disk" else [])
+    again = tlc.load_transcoders(tmp_path / "set", residency=residency)
+    assert torch.equal(activations(again, 2, X), activations(found, 2, X))
 
 
 def test_an_older_file_without_skip_is_a_transcoder_only_if_its_training_says_so(tmp_path):

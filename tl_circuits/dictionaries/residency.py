@@ -54,7 +54,8 @@ def place(
     several layers use is there once; it is added to.
     """
     t, shared = weights.transcoder, {} if shared is None else shared
-    small = {n: _own(getattr(t, n), device, dtype) for n in _SMALL if getattr(t, n) is not None}
+    stored = {name: getattr(t, name) for name in _SMALL}
+    small = {n: _own(tensor, device, dtype) for n, tensor in stored.items() if tensor is not None and not tensor.is_meta}
     if residency == "disk":
         wide, forget_pages = _on_disk(weights, files, dtype)
         forget_pages()
@@ -64,6 +65,8 @@ def place(
         slots = isinstance(weights.decoder, SlotDecoders)
         wide = {n: _once(m, where, dtype, shared if slots and n != "W_enc" else {}) for n, m in found.items()}
         forget_pages = None
+    if "b_enc" in wide:
+        small["b_enc"] = _own(wide.pop("b_enc"), device, dtype)
     decoder = weights.decoder
     if isinstance(decoder, SlotDecoders):
         scales = tuple(None if scale is None else _own(scale, device, None) for scale in decoder.scales)
@@ -81,11 +84,15 @@ def _slot(j: int) -> str:
 
 
 def _wide(weights: LayerWeights) -> dict[str, Tensor]:
-    """The large matrices by name: the encoder, and the decoder of a layer or of all that its features write to."""
+    """The large matrices by name: the encoder, and the decoder of a layer or of all that its features write to.
+
+    A bias that takes the encoder to compute it is among them, so that its converted copy saves reading the encoder.
+    """
     t, decoder = weights.transcoder, weights.decoder
+    wide = {"W_enc": t.W_enc} | ({"b_enc": t.b_enc} if t.b_enc.is_meta else {})
     if isinstance(decoder, SlotDecoders):
-        return {"W_enc": t.W_enc} | {_slot(j): matrix for j, matrix in enumerate(decoder.matrices)}
-    return {"W_enc": t.W_enc, "W_dec": t.W_dec} if decoder is None else {"W_enc": t.W_enc, "decoder": decoder}
+        return wide | {_slot(j): matrix for j, matrix in enumerate(decoder.matrices)}
+    return wide | ({"W_dec": t.W_dec} if decoder is None else {"decoder": decoder})
 
 
 def _on_disk(

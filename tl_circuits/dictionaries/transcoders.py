@@ -146,7 +146,7 @@ def weighted_sum(
     return total.reshape(*acts.shape[:-1], -1)
 
 
-def _encoded(W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n feature"]:
+def encoded(W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n feature"]:
     """``x W_encᵀ`` in float32, a piece of the encoder at a time, reading it in the order in which it lies in memory."""
     step = max(1, FLOATS_AT_ONCE // x.shape[1])
     by_columns = W_enc.T.is_contiguous() and not W_enc.is_contiguous()  # as SAELens stores it: [d_in, feature]
@@ -300,7 +300,7 @@ class TranscoderSet(Dictionary):
 
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         t = self._at[layer]
-        pre = _encoded(t.W_enc, x.float().reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        pre = encoded(t.W_enc, x.float().reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
         self._used(layer, "W_enc", pre, t.W_enc)
         return pre + t.b_enc.to(x.device).float()
 

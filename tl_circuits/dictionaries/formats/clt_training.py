@@ -76,7 +76,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     whole = _whole(repository)
     layer, settings = entry.layer, whole.settings[entry.layer]
     path, file = whole.path(layer), whole.file(layer)
-    encoder, make_encoder = encoder_of(path, settings, file, _post_enc(whole, layer))
+    encoder, make = encoder_of(path, settings, file, _post_enc(whole, layer))
     width, d_in = encoder["W_enc"].shape
     b_dec, decoder = _bias(whole, layer), _decoder(whole, layer, width)
     s_in, s_out = scales_of(settings, file, d_in, b_dec.numel())
@@ -96,7 +96,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
         output_hook=output_hook,
         forget_pages=forget_pages,
     )
-    return LayerWeights(transcoder, decoder, None if make_encoder is None else lambda: {"W_enc": make_encoder()})
+    return LayerWeights(transcoder, decoder, (lambda: {name: made() for name, made in make.items()}) if make else None)
 
 
 def _whole(repository: Repository) -> _Set:

@@ -38,9 +38,9 @@ class Hints:
 class LayerWeights(NamedTuple):
     """The weights of one layer; ``decoder`` is set if features write to later layers as well.
 
-    ``make``: set if large matrices must be computed, or their file be read whole. It returns those (``W_enc``, ``W_dec``) by
-    name; in ``transcoder`` they only have their shapes (on torch's ``meta`` device). It is not called where a converted copy
-    of them is in the cache.
+    ``make``: set if large matrices must be computed, or their file be read whole. It returns those (``W_enc``, ``W_dec``, and
+    ``b_enc`` if it takes a large matrix to compute it) by name; in ``transcoder`` they only have their shapes (on torch's
+    ``meta`` device). It is not called where a converted copy of them is in the cache.
     """
 
     transcoder: Transcoder

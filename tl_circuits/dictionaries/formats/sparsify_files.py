@@ -1,7 +1,7 @@
 """EleutherAI's sparsify and clt-training, one layer by itself: ``{hookpoint}/{cfg.json,sae.safetensors}``."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +21,7 @@ from tl_circuits.dictionaries.formats.reading import (
 )
 from tl_circuits.dictionaries.formats.sparsify_config import Settings, hooks_of, layer_of, scales_of, settings_of
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoders import Transcoder, encoded
 from tl_circuits.errors import DictionaryError
 
 _TENSORS = re.compile(
@@ -56,13 +56,12 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     weights, config = entry.files
     path, settings = repository.local(weights), settings_of(repository, config)
     file = repository.tensors(weights)
-    encoder, make_encoder = encoder_of(path, settings, file, file.get("post_enc"))
+    encoder, make = encoder_of(path, settings, file, file.get("post_enc"))
     width, d_in = encoder["W_enc"].shape
     W_dec, b_dec = need(path, file, "W_dec", "b_dec")
     rows = decoder_rows(path, W_dec, width, b_dec.numel())
     s_in, s_out = scales_of(settings, file, d_in, b_dec.numel())
     factor = written_factor(path, settings, file, "post_enc_scale", width, s_out)
-    make = {} if make_encoder is None else {"W_enc": make_encoder}
     if factor is not None:
         make["W_dec"] = lambda: rows.float() * factor[:, None]
     input_hook, output_hook = hooks_of(repository, config, hints)
@@ -82,8 +81,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 
 def encoder_of(
     path: Path, settings: Settings, file: Mapping[str, Tensor], post_enc: Float[Tensor, " feature"] | None
-) -> tuple[dict[str, Any], Any]:
-    """A file's encoder as fields of a :class:`Transcoder`, and what computes ``W_enc`` if it is not stored as it is used.
+) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
+    """A file's encoder as fields of a :class:`Transcoder`, and what computes those that are not stored as they are used.
 
     With ``p = post_enc``, an active feature's ``ReLU(h) + p`` is ``h + p`` where that is above ``p``: the bias holds ``p``, and
     ``p`` is the threshold. So the edges into a feature still add up to its activation.
@@ -99,18 +98,21 @@ def encoder_of(
     k = positive_int(settings.path, "k", fields.get("k", 32))
     if k > width:
         raise DictionaryError(f"{settings.path}: k is {k}, but there are only {width} features.")
-    if settings.subtracts_bias:
-        (b_dec,) = need(path, file, "b_dec")
-        b_enc = b_enc.float() - weight.float() @ shaped(path, "b_dec", b_dec, (d_in,)).float()
+    make: dict[str, Callable[[], Tensor]] = {}
+    s_in, _ = scales_of(settings, file, d_in, d_in)
+    if s_in != 1.0:
+        make["W_enc"] = lambda: weight.float() * s_in
     threshold = None
     if post_enc is not None and bool(shaped(path, "post_enc", post_enc, (width,)).any()):
         threshold = post_enc.float()
         b_enc = b_enc.float() + threshold
-    s_in, _ = scales_of(settings, file, d_in, d_in)
-    encoder = {"b_enc": b_enc, "threshold": threshold, "activation": "topk", "k": k, "clamp": threshold is None}
-    if s_in == 1.0:
-        return encoder | {"W_enc": weight}, None
-    return encoder | {"W_enc": torch.empty(weight.shape, device="meta")}, lambda: weight.float() * s_in
+    if settings.subtracts_bias:
+        stored, (b_dec,) = b_enc.float(), need(path, file, "b_dec")
+        shaped(path, "b_dec", b_dec, (d_in,))
+        make["b_enc"] = lambda: stored - encoded(weight, b_dec[None].float())[0]
+    small = {"threshold": threshold, "activation": "topk", "k": k, "clamp": threshold is None}
+    without_numbers = {name: torch.empty(shape, device="meta") for name, shape in (("W_enc", weight.shape), ("b_enc", b_enc.shape))}
+    return {"W_enc": weight, "b_enc": b_enc} | small | {name: without_numbers[name] for name in make}, make
 
 
 def written_factor(
