@@ -74,10 +74,13 @@ from .sites import (
     mlp_weights,
     model_device,
     resolve,
+    scores_softcap,
     unembed_weights,
     with_its_layer,
 )
+from .softcap import soft_capped, without_soft_cap
 from .takeover import carried_saes, lifted
+from .tolerances import largest_gap, rounding_within
 
 __all__ = [
     "ACTIVATIONS",
@@ -162,6 +165,11 @@ __all__ = [
     "run_edited",
     "shown",
     "special_token",
+    "largest_gap",
+    "rounding_within",
+    "soft_capped",
+    "without_soft_cap",
+    "scores_softcap",
     "spread",
     "text_to_ids",
     "to_tokens",

@@ -19,6 +19,7 @@ from .maps import FrozenNorm, attention_norms, frozen_norm
 from .norms import require_norm_weights
 from .record import Listener, Recording, record, scores_name
 from .sites import Model, find, scores_scale, scores_softcap
+from .softcap import without_soft_cap
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,7 @@ class FrozenScores:
 
     def uncapped(self, head: int, query: int, key: int) -> float:
         """The model's own score before its soft cap, which is inverted in double precision."""
-        score = float(self.scores[head, query, key].double())
-        if self.softcap is None:
-            return score
-        share = torch.tensor(score / self.softcap, dtype=torch.float64).clamp(-1, 1)
-        return float(torch.atanh(share)) * self.softcap
+        return float(without_soft_cap(self.scores[head, query, key].double(), self.softcap))
 
     def _read(
         self, W: Tensor, b: Tensor, norm: HeadNorm | None, head: int, position: int

@@ -26,6 +26,7 @@ from .sites import (
     unembed_weights,
     with_its_layer,
 )
+from .tolerances import rounding_within
 
 LONG = 1024  # on prompts with more positions, patterns are not kept but computed again from queries and keys
 
@@ -305,8 +306,6 @@ def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) ->
 
 
 LOGITS_COMPARED = 4096  # tokens whose logits are checked, evenly spread over the vocabulary
-# Allowed rounding of the unembedding and of the final norm, relative to the largest logit.
-_LOGITS_WITHIN = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"]) -> None:
@@ -315,7 +314,7 @@ def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float
     ours = unembed_weights(model).some(slice(None, None, step)).logits(final)
     models = logits[::step].float().to(ours.device)
     gap = float((ours - models).abs().max() / models.abs().max().clamp_min(1e-30))
-    if not gap <= _LOGITS_WITHIN.get(logits.dtype, 1e-3):
+    if not gap <= rounding_within(logits.dtype):  # of the unembedding and of the final norm, relative to the largest logit
         raise ArchitectureError(
             f"logits: W_U and b_U make other logits than the model's own (off by {gap:.1%}), so something between the "
             "final norm and the logits (a head, a scale) is not known, and what leads to a logit cannot be explained."

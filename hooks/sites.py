@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import ArchitectureError, UnknownHookError
+from .softcap import soft_capped
 
 Model = Any  # HookedTransformer | TransformerBridge | SAELens' subclasses of both
 
@@ -402,7 +403,7 @@ class UnembedWeights:
         """The model's logits, in float32, from what its unembedding reads."""
         logits = (x.to(self.W_U) @ self.W_U + self.b_U).float()
         logits = logits if self.scale == 1.0 else logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return soft_capped(logits, self.softcap)
 
     def columns(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "d_model n"]:
         """The vectors whose products with ``x`` are some tokens' logits, before bias and soft cap; float32."""

@@ -200,7 +200,7 @@ def test_the_usual_target_is_the_answer_against_what_the_other_prompts_give(fact
     assert graph.info.question == "Why “Austin”, and not what the other 2 prompts give?"
     assert same.info.target_names == ("Austin − mean of Sacramento, Tallahassee",)
     assert torch.equal(graph.target_vectors, same.target_vectors) and torch.equal(graph.adjacency(), same.adjacency())
-    logits = facts.model(PROMPT)[0, -1]
+    logits = facts.model(PROMPT)[0, -1].detach()
     ids = facts.model.tokenizer.convert_tokens_to_ids(["Austin", "Sacramento", "Tallahassee"])
     value = float(logits[ids[0]] - logits[ids[1:]].mean())
     assert graph.nodes.value.iloc[-1] == pytest.approx(value, abs=1e-4)

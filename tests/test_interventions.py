@@ -34,6 +34,17 @@ def test_removing_any_node_with_all_else_held_moves_targets_by_minus_the_edge(ar
     assert hook_state(model) == before
 
 
+@pytest.mark.parametrize("kind", ["neurons", "jumprelu"])
+@pytest.mark.parametrize("engine", ["linear", "autograd"])
+def test_models_in_double_precision_are_traced_too(engine, kind):
+    model = tiny_bridge("llama", torch.float64)
+    with tlc.attach(model, DICTIONARIES[kind](model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(12), max_nodes=60, engine=engine, progress=False)
+        gap, _ = removal_gap(replacement, graph)
+    # As above: graphs are made in float32 whatever the model computes in.
+    assert gap < 1e-3
+
+
 @pytest.fixture(scope="module")
 def replacement():
     model = tiny_bridge("gemma3")

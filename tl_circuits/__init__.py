@@ -144,6 +144,7 @@ _OUTPUTS = {
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",
+    "words": "tl_circuits.graph.words:word_effects",
 }
 fill(_OUTPUTS)
 

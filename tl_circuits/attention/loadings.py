@@ -17,11 +17,9 @@ from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
+from tl_circuits.hooks import Replacement, frozen_norm, rounding_within, unembed_weights
 from tl_circuits.support.checked import checked
 
-# How far an edge may be off when it is computed again, as a share of its target's largest edge, by the model's dtype.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 _AT_ONCE = 32  # targets in one sweep when edges are computed again
 _IN_SUPERNODES = 200  # sequences of heads found for each edge between supernodes, before the edges are summed
 
@@ -267,7 +265,7 @@ def _require_same(
     for edge in edges:
         by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
     wanted = list(by_target)
-    tolerance = _TOLERANCE[local.recording.whole_logits.dtype]
+    tolerance = rounding_within(local.recording.whole_logits.dtype)  # of an edge, as a share of its target's largest edge
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         made = [reads.targets(node) for node in part]

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.against import Against, AlignEnd, aligned, read_against
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.words import show_tested, show_words
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -70,10 +71,10 @@ def trace(
                 facts["heads"] = graph.head_stories[:EDGES_TOLD]
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
-            show(graph, files, Console())
+            show(graph, files, terminal(), removed)
             if report is not None:
-                show_check(report, Console())
-            show_heads(graph, graph.head_stories[:EDGES_TOLD], Console())
+                show_check(report, terminal())
+            show_heads(graph, graph.head_stories[:EDGES_TOLD], terminal())
 
 
 def _run(
@@ -97,7 +98,7 @@ def _run(
     import tl_circuits as tlc
 
     choice = _engine(engine)
-    shown = Console(stderr=True).is_terminal
+    shown = terminal(stderr=True).is_terminal
     with open_replacement(model_name, features, device, dtype) as replacement:
         graph = tlc.attribute(
             replacement,
@@ -163,6 +164,7 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
         "tokens": list(graph.info.tokens),
         "prepended": graph.info.prepended,
         "compared_with": list(graph.info.compared_with),
+        "words": graph.words.to_dict("records"),
         "skip_positions": list(graph.info.skip_positions or ()),
         "targets": [
             {"token": name, "weight": weight}
@@ -182,8 +184,10 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
     }
 
 
-def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) -> None:
-    """Print the summary for a person."""
+def show(
+    graph: "AttributionGraph", files: dict[str, Path], console: Console, removed: list[dict[str, Any]] | None = None
+) -> None:
+    """Print the summary for a person; ``removed`` is what removing boxes did."""
     facts = summary(graph, files)
     console.print()
     console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
@@ -198,6 +202,9 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
     else:
         console.print(Text("\nWhat the model says next"), style="bold")
         console.print(predictions)
+    show_words(graph, console)
+    if removed:
+        show_tested(graph, removed, console)
     if facts["paths"]:
         first = facts["targets"][0]["token"] if facts["targets"] else "the target"
         console.print(Text(f"\nWhat acts on “{first}” most directly, and where that came from"), style="bold")

@@ -352,7 +352,8 @@ def _all_compared(infos: Sequence[GraphInfo]) -> dict[str, tuple[int, ...] | Non
     """What several contrast graphs compare with, each prompt or text once, with the prompts' token ids."""
     found: dict[str, tuple[int, ...] | None] = {}
     for info in infos:
-        prompts = [ids for ids, _ in info.baseline] or [None] * len(info.compared_with)
+        prompts: list[tuple[int, ...] | None] = [ids for ids, _ in info.baseline]
+        prompts = prompts or [None] * len(info.compared_with)
         found.update(zip(info.compared_with, prompts, strict=True))
     return found
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
-from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, story_of
+from tl_circuits.view.story import Story, story_of, too_little
 
 MOST_LINKS = 60_000
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
@@ -43,6 +43,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "prompt": info.prompt,
         "tokens": list(info.tokens),
         "compared_with": list(info.compared_with),
+        "against_others": AGAINST_OTHERS,
         "model": info.model,
         "dictionary": info.dictionary,
         "n_layers": info.n_layers,
@@ -53,10 +54,12 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         ],
         "story": {
             "headline": stories[1].headline,
+            "too_little": too_little(stories[1], graph),
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
         },
         "levels": _levels(stories),
+        "words": _words(graph),
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),
@@ -112,6 +115,13 @@ def naming_data(graph: AttributionGraph) -> dict[str, Any]:
     drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
     nodes = _nodes(shown, drawn)
     return {"levels": _levels(stories), "label": nodes["label"], "cards": nodes["cards"]}
+
+
+def _words(graph: AttributionGraph) -> dict[str, list[Any]]:
+    """What each token does to the answer, and its share, as columns."""
+    frame = graph.words
+    columns = {name: [float(f"{v:.4g}") for v in frame[name]] for name in ("effect", "share")}
+    return {"position": frame.position.tolist()} | columns
 
 
 def _levels(stories: list[Story]) -> list[dict[str, Any]]:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from tl_circuits.graph.box_names import place
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import AGAINST_OTHERS
 from tl_circuits.graph.paths import conjugated
 from tl_circuits.graph.visible import visible
 
 SENTENCES = 3
 ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
 LEAST_ARROW = 0.002  # none below this share of its inputs
+LEAST_TOLD = 0.10  # if boxes carry less of the influence on the answer, no sentence is told
 MOST_TARGETS = 5
 
 
@@ -69,11 +71,13 @@ class Meter:
         shown: from tokens, over nothing but what is drawn.
         error: from MLP output that the features miss.
         hidden: through features that are not drawn.
+        boxes: the part of ``shown`` that runs through a box, and not from a token to a target at once.
     """
 
     shown: float
     error: float
     hidden: float
+    boxes: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Story:
 
     Attributes:
         headline: the question.
-        sentences: the strongest paths in words.
+        sentences: the strongest paths in words; none if boxes carry less than :data:`LEAST_TOLD` of the influence.
         units: tokens, boxes and targets.
         arrows: the effects between them.
         meter: how much of the influence the picture shows.
@@ -107,9 +111,10 @@ def story_of(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     units = (*_tokens(graph), *(_box(graph, label, members) for label, members in boxes), *_targets(graph))
     flows = _flows(graph, units)
     arrows = _arrows(units, flows)
-    ways = _told_ways(units, flows)
+    shares = meter(graph, units)
+    ways = _told_ways(units, arrows) if shares.boxes >= LEAST_TOLD else ()
     sentences = tuple(_sentence(units, flows, way) for way in ways)
-    return Story(graph.info.question, sentences, units, arrows, meter(graph, units), found.lump_error, ways)
+    return Story(graph.info.question, sentences, units, arrows, shares, found.lump_error, ways)
 
 
 def _tokens(graph: AttributionGraph) -> list[Unit]:
@@ -139,7 +144,7 @@ def _targets(graph: AttributionGraph) -> list[Unit]:
     for i in order:
         if float(weights[i]) <= 0:
             continue
-        name = visible(graph.label(i).removeprefix("output "))
+        name = visible(graph.label(i).removeprefix("output ").replace(AGAINST_OTHERS, ""))  # the question says the rest
         position = int(graph._nodes.position[i])
         units.append(Unit("target", name, "answer", (i,), 1.0, float(position if position >= 0 else last), float(weights[i])))
     return units
@@ -185,18 +190,18 @@ def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple
     return tuple(arrows)
 
 
-def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[tuple[int, ...], ...]:
-    """The strongest path over each of the boxes that act most on the first target."""
+def _told_ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> tuple[tuple[int, ...], ...]:
+    """The strongest path over each of the boxes that act most on the first target. All its steps are drawn arrows."""
     first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
     if first is None:
         return ()
-    came_from = _ways(units, flows)
-    order = torch.argsort(flows[first].abs(), descending=True, stable=True).tolist()
+    came_from = _ways(units, arrows)
+    into = sorted((arrow for arrow in arrows if arrow.target == first), key=lambda arrow: -abs(arrow.share))
     told = []
-    for last in (u for u in order if units[u].kind == "box" and came_from[u] is not None):
+    for last in (arrow.source for arrow in into if came_from[arrow.source] is not None):
         chain = [last]
-        while came_from[chain[0]] is not None:
-            chain.insert(0, came_from[chain[0]])
+        while (before := came_from[chain[0]]) is not None:
+            chain.insert(0, before)
         if units[chain[0]].kind == "token":
             told.append((*chain, first))
         if len(told) == SENTENCES:
@@ -204,16 +209,17 @@ def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tu
     return tuple(told)
 
 
-def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[int | None]:
-    """For each unit, the unit before it on its strongest path from a token. A path is as strong as the product of its
-    shares.
+def _ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> list[int | None]:
+    """For each box, the unit before it on its strongest path from a token. A path is as strong as the product of its
+    arrows' shares.
     """
     best = [1.0 if unit.kind == "token" else 0.0 for unit in units]
     came_from: list[int | None] = [None] * len(units)
     for u in sorted((u for u, unit in enumerate(units) if unit.kind == "box"), key=lambda u: (units[u].row, u)):
-        for s, unit in enumerate(units):
+        for arrow in sorted((a for a in arrows if a.target == u), key=lambda a: a.source):
+            s, unit = arrow.source, units[arrow.source]
             below = unit.kind == "token" or (unit.kind == "box" and (unit.row, s) < (units[u].row, u))
-            strength = best[s] * abs(float(flows[u, s]))
+            strength = best[s] * abs(arrow.share)
             if below and strength > best[u]:
                 best[u], came_from[u] = strength, s
     return came_from
@@ -225,10 +231,11 @@ _VERBS = {"target": ("raise", "lower"), "box": ("activate", "hold back"), "lower
 def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: tuple[int, ...]) -> str:
     words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
-        up, unit = float(flows[target, source]) >= 0, units[target]
+        share, unit = float(flows[target, source]), units[target]
+        up, of_it = share >= 0, f"{_percent(abs(share))} of its inputs"
         verb = _VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "box"][0 if up else 1]
         count = len(unit.members)
-        name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
+        name = f"{unit.name} ({of_it})" if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)}, {of_it})"
         words += f"{joint}{conjugated(verb, would)} {name}"
         joint = ", which " if up else f"; [{unit.name}] "
         would = would or not up  # after "holds back [X]" comes what X would do, not what holding it back does
@@ -252,9 +259,12 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
         now = useful & (layer[edges.target] == at)
         arriving.index_add_(0, edges.source[now], arriving[edges.target[now]] * share[now])
-    shown = float(arriving[is_token].sum()) / max(total, 1e-30)
-    error = float(arriving[is_error].sum()) / max(total, 1e-30)
-    return Meter(shown, error, max(0.0, 1 - shown - error))
+    whole = max(total, 1e-30)
+    shown = float(arriving[is_token].sum()) / whole
+    at_once = is_token[edges.source] & torch.isin(edges.target, torch.tensor(targets, dtype=torch.long))
+    direct = float((graph._nodes.weight.double()[edges.target[at_once]] * share[at_once]).sum()) / whole
+    error = float(arriving[is_error].sum()) / whole
+    return Meter(shown, error, max(0.0, 1 - shown - error), max(0.0, shown - direct))
 
 
 def summary_line(story: Story, exact: bool) -> str:
@@ -264,6 +274,19 @@ def summary_line(story: Story, exact: bool) -> str:
     parts += f"{_percent(m.hidden)} through features that are not drawn"
     parts += "." if exact else f", {_percent(m.error)} starts in MLP output that the features miss."
     return ("Less than half is explained by this picture: " if m.shown < 0.5 else "") + parts
+
+
+def too_little(story: Story, graph: AttributionGraph) -> str:
+    """Why no sentence is told, and what would show more; empty if sentences are told."""
+    if story.meter.boxes >= LEAST_TOLD or not any(unit.kind == "target" for unit in story.units):
+        return ""
+    more = [] if graph.info.compared_with else ["other prompts to compare with"]
+    more += ["transcoders instead of neurons"] if graph.info.exact else []
+    ways = " or ".join([", ".join([*more, "more nodes"][:-1]), "more nodes"] if more else ["more nodes"])
+    return (
+        f"The boxes carry {_percent(story.meter.boxes)} of the influence on the answer, too little to tell a story in sentences. "
+        f"To see more: {ways}."
+    )
 
 
 def _percent(share: float) -> str:
