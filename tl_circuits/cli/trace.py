@@ -144,13 +144,14 @@ def with_ending(name: Path, ending: str) -> Path:
 
 
 def refuse_early(path: Path, force: bool) -> None:
-    """Raise OutputError now, and not after the work, if the result could not be written."""
-    from tl_circuits.errors import OutputError
+    """Raise an OSError now, and not after the work, if the result could not be written.
 
+    It is a plain one, because importing our own takes seconds.
+    """
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
+        raise FileExistsError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
     if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist.")
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")
 
 
 def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:
