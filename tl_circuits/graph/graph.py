@@ -380,7 +380,7 @@ class AttributionGraph:
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
         made = AttributionGraph(
-            self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file, target_vectors=self.target_vectors
+            self.info, nodes[keep_nodes], edges, labels, source_file=_unpruned(self.source_file), target_vectors=self.target_vectors
         )
         if self.head_stories:
             left = set(zip(made.edges.source, made.edges.target, strict=True))
@@ -736,6 +736,14 @@ class AttributionGraph:
         counts = {kind: int((self._nodes.kind == kind).sum()) for kind in Kind}
         text = ", ".join(f"{n} {kind.text}s" for kind, n in counts.items() if n or kind in OURS)
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
+
+
+def _unpruned(source_file: dict[str, Any]) -> dict[str, Any]:
+    """Another program's file without what it says about its own pruning, which no longer holds after ours."""
+    if "metadata" not in source_file:
+        return source_file
+    kept = {key: value for key, value in source_file["metadata"].items() if key not in ("pruning_settings", "node_threshold")}
+    return source_file | {"metadata": kept}
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
