@@ -15,6 +15,7 @@ from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 from tl_circuits.cli.words import show_tested, show_words
+from tl_circuits.support.endings import OURS
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -54,7 +55,7 @@ def trace(
     """Trace one PROMPT: which features, from which tokens, led to the answer?"""
     with clear_errors(debug):
         name = out if out is not None else Path(_slug(prompt))
-        files = {"graph": with_ending(name, ".graph.safetensors"), "page": with_ending(name, ".html")}
+        files = {"graph": with_ending(name, OURS), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
         baseline = read_against(against)
