@@ -326,14 +326,27 @@ class AttributionGraph:
         reach = self.influence[known]
         return float((share * reach).sum() / reach.sum().clamp_min(1e-30))
 
-    def scores(self) -> Scores:
+    @checked
+    def scores(self, only: Iterable[str | int] | None = None) -> Scores:
         """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
+
+        Args:
+            only: ids or indices of nodes, such as those of a subgraph. Then all other features count as unexplained: what
+                they write is added to the error of their layer and position, and what drives them is left out. This is what
+                Neuronpedia's page computes for pinned nodes.
+
+        Raises:
+            TargetError: for a node that the graph does not have.
 
         Examples:
             >>> scores = graph.scores()
             >>> round(scores.replacement, 3), round(scores.completeness, 3)
             (0.967, 0.988)
+            >>> graph.scores(["L0/F308@7", "L3/F667@8"]).replacement < scores.replacement
+            True
         """
+        if only is not None:
+            return output("pinned scores")(self, only)
         is_error = self.is_kind("error") | self.is_kind("attention error")
         return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
