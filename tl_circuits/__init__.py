@@ -143,6 +143,7 @@ _OUTPUTS = {
     "neuronpedia": "tl_circuits.neuronpedia.export:export",
     "neuronpedia address": "tl_circuits.neuronpedia.urls:neuronpedia_url",
     "parquet": "tl_circuits.graph.tables:to_parquet",
+    "pinned scores": "tl_circuits.graph.pinned:pinned_scores",
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",

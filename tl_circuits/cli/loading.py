@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+
+from tl_circuits.cli.app import terminal
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -47,12 +48,17 @@ def features_named(graphs: "Sequence[AttributionGraph]") -> str:
     return "neurons" if name == "mlp neurons" else name
 
 
+def loading() -> Any:
+    """Says at once that the libraries are being imported, which takes seconds; for a ``with`` statement."""
+    return terminal(stderr=True).status("loading tl_circuits ...")
+
+
 def open_replacement(model_name: str, features: Features, device: str | None, dtype: str) -> "Replacement":
     """The model called ``model_name`` with the features attached. As a context manager, it detaches them."""
     kinds = ("float32", "bfloat16", "float16")
     if dtype not in kinds:
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
-    with Console(stderr=True).status("loading tl_circuits ..."):
+    with loading():
         import torch
 
         import tl_circuits as tlc
@@ -64,10 +70,10 @@ def open_replacement(model_name: str, features: Features, device: str | None, dt
             l0=features.l0,
             layers=features.layers,
             device=device,
-            progress=Console(stderr=True).is_terminal,
+            progress=terminal(stderr=True).is_terminal,
         )
     elif features != Features("neurons"):
         raise ValueError("--width, --l0 and --layer choose among transcoders; with neurons, all of them are used.")
-    with Console(stderr=True).status("loading the model ..."):
+    with terminal(stderr=True).status("loading the model ..."):
         model = tlc.load_model(model_name, device=device, dtype=getattr(torch, dtype))
     return tlc.attach(model, tlc.mlp_neurons(model) if dictionary is None else dictionary)

@@ -4,12 +4,11 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.app import app, clear_errors, terminal
+from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, loading, open_replacement
 
 
 @app.command()
@@ -32,9 +31,10 @@ def steer(
 ) -> None:
     """Run PROMPT with edits, and compare with the untouched model."""
     with clear_errors(debug):
-        import tl_circuits as tlc
+        with loading():
+            import tl_circuits as tlc
 
-        edits = [tlc.parse_edit(text) for text in edit]
+            edits = [tlc.parse_edit(text) for text in edit]
         with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
             result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
             written = None
@@ -48,7 +48,7 @@ def steer(
                 facts |= {"before": written[0], "after": written[1]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
             return
-        console = Console()
+        console = terminal()
         table = Table("next token", "before", "after", box=None, padding=(0, 3, 0, 0))
         for row in top.itertuples():
             table.add_row(Text(f"“{row.token}”"), f"{row.before:.1%}", f"{row.after:.1%}")
