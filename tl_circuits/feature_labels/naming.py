@@ -79,7 +79,7 @@ def name_features(
     Examples:
         >>> named = tlc.name_features(replacement, graph)
         >>> named.nodes.set_index("id").label["L0/F308@7"]
-        'on “Dallas”'
+        'on “Dallas, Waco, Austin”'
         >>> example = named.labels[named.node_numbers["L0/F308@7"]].examples[0]
         >>> " ".join(example.tokens)
         'the capital of the state containing Dallas is Austin .'
