@@ -21,8 +21,9 @@ import torch
 import tl_circuits as tlc
 from tl_circuits.feature_labels.example_text import shipped_passages, world_passages
 from tl_circuits.feature_labels.firing import Pieces, cut, where_features_fire
-from tl_circuits.feature_labels.firing_names import TokenSpace, place_of, plain
+from tl_circuits.feature_labels.firing_names import place_of
 from tl_circuits.feature_labels.naming import SHARP, FiringReader
+from tl_circuits.feature_labels.token_space import TokenSpace, plain
 from tl_circuits.feature_labels.vocabulary import active_side, vocabulary_products
 from tl_circuits.feature_labels.weight_names import usual_products, weight_names
 from tl_circuits.hooks import collect_sites, embed_weights, token_text
@@ -132,7 +133,7 @@ def fit(space, ids, rule):
 
 def match(space, token, asked):
     """1 for one of the tokens asked for, else the largest cosine with them, at least 0."""
-    if plain(space._texts[token]) in {plain(space._texts[t]) for t in asked}:
+    if plain(space.text(token)) in {plain(space.text(t)) for t in asked}:
         return 1.0
     return max(0.0, float(space.alike([token, *asked])[0, 1:].max()))
 

@@ -9,7 +9,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.feature_labels.top_firing import TopFiring
-from tl_circuits.hooks import Replacement, collect_sites, context_length, first_tokens, left_out, model_device, plain_ids, without_first
+from tl_circuits.hooks import (
+    Replacement,
+    collect_sites,
+    context_length,
+    first_tokens,
+    left_out,
+    model_device,
+    plain_ids,
+    without_first,
+)
 
 CONTEXT = 64  # tokens in a piece
 _TOKENS_AT_ONCE = 1024
