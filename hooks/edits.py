@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .any_site import flat
 from .errors import ArgumentError, EditError
 from .numbers import real, shown, whole, wholes
 from .prompt import to_tokens
@@ -530,7 +531,7 @@ def _patched(
     name = dictionary.input_hook(edit.layer)
     with torch.no_grad(), Listener(model, [name]) as listener:
         model(tokens[None])
-    x = with_its_layer(model, name, listener.seen[name][0])
+    x = with_its_layer(model, name, flat(listener.seen[name])[0])
     index = torch.tensor(features, device=x.device)
     cells = []
     for position in places:

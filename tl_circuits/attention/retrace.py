@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_circuits.attribution.engines.linear import LinearEngine
-from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
@@ -70,8 +70,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
     model, dictionary = replacement.model, replacement.dictionary
     prompt = read_prompt(model, dictionary, graph)
     tokens = prompt.tokens
-    layers = [layer for layer in dictionary.layers if below is None or layer < below]
-    sites = [f(layer) for layer in layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    sites = recorded_sites(model, dictionary, below)
     scores: dict[int, FrozenScores] = {}
     replacement.holds(tokens)  # refuses a model whose hooks do not show what it computes
     with torch.no_grad():

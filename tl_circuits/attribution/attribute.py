@@ -15,10 +15,11 @@ from tl_circuits.attribution.baseline import against, position_means
 from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import Expansion, Trimming, expand
 from tl_circuits.attribution.family import Family, find_family
-from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
@@ -29,7 +30,7 @@ from tl_circuits.attribution.targets import (
     resolve_position,
     top_logits,
 )
-from tl_circuits.errors import ArchitectureError, PromptError, TargetError
+from tl_circuits.errors import ArchitectureError, BaselineError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.hooks import (
@@ -38,6 +39,7 @@ from tl_circuits.hooks import (
     ReadPrompt,
     Recording,
     Replacement,
+    at_any_site,
     left_out,
     prompt_text,
     read_prompt,
@@ -154,13 +156,17 @@ def attribute(
     read = _read(replacement, prompt, rule, skip_positions)
     tokens = read.tokens
     position = resolve_position(position, tokens.numel())
-    sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
         holds = replacement.holds(tokens)
-        recording = record(model, tokens, position, sites)
+        recording = record(model, tokens, position, recorded_sites(model, dictionary))
         sources = find_sources(model, dictionary, recording, read.skipped)
         family = Family(())
         if baseline is not None:
+            if at_any_site(dictionary):
+                raise BaselineError(
+                    "a baseline is for transcoders and neurons; with autoencoders, or MLPs passed by their ratios, graphs are "
+                    "traced without baseline=."
+                )
             asked = skip_positions is not None
             family = find_family(model, read, baseline, align, lambda p: _read(replacement, p, rule, None), asked)
             sources = against(sources, recording, family, position_means(replacement, family, sources))
@@ -231,9 +237,9 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
 def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
-    # The linear engine compares its frozen maps with this prompt's run, so it finds out itself whether it fits.
+    # The linear engines compare their frozen maps with this prompt's run, so they find out themselves whether they fit.
     try:
-        return LinearEngine(model, recording, sources)
+        return (SiteEngine if at_any_site(sources.dictionary) else LinearEngine)(model, recording, sources)
     except ArchitectureError:
         if name == "linear":
             raise
@@ -289,15 +295,16 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
     table, dictionary = sources.feature_table, sources.dictionary
     index = torch.searchsorted(sources.feature_columns, columns).to(table["layer"].device)
     layer, position, feature = (table[name][index] for name in ("layer", "position", "feature"))
-    d_model = sources.tokens.shape[1]
-    vectors = sources.tokens.new_zeros(len(columns), d_model)
+    reads = {at: recording.sites[dictionary.input_hook(at)] for at in layer.unique().tolist()}
+    # What is read may be wider than the stream (all heads of attn.hook_z); narrower vectors end with zeros.
+    width = max(sources.tokens.shape[1], *(x.shape[1] for x in reads.values()), 0)
+    vectors = sources.tokens.new_zeros(len(columns), width)
     bias = sources.tokens.new_zeros(len(columns))
-    for at in layer.unique().tolist():
+    for at, x in reads.items():
         here = (layer == at).nonzero()[:, 0]
-        x = recording.sites[dictionary.input_hook(at)]
         x = x[position[here].to(x.device)]
         found = dictionary.read_vectors(at, feature[here].to(x.device), x)
-        vectors[here], bias[here] = (part.to(vectors.device) for part in found)
+        vectors[here, : x.shape[1]], bias[here] = (part.to(vectors.device) for part in found)
     return Targets(layer, position, vectors, bias)
 
 
@@ -328,7 +335,7 @@ def _info(
         dictionary=sources.dictionary.name,
         n_layers=len(sources.layers),
         exact=sources.dictionary.exact,
-        engine="linear" if isinstance(engine, LinearEngine) else "autograd",
+        engine="linear" if isinstance(engine, (LinearEngine, SiteEngine)) else "autograd",
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),
