@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from tl_circuits.attention.stories import explain_heads
     from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
     from tl_circuits.batch import trace_many
-    from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.dictionaries import (
+        CrossLayerTranscoders,
+        Transcoder,
+        TranscoderSet,
+        load_dictionary,
+        load_transcoders,
+        mlp_neurons,
+    )
     from tl_circuits.dictionaries.attaching import attach
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.dictionaries.training import train_transcoders
@@ -104,6 +111,7 @@ _HOMES = {
     "intervention_hooks": "interventions.intervene",
     "label_features": "feature_labels.vocabulary",
     "labels": "neuronpedia.labelling",
+    "load_dictionary": "dictionaries",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",

@@ -189,7 +189,7 @@ def _dictionary_layer(
         add_decoded(recons, dictionary, writer, layer, actives[writer])
     error = output - recons
     # The encoder also runs at skipped positions: what it finds there is part of `recons`, and dropped below.
-    if dictionary.exact:
+    if dictionary.is_exact(layer):
         _require_rebuilt(layer, output, error, recording.dtype)
         constant, rest = constant + error, None  # this error is only rounding, so no nodes are made of it
     else:

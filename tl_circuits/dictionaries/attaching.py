@@ -4,7 +4,7 @@ import re
 from contextlib import ExitStack
 from typing import Any, Literal
 
-from tl_circuits.dictionaries import Dictionary, load_transcoders
+from tl_circuits.dictionaries import Dictionary, load_dictionary
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import Replacement, carried_saes, layer_device, lifted, own_site
 from tl_circuits.hooks import attach as attach_dictionary
@@ -22,8 +22,8 @@ def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio"
 
     Args:
         model: any HookedTransformer or TransformerBridge. It is neither copied nor changed.
-        transcoders: a dictionary (:func:`load_transcoders`, :func:`mlp_neurons`), or anything that
-            :func:`load_transcoders` takes. None takes over the transcoders that SAELens' ``add_sae`` put on the
+        transcoders: a dictionary (:func:`load_dictionary`, :func:`mlp_neurons`), or anything that
+            :func:`load_dictionary` takes. None takes over what SAELens' ``add_sae`` put on the
             model, and gives them back on detaching. If the model is on other devices than the dictionary, the
             replacement works with a copy there; encoders and decoders kept in the machine's memory or on disk stay
             where they are.
@@ -54,10 +54,10 @@ def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio"
     """
     require_model("attach", model)
     if transcoders is not None:
-        dictionary = transcoders if isinstance(transcoders, Dictionary) else load_transcoders(transcoders)
+        dictionary = transcoders if isinstance(transcoders, Dictionary) else load_dictionary(transcoders)
         return attach_dictionary(model, _with_its_layers(model, _with_mlps(dictionary, mlps)))
     carried = _carried(model)
-    dictionary = load_transcoders(carried, layers=list(carried), name="taken over from SAELens")
+    dictionary = load_dictionary(carried, layers=list(carried), name="taken over from SAELens")
     dictionary = _with_its_layers(model, _with_mlps(dictionary, mlps))
     with ExitStack() as undo:
         undo.enter_context(lifted(model))
@@ -100,5 +100,12 @@ def _carried(model: Any) -> dict[int, Any]:
         match = re.match(r"blocks\.(\d+)\.", read)
         if match is None:
             raise DictionaryError(f"SAELens attached a dictionary reading {read!r}, which belongs to no block.")
-        layers[int(match.group(1))] = sae
+        layer = int(match.group(1))
+        if layer in layers:
+            other = layers[layer].cfg.metadata.hook_name
+            raise DictionaryError(
+                f"SAELens attached two dictionaries to layer {layer}, at {other} and {read}; a graph has one for each layer. Take "
+                f"one off with model.reset_saes([{read!r}])."
+            )
+        layers[layer] = sae
     return dict(sorted(layers.items()))

@@ -85,6 +85,10 @@ class Dictionary(ABC):
     def layers(self) -> Sequence[int]:
         """The layers that have features, ascending."""
 
+    def is_exact(self, layer: int) -> bool:
+        """Whether the features of a layer rebuild its MLP exactly, so that there is no error term."""
+        return self.exact
+
     @abstractmethod
     def width(self, layer: int) -> int:
         """How many features layer ``layer`` has."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attribution.engines.autograd import AutogradEngine
+from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.frozen_mlp import DENSE_SHARE
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.passed import Keeper, passing_hooks
@@ -28,7 +28,7 @@ def held_ratio(active: LayerActive) -> Float[Tensor, " n"]:
 
 
 def total_effects(
-    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, target: Targets, feature: int | None, holds: Holds
+    engine: Engine, model: Any, recording: Recording, target: Targets, feature: int | None, holds: Holds
 ) -> Float[Tensor, " column"]:
     """The total effect of every column of ``engine.sources`` on one target.
 
