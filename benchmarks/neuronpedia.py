@@ -100,7 +100,7 @@ def labels() -> None:
             site.add_feature("tiny-model", int(n.layer[i]), int(n.feature[i]), "cities")
         for state in ("first time", "again, server gone"):
             started = time.perf_counter()
-            made = tlc.labels(graph, model="tiny-model", source_set="tiny-set")
+            made = tlc.add_labels(graph, model="tiny-model", source_set="tiny-set")
             print(f"labels of 500 features, {state}: {time.perf_counter() - started:.3f} s ({len(made.labels)} labels, {len(site.asked)} questions)")
             site.stop()
 

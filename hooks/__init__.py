@@ -17,7 +17,7 @@ from .any_site import (
     require_site,
     width_of,
 )
-from .attach import Replacement, attach
+from .attach import Replacement, attach_dictionary
 from .collect import collect_sites
 from .decode import CachedModel
 from .edits import (
@@ -57,7 +57,7 @@ from .maps import (
 )
 from .norms import NormWeights, norm_names, norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
-from .patterns import Pattern, Scores
+from .patterns import AttentionScores, Pattern
 from .prompt import (
     MODELS_OWN,
     PromptRule,
@@ -136,12 +136,12 @@ __all__ = [
     "Sample",
     "Scale",
     "ScoreEdit",
-    "Scores",
+    "AttentionScores",
     "Set",
     "SITES",
     "TokenEdit",
     "added_hooks",
-    "attach",
+    "attach_dictionary",
     "attention_norms",
     "bos_positions",
     "carried_saes",

@@ -297,7 +297,7 @@ class _Run:
         self.edited.clear()
 
 
-def attach(model: Model, dictionary: Any) -> Replacement:
+def attach_dictionary(model: Model, dictionary: Any) -> Replacement:
     """Add a dictionary's HookPoints to a model. If it fails half-way, everything is removed again.
 
     Raises:

@@ -11,7 +11,7 @@ _RECOMPUTED_WITHIN = 1e-5  # a recomputed weight may differ by this much, as flo
 
 
 @dataclass(frozen=True)
-class Scores:
+class AttentionScores:
     """A layer's queries and keys (after norms and rotation), from which its pattern can be computed again.
 
     ``first[p]``: the first key that the mask lets query ``p`` attend to.
@@ -41,7 +41,7 @@ class PatternBlock:
 
     queries: slice
     keys: slice
-    held: Float[Tensor, "n_heads queries keys"] | Scores
+    held: Float[Tensor, "n_heads queries keys"] | AttentionScores
 
     @property
     def weights(self) -> Float[Tensor, "n_heads queries keys"]:
@@ -80,7 +80,7 @@ class Pattern:
         if pattern.dtype != torch.float32:
             return None  # the model rounded its scores
         first = (pattern != 0).any(0).int().argmax(-1)
-        scores = Scores(q, k, scale, softcap, first)
+        scores = AttentionScores(q, k, scale, softcap, first)
         blocks = tuple(PatternBlock(queries, keys, scores) for queries, keys in _reach(pattern))
         for block in blocks:
             if not (block.weights - pattern[:, block.queries, block.keys]).abs().max() <= _RECOMPUTED_WITHIN:

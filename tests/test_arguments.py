@@ -55,7 +55,7 @@ def test_a_model_without_a_dictionary_is_answered_in_one_line():
         (lambda r, g: tlc.load_transcoders("tiny-facts", dtype="float16"), "dtype=...) must be a torch.dtype or None"),
         (lambda r, g: tlc.parse_edit(3), "must be text, got 3"),
         (lambda r, g: tlc.from_neuronpedia_url(3), "must be text, got 3"),
-        (lambda r, g: tlc.labels(r), "must be an AttributionGraph"),
+        (lambda r, g: tlc.add_labels(r), "must be an AttributionGraph"),
         (lambda r, g: tlc.search_features(3, "m", "s"), "must be text, got 3"),
         (lambda r, g: tlc.make_dashboards(g, [], "out"), "must be a Replacement"),
         (lambda r, g: tlc.train_transcoders(r.model, [], "out"), "model=...) must be text, got TransformerBridge"),

@@ -38,7 +38,7 @@ def other():
 
 USES = {
     "label_features": lambda r, g: tlc.label_features(r, g),
-    "labels": lambda r, g: tlc.labels(g, "vocabulary", replacement=r),
+    "labels": lambda r, g: tlc.add_labels(g, "vocabulary", replacement=r),
     "faithfulness": lambda r, g: tlc.faithfulness(r, g, 2),
     "circuit_curve": lambda r, g: tlc.circuit_curve(r, g, lambda logits: logits[5]),
     "box_ablations": lambda r, g: tlc.box_ablations(r, g),
@@ -231,11 +231,11 @@ def test_feature_files_of_another_dictionary_label_nothing(own, other, tmp_path)
     tlc.make_dashboards(other, [text], tmp_path / "theirs", context=8, progress=False)
     for folder in (tmp_path / "theirs", tmp_path / "theirs" / "features"):
         with pytest.raises(BelongingError, match="the feature files in theirs are of the model .* with the dictionary 'transcoders'"):
-            tlc.labels(own, folder)
+            tlc.add_labels(own, folder)
     with pytest.raises(BelongingError):
         own.to_neuronpedia(tmp_path / "x.json", "circuit-tracer", slug="x", features=tmp_path / "theirs")
     theirs = tlc.attribute(other, prompt(), max_nodes=30, progress=False)
-    assert tlc.labels(theirs, tmp_path / "theirs").labels
+    assert tlc.add_labels(theirs, tmp_path / "theirs").labels
 
 
 def test_a_folder_of_results_of_other_weights_under_the_same_name_is_not_continued(own, other, tmp_path):

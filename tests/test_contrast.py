@@ -169,5 +169,5 @@ def test_what_asks_for_whole_effects_refuses_a_contrast_graph(facts, contrast, a
         "faithfulness": lambda: tlc.faithfulness(facts, contrast, n=2, progress=False),
         "boxes": lambda: tlc.box_ablations(facts, contrast, progress=False),
     }
-    with pytest.raises(TargetError, match="differences from a baseline of 2 prompts"):
+    with pytest.raises(TargetError, match="differences from 2 other prompts"):
         asked[ask]()

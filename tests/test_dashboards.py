@@ -156,14 +156,14 @@ def graph(model):
 
 
 def test_labels_and_cards_work_offline_from_the_files(model, made, graph, tmp_path):
-    labelled = tlc.labels(graph, made.folder.parent)
+    labelled = tlc.add_labels(graph, made.folder.parent)
     found = list(labelled.labels)
     assert found and {int(graph._nodes.layer[i]) for i in found} == {0, 2}
     label = labelled.labels[found[0]]
     assert label.origin == "feature files" and label.promotes and len(label.examples[0].tokens) == CONTEXT
     assert tlc.load_graph(labelled.save(tmp_path / "g.safetensors")).labels == labelled.labels
     with pytest.raises(GraphFileError, match="no feature files"):
-        tlc.labels(graph, tmp_path)
+        tlc.add_labels(graph, tmp_path)
 
 
 def test_a_damaged_record_says_which(made, tmp_path):

@@ -128,10 +128,22 @@ def test_loadings_of_the_strongest_edges_and_of_supernodes_add_up(traced):
         assert row.loading == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
 
 
-def test_differences_of_logits_need_their_targets_once_more(traced):
+@pytest.mark.parametrize("target", [tlc.LogitDifference(5, 9), tlc.LogitDirection(torch.arange(32.0), "rising")])
+def test_a_graph_keeps_what_differences_and_directions_read(traced, tmp_path, target):
+    replacement, _ = traced
+    graph = tlc.attribute(replacement, prompt(), [target], max_nodes=30, progress=False)
+    read = tlc.load_graph(graph.save(tmp_path / "g.safetensors"))
+    assert read == graph
+    edge = graph.edges[graph.edges.target == "logit:0"].iloc[0]
+    for kept in (graph, read, graph.prune(0.99, 0.999)):
+        assert tlc.head_loadings(replacement, kept, edge.source, "logit:0").loading.sum() == pytest.approx(edge.weight, rel=1e-4)
+
+
+def test_another_programs_file_needs_the_targets_once_more(traced, tmp_path):
     replacement, _ = traced
     targets = [tlc.LogitDifference(5, 9)]
     graph = tlc.attribute(replacement, prompt(), targets, max_nodes=30, progress=False)
+    graph = tlc.load_graph(graph.to_neuronpedia(tmp_path, slug="s", scan="m"))
     edge = graph.edges[graph.edges.target == "logit:0"].iloc[0]
     with pytest.raises(TargetError, match="targets="):
         tlc.head_loadings(replacement, graph, edge.source, "logit:0")

@@ -15,7 +15,7 @@ from tl_circuits.attribution.batches import sweep_chunks
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.rows import trimmed_rows
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.hooks import Pattern, Scores, record
+from tl_circuits.hooks import AttentionScores, Pattern, record
 
 LENGTH = 300  # several blocks of queries
 
@@ -56,7 +56,7 @@ def test_a_long_prompts_patterns_are_made_again_from_queries_and_keys(arch, monk
         after = tlc.attribute(replacement, tokens, max_nodes=12, progress=False)
     for ours, whole in zip(record(model, tokens, LENGTH - 1).patterns, kept, strict=True):
         # the bridge does not show GPT-NeoX's rotated queries: there the patterns themselves are kept
-        assert len(ours.blocks) > 1 and all(isinstance(block.held, torch.Tensor if arch == "neox" else Scores) for block in ours.blocks)
+        assert len(ours.blocks) > 1 and all(isinstance(block.held, torch.Tensor if arch == "neox" else AttentionScores) for block in ours.blocks)
         assert (ours.dense() - whole.dense()).abs().max() <= 1e-5  # float32 softmax in another order
     assert after.node_ids == before.node_ids and after.completeness_error() < 1e-4
     # float32 sums over 300 positions of weights that differ by rounding

@@ -54,7 +54,7 @@ def fill(site, graph, every=1):
 
 def test_labels_come_from_neuronpedia_by_layer_and_index(site, graph):
     fill(site, graph)
-    labelled = tlc.labels(graph, **MODEL)
+    labelled = tlc.add_labels(graph, **MODEL)
     for i, (layer, feature) in enumerate(features_of(graph)):
         label = labelled.labels[i]
         assert label.short == f"cities {layer}/{feature}" and label.origin == "neuronpedia"  # the preferred explanation
@@ -64,18 +64,18 @@ def test_labels_come_from_neuronpedia_by_layer_and_index(site, graph):
 
 def test_the_second_time_and_offline_nobody_is_asked_not_even_for_what_is_missing(site, graph):
     fill(site, graph, every=2)
-    first = tlc.labels(graph, **MODEL)
+    first = tlc.add_labels(graph, **MODEL)
     asked = len(site.asked)
-    assert tlc.labels(graph, **MODEL).labels == first.labels and len(site.asked) == asked
+    assert tlc.add_labels(graph, **MODEL).labels == first.labels and len(site.asked) == asked
     site.stop()
-    assert tlc.labels(graph, **MODEL).labels == tlc.labels(graph, offline=True, **MODEL).labels == first.labels
+    assert tlc.add_labels(graph, **MODEL).labels == tlc.labels(graph, offline=True, **MODEL).labels == first.labels
     assert 0 < len(first.labels) < len(features_of(graph))
 
 
 def test_features_without_a_label_fall_back_to_the_vocabulary(site, graph, model):
     fill(site, graph, every=2)
     with tlc.attach(model, transcoders(model)) as replacement:
-        labelled = tlc.labels(graph, replacement=replacement, **MODEL)
+        labelled = tlc.add_labels(graph, replacement=replacement, **MODEL)
     origins = [labelled.labels[i].origin for i in range(len(features_of(graph)))]
     assert set(origins) == {"neuronpedia", "vocabulary"} and origins[0] == "neuronpedia"
 
@@ -84,7 +84,7 @@ def test_features_without_a_label_fall_back_to_the_vocabulary(site, graph, model
 def test_a_fault_that_passes_costs_nothing(site, graph, fault):
     fill(site, graph)
     site.faults = [fault, fault]
-    assert len(tlc.labels(graph, timeout=0.3, **MODEL).labels) == len(features_of(graph))
+    assert len(tlc.add_labels(graph, timeout=0.3, **MODEL).labels) == len(features_of(graph))
     assert len(site.asked) == 3
 
 
@@ -92,7 +92,7 @@ def test_a_fault_that_passes_costs_nothing(site, graph, fault):
 def test_a_fault_that_stays_costs_labels_but_never_the_call(site, graph, fault, caplog):
     fill(site, graph)
     site.faults = [fault] * 50
-    labelled = tlc.labels(graph, timeout=0.2, deadline=0.8, **MODEL)
+    labelled = tlc.add_labels(graph, timeout=0.2, deadline=0.8, **MODEL)
     assert labelled.nodes.equals(graph.nodes) and "stay without a label" in caplog.text
 
 
@@ -105,20 +105,20 @@ def test_a_question_is_given_up_when_its_time_is_over_however_many_tries_are_lef
 
 def test_a_server_that_is_gone_costs_labels_but_never_the_call(site, graph, caplog):
     site.stop()
-    assert not tlc.labels(graph, deadline=0.5, **MODEL).labels and "no connection" in caplog.text
+    assert not tlc.add_labels(graph, deadline=0.5, **MODEL).labels and "no connection" in caplog.text
 
 
 def test_unknown_model_or_source_set_is_said(site, graph, model, caplog):
     fill(site, graph)
     with pytest.raises(NeuronpediaError, match="none of the graph's 30 features in '0-nowhere'.*'tiny-model'"):
-        tlc.labels(graph, model="tiny-model", source_set="nowhere")
+        tlc.add_labels(graph, model="tiny-model", source_set="nowhere")
     with pytest.raises(NeuronpediaError, match="'transcoders' is not known. Give model"):
-        tlc.labels(graph)
+        tlc.add_labels(graph)
     with tlc.attach(model, transcoders(model)) as replacement:
-        labelled = tlc.labels(graph, model="nowhere", source_set="x", replacement=replacement)
+        labelled = tlc.add_labels(graph, model="nowhere", source_set="x", replacement=replacement)
     assert len(labelled.labels) == 30 and "Are model and source set right?" in caplog.text
     with pytest.raises(ValueError, match="give replacement"):
-        tlc.labels(graph, "vocabulary")
+        tlc.add_labels(graph, "vocabulary")
 
 
 def test_a_damaged_cache_is_put_aside(site, graph, tmp_path, caplog):
@@ -127,11 +127,11 @@ def test_a_damaged_cache_is_put_aside(site, graph, tmp_path, caplog):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database" * 100)
     for _ in range(2):
-        assert len(tlc.labels(graph, **MODEL).labels) == 30
+        assert len(tlc.add_labels(graph, **MODEL).labels) == 30
     assert path.with_suffix(".damaged").is_file() and len(site.asked) == 1
     path.unlink()
     path.mkdir()  # a cache that cannot be written at all
-    assert len(tlc.labels(graph, **MODEL).labels) == 30
+    assert len(tlc.add_labels(graph, **MODEL).labels) == 30
 
 
 def test_what_was_found_is_kept_for_three_months_and_what_was_missing_for_a_week(tmp_path, monkeypatch):

@@ -96,3 +96,9 @@ def test_public_names_mean_the_same_whatever_was_imported_before():
     """A folder of the package takes the place of a function of its name as soon as something in it is imported."""
     folders_and_modules = {p.stem for p in (ROOT / "tl_circuits").iterdir() if p.suffix == ".py" or p.is_dir()} | {"hooks"}
     assert not folders_and_modules & set(tl_circuits.__all__)
+
+
+@pytest.mark.parametrize(("old", "new"), list(tl_circuits._RENAMED.items()))
+def test_a_former_name_still_works_and_says_the_new_one(old, new):
+    with pytest.warns(FutureWarning, match=new):
+        assert getattr(tl_circuits, old) is getattr(tl_circuits, new)

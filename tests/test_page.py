@@ -17,7 +17,7 @@ from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, _strongest_links, packed_json, page_data
 from tl_circuits.view.page_file import page_html
-from tl_circuits.view.story import Unit, _sentence, tell
+from tl_circuits.view.story import Unit, _sentence, story_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def box(page, n=0):
 
 
 def test_the_page_tells_the_story_it_was_given(page, graph):
-    story = tell(graph)
+    story = story_of(graph)
     assert page.inner_text("h1") == story.headline and story.headline.startswith("Why “w")
     told = [li.inner_text() for li in page.locator(".sentences li").all()]
     assert len(told) == len(story.sentences) == 3 and all(li.startswith(s) for li, s in zip(told, story.sentences, strict=True))
@@ -61,7 +61,7 @@ def test_the_page_tells_the_story_it_was_given(page, graph):
 
 
 def test_sentences_hold_in_the_replacement_model_until_removing_a_box_confirms_them(browser, page, graph, tmp_path):
-    story = tell(graph)
+    story = story_of(graph)
     lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
     assert lead == "What the replacement model says:" and len(checks) == 3  # every box of the page was removed, each lowered its target
     for sentence, check in zip(story.sentences, checks, strict=True):
@@ -70,7 +70,7 @@ def test_sentences_hold_in_the_replacement_model_until_removing_a_box_confirms_t
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
         assert unmeasured.inner_text(".tale > p") == "What the replacement model says (remove a box to test it in the real model):"
         assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
-        last = story.units[story.ways[0][-2]]  # as a live model would tell it
+        last = story.units[story.ways[0][-2]]  # as a live model would give it
         unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, measured: 0.3})", [graph.node_ids[i] for i in last.members])
         assert "rises by 0.30" in unmeasured.inner_text(".sentences li")
 
@@ -84,7 +84,7 @@ def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
 
 
 def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
-    story = tell(graph)
+    story = story_of(graph)
     names = [unit.name for unit in story.units]
     ours = {(names[a.source], names[a.target]): a.share for a in story.arrows}
     scene = page.evaluate(
@@ -101,7 +101,7 @@ def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
 
 
 def test_when_little_is_shown_the_page_says_so_first(page, graph):
-    assert tell(graph).meter.shown < 0.5
+    assert story_of(graph).meter.shown < 0.5
     assert page.locator(".meter.few").inner_text().startswith("Less than half is explained")
     assert page.evaluate("document.querySelector('.meter').compareDocumentPosition(document.querySelector('.sentences'))") == 4
 

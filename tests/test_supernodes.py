@@ -9,7 +9,7 @@ import tl_circuits as tlc
 from tests.tiny import cross_layer, prompt, tiny_bridge, transcoders
 from tl_circuits.graph import supernodes as module
 from tl_circuits.graph.nodes import Label
-from tl_circuits.view.story import tell
+from tl_circuits.view.story import story_of
 
 
 def trace(model, dictionary, tokens, n=60):
@@ -118,12 +118,12 @@ def test_cross_layer_features_and_odd_targets_get_a_story():
     model = tiny_bridge("llama")
     graph = trace(model, cross_layer(model), prompt())
     difference = trace(model, tlc.mlp_neurons(model), prompt()).supernodes()
-    story = tell(graph)
+    story = story_of(graph)
     assert difference.groups and story.units[-1].kind == "target"
     assert abs(story.meter.shown + story.meter.error + story.meter.hidden - 1) < 1e-9
     with tlc.attach(model, transcoders(model)) as replacement:
         one = tlc.attribute(replacement, prompt(), [tlc.LogitDifference("w5", "w6")], max_nodes=3, progress=False)
-    told = tell(one)
+    told = story_of(one)
     assert told.headline == "Why “w5 − w6”?"
 
 
@@ -133,6 +133,6 @@ def test_the_meter_is_the_whole_when_everything_is_drawn():
     with tlc.attach(model, transcoders(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(5), "w55", max_nodes=10_000, progress=False)
     features = [i for i in graph.node_ids if "/F" in i]
-    story = tell(graph.group("all", features))
+    story = story_of(graph.group("all", features))
     assert story.meter.hidden < 1e-5
     assert abs(story.meter.shown - graph.scores().replacement) < 1e-5

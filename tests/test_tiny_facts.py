@@ -10,7 +10,7 @@ import pytest
 
 import tl_circuits as tlc
 from tests.tiny import command
-from tl_circuits.cli.facts_story import sentences, tell
+from tl_circuits.cli.state_swap import sentences, swap_state
 from tl_circuits.dictionaries.builtin.split import split
 from tl_circuits.dictionaries.builtin.state_features import state_features, state_nodes, swap_edits
 from tl_circuits.dictionaries.builtin.world import OPPOSITES, STATE_OF, STATES
@@ -85,7 +85,7 @@ def test_the_state_lies_between_city_and_answer_and_swapping_it_swaps_the_answer
 
 
 def test_the_story_says_what_was_measured(replacement):
-    story = tell(replacement, "Lubbock", "California")
+    story = swap_state(replacement, "Lubbock", "California")
     assert story.answer() == "Austin" and story.answer(story.swapped) == "Sacramento"
     assert story.probability("Austin", story.without) < story.probability("Austin")
     told = " ".join(sentences(story))
@@ -96,10 +96,10 @@ def test_the_story_says_what_was_measured(replacement):
 
 def test_unknown_names_are_refused_with_the_known_ones(replacement):
     with pytest.raises(PromptError, match="knows no city 'Paris'"):
-        tell(replacement, "Paris", "California")
+        swap_state(replacement, "Paris", "California")
     for other in ("Texas", "Dallas"):
         with pytest.raises(PromptError, match="other than Texas"):
-            tell(replacement, "Dallas", other)
+            swap_state(replacement, "Dallas", other)
 
 
 def test_the_files_are_small_and_hold_no_pickle():

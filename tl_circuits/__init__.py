@@ -6,6 +6,7 @@ line should answer ``--help`` at once.
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from tl_circuits.support.outputs import fill
 
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
     from tl_circuits.attention.loadings import head_loadings, top_head_loadings
     from tl_circuits.attention.qk import QKAttribution, qk_attribution
     from tl_circuits.attention.stories import explain_heads
-    from tl_circuits.attribution import FeatureTarget, LogitDifference, LogitDirection, attribute
+    from tl_circuits.attribution import (
+        Baseline,
+        FeatureTarget,
+        LogitDifference,
+        LogitDirection,
+        attribute,
+        make_baseline,
+    )
     from tl_circuits.batch import trace_many
     from tl_circuits.dictionaries import (
         CrossLayerTranscoders,
@@ -57,7 +65,7 @@ if TYPE_CHECKING:
     from tl_circuits.interventions.patching import circuit_curve, feature_patching
     from tl_circuits.models import load_model
     from tl_circuits.neuronpedia.features import search_features
-    from tl_circuits.neuronpedia.labelling import labels
+    from tl_circuits.neuronpedia.labelling import add_labels
     from tl_circuits.neuronpedia.urls import from_neuronpedia_url
     from tl_circuits.recurring.aggregate import RecurringCircuit, aggregate, contrast
     from tl_circuits.view.widget import Widget
@@ -66,6 +74,7 @@ _HOMES = {
     "Ablate": "hooks",
     "Add": "hooks",
     "AttributionGraph": "graph",
+    "Baseline": "attribution",
     "CircuitQuality": "interventions.circuit_quality",
     "CrossLayerTranscoders": "dictionaries",
     "ErrorEdit": "hooks",
@@ -90,6 +99,7 @@ _HOMES = {
     "Transcoder": "dictionaries",
     "TranscoderSet": "dictionaries",
     "Widget": "view.widget",
+    "add_labels": "neuronpedia.labelling",
     "aggregate": "recurring.aggregate",
     "attach": "dictionaries.attaching",
     "attribute": "attribution",
@@ -110,11 +120,11 @@ _HOMES = {
     "intervene_many": "interventions.intervene",
     "intervention_hooks": "interventions.intervene",
     "label_features": "feature_labels.vocabulary",
-    "labels": "neuronpedia.labelling",
     "load_dictionary": "dictionaries",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
+    "make_baseline": "attribution",
     "make_dashboards": "feature_labels.dashboards",
     "mlp_neurons": "dictionaries",
     "parse_edit": "interventions.edit_text",
@@ -144,10 +154,17 @@ _OUTPUTS = {
 }
 fill(_OUTPUTS)
 
+# Former names, which warn and go on working for one release.
+_RENAMED = {"labels": "add_labels"}
+
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warn(f"tl_circuits.{name} is called tl_circuits.{new} now; the old name will go.", FutureWarning, stacklevel=2)
+        name = new
     if name not in _HOMES:
         raise AttributeError(f"module 'tl_circuits' has no attribute {name!r}")
     return getattr(import_module(f"tl_circuits.{_HOMES[name]}"), name)

@@ -6,26 +6,26 @@ import tempfile
 from pathlib import Path
 
 import tl_circuits as tlc
-from tl_circuits.cli.facts_story import Story, tell
+from tl_circuits.cli.state_swap import StateSwap, swap_state
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 QUESTION = ("Lubbock", "California")
 logger = logging.getLogger("figures")
 
 
-def story() -> Story:
+def story() -> StateSwap:
     """The story that most figures tell: the built-in model on a two-hop question."""
     with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
-        return tell(replacement, *QUESTION)
+        return swap_state(replacement, *QUESTION)
 
 
-def draw_story(told: Story, folder: Path) -> None:
+def draw_story(told: StateSwap, folder: Path) -> None:
     """The figures that need neither a browser nor another model."""
     told.graph.plot(folder / "two-hop.svg", overwrite=True)
     told.swapped.plot(folder / "swap.svg", overwrite=True)
 
 
-def draw_faithfulness(told: Story, folder: Path) -> None:
+def draw_faithfulness(told: StateSwap, folder: Path) -> None:
     """Predicted against measured effects of removing nodes, under the three ways of freezing."""
     with tlc.attach(told.without.model, tlc.load_transcoders("tiny-facts")) as replacement:
         graph = tlc.attribute(replacement, told.graph.info.prompt, progress=False)
@@ -48,12 +48,12 @@ def screenshot(graph: tlc.AttributionGraph, path: Path) -> None:
         browser.close()
 
 
-def draw_page(told: Story, folder: Path) -> None:
+def draw_page(told: StateSwap, folder: Path) -> None:
     """The page of the same graph."""
     screenshot(told.graph, folder / "page.png")
 
 
-def draw_capital(_: Story, folder: Path) -> None:
+def draw_capital(_: StateSwap, folder: Path) -> None:
     """The README's picture: the page of SmolLM2 through its MLP neurons."""
     model = tlc.load_model("smollm2-135m", device="cpu")
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:

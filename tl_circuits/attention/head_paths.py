@@ -70,7 +70,7 @@ def layer_heads(attention: FrozenAttention) -> LayerHeads:
 
 
 @dataclass(frozen=True)
-class Source:
+class Writer:
     """What a source writes at its position.
 
     Attributes:
@@ -85,7 +85,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Target:
+class Reader:
     """What a target reads.
 
     Attributes:
@@ -100,7 +100,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Paths:
+class EdgeParts:
     """The parts of one edge. They sum to its weight.
 
     Attributes:
@@ -130,7 +130,7 @@ class HeadPaths:
         """How many blocks the model has."""
         return len(self.heads)
 
-    def leave(self, source: Source) -> "Leaving":
+    def leave(self, source: Writer) -> "Leaving":
         """A source, carried by the residual stream to the heads of every block."""
         stream = self._forward(source)
         values = {layer: self.heads[layer].values(x[None])[:, 0] for layer, x in stream.items()}
@@ -138,7 +138,7 @@ class HeadPaths:
         spread = [heads.mix[:, :, source.position].to(source.start.device) for heads in self.heads]
         return Leaving(source, values, written, spread)
 
-    def arrive(self, target: Target) -> "Arriving":
+    def arrive(self, target: Reader) -> "Arriving":
         """A target, carried back by the residual stream to the heads of every block."""
         ends, gradients = self._backward(target)
         at_values = {layer: self.heads[layer].written_back(g) for layer, g in gradients.items()}
@@ -146,7 +146,7 @@ class HeadPaths:
         places = [self.heads[layer].mix[:, target.position].to(target.vector.device) for layer in sorted(gradients)]
         return Arriving(target, ends, at_values, read, places)
 
-    def paths(self, source: "Leaving", target: "Arriving", edge: float, chains: int) -> Paths:
+    def paths(self, source: "Leaving", target: "Arriving", edge: float, chains: int) -> EdgeParts:
         """Split one edge by heads.
 
         Args:
@@ -168,7 +168,7 @@ class HeadPaths:
             if not self._skips:  # with skips, what a head wrote changes on its way, and triples would need every position
                 self._triples(best, layers, source, target)
         rest = edge - residual - sum(heads.values()) - sum(value for _, value in best.found())
-        return Paths(residual, heads, best.found(), rest)
+        return EdgeParts(residual, heads, best.found(), rest)
 
     def _skip(self, layer: int, x: Float[Tensor, "n pos d_model"]) -> Float[Tensor, "n pos d_model"]:
         """What the skip connection of a layer adds, from streams at the first ``pos`` positions."""
@@ -196,7 +196,7 @@ class HeadPaths:
         here = g[None, None].to(self._sources.devices[layer])
         return self._engine.mlp[layer].through_skip(here, position)[0, 0].to(g.device)
 
-    def _forward(self, source: Source) -> dict[int, Tensor]:
+    def _forward(self, source: Writer) -> dict[int, Tensor]:
         """The source on the stream that enters every block, carried by the residual stream alone."""
         x, at = source.start, {}
         for layer in range(self.n_layers):
@@ -206,7 +206,7 @@ class HeadPaths:
                 x = x + source.writes[layer]
         return at
 
-    def _backward(self, target: Target) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    def _backward(self, target: Reader) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """The target's gradient at the end of every block, and at the outputs of every block's heads."""
         g, ends, heads = target.vector, {}, {}
         last = min(target.layer, self.n_layers - 1)  # a logit's layer is the one after the last block
@@ -222,7 +222,7 @@ class HeadPaths:
         ends[-1] = g
         return ends, heads
 
-    def _residual(self, source: Source, read: dict[int, Tensor]) -> float:
+    def _residual(self, source: Writer, read: dict[int, Tensor]) -> float:
         total = source.start.double() @ read[-1].double()
         for layer, written in source.writes.items():
             if layer in read:
@@ -295,7 +295,7 @@ class Leaving:
         spread: for each layer, to which positions each head carries it.
     """
 
-    source: Source
+    source: Writer
     values: dict[int, Float[Tensor, "n_heads d_head"]]
     written: list[Float[Tensor, "n_heads d_model"]]
     spread: list[Float[Tensor, "n_heads pos"]]
@@ -315,7 +315,7 @@ class Arriving:
             edge.
     """
 
-    target: Target
+    target: Reader
     ends: dict[int, Float[Tensor, " d_model"]]
     at_values: dict[int, Float[Tensor, "n_heads d_head"]]
     read: list[Float[Tensor, "n_heads d_model"]]
@@ -355,7 +355,7 @@ def _read_linear(read: ReadMap, x: Float[Tensor, "n d_model"], positions: Tensor
     return x / read.norm.scale[positions]
 
 
-def sum_paths(several: Sequence[Paths], count: int) -> Paths:
+def sum_parts(several: Sequence[EdgeParts], count: int) -> EdgeParts:
     """The parts of several edges added up, as between two supernodes. At most ``count`` sequences of heads are listed.
     """
     heads: dict[Head, float] = {}
@@ -367,7 +367,7 @@ def sum_paths(several: Sequence[Paths], count: int) -> Paths:
             chains[chain] = chains.get(chain, 0.0) + value
     ordered = sorted(chains.items(), key=lambda item: -abs(item[1]))
     dropped = sum(value for _, value in ordered[count:])
-    return Paths(
+    return EdgeParts(
         residual=sum(p.residual for p in several),
         heads=heads,
         chains=ordered[:count],

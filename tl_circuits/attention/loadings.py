@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attention.head_paths import Head, HeadPaths, Paths, Source, Target, sum_paths
+from tl_circuits.attention.head_paths import EdgeParts, Head, HeadPaths, Reader, Writer, sum_parts
 from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
@@ -52,7 +52,8 @@ def head_loadings(
         chains: how many sequences of several heads to list. All sequences of two and three heads are compared (with
             skip connections only those of two); longer ones are in the rest.
         targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`. Only needed if the edge's
-            target is a LogitDifference or LogitDirection, whose direction a graph does not store.
+            target is a LogitDifference or LogitDirection and the graph comes from another program's file, which does
+            not say what such a target reads.
 
     Returns:
         A frame ``layer head loading kind path`` whose ``loading`` sums to the edge. Rows of kind ``"head"`` are single
@@ -83,7 +84,7 @@ def head_loadings(
         raise TargetError(f"the graph has no edge from {names[0]} to {names[1]}; see graph.edges.")
     several = len(edges) > 1
     found = edge_paths(retrace(replacement, graph), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
-    return _frame(sum_paths(found, chains) if several else found[0])
+    return _frame(sum_parts(found, chains) if several else found[0])
 
 
 @checked
@@ -138,7 +139,7 @@ def edge_paths(
     chains: int,
     targets: Any = None,
     progress: bool = False,
-) -> list[Paths]:
+) -> list[EdgeParts]:
     """The parts of some edges by heads, on a prompt that is already retraced.
 
     Args:
@@ -172,7 +173,7 @@ def _edges_between(graph: AttributionGraph, sources: list[int], targets: list[in
     return here.nonzero()[:, 0].tolist()
 
 
-def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: int) -> Source:
+def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: int) -> Writer:
     """What a node writes to the residual stream, block by block."""
     nodes, sources = graph._nodes, local.sources
     kind, layer, position, feature = (
@@ -180,9 +181,9 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
     )
     nothing = torch.zeros_like(sources.tokens[0])
     if kind == Kind.EMBEDDING:
-        return Source(position, {}, sources.tokens[position])
+        return Writer(position, {}, sources.tokens[position])
     if kind == Kind.ERROR:
-        return Source(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
+        return Writer(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
     column = columns.find(Kind.FEATURE, layer, position, feature)
     active = sources.layers[layer].active
     activation = active.activation[column - sources.layers[layer].features_at]
@@ -192,7 +193,7 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
         if layer in dictionary.writers(at):
             row = dictionary.decoder_vectors(layer, one, at)[0] * activation
             writes[at] = _on_stream(sources, at, row, position)
-    return Source(position, writes, nothing)
+    return Writer(position, writes, nothing)
 
 
 def _on_stream(sources: Sources, layer: int, row: Float[Tensor, " d_out"], position: int) -> Float[Tensor, " d_model"]:
@@ -220,13 +221,13 @@ class _Reads:
         where = [torch.tensor([value]) for value in (layer, position)]
         return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
 
-    def on_stream(self, node: int) -> Target:
+    def on_stream(self, node: int) -> Reader:
         """A node as a vector on the stream that it reads."""
         made = self.targets(node)
         layer, position = int(made.layer[0]), int(made.position[0])
         there = made.to(self._local.engine.devices[layer])
         vectors, _ = self._local.engine.reads[layer].transpose(there.vector, there.position)
-        return Target(position, layer, vectors[0].to(made.vector.device))
+        return Reader(position, layer, vectors[0].to(made.vector.device))
 
     def _feature(self, node: int, layer: int, position: int) -> Tensor:
         dictionary = self._local.sources.dictionary
@@ -239,12 +240,14 @@ class _Reads:
         if token >= 0:
             vector = unembed_weights(local.model).columns(torch.tensor([token]))[:, 0]
             return vector - local.replacement.mean_unembedding[0]
+        index = node - int(graph.is_kind("logit").nonzero()[0])
+        if graph.target_vectors is not None:
+            return graph.target_vectors[index]
         if self._given is None:
             raise TargetError(
-                f"{graph.node_ids[node]!r} is not a single token, and a graph does not store its direction. Give "
+                f"{graph.node_ids[node]!r} is not a single token, and this graph's file does not say what it reads. Give "
                 "targets=[...] as to tlc.attribute."
             )
-        index = node - int(graph.is_kind("logit").nonzero()[0])
         if len(self._given) != len(graph.info.target_names):
             raise TargetError(
                 f"targets has {len(self._given)} entries, the graph was traced for {len(graph.info.target_names)}."
@@ -289,7 +292,7 @@ def path_name(heads: Sequence[Head]) -> str:
     return " > ".join(f"L{layer}/H{head}" for layer, head in heads)
 
 
-def _frame(paths: Paths) -> pd.DataFrame:
+def _frame(paths: EdgeParts) -> pd.DataFrame:
     ordered = sorted(paths.heads.items(), key=lambda item: -abs(item[1]))
     rows = [(layer, head, value, "head", path_name([(layer, head)])) for (layer, head), value in ordered if value != 0.0]
     rows += [(-1, -1, value, "chain", path_name(chain)) for chain, value in paths.chains]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attention.head_paths import Head, Paths
+from tl_circuits.attention.head_paths import EdgeParts, Head
 from tl_circuits.attention.loadings import edge_paths, path_name
 from tl_circuits.attention.qk import QKAttribution, score_attribution
 from tl_circuits.attention.retrace import Retraced, retrace
@@ -41,7 +41,7 @@ class EdgeStory:
     source: str
     target: str
     weight: float
-    paths: Paths
+    paths: EdgeParts
     heads: tuple[Head, ...]
     scores: tuple[QKAttribution, ...]
     attention: tuple[float, ...]
@@ -146,7 +146,7 @@ def _edge_index(graph: AttributionGraph, source: str | int, target: str | int) -
     return int(found[0])
 
 
-def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: Paths, heads: int, top: int) -> EdgeStory:
+def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: EdgeParts, heads: int, top: int) -> EdgeStory:
     source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
     query, key = (int(graph._nodes.position[i]) for i in (target, source))
     ordered = sorted(paths.heads, key=lambda head: -abs(paths.heads[head]))

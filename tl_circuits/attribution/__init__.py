@@ -2,5 +2,6 @@
 
 from tl_circuits.attribution.attribute import attribute
 from tl_circuits.attribution.targets import FeatureTarget, LogitDifference, LogitDirection
+from tl_circuits.attribution.text_baseline import Baseline, make_baseline
 
-__all__ = ["FeatureTarget", "LogitDifference", "LogitDirection", "attribute"]
+__all__ = ["Baseline", "FeatureTarget", "LogitDifference", "LogitDirection", "attribute", "make_baseline"]

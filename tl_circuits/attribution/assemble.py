@@ -65,7 +65,10 @@ def assemble(
     # A target's own total effect is all that its sources bring to it.
     nodes.total_effect[columns.numel() :] = (nodes.weight * (nodes.value - nodes.bias))[columns.numel() :]
     order = torch.argsort(target * len(nodes) + source)
-    return AttributionGraph(info, nodes, Edges(source[order], target[order], weight[order]))
+    # A token's vector can be read off the unembedding again; that of a difference or a direction is kept.
+    named = roots.logits is None or min(roots.logits.token) >= 0
+    vectors = None if named else roots.logits.vector.float().cpu()
+    return AttributionGraph(info, nodes, Edges(source[order], target[order], weight[order]), target_vectors=vectors)
 
 
 def _edges(

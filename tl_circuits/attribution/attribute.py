@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -11,14 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
-from tl_circuits.attribution.baseline import against, position_means
 from tl_circuits.attribution.batches import Engine
+from tl_circuits.attribution.compare import compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.engines.total import combined, total_effects
-from tl_circuits.attribution.expand import Expansion, Trimming, expand
-from tl_circuits.attribution.family import Family, find_family
+from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
@@ -30,7 +30,7 @@ from tl_circuits.attribution.targets import (
     resolve_position,
     top_logits,
 )
-from tl_circuits.errors import ArchitectureError, BaselineError, PromptError, TargetError
+from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo
 from tl_circuits.hooks import (
@@ -57,7 +57,7 @@ def attribute(
     targets: Any = None,
     *,
     position: int = -1,
-    max_nodes: int = 4000,
+    max_nodes: int = MAX_NODES,
     batch_size: int | Literal["auto"] = "auto",
     engine: Literal["auto", "linear", "autograd"] = "auto",
     skip_positions: Iterable[int] | None = None,
@@ -99,8 +99,8 @@ def attribute(
         row_mass: which share of a node's incoming effects (by absolute value) is kept in memory while the graph
             is built, 1.0 for all. None keeps all if that takes at most half a gigabyte, else 0.999. Dropped
             effects are counted in ``bias`` and lower ``coverage``.
-        baseline: one or several other prompts, for the question "why this answer here, and not there?". Every source
-            then counts by how it differs from its mean over these prompts, at the same position: ``(a - ā)·d`` for a
+        baseline: one or several other prompts, or a :class:`Baseline` made from texts, for the question "why this answer here, and not there?". Every source
+            then counts by how it differs from its mean there, at the same position: ``(a - ā)·d`` for a
             feature. What the prompts have in common is part of ``bias``, and its size is in the column ``shared``.
             Features that are active there but not here are nodes, too.
         align: which positions of the baseline's prompts correspond to which of this one. None if all have one length;
@@ -160,16 +160,12 @@ def attribute(
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, recorded_sites(model, dictionary))
         sources = find_sources(model, dictionary, recording, read.skipped)
-        family = Family(())
+        compared: dict[str, Any] = {}
         if baseline is not None:
-            if at_any_site(dictionary):
-                raise BaselineError(
-                    "a baseline is for transcoders and neurons; with autoencoders, or MLPs passed by their ratios, graphs are "
-                    "traced without baseline=."
-                )
-            asked = skip_positions is not None
-            family = find_family(model, read, baseline, align, lambda p: _read(replacement, p, rule, None), asked)
-            sources = against(sources, recording, family, position_means(replacement, family, sources))
+            read_other = partial(_read, replacement, rule=rule, asked=None)
+            sources, compared = compare(
+                replacement, sources, recording, read, baseline, align, read_other, skip_positions is not None
+            )
         chosen = _make_engine(engine, model, recording, sources, holds)
         roots = _roots(replacement, recording, sources, targets, position, chosen.final)
         expansion = Expansion(
@@ -179,7 +175,8 @@ def attribute(
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
         total = _total(chosen, model, recording, roots, holds)
-        by_total = select == "total_effect" or (select == "auto" and _total_carries_more(dictionary, family))
+        # A contrast graph's nodes carry more of the answer if chosen by total effect (measured: docs/benchmarks.md).
+        by_total = select == "total_effect" or (select == "auto" and baseline is not None)
         count = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
@@ -193,8 +190,7 @@ def attribute(
                 ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        compared = tuple((member.token_ids, member.places) for member in family.members)
-        info = replace(info, select="total_effect" if by_total else "influence", baseline=compared, skip_positions=read.skipped)
+        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared)
         graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
@@ -206,11 +202,6 @@ def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
     column = torch.tensor([roots.column])
     return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
-
-
-def _total_carries_more(dictionary: Any, family: Family) -> bool:
-    """Whether to choose nodes by total effect, as they then carry more of the answer (measured: docs/benchmarks.md)."""
-    return bool(family.members)
 
 
 def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_circuits.attribution.family import Family
 from tl_circuits.attribution.sources import Sources, add_decoded, find_sources
 from tl_circuits.dictionaries.base import LayerActive
+from tl_circuits.errors import BaselineError, NotFiniteError
 from tl_circuits.hooks import Recording, Replacement, record
 
 
@@ -55,7 +56,10 @@ def position_means(replacement: Replacement, family: Family, sources: Sources) -
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     for member in family.members:
         tokens = torch.tensor(member.token_ids)
-        recording = record(model, tokens, len(tokens) - 1, sites)
+        try:
+            recording = record(model, tokens, len(tokens) - 1, sites)
+        except NotFiniteError as error:
+            raise BaselineError(f"the baseline prompt {member.text!r} cannot be run: {error}") from error
         # Exact dictionaries have no errors, so their outputs need not be taken apart.
         found = None if dictionary.exact else find_sources(model, dictionary, recording, ())
         total.add(recording, found, torch.tensor(member.places))
@@ -141,13 +145,13 @@ def common_prefix(tokens: Int[Tensor, " pos"], family: Family) -> int:
     return count
 
 
-def against(sources: Sources, recording: Recording, family: Family, means: PositionMeans) -> Sources:
+def against(sources: Sources, recording: Recording, means: PositionMeans, start: int) -> Sources:
     """The same sources, each counted by its difference from the baseline; what both have is ``shared``.
 
-    Features that are active in the baseline only are added, with activation 0. At the tokens that all prompts have in
-    common at their start, nothing differs: they get no features, and everything they write is shared.
+    Features that are active in the baseline only are added, with activation 0. At the first ``start`` positions,
+    which are the same for all, nothing differs: they get no features, and everything they write is shared.
     """
-    skipped = sorted({*sources.skipped, *range(common_prefix(recording.tokens, family))})
+    skipped = sorted({*sources.skipped, *range(start)})
     keep = torch.ones(sources.n_pos, dtype=torch.bool)
     keep[skipped] = False
     column, layers = sources.n_pos + 1, []

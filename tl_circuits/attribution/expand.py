@@ -17,6 +17,7 @@ from tl_circuits.attribution.rows import ROW_FLOATS, ROW_MASS, Rows, trimmed_row
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 
+MAX_NODES = 4000  # how many features a graph gets unless the caller says otherwise
 ROUNDS = 6  # max_nodes are expanded in about this many rounds
 SMALLEST_ROUND = 64  # features in a round at least: fewer would make small, slow matrix products
 

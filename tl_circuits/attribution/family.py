@@ -13,10 +13,11 @@ from tl_circuits.hooks import ReadPrompt, is_whole, token_text
 class Member:
     """One prompt of a family.
 
-    ``places[p]``: the position of the prompt to explain that its position ``p`` is compared with, -1 for none.
+    ``text``: its tokens' texts, joined. ``places[p]``: the position of the prompt to explain that its position ``p`` is compared with, -1 for none.
     ``skipped``: its positions without features and error nodes.
     """
 
+    text: str
     token_ids: tuple[int, ...]
     places: tuple[int, ...]
     skipped: tuple[int, ...]
@@ -60,7 +61,8 @@ def find_family(
         raise BaselineError("baseline is an empty list; give at least one other prompt, or leave it out.")
     reads = [read(prompt) for prompt in prompts]
     ids = [tuple(r.tokens.tolist()) for r in (own, *reads)]
-    names = [repr("".join(token_text(model, i) for i in one)) for one in ids]
+    texts = ["".join(token_text(model, i) for i in one) for one in ids]
+    names = [repr(text) for text in texts]
     if all(one == ids[0] for one in ids):
         raise BaselineError(
             f"the baseline {names[1]} is the prompt itself, so all differences are zero. Give prompts that have another "
@@ -76,7 +78,10 @@ def find_family(
     if same_skips:
         left_out = {slot_of[0][position] for position in own.skipped}
         reads = [ReadPrompt(r.tokens, tuple(p for p, s in enumerate(of) if s in left_out)) for r, of in zip(reads, slot_of[1:], strict=True)]
-    members = (Member(i, _places(own, slot_of[0], r, of), r.skipped) for i, r, of in zip(ids[1:], reads, slot_of[1:], strict=True))
+    members = (
+        Member(text, i, _places(own, slot_of[0], r, of), r.skipped)
+        for text, i, r, of in zip(texts[1:], ids[1:], reads, slot_of[1:], strict=True)
+    )
     return Family(tuple(members))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from tl_circuits.attribution.expand import MAX_NODES
 from tl_circuits.batch.jobs import BadLine, Job, read_jobs
 from tl_circuits.batch.on_ray import trace_on_ray
 from tl_circuits.batch.one import Record, trace_one
@@ -27,7 +28,7 @@ def trace_many(
     workers: int | None = None,
     ray_address: str | None = None,
     name: str | None = None,
-    max_nodes: int = 2000,
+    max_nodes: int = MAX_NODES,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trace many prompts and save each attribution graph as soon as it is finished.

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors
-from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def batch(
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    max_nodes: Annotated[int, typer.Option(help="How many features of each prompt to trace, most influential first.")] = 2000,
+    max_nodes: Annotated[int, typer.Option(help="How many features of each prompt to trace, most influential first.")] = COMMAND_NODES,
     workers: Annotated[int | None, typer.Option(help="Number of Ray workers. Default: trace in this process.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,

@@ -27,12 +27,12 @@ def demo(
         refuse_early(page, force)
         with Console(stderr=True).status("opening tiny-facts ..."):
             import tl_circuits as tlc
-            from tl_circuits.cli.facts_story import sentences, tell
+            from tl_circuits.cli.state_swap import sentences, swap_state
             from tl_circuits.graph.paths import sentence, strongest_paths
 
             model = tlc.load_model("tiny-facts", device="cpu")
             with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
-                story = tell(replacement, city, swap)
+                story = swap_state(replacement, city, swap)
         story.graph.to_html(page, overwrite=force)
         told = sentences(story)
         paths = [sentence(story.graph, path) for path in strongest_paths(story.graph, 3)]

@@ -89,7 +89,7 @@ def label(
 
         loaded = _load(graph, None)
         shown = Console(stderr=True).is_terminal
-        made = tlc.labels(loaded, source, model=model_id, source_set=source_set, offline=offline, progress=shown)
+        made = tlc.add_labels(loaded, source, model=model_id, source_set=source_set, offline=offline, progress=shown)
         written = made.save(out if out is not None else graph, overwrite=force)
         n, features = len(made.labels), int(made.is_kind("feature").sum())
         fresh = sum(made.labels[i] != loaded.labels.get(i) for i in made.labels)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors
 from tl_circuits.cli.heads import show_heads
-from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -35,7 +35,7 @@ def trace(
     position: Annotated[int, typer.Option(help="The position after which the answer is read; -1 is the last token.")] = -1,
     prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Whether to put a special token (bos, else pad, else eos) before the text. Default: as the transcoders were trained.")] = None,
     skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position to leave out, without features and errors, such as 0 (repeatable). Default: as the transcoders were trained.")] = None,
-    max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = 2000,
+    max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = COMMAND_NODES,
     engine: Annotated[str, typer.Option(help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The files' name, without its ending. Default: made from the prompt.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
@@ -107,7 +107,7 @@ def _run(
         report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
         graph = tlc.label_features(replacement, graph, progress=shown)
         if heads:
-            graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, targets=_targets(targets), progress=shown)
+            graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, progress=shown)
         removed = tlc.box_ablations(replacement, graph, progress=shown) if ablations else None
         return graph, report, removed
 

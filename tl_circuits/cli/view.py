@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tl_circuits.cli.app import app, clear_errors, wrong_usage
-from tl_circuits.cli.loading import Features, features_named, open_replacement
+from tl_circuits.cli.loading import COMMAND_NODES, Features, features_named, open_replacement
 
 
 @app.command()
@@ -42,7 +42,7 @@ def view(
         if model is not None:
             features = Features(transcoders or features_named(GraphFolder(path).graphs()))
             replacement = stack.enter_context(open_replacement(model, features, device, dtype))
-            live = LiveModel(replacement)
+            live = LiveModel(replacement, COMMAND_NODES)
             for other in foreign(replacement, GraphFolder(path)):
                 typer.echo(other, err=True)
 

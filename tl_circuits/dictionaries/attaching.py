@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from tl_circuits.dictionaries import Dictionary, load_dictionary
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Replacement, carried_saes, layer_device, lifted, own_site
-from tl_circuits.hooks import attach as attach_dictionary
+from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, lifted, own_site
 from tl_circuits.support.checked import checked, require_model
 
 

@@ -40,7 +40,7 @@ def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphI
     """Raise BelongingError unless ``graph`` was made with the attached model and dictionary."""
     info = graph if isinstance(graph, GraphInfo) else graph.info
     origin = origin_of(replacement)
-    why = _other(origin, info)
+    why = _other(origin, info, _imported(info))
     if why is None and isinstance(graph, AttributionGraph):
         why = _absent(replacement, graph)
     if why is not None:
@@ -52,16 +52,21 @@ def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphI
 
 def require_no_baseline(graph: AttributionGraph, what: str) -> None:
     """Raise TargetError for a contrast graph, whose edges are differences and not whole effects; ``what`` asks for those."""
-    if graph.info.baseline:
+    if graph.info.compared_with:
         raise TargetError(
-            f"{what} asks for whole effects, and the edges of this graph are differences from a baseline of "
-            f"{len(graph.info.baseline)} prompts. Trace the prompt without baseline=."
+            f"{what} asks for whole effects, and the edges of this graph are differences from "
+            f"{graph.info.compared}. Trace the prompt without baseline=."
         )
+
+
+def difference_of(origin: Origin, other: Origin) -> str | None:
+    """How the model or dictionary of ``other`` differs from those of ``origin``; None if no difference is found."""
+    return _other(origin, other, imported=False)
 
 
 def require_made_of(origin: Origin, info: GraphInfo, what: str) -> None:
     """Raise BelongingError unless ``what`` (its name, for the message), made with ``origin``, fits a graph."""
-    why = _other(origin, info)
+    why = _other(origin, info, _imported(info))
     if why is not None:
         raise BelongingError(
             f"{what} are of the model {origin.model!r} with the dictionary {origin.dictionary!r}, and the graph is of "
@@ -76,12 +81,17 @@ def require_edits_belong(replacement: Replacement, edits: Iterable[Any]) -> None
         require_belonging(replacement, info)
 
 
-def _other(origin: Origin, info: GraphInfo) -> str | None:
-    """How the graph's model or dictionary differs from those of ``origin``; None if no difference is found."""
+def _imported(info: GraphInfo) -> bool:
+    """Whether the graph is from another program's file."""
+    return info.engine not in _OUR_ENGINES
+
+
+def _other(origin: Origin, info: GraphInfo | Origin, imported: bool) -> str | None:
+    """How the model or dictionary of ``info`` differs from those of ``origin``; None if no difference is found."""
     if info.n_layers != origin.n_layers:
-        return f"the graph's model has {info.n_layers} layers, the other one has {origin.n_layers}"
+        return f"its model has {info.n_layers} layers, the other one has {origin.n_layers}"
     if not info.sample or not origin.sample:
-        return _other_names(origin, info)
+        return _other_names(origin, info, imported)
     found = first_difference(info.sample, origin.sample)
     if found is not None:
         what = found.removeprefix("model ")
@@ -89,7 +99,8 @@ def _other(origin: Origin, info: GraphInfo) -> str | None:
     theirs, ours = (_of_dictionary(sample) for sample in (info.sample, origin.sample))
     if theirs != ours:
         only = min(theirs ^ ours)
-        return f"only the {'graph' if only in theirs else 'other dictionary'} has {only}"
+        own = "graph" if isinstance(info, GraphInfo) else "first"
+        return f"only the {own if only in theirs else 'other dictionary'} has {only}"
     return None if theirs or info.dictionary == origin.dictionary else "the dictionaries are called differently"
 
 
@@ -97,13 +108,12 @@ def _of_dictionary(sample: Any) -> set[str]:
     return {name for name, _ in sample if not name.startswith("model ")}
 
 
-def _other_names(origin: Origin, info: GraphInfo) -> str | None:
+def _other_names(origin: Origin, info: GraphInfo | Origin, imported: bool) -> str | None:
     model, name = origin.model, origin.dictionary
     if _plain(info.model) not in ("unknown", _plain(model)) and _plain(model) != "unknown":
         return "the models are called differently"
     if info.dictionary == name:
         return None
-    imported = info.engine not in _OUR_ENGINES
     if imported and (info.dictionary in _UNSAID or _plain(info.dictionary) == _plain(info.model) or _same_set(info.dictionary, name)):
         return None
     return f"the dictionaries are called differently (if they are the same, load_transcoders(..., name={info.dictionary!r}) says so)"

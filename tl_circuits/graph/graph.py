@@ -40,6 +40,8 @@ class AttributionGraph:
             writes it back.
         head_stories: which heads carried some of the edges, and why they looked there, as JSON values
             (:func:`tl_circuits.explain_heads` makes them).
+        target_vectors: what each target reads of the final norm's output, ``[target, d_model]``. None if all targets
+            are single tokens, whose vectors the model's unembedding has.
 
     Examples:
         >>> graph
@@ -61,6 +63,7 @@ class AttributionGraph:
     notes: Notes = field(default_factory=Notes)
     source_file: dict[str, Any] = field(default_factory=dict)
     head_stories: tuple[dict[str, Any], ...] = ()
+    target_vectors: Float[Tensor, "target d_model"] | None = None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -70,7 +73,7 @@ class AttributionGraph:
         if not isinstance(other, AttributionGraph):
             return NotImplemented
         tables = ((self._nodes, other._nodes), (self._edges, other._edges))
-        return all(
+        return _equal(self.target_vectors, other.target_vectors) and all(
             _equal(getattr(a, column.name), getattr(b, column.name)) for a, b in tables for column in fields(a)
         ) and all(getattr(self, name) == getattr(other, name) for name in ("info", "labels", "notes", "source_file", "head_stories"))
 
@@ -319,7 +322,9 @@ class AttributionGraph:
         kept = self._edges[keep_edges]
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
-        made = AttributionGraph(self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file)
+        made = AttributionGraph(
+            self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file, target_vectors=self.target_vectors
+        )
         if self.head_stories:
             left = set(zip(made.edges.source, made.edges.target, strict=True))
             stories = tuple(s for s in self.head_stories if (s["source"], s["target"]) in left)

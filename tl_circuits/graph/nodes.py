@@ -132,7 +132,9 @@ class GraphInfo:
         prepended: the special token that the dictionary's rule put before the text in addition to the model's own;
             empty if there is none.
         select: by what the features were chosen, ``"total_effect"`` or ``"influence"``.
-        baseline: the prompts of a contrast graph's baseline.
+        baseline: the token ids of a contrast graph's baseline prompts.
+        compared_with: what a contrast graph compares with: those prompts' texts, or what its :class:`Baseline` was made
+            from. Empty if the graph is no contrast.
 
     Examples:
         >>> graph.info.tokens[-2:], graph.info.target_names, graph.info.skip_positions
@@ -159,3 +161,14 @@ class GraphInfo:
     prepended: str = ""
     select: str = "influence"
     baseline: Baselines = ()
+    compared_with: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> str:
+        """What a contrast graph compares with, in a few words; empty if the graph is no contrast."""
+        if not self.compared_with:
+            return ""
+        if not self.baseline:
+            return f"what is usual in {self.compared_with[0]}"
+        n = len(self.compared_with)
+        return f"the prompt “{self.compared_with[0]}”" if n == 1 else f"{n} other prompts"

@@ -13,7 +13,7 @@ from tl_circuits.support.files import atomic_file
 
 NOTES_VERSION = 1
 # Fields of GraphInfo that came later. They stay out of the hash, so that notes of older files still fit their graph.
-LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline")
+LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline", "compared_with")
 Groups = tuple[tuple[str, tuple[str, ...]], ...]
 
 

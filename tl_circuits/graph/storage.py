@@ -21,7 +21,7 @@ from tl_circuits.support.outputs import output
 
 FORMAT = "tl_circuits.graph"
 FORMAT_VERSION = 1
-_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities")
+_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities", "compared_with")
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
@@ -32,6 +32,8 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
         "edges.target": graph._edges.target.to(torch.int32),
         "edges.weight": graph._edges.weight.contiguous(),
     }
+    if graph.target_vectors is not None:
+        tensors["targets.vector"] = graph.target_vectors.contiguous()
     labels = {str(i): asdict(label) for i, label in sorted(graph.labels.items())}
     content = {"format_version": FORMAT_VERSION, "info": asdict(graph.info), "labels": labels}
     if graph.source_file:
@@ -123,7 +125,7 @@ def read_sample(stored: Any) -> Sample:
 
 def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
     info = content["info"]
-    info |= {name: tuple(info[name]) for name in _TUPLES}
+    info |= {name: tuple(info[name]) for name in _TUPLES if name in info}
     info["sample"] = read_sample(info.get("sample", ()))
     if info.get("skip_positions") is not None:
         info["skip_positions"] = tuple(info["skip_positions"])
@@ -142,6 +144,9 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
         raise ValueError("an edge points to a node that does not exist")
     if bool((edges.target.diff() < 0).any()):
         raise ValueError("its edges are not in the order of their targets")
+    vectors = tensors.get("targets.vector")
+    if vectors is not None and (vectors.ndim != 2 or len(vectors) != len(info["target_names"])):
+        raise ValueError("it has another number of target vectors than of targets")
     labels = {}
     for index, label in content["labels"].items():
         label |= {name: tuple(label[name]) for name in ("promotes", "suppresses", "reads")}
@@ -150,5 +155,5 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
         labels[int(index)] = Label(**label)
     return AttributionGraph(
         GraphInfo(**info), nodes, edges, labels, source_file=content.get("source_file", {}),
-        head_stories=tuple(content.get("head_stories", ())),
+        head_stories=tuple(content.get("head_stories", ())), target_vectors=vectors,
     )  # fmt: skip

@@ -26,7 +26,7 @@ VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
 
 STORED_INFO = ("model", "dictionary", "n_layers", "exact", "engine", "max_nodes", "n_active", "version")
-_ALSO_STORED = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline")  # files from before these lack them
+_ALSO_STORED = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline", "compared_with")  # files from before these lack them
 _LINKS_AT_ONCE = 20_000
 
 

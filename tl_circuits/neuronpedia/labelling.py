@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @checked
-def labels(
+def add_labels(
     graph: AttributionGraph,
     source: str | Path = "neuronpedia",
     *,
@@ -57,7 +57,7 @@ def labels(
         BelongingError: for feature files, or a ``replacement``, of another model or dictionary.
 
     Examples:
-        >>> labelled = tlc.labels(graph, "vocabulary", replacement=replacement)
+        >>> labelled = tlc.add_labels(graph, "vocabulary", replacement=replacement)
         >>> len(labelled.labels)
         60
     """

@@ -17,7 +17,7 @@ from tl_circuits.graph.storage import read_sample
 from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
-from tl_circuits.neuronpedia.read_notes import read_notes, translated
+from tl_circuits.neuronpedia.read_notes import notes_from_params, translated
 
 # What our tables or the export itself say; everything else a node carries is kept as it is.
 _NODE_KEYS = {
@@ -187,6 +187,7 @@ def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
         "prepended": str(info.get("prepended", "")),
         "select": str(info.get("select", "influence")),
         "baseline": read_baselines(info.get("baseline", ())),
+        "compared_with": tuple(map(str, info.get("compared_with", ()))),
     }
 
 
@@ -236,7 +237,7 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     metadata, q_params = content["metadata"], content.get("qParams") or {}
     ours = dict(zip((n.raw["node_id"] for n in nodes), graph.node_ids, strict=True))
     by_js = {str(n.raw.get("jsNodeId")): name for n, name in zip(nodes, graph.node_ids, strict=True)}
-    notes, kept = read_notes(graph, q_params, (metadata.get("tl_circuits") or {}).get("notes") or {}, by_js | ours)
+    notes, kept = notes_from_params(graph, q_params, (metadata.get("tl_circuits") or {}).get("notes") or {}, by_js | ours)
     skipped = _NODE_KEYS | ({"influence"} if "tl_circuits" in metadata else set())
     known = set(graph.node_ids)
     said = (metadata.get("tl_circuits") or {}).get("head_stories") or ()

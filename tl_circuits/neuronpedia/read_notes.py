@@ -9,7 +9,7 @@ from tl_circuits.graph.kinds import NUMBERED
 from tl_circuits.graph.notes import Groups, Notes
 
 
-def read_notes(
+def notes_from_params(
     graph: AttributionGraph, q_params: dict[str, Any], own: dict[str, Any], ours: dict[str, str]
 ) -> tuple[Notes, dict[str, Any]]:
     """The notes in a graph file, and what else its ``qParams`` say.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.paths import visible
 from tl_circuits.support.figures import Picture, figure_class, save_figure
-from tl_circuits.view.story import Story, Unit, summary_line, tell
+from tl_circuits.view.story import Story, Unit, story_of, summary_line
 
 if TYPE_CHECKING:
     from tl_circuits.interventions.intervene import InterventionResult
@@ -20,7 +20,7 @@ LEGEND = "Blue solid arrows raise what they point to, orange dashed ones lower i
 
 def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overwrite: bool) -> Path | Picture:
     """Draw the story of ``graph``; see :meth:`AttributionGraph.plot`."""
-    story = tell(graph, max_boxes)
+    story = story_of(graph, max_boxes)
     places, high = _places(story)
     figure = figure_class()(figsize=(WIDE, high + 1.0))
     axis = figure.add_axes((0, 0, 1, 1))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tl_circuits.attention.stories import edge_stories, story_data
+from tl_circuits.attribution.expand import MAX_NODES
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import BelongingError
 from tl_circuits.feature_labels.vocabulary import label_features
@@ -44,7 +45,7 @@ def foreign(replacement: Replacement, folder: GraphFolder) -> list[str]:
 class LiveModel:
     """Steers and traces with one attached model. Jobs run one after the other, in a thread of their own."""
 
-    def __init__(self, replacement: Replacement, max_nodes: int = 1000) -> None:
+    def __init__(self, replacement: Replacement, max_nodes: int = MAX_NODES) -> None:
         self.replacement = replacement
         self.max_nodes = max_nodes  # features traced of a new prompt
         self._turn = asyncio.Lock()
@@ -88,8 +89,8 @@ class LiveModel:
         async with self._turn:
             return await asyncio.to_thread(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
 
-    async def trace(self, prompt: str, tell: Callable[[str], None]) -> AttributionGraph:
-        """A new graph of ``prompt``. ``tell`` is called, from another thread, with what is being done.
+    async def trace(self, prompt: str, report: Callable[[str], None]) -> AttributionGraph:
+        """A new graph of ``prompt``. ``report`` is called, from another thread, with what is being done.
 
         Raises:
             ValueError: for a prompt that is empty or too long.
@@ -97,10 +98,10 @@ class LiveModel:
         if not 0 < len(prompt) <= LONGEST_PROMPT:
             raise ValueError(f"a prompt has 1 to {LONGEST_PROMPT} characters.")
         async with self._turn:
-            return await asyncio.to_thread(self._trace, prompt, tell)
+            return await asyncio.to_thread(self._trace, prompt, report)
 
-    def _trace(self, prompt: str, tell: Callable[[str], None]) -> AttributionGraph:
+    def _trace(self, prompt: str, report: Callable[[str], None]) -> AttributionGraph:
         from tl_circuits.attribution import attribute
 
-        tell("tracing the strongest features")
+        report("tracing the strongest features")
         return attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)

@@ -17,7 +17,7 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, tell
+from tl_circuits.view.story import Story, story_of
 
 MOST_LINKS = 60_000
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
@@ -33,7 +33,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
     graph has, and ``links_share`` which share of the influence the included ones carry.
     """
     shown = page_graph(graph)
-    stories = [tell(shown, boxes) for boxes in LEVELS]
+    stories = [story_of(shown, boxes) for boxes in LEVELS]
     drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
     kept, share = _strongest_links(shown, drawn)
     targets = [unit.members[0] for unit in stories[1].units if unit.kind == "target"]
@@ -107,7 +107,7 @@ def _rounded(value: Any) -> Any:
 def naming_data(graph: AttributionGraph) -> dict[str, Any]:
     """The parts of :func:`page_data` that depend on labels, for labels that come later than the picture."""
     shown = page_graph(graph)
-    stories = [tell(shown, boxes) for boxes in LEVELS]
+    stories = [story_of(shown, boxes) for boxes in LEVELS]
     drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
     nodes = _nodes(shown, drawn)
     return {"levels": _levels(stories), "label": nodes["label"], "cards": nodes["cards"]}

@@ -203,10 +203,10 @@ async def _label(socket: Any, folder: GraphFolder, live: LiveModel, graph_id: st
 async def _trace(socket: Any, folder: GraphFolder, live: LiveModel, prompt: str) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         asyncio.run_coroutine_threadsafe(socket.send_json({"progress": text}), loop)
 
-    graph = await live.trace(prompt, tell)
+    graph = await live.trace(prompt, report)
     home = folder.path if folder.path.is_dir() else folder.path.parent
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "trace"
     path = home / f"{slug}-{secrets.token_hex(3)}.graph.safetensors"

@@ -96,7 +96,7 @@ class Story:
     ways: tuple[tuple[int, ...], ...] = ()  # for each sentence the units it goes over, token to target
 
 
-def tell(graph: AttributionGraph, max_boxes: int = 12) -> Story:
+def story_of(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     """The story of ``graph`` in at most ``max_boxes`` boxes. A person's groups are among them."""
     found = graph.supernodes(max_boxes)
     index = {name: i for i, name in enumerate(graph.node_ids)}

@@ -24,7 +24,7 @@ from tl_circuits.interventions.intervene import InterventionResult, intervene_ma
 
 
 @dataclass(frozen=True)
-class Story:
+class StateSwap:
     """What was found on one question.
 
     Attributes:
@@ -60,7 +60,7 @@ class Story:
         return self.without.model.tokenizer.convert_ids_to_tokens(int(logits.argmax()))
 
 
-def tell(replacement: Replacement, city: str, other: str) -> Story:
+def swap_state(replacement: Replacement, city: str, other: str) -> StateSwap:
     """Ask `tiny-facts`, with its transcoders attached, for the capital of the state containing ``city``; then swap that
     state for ``other``.
 
@@ -86,10 +86,10 @@ def tell(replacement: Replacement, city: str, other: str) -> Story:
     sets = [swap_edits(features, state.name, None), swap_edits(features, state.name, other)]
     without, swapped = intervene_many(replacement, fact.prompt, sets, freeze="none")
     kept_back = any(f.prompt == fact.prompt for f in split().held_out["two-hop"])
-    return Story(city, state, names[other], kept_back, graph, middle, features, without, swapped)
+    return StateSwap(city, state, names[other], kept_back, graph, middle, features, without, swapped)
 
 
-def sentences(story: Story) -> list[str]:
+def sentences(story: StateSwap) -> list[str]:
     """The story, for a person who has never seen an attribution graph."""
     s, capital, new = story, story.state["capital"], story.other["capital"]
     own = s.features[s.features.state == s.state.name]
