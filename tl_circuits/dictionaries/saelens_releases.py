@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.base import Dictionary, ranges
@@ -82,7 +83,7 @@ def _open(release: str, sae_id: str) -> Any:
         return SAE.from_pretrained(release, sae_id)
     except OSError as error:  # the hub library's errors, offline ones included, are OSErrors
         raise DownloadError(f"{release}, {sae_id}: {str(error).splitlines()[0]}") from error
-    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise DictionaryError(f"SAELens cannot open {release}, {sae_id}: {str(error).splitlines()[0]}") from error
 
 
@@ -102,22 +103,22 @@ def _title(release: str, known: Mapping[str, str], chosen: Mapping[int, str]) ->
     """The release's name; with what its chosen ids have in common, if they are not all of the release."""
     if len(chosen) == len(known):
         return release
-    patterns = {_without_layer(sae_id) for sae_id in chosen.values()}
-    return f"{release}//{patterns.pop()}" if len(patterns) == 1 else f"{release}//{'+'.join(chosen.values())}"
+    patterns = sorted({_pattern(sae_id) for sae_id in chosen.values()})
+    return f"{release}//{patterns[0]}" if len(patterns) == 1 else f"{release}//{', '.join(chosen.values())}"
 
 
-def _without_layer(sae_id: str) -> str:
-    for pattern in _LAYER:
-        match = re.search(pattern, sae_id)
-        if match:
-            return (sae_id[: match.start(1)] + "*" + sae_id[match.end(1) :]).removeprefix("layer_*/")
-    return sae_id
+def _pattern(sae_id: str) -> str:
+    """An id with stars for its layer and its number of active features."""
+    match = next(filter(None, (re.search(pattern, sae_id) for pattern in _LAYER)), None)
+    starred = sae_id if match is None else sae_id[: match.start(1)] + "*" + sae_id[match.end(1) :]
+    return re.sub(r"l0_\d+", "l0_*", starred)
 
 
 def _layer_of(entry: Any, sae_id: str) -> int | None:
     """The layer of an id; None for autoencoders of no block, such as those of embeddings."""
+    # Neuronpedia's name comes second: what is behind the last block counts as a further layer there.
     source = str((entry.neuronpedia_id or {}).get(sae_id) or "")
-    found = re.search(r"/(\d+)-", source) or next(filter(None, (re.search(p, sae_id) for p in _LAYER)), None)
+    found = next(filter(None, (re.search(p, sae_id) for p in _LAYER)), None) or re.search(r"/(\d+)-", source)
     return int(found[1]) if found and "embedding" not in sae_id else None
 
 

@@ -6,6 +6,7 @@ from tl_circuits.dictionaries.formats import (
     gemma_scope,
     gemma_scope_2,
     llamascopium,
+    saelens_autoencoders,
     saelens_files,
     sparsify_files,
 )
@@ -16,6 +17,7 @@ LAYOUTS = (
     gemma_scope_2.LAYOUT,
     circuit_tracer_clt.LAYOUT,
     circuit_tracer.LAYOUT,
+    saelens_autoencoders.LAYOUT,
     saelens_files.LAYOUT,
     llamascopium.LAYOUT,
     sparsify_files.LAYOUT,
