@@ -41,6 +41,14 @@ class HeldMLP:
             hidden = hidden + self.by_gate * (x @ w.W_gate.float())
         return hidden @ w.W_out.float()
 
+    def linear_at(self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """The same for single vectors; row ``i`` stands at ``positions[i]``."""
+        w = self.weights
+        hidden = self.by_in[positions] * (x @ w.W_in.float())
+        if self.by_gate is not None:
+            hidden = hidden + self.by_gate[positions] * (x @ w.W_gate.float())
+        return hidden @ w.W_out.float()
+
     def transpose(self, g: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """Gradients at the input, from gradients at the output; row ``i`` stands at ``positions[i]``."""
         w = self.weights

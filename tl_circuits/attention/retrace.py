@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_circuits.attribution.engines.closed_form import closed_form
 from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
@@ -31,7 +33,7 @@ class Retraced:
     replacement: Replacement
     recording: Recording
     sources: Sources
-    engine: LinearEngine
+    engine: LinearEngine | SiteEngine
     _scores: dict[int, FrozenScores] = field(default_factory=dict, repr=False, compare=False)
 
     def scores(self, layer: int) -> FrozenScores:
@@ -80,7 +82,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
             recording, scores[below] = record_below(model, tokens, below, sites)
         sources = find_sources(model, dictionary, recording, prompt.skipped)
         try:
-            engine = LinearEngine(model, recording, sources)
+            engine = closed_form(model, recording, sources)
         except ArchitectureError as error:
             raise ArchitectureError(f"{error} That engine does not tell heads apart.") from error
     return Retraced(replacement, recording, sources, engine, scores)

@@ -15,8 +15,7 @@ from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.compare import compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
-from tl_circuits.attribution.engines.linear import LinearEngine
-from tl_circuits.attribution.engines.site_sweep import SiteEngine
+from tl_circuits.attribution.engines.closed_form import closed_form
 from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
@@ -39,7 +38,6 @@ from tl_circuits.hooks import (
     ReadPrompt,
     Recording,
     Replacement,
-    at_any_site,
     left_out,
     prompt_text,
     read_prompt,
@@ -230,7 +228,7 @@ def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, 
         return AutogradEngine(model, recording, sources, holds)
     # The linear engines compare their frozen maps with this prompt's run, so they find out themselves whether they fit.
     try:
-        return (SiteEngine if at_any_site(sources.dictionary) else LinearEngine)(model, recording, sources)
+        return closed_form(model, recording, sources)
     except ArchitectureError:
         if name == "linear":
             raise
@@ -326,7 +324,7 @@ def _info(
         dictionary=sources.dictionary.name,
         n_layers=len(sources.layers),
         exact=sources.dictionary.exact,
-        engine="linear" if isinstance(engine, (LinearEngine, SiteEngine)) else "autograd",
+        engine="autograd" if isinstance(engine, AutogradEngine) else "linear",
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),

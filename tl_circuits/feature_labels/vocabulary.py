@@ -14,9 +14,11 @@ from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
 from tl_circuits.hooks import (
     Replacement,
+    attention_weights,
     embed_weights,
     mlp_norms,
     norm_weights,
+    own_site,
     read_stage,
     token_text,
     unembed_weights,
@@ -79,10 +81,17 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
     features = graph._nodes.feature[indices].to(W_U.device)
     sign = graph._nodes.activation[indices].sign().to(W_U.device)
+    site = own_site(dictionary, layer)
     written = dictionary.output_directions(layer, features) * sign[:, None]
+    if site == "attn.hook_z":  # what heads write reaches the stream through their output matrices
+        written = written @ attention_weights(model, layer).W_O.flatten(0, 1).to(written.device)
     effects = written.to(W_U.dtype) @ W_U
     read = dictionary.encoder_directions(layer, features)
-    if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
+    if site == "attn.hook_z":  # the tokens at which heads must look to write what the feature reads
+        W_V = attention_weights(model, layer).W_V.to(read.device)
+        grouped = read.unflatten(1, (len(W_V), -1, W_V.shape[2])).sum(2)
+        read = torch.einsum("nke,kde->nd", grouped, W_V)
+    elif site is None and read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
         read = read * norm_weights(model, mlp_norms(model, layer)[0]).weight.to(read.device)
     likes = read.to(W_E) @ W_E.T
     labels = []

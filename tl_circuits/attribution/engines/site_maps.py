@@ -47,19 +47,15 @@ class PassedMLP:
     norm: FrozenNorm | None
     const: Float[Tensor, "pos d_model"]
 
-    def linear(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-        """What the MLP adds to the stream, without the constant."""
-        y = self.mlp.linear(_read_linear(self.read, x))
-        return y if self.norm is None else self.norm.push(y, torch.arange(len(y), device=y.device))
+    def linear(self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """What the MLP adds to the stream, without the constant, from streams at some positions."""
+        y = self.mlp.linear_at(x if self.read.norm is None else self.read.norm.push(x, positions), positions)
+        return y if self.norm is None else self.norm.push(y, positions)
 
     def transpose(self, g: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """Gradients at the stream that the MLP reads, from gradients at what it adds to the stream."""
         g = g if self.norm is None else self.norm.transpose(g, positions)
         return replace(self.read, rounding=None).transpose(self.mlp.transpose(g, positions), positions)[0]
-
-
-def _read_linear(read: ReadMap, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-    return read.forward(x) - read.forward(torch.zeros_like(x))
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ def _passed(model: Any, recording: Recording, sources: Sources, layer: int, mlp:
     added = written if norm is None else norm.forward(written)
     _compare(f"{hook_out}, as it is added to the stream", added, models, recording.dtype)
     # At the prompt the held ratios give the MLP's own output (held_mlp compares them); the rest is a constant.
-    return replace(made, const=models - made.linear(x))
+    return replace(made, const=models - made.linear(x, torch.arange(len(x), device=x.device)))
 
 
 def _read(model: Any, recording: Recording, sources: Sources, layer: int) -> ReadMap:

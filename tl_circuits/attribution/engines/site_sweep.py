@@ -6,6 +6,7 @@ only what attention or the MLP adds is rebuilt, gradients go on along the stream
 passed with their activation ratios held. Equations: docs/method.md, "Any site".
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_d
 from tl_circuits.attribution.engines.site_maps import BlockMaps, block_maps, final_map
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.hooks import FrozenAttention, Recording, is_parallel
+from tl_circuits.errors import ArchitectureError
+from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, is_parallel, own_site
 
 Transform = Callable[[Float[Tensor, "used n d_model"], int], Float[Tensor, "used n d_site"]]
 
@@ -34,12 +36,28 @@ class SiteEngine:
         self.parallel = is_parallel(model)
         self.blocks = block_maps(model, recording, sources)
         self.read_final = final_map(model, recording)
-        self.final = self.read_final.forward(recording.resid_final)[recording.position]
+        whole = recording.logits is not None
+        self.final = self.read_final.forward(recording.resid_final)[recording.position] if whole else None
         self.writes = {
             layer: FrozenMLP(sources, layer, block.read)
             for layer, block in enumerate(self.blocks)
             if layer in sources.dictionary.layers or sources.layers[layer].error is not None
         }
+
+    def below(self, layer: int) -> "SiteEngine":
+        """The same engine for the layers below ``layer`` only: targets of that layer read the stream that enters it.
+
+        Raises:
+            ArchitectureError: that stream is rebuilt by the layer's own autoencoder, which is not among those layers.
+        """
+        if own_site(self.sources.dictionary, layer) == "hook_resid_pre":
+            raise ArchitectureError(
+                f"the stream that layer {layer}'s heads read is rebuilt by an autoencoder of hook_resid_pre, and what its features "
+                "do to queries and keys of their own layer is not computed. Ask about another layer."
+            )
+        cut = copy.copy(self)
+        cut.blocks, cut.read_final = self.blocks[:layer], ReadMap("residual", None)
+        return cut
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         """The direct effect of every column on every target, and each target's bias.
