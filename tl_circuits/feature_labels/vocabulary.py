@@ -9,20 +9,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.feature_labels.directions import read_directions, written_directions
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import (
-    Replacement,
-    attention_weights,
-    embed_weights,
-    mlp_norms,
-    norm_weights,
-    own_site,
-    read_stage,
-    token_text,
-    unembed_weights,
-)
+from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
 from tl_circuits.support.checked import checked
 
 TOKENS_KEPT = 5
@@ -81,18 +72,9 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
     features = graph._nodes.feature[indices].to(W_U.device)
     sign = graph._nodes.activation[indices].sign().to(W_U.device)
-    site = own_site(dictionary, layer)
-    written = dictionary.output_directions(layer, features) * sign[:, None]
-    if site == "attn.hook_z":  # what heads write reaches the stream through their output matrices
-        written = written @ attention_weights(model, layer).W_O.flatten(0, 1).to(written.device)
+    written = written_directions(model, dictionary, layer, features) * sign[:, None]
     effects = written.to(W_U.dtype) @ W_U
-    read = dictionary.encoder_directions(layer, features)
-    if site == "attn.hook_z":  # the tokens at which heads must look to write what the feature reads
-        W_V = attention_weights(model, layer).W_V.to(read.device)
-        grouped = read.unflatten(1, (len(W_V), -1, W_V.shape[2])).sum(2)
-        read = torch.einsum("nke,kde->nd", grouped, W_V)
-    elif site is None and read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        read = read * norm_weights(model, mlp_norms(model, layer)[0]).weight.to(read.device)
+    read = read_directions(model, dictionary, layer, features)
     likes = read.to(W_E) @ W_E.T
     labels = []
     for effect, like in zip(effects.float(), likes.float(), strict=True):
