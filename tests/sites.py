@@ -14,12 +14,12 @@ from tl_circuits.hooks import record, width_of
 SITES = ("hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")  # all but hook_resid_mid
 
 
-def autoencoders(model, sites, activation="jumprelu", normalize="none", width=40, seed=1, k=5):
+def autoencoders(model, sites, activation="jumprelu", normalize="none", width=40, seed=1, k=5, tokens=None):
     """Random autoencoders, ``{layer: site}``; encoders are scaled to the site, so that a few features are active."""
     generator = torch.Generator().manual_seed(seed)
     hooks = [f"blocks.{layer}.{site}" for layer, site in sites.items()]
     with tlc.attach(model, tlc.mlp_neurons(model)):
-        seen = record(model, prompt(), -1, hooks).sites
+        seen = record(model, prompt() if tokens is None else tokens, -1, hooks).sites
     made = {}
     for layer, site in sites.items():
         d = width_of(model, layer, site)
