@@ -83,7 +83,13 @@ def require_site(model: Model, layer: int, site: str) -> None:
             f"layer {layer}: this model's attention and MLP are parallel, so a block has no hook_resid_mid. Sites of this model "
             f"are {', '.join(s for s in SITES if s != 'hook_resid_mid')}."
         )
-    if find(model, f"blocks.{layer}.{site}") is None:
+    point = find(model, f"blocks.{layer}.{site}")
+    if site == "hook_resid_mid" and point is not None and point is find(model, f"blocks.{layer}.ln2.hook_in"):
+        raise DictionaryError(
+            f"layer {layer}: on a TransformerBridge, hook_resid_mid is only what the MLP's norm reads, and the stream passes beside "
+            "it, so an autoencoder there would be passed by unseen. Open the model as a HookedTransformer, or take another site."
+        )
+    if point is None:
         raise DictionaryError(f"layer {layer}: the model has no hook {f'blocks.{layer}.{site}'!r}, where the autoencoder sits.")
 
 
@@ -95,8 +101,8 @@ def flat(x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos d"]:
 def require_effective(model: Model, tokens: Int[Tensor, " pos"], dictionary: Any) -> None:
     """Raise ArchitectureError unless an edit at every autoencoder's site reaches all that is downstream of it.
 
-    On a bridge, for instance, ``hook_resid_mid`` is what the MLP's norm reads, and the stream passes beside it. So a random
-    step is added at every site, and then each block must give the stream that the edited tensors make.
+    A hook may show a tensor that the model computes beside the one that it passes on. So a random step is added at every
+    site, and then each block must give the stream that the edited tensors make.
     """
     sites = {layer: site for layer in dictionary.layers if (site := own_site(dictionary, layer)) is not None}
     if not sites:
@@ -159,11 +165,8 @@ def _require_arrival(
         found, expected = arrived[f"{block}.hook_resid_post"], before + mlp
     gap = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30))
     if not gap <= _ARRIVES_WITHIN[put.dtype]:
-        what = "is only what the MLP's norm reads, and the stream passes beside it" if site == "hook_resid_mid" else (
-            "does not show what the block passes on"
-        )
         raise ArchitectureError(
-            f"{block}.{site} of this model {what} (an edit there is off by {gap:.0%} downstream), so an autoencoder at this "
-            "site would be passed by unseen. Open the model as a HookedTransformer, or take another site."
+            f"{block}.{site} of this model does not show what the block passes on (an edit there is off by {gap:.0%} downstream), so "
+            "an autoencoder at this site would be passed by unseen. Take another site."
         )
 

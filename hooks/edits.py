@@ -494,6 +494,8 @@ def _resolve(
     if type(edit.layer) is not int or not 0 <= edit.layer < n_layers:
         raise EditError(f"{edit}: layer {shown(edit.layer)} is not in 0..{n_layers - 1}.")
     if isinstance(edit, ErrorEdit):
+        if edit.layer not in dictionary.layers and getattr(dictionary, "mlps", "error") == "ratio":
+            raise EditError(f"{edit}: layer {edit.layer} has no error; its MLP has no dictionary and is passed with its ratios held.")
         return "error", edit.layer, [(p, -1, float(edit.factor), 0.0) for p in places]
     if edit.layer not in dictionary.layers:
         raise EditError(

@@ -8,7 +8,8 @@ import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.sites import SITES, at, autoencoders, plain_effects
 from tests.tiny import hook_state, prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.errors import ArchitectureError, BaselineError, DictionaryError
+from tl_circuits.errors import ArchitectureError, BaselineError, DictionaryError, EditError
+from tl_circuits.hooks.any_site import require_effective
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
 SUMS, AGREE, MEASURED = 1e-4, 1e-4, 1e-3
@@ -248,9 +249,28 @@ def test_bad_sites_are_refused_in_one_sentence():
 def test_a_stream_that_passes_beside_its_hook_is_refused():
     """On a bridge, hook_resid_mid is what the MLP's norm reads: an edit there does not reach the stream."""
     model = tiny_bridge("llama")
-    with tlc.attach(model, autoencoders(model, {1: "hook_resid_mid"})) as replacement:
-        with pytest.raises(ArchitectureError, match="only what the MLP's norm reads"):
-            tlc.attribute(replacement, prompt(), progress=False)
+    with pytest.raises(DictionaryError, match="only what the MLP's norm reads"):
+        tlc.attach(model, autoencoders(model, {1: "hook_resid_mid"}))
+
+
+def test_a_hook_whose_edits_do_not_reach_the_model_is_refused(monkeypatch):
+    """The step is added where the hook says; here the model is made to pass on something else."""
+    model = tiny_bridge("llama")
+    with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
+        handle = model.blocks[2].register_forward_pre_hook(lambda mod, args: (args[0] * 1.5, *args[1:]))
+        try:
+            with pytest.raises(ArchitectureError, match="does not show what the block passes on"):
+                require_effective(model, prompt(), replacement.dictionary)
+        finally:
+            handle.remove()
+        require_effective(model, prompt(), replacement.dictionary)
+
+
+def test_an_error_that_is_no_node_cannot_be_edited():
+    model = tiny_bridge("llama")
+    with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
+        with pytest.raises(EditError, match="layer 0 has no error; its MLP .* is passed"):
+            tlc.intervene(replacement, prompt(), tlc.ErrorEdit(0, 3, 0.0))
 
 
 def test_a_baseline_is_refused():

@@ -323,7 +323,7 @@ def _info(
         model=str(getattr(model.cfg, "model_name", "unknown")),
         dictionary=sources.dictionary.name,
         n_layers=len(sources.layers),
-        exact=sources.dictionary.exact,
+        exact=sources.dictionary.exact and not sources.error_columns.numel(),
         engine="autograd" if isinstance(engine, AutogradEngine) else "linear",
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
