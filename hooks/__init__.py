@@ -55,7 +55,7 @@ from .maps import (
     write_stage,
     written_share,
 )
-from .norms import NormWeights, norm_names, norm_weights, was_folded
+from .norms import NormWeights, norm_names, norm_weights, require_norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import AttentionScores, Pattern
 from .prompt import (
@@ -90,10 +90,13 @@ from .sites import (
     mlp_weights,
     model_device,
     resolve,
+    scores_softcap,
     unembed_weights,
     with_its_layer,
 )
+from .softcap import soft_capped, without_soft_cap
 from .takeover import carried_saes, lifted
+from .tolerances import largest_gap, rounding_within
 
 __all__ = [
     "ACTIVATIONS",
@@ -175,6 +178,7 @@ __all__ = [
     "model_device",
     "norm_names",
     "norm_weights",
+    "require_norm_weights",
     "plain_ids",
     "positions_of",
     "prove",
@@ -192,6 +196,11 @@ __all__ = [
     "run_edited",
     "shown",
     "special_token",
+    "largest_gap",
+    "rounding_within",
+    "soft_capped",
+    "without_soft_cap",
+    "scores_softcap",
     "spread",
     "text_to_ids",
     "to_tokens",

@@ -165,15 +165,19 @@ class Replacement:
 
     def require_attached(self) -> None:
         """Raise AttachError if it was detached."""
+        self._undo_of_ours()
+
+    def _undo_of_ours(self) -> ExitStack:
         if self._undo is None:
             raise AttachError("this replacement was detached; call tlc.attach(model, ...) again.")
+        return self._undo
 
     def also_undo(self, undo: ExitStack) -> None:
         """Also close ``undo`` on detaching, after everything of ours has been removed."""
-        self.require_attached()
+        ours = self._undo_of_ours()
         both = ExitStack()
         both.push(undo)
-        both.push(self._undo)
+        both.push(ours)
         self._undo = both
 
     def detach(self) -> None:
@@ -327,7 +331,7 @@ def _attach_layer(model: Model, dictionary: Any, layer: int, run: _Run, undo: Ex
     owner = resolve(model, site)
     for name in POINTS:
         undo.callback(register_point(model, f"{site}.{name}", owner, name))
-    attached = AttachedLayer(dictionary, layer, {name: owner._modules[name] for name in POINTS}, run)
+    attached = AttachedLayer(dictionary, layer, {name: resolve(model, f"{site}.{name}") for name in POINTS}, run)
     source = resolve(model, dictionary.input_hook(layer))
     undo.callback(put_lasting_hook(source, attached.on_input))
     undo.callback(put_lasting_hook(owner, attached.on_output))

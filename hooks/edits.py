@@ -1,6 +1,6 @@
 """Edits: what to change in a run of the model (features, error terms, tokens, attention), and at which positions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -263,7 +263,7 @@ def _one_or_several(value: Any) -> Any:
     return wholes(value) if several else whole(value)
 
 
-_TIDIED = dict.fromkeys(("layer", "head", "query", "key"), whole)
+_TIDIED: dict[str, Callable[[Any], Any]] = dict.fromkeys(("layer", "head", "query", "key"), whole)
 _TIDIED |= dict.fromkeys(("value", "factor"), real) | dict.fromkeys(("position", "feature"), _one_or_several)
 
 
@@ -275,7 +275,8 @@ def _tidied(tidy: Any, value: Any) -> Any:
 
 
 HeadEdit = PatternEdit | ScoreEdit
-Edit = Ablate | Set | Scale | Add | Patch | ErrorEdit | TokenEdit | PatternEdit | ScoreEdit
+_CellEdit = Ablate | Set | Scale | Add | Patch | ErrorEdit | TokenEdit
+Edit = _CellEdit | HeadEdit
 
 
 @dataclass(frozen=True)
@@ -430,7 +431,7 @@ def make_plan(
 
 
 def _head_ops(
-    model: Model, edit_sets: Sequence[Sequence[Any]], kind: type, n_prompt: int, n_total: int
+    model: Model, edit_sets: Sequence[Sequence[Any]], kind: type[HeadEdit], n_prompt: int, n_total: int
 ) -> dict[int, HeadOps]:
     """All edits of patterns, or all of scores, by layer."""
     cells: dict[int, dict[tuple[int, int, int, int], float]] = {}
@@ -450,10 +451,12 @@ def _head_ops(
             if place in cells.setdefault(edit.layer, {}):
                 raise EditError(f"{edit} edits what another edit of the same run edits already; merge them into one.")
             cells[edit.layer][place] = float(edit.value)
-    return {
-        layer: HeadOps(*torch.tensor(list(found)).T, torch.tensor(list(found.values()))).to(layer_device(model, layer))
-        for layer, found in sorted(cells.items())
-    }
+    made = {}
+    for layer, found in sorted(cells.items()):
+        row, head, query, key = torch.tensor(list(found)).T
+        ops = HeadOps(row, head, query, key, torch.tensor(list(found.values())))
+        made[layer] = ops.to(layer_device(model, layer))
+    return made
 
 
 def _one(edit: Any, place: str) -> int:
@@ -480,7 +483,7 @@ def _resolve(
     model: Model, dictionary: Any, edit: Any, n_prompt: int, n_total: int
 ) -> tuple[str, int, list[tuple[int, int, float, float]]]:
     """Kind, layer, and ``(position, feature, gain, shift)`` of every cell an edit touches."""
-    if not isinstance(edit, Edit):
+    if not isinstance(edit, _CellEdit):  # edits of heads are no cells, and were taken out before
         raise EditError(
             "an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, "
             f"got {edit!r}."

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from .holding import Holds, edits_expected, hold_hooks
 from .record import Listener
@@ -52,8 +53,12 @@ def differentiable_run(
         # Clones, because autograd refuses tensors made in inference mode.
         held = {name: value.clone() for name, value in values.items()}
         hooks = hold_hooks(model, holds, held)
-        hooks += [(name, lambda tensor, hook, f=f: f(tensor)) for name, f in replaced]
+        hooks += [(name, _on_tensor(f)) for name, f in replaced]
         with added_hooks(model, hooks), Listener(model, wanted) as listener:
             model(tokens.clone()[None])
         listener.check()
         return {name: tensor[0] for name, tensor in listener.seen.items()}
+
+
+def _on_tensor(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, HookPoint], Tensor]:
+    return lambda tensor, hook: function(tensor)

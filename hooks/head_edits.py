@@ -1,6 +1,7 @@
 """Turn edits of attention patterns and scores into hooks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def head_edit_hooks(replacement: Replacement, plan: Plan) -> list[AttentionHook]
                 "heads by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them act."
             )
     for layer in plan.scores:
-        if not replacement.remembered(("scores", layer), lambda layer=layer: moves_pattern(replacement.model, layer)):
+        if not replacement.remembered(("scores", layer), partial(moves_pattern, replacement.model, layer)):
             raise EditError(
                 f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead (PatternEdit), or "
                 "hold patterns (freeze='attention'), where a score moves the held row."

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .errors import ArchitectureError
 from .sites import ACTIVATIONS, MLPWeights, Model, mlp_weights
+from .tolerances import largest_gap, rounding_within
 
 FLOATS_AT_ONCE = 2**24  # of the neurons' gradients, 64 MB
-# How far the formula may be from the MLP's own output, relative to each position's largest entry, by dtype.
-_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_SMALLEST = 1e-5  # positions smaller than this share of the largest are compared with it
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class HeldMLP:
         """The part of the output that is linear in the input."""
         w, x = self.weights, x.float()
         hidden = self.by_in * (x @ w.W_in.float())
-        if self.by_gate is not None:
+        if self.by_gate is not None and w.W_gate is not None:
             hidden = hidden + self.by_gate * (x @ w.W_gate.float())
         return hidden @ w.W_out.float()
 
@@ -45,7 +45,7 @@ class HeldMLP:
         """The same for single vectors; row ``i`` stands at ``positions[i]``."""
         w = self.weights
         hidden = self.by_in[positions] * (x @ w.W_in.float())
-        if self.by_gate is not None:
+        if self.by_gate is not None and w.W_gate is not None:
             hidden = hidden + self.by_gate[positions] * (x @ w.W_gate.float())
         return hidden @ w.W_out.float()
 
@@ -59,7 +59,7 @@ class HeldMLP:
         for some, where in zip(g.split(step), positions.split(step), strict=True):
             hidden = some @ out.T
             below = (hidden * self.by_in[where]) @ W_in.T
-            if self.by_gate is not None:
+            if self.by_gate is not None and W_gate is not None:
                 below.addmm_(hidden * self.by_gate[where], W_gate.T)
             parts.append(below)
         return torch.cat(parts) if parts else g
@@ -102,9 +102,8 @@ def held_mlp(
 
 
 def _require_same(layer: int, ours: Tensor, models: Tensor) -> None:
-    size = models.float().abs().amax(-1).clamp_min(1e-5 * float(models.abs().max()) + 1e-30)
-    gap = float(((ours - models.float()).abs().amax(-1) / size).max())
-    if not gap <= _WITHIN[models.dtype]:
+    gap = largest_gap(ours - models.float(), models.float(), _SMALLEST)
+    if not gap <= rounding_within(models.dtype):
         raise ArchitectureError(
             f"layer {layer}: the MLP's weights give another output than the model (off by {gap:.1%}), so this MLP is not of a "
             "form that can be passed with its ratios held. Attach a transcoder for this layer."

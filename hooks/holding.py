@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import EditError
-from .norms import is_mlp_norm, norm_weights
+from .norms import is_mlp_norm, require_norm_weights
 from .sites import Model, find
 
 HookList = list[tuple[str, Callable[[Tensor, HookPoint], Tensor | None]]]
@@ -137,7 +137,7 @@ def held_output(model: Model, name: str, x: Tensor, scale: Tensor) -> Tensor:
     if is_mlp_norm(name) and x.numel() % (scale.numel() * x.shape[-1]):
         raise EditError(why_loose(name))
     runs = x.reshape(-1, *scale.shape[1:-1], x.shape[-1])
-    return norm_weights(model, name, x.shape[-1]).output(runs, scale.to(x.device)).reshape(x.shape)
+    return require_norm_weights(model, name, x.shape[-1]).output(runs, scale.to(x.device)).reshape(x.shape)
 
 
 def _replayed_pattern(

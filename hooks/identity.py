@@ -7,6 +7,7 @@ divided by its length.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -28,7 +29,7 @@ def model_sample(model: Model) -> Sample:
     n_layers = int(model.cfg.n_layers)
     wanted: list[tuple[str, Callable[[], Tensor]]] = [("W_E", lambda: embed_weights(model))]
     for layer in sorted({0, n_layers // 2, n_layers - 1}):
-        wanted.append((f"blocks.{layer} W_out", lambda layer=layer: mlp_weights(model, layer).W_out))
+        wanted.append((f"blocks.{layer} W_out", partial(_mlp_out, model, layer)))
     found = []
     for name, read in wanted:
         try:
@@ -36,6 +37,10 @@ def model_sample(model: Model) -> Sample:
         except (ArchitectureError, AttributeError, NotImplementedError):
             continue  # a mixture of experts, or no MLP: the other matrices must do
     return rounded(found)
+
+
+def _mlp_out(model: Model, layer: int) -> Tensor:
+    return mlp_weights(model, layer).W_out
 
 
 def _directions(matrix: Float[Tensor, "row d"]) -> Float[Tensor, " n"]:

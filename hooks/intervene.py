@@ -121,17 +121,23 @@ def edit_hooks(
         arrivals: filled, when the hooks run, with what autoencoders read, before edits change it.
 
     Raises:
-        EditError: the freeze mode is unknown, or a layer's attention cannot be edited.
+        EditError: the freeze mode is unknown, a layer's attention cannot be edited, or values are held and ``clean``
+            is None.
     """
     require_freeze(freeze)
     model, n_layers = replacement.model, int(replacement.model.cfg.n_layers)
     held = set(range(n_layers)) if freeze == "all" else set(constrained_layers)
-    if freeze != "none":
-        _require_norms_held(clean.holds, held)
     hooks: HookList = []
     if freeze == "none":
         hooks += head_edit_hooks(replacement, plan)
-    else:
+    if clean is None:
+        if freeze != "none" or held:
+            raise EditError(
+                f"freeze={freeze!r} with constrained_layers={sorted(held)} holds values of a run without edits, and "
+                "clean is None; give clean=clean_run(replacement, tokens)."
+            )
+    elif freeze != "none":
+        _require_norms_held(clean.holds, held)
         hooks += hold_hooks(model, clean.holds, clean.seen, held_pattern_edits(plan))
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
@@ -190,7 +196,9 @@ class _Changes:
     """The hooks for edits of features and errors: changes are computed at a layer's input, added where it writes."""
 
     def __init__(self, replacement: Replacement, plan: Plan, clean: CleanRun | None, held: set[int]):
-        self._replacement, self._plan, self._clean, self._held = replacement, plan, clean, held
+        self._replacement, self._plan, self._held = replacement, plan, held
+        self._seen: dict[str, Tensor] = {} if clean is None else clean.seen
+        self._skipped = [] if clean is None else list(clean.skipped)
         self._inputs: dict[int, Tensor] = {}
         dictionary = replacement.dictionary
         # An error term is the output minus all features that write to the layer, so all their inputs are needed.
@@ -227,7 +235,7 @@ class _Changes:
             shape, tensor = tensor.shape, flat(tensor)
             out = tensor.float()
             if held:
-                out = self._clean.seen[output_site(self._replacement, layer)].float().expand_as(out)
+                out = self._seen[output_site(self._replacement, layer)].float().expand_as(out)
                 out = out + self._through_skip(layer)
             change = torch.zeros_like(out)
             for writer in writers:
@@ -242,7 +250,7 @@ class _Changes:
         """The input that the layer's features are computed from; that of the clean run if the layer is held."""
         if layer in self._held:
             name = self._replacement.dictionary.input_hook(layer)
-            return self._clean.seen[name].expand_as(self._inputs[layer])
+            return self._seen[name].expand_as(self._inputs[layer])
         return self._inputs[layer]
 
     def _add(self, change: Tensor, writer: int, layer: int) -> None:
@@ -263,7 +271,7 @@ class _Changes:
         if ops.row.numel() == 0:
             return
         held = layer in self._held
-        output = self._clean.seen[output_site(self._replacement, layer)] if held else tensor
+        output = self._seen[output_site(self._replacement, layer)] if held else tensor
         error = output.float().expand_as(change)[ops.row, ops.position]
         if layer in dictionary.layers:
             acts = {}
@@ -280,9 +288,9 @@ class _Changes:
         skip = dictionary.skip(layer) if layer in dictionary.layers else None
         if skip is None:
             return 0.0
-        moved = self._inputs[layer].float() - self._clean.seen[dictionary.input_hook(layer)].float()
+        moved = self._inputs[layer].float() - self._seen[dictionary.input_hook(layer)].float()
         through = moved @ skip.T
-        through[:, list(self._clean.skipped)] = 0.0
+        through[:, self._skipped] = 0.0
         return through
 
 

@@ -7,7 +7,6 @@ a function of the stream (``forward``) and as its transpose, which takes gradien
 
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,10 +14,7 @@ from .errors import ArchitectureError, UnknownHookError
 from .norms import NormWeights, is_norm, norm_weights
 from .record import Recording
 from .sites import Model, find, is_parallel
-
-# Allowed rounding between a dictionary's output hook and what is added to the stream, relative to each position's
-# largest entry.
-SITE_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+from .tolerances import largest_gap, rounding_within
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,14 @@ class FrozenNorm:
 
 def frozen_norm(model: Model, recording: Recording, name: str | None) -> FrozenNorm | None:
     """The norm called ``name`` with its recorded denominator; None if there is no such norm."""
-    weights = None if name is None else norm_weights(model, name)
+    if name is None:
+        return None
+    weights = norm_weights(model, name)
     if weights is None:
         return None
     scale = recording.scales[name].float()
-    where = {"weight": weights.weight.to(scale.device), "bias": weights.bias.to(scale.device)}
-    return FrozenNorm(replace(weights, **where), scale)
+    here = replace(weights, weight=weights.weight.to(scale.device), bias=weights.bias.to(scale.device))
+    return FrozenNorm(here, scale)
 
 
 @dataclass(frozen=True)
@@ -205,10 +203,10 @@ def written_share(model: Model, recording: Recording, layer: int, hook: str) -> 
     added = recording.mlp_out[layer].float().to(site.device)
     size = float((site * site).sum())
     share = float((added * site).sum()) / size if size else 1.0  # an MLP that writes nothing
-    share = 1.0 if abs(share - 1.0) < SITE_WITHIN[recording.dtype] else share
-    largest = added.abs().amax(-1).clamp_min(1e-6 * float(added.abs().max()) + 1e-30)
-    gap = float(((added - share * site).abs().amax(-1) / largest).max())
-    if not gap <= SITE_WITHIN[recording.dtype]:
+    within = rounding_within(recording.dtype)
+    share = 1.0 if abs(share - 1.0) < within else share
+    gap = largest_gap(added - share * site, added)
+    if not gap <= within:
         raise ArchitectureError(
             f"{hook} is not this model's MLP output (off by {gap:.0%} of hook_mlp_out, the tensor that is added to the "
             f"residual stream; on some architectures it holds the stream as well). Use output_hook='hook_mlp_out'."

@@ -172,6 +172,23 @@ def norm_weights(model: Model, name: str, width: int | None = None) -> NormWeigh
     return _stored(model, name, module) if stored else _measured(model, name, native, width)
 
 
+def require_norm_weights(model: Model, name: str, width: int | None = None) -> NormWeights:
+    """As :func:`norm_weights`, for a norm that the model must have.
+
+    Args:
+        model: the model.
+        name: the norm's name.
+        width: the length of its vectors, as for :func:`norm_weights`.
+
+    Raises:
+        ArchitectureError: the model has no norm of that name, or it is not a norm as :class:`NormWeights` describes.
+    """
+    found = norm_weights(model, name, width)
+    if found is None:
+        raise ArchitectureError(f"expected a norm at {name!r}, but the model has none there.")
+    return found
+
+
 def was_folded(model: Model, name: str) -> bool:
     """Whether TransformerLens has moved a norm's gain into the weights after it, so that its output lacks the gain.
 

@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from .errors import ArchitectureError
 from .sites import Model, has_others_hooks
+from .tolerances import largest_gap
 
 _ATTENTION, _NORMS = ("attn",), ("ln1", "ln1_post", "ln2", "ln2_post")
 _REST = (*_NORMS, "mlp")
@@ -53,8 +54,7 @@ def _first(output: Any) -> Any:
 
 
 def _require_same(name: str, bridge: Tensor, original: Tensor) -> None:
-    size = original.float().abs().amax(-1).clamp_min(1e-6 * float(original.abs().max()) + 1e-30)
-    gap = float(((bridge.float() - original.float()).abs().amax(-1) / size).max())
+    gap = largest_gap(bridge.float() - original.float(), original.float())
     if not gap <= _PARITY_WITHIN.get(original.dtype, 1e-3):
         raise ArchitectureError(
             f"{name}: the TransformerBridge computes something else than the Hugging Face module it wraps (off by "

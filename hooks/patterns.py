@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .softcap import soft_capped
+
 QUERIES = 64  # query positions in a block: with more, much of it is zeros above the diagonal; fewer are slow
 _RECOMPUTED_WITHIN = 1e-5  # a recomputed weight may differ by this much, as float32 sums depend on their order
 
@@ -27,8 +29,7 @@ class AttentionScores:
         """The pattern's weights of ``queries`` on ``keys``, which must include every key that these attend to."""
         grouped = self.q[:, queries].unflatten(0, (len(self.k), -1))
         scores = (grouped @ self.k[:, None, keys].mT).flatten(0, 1) * self.scale
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = soft_capped(scores, self.softcap)
         at = torch.arange(keys.start, keys.stop, device=scores.device)
         query = torch.arange(queries.start, queries.stop, device=scores.device)[:, None]
         reached = (at <= query) & (at >= self.first[queries, None])

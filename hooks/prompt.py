@@ -53,16 +53,18 @@ class PromptRule:
 
     def __post_init__(self) -> None:
         if self.skip_first is not None:
-            object.__setattr__(self, "skip_first", operator.index(self.skip_first))
-            if self.skip_first < 0:
-                raise ValueError(f"skip_first is how many first positions are left out, 0 or more; got {self.skip_first}.")
+            skip_first = operator.index(self.skip_first)
+            object.__setattr__(self, "skip_first", skip_first)
+            if skip_first < 0:
+                raise ValueError(f"skip_first is how many first positions are left out, 0 or more; got {skip_first}.")
         prefixes = tuple(tuple(operator.index(i) for i in prefix) for prefix in self.skip_prefixes)
         object.__setattr__(self, "skip_prefixes", prefixes)
 
     def __str__(self) -> str:
         before = "special token first" if self.prepend else "the model's own first token"
         first = {None: "BOS left out", 0: "nothing left out", 1: "position 0 left out"}
-        left = first.get(self.skip_first, f"positions 0..{(self.skip_first or 1) - 1} left out")
+        skipped = None if self.skip_first is None else operator.index(self.skip_first)
+        left = first.get(skipped, f"positions 0..{(skipped or 1) - 1} left out")
         chat = "".join(f", {len(prefix)} of a prompt that begins {list(prefix)}" for prefix in self.skip_prefixes)
         return f"{before}; {left}{chat}"
 
@@ -245,7 +247,7 @@ def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
 def left_out(model: Model, tokens: Int[Tensor, " pos"], rule: PromptRule = MODELS_OWN) -> tuple[int, ...]:
     """The first positions of a prompt that get no features and no error nodes, by ``rule``."""
     ids = tokens.tolist()
-    usual = len(bos_positions(model, tokens)) if rule.skip_first is None else rule.skip_first
+    usual = len(bos_positions(model, tokens)) if rule.skip_first is None else operator.index(rule.skip_first)
     counts = [len(prefix) for prefix in rule.skip_prefixes if tuple(ids[: len(prefix)]) == prefix]
     return tuple(range(min(max([usual, *counts]), len(ids))))
 

@@ -91,11 +91,14 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
     loose = proof.loose_norms()
     norms = tuple(name for name in proof.scales if name not in loose)
     holds = Holds(norms, frozenset(name for name in norms if find(model, scale_point(name)) is None), loose_norms=loose)
-    for _ in range(3):
-        found = proof.wrong(holds)
+    found = proof.wrong(holds)
+    for _ in range(2):
         if found is None:
             return holds
         holds = _another_way(model, holds, found)
+        found = proof.wrong(holds)
+    if found is None:
+        return holds
     raise ArchitectureError(_refusal(model, found))
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from .collect import stopping_at
 from .errors import ArchitectureError
 from .maps import FrozenNorm, attention_norms, frozen_norm
-from .norms import norm_weights
+from .norms import require_norm_weights
 from .record import Listener, Recording, record, scores_name
 from .sites import Model, find, scores_scale, scores_softcap
+from .softcap import without_soft_cap
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,7 @@ class FrozenScores:
 
     def uncapped(self, head: int, query: int, key: int) -> float:
         """The model's own score before its soft cap, which is inverted in double precision."""
-        score = float(self.scores[head, query, key].double())
-        if self.softcap is None:
-            return score
-        share = torch.tensor(score / self.softcap, dtype=torch.float64).clamp(-1, 1)
-        return float(torch.atanh(share)) * self.softcap
+        return float(without_soft_cap(self.scores[head, query, key].double(), self.softcap))
 
     def _read(
         self, W: Tensor, b: Tensor, norm: HeadNorm | None, head: int, position: int
@@ -183,7 +180,7 @@ def _head_norm(model: Model, name: str, seen: dict[str, Tensor], heads: int) -> 
     scale = seen.get(f"{name.rsplit('.', 1)[1]}.hook_scale")
     if scale is None:
         return None
-    weights = norm_weights(model, name)
+    weights = require_norm_weights(model, name)
     n_pos = seen["hook_attn_scores"].shape[-1]
     scale = scale.float()
     if scale.ndim == 2:  # HookedTransformer: all heads of all positions in one column

@@ -1,6 +1,6 @@
 """Record one forward pass of the model: everything that attribution needs to know about a prompt."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
-from .norms import is_inner_norm, is_norm, norm_names, norm_weights
+from .norms import is_inner_norm, is_norm, norm_names, norm_weights, require_norm_weights
 from .patterns import Pattern
 from .sites import (
     Model,
@@ -26,6 +26,7 @@ from .sites import (
     unembed_weights,
     with_its_layer,
 )
+from .tolerances import rounding_within
 
 LONG = 1024  # on prompts with more positions, patterns are not kept but computed again from queries and keys
 
@@ -76,6 +77,17 @@ class Recording:
         return self.resid_final.dtype
 
     @property
+    def whole_logits(self) -> Float[Tensor, " d_vocab"]:
+        """``logits``, where the whole model must have been recorded.
+
+        Raises:
+            ValueError: only the layers below one were recorded.
+        """
+        if self.logits is None:
+            raise ValueError("only the first layers were recorded, so there are no logits; record without below=.")
+        return self.logits
+
+    @property
     def held(self) -> dict[str, Tensor]:
         """All patterns and denominators by hook name, with a batch of one in front: what a held run is held at."""
         values = {f"blocks.{layer}.attn.hook_pattern": p.dense()[None] for layer, p in enumerate(self.patterns)}
@@ -99,7 +111,7 @@ class Listener:
         self,
         model: Model,
         names: Iterable[str],
-        reduced: dict[str, Callable[[Tensor, dict[str, Any]], Any]] | None = None,
+        reduced: Mapping[str, Callable[[Tensor, dict[str, Any]], Any]] | None = None,
         optional: Iterable[str] = (),
     ):
         self.seen: dict[str, Any] = {}
@@ -288,14 +300,12 @@ def denominators(model: Model, norms: Iterable[str], seen: dict[str, Tensor]) ->
             scale = seen[points[0]]
         else:
             x, y = (seen[point] for point in points)
-            scale = norm_weights(model, name, x.shape[-1]).denominator(x, y)
+            scale = require_norm_weights(model, name, x.shape[-1]).denominator(x, y)
         found[name] = scale[None] if scale.ndim == 2 else scale  # OPT and routers lay the rows of a batch flat
     return found
 
 
 LOGITS_COMPARED = 4096  # tokens whose logits are checked, evenly spread over the vocabulary
-# Allowed rounding of the unembedding and of the final norm, relative to the largest logit.
-_LOGITS_WITHIN = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"]) -> None:
@@ -304,7 +314,7 @@ def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float
     ours = unembed_weights(model).some(slice(None, None, step)).logits(final)
     models = logits[::step].float().to(ours.device)
     gap = float((ours - models).abs().max() / models.abs().max().clamp_min(1e-30))
-    if not gap <= _LOGITS_WITHIN.get(logits.dtype, 1e-3):
+    if not gap <= rounding_within(logits.dtype):  # of the unembedding and of the final norm, relative to the largest logit
         raise ArchitectureError(
             f"logits: W_U and b_U make other logits than the model's own (off by {gap:.1%}), so something between the "
             "final norm and the logits (a head, a scale) is not known, and what leads to a logit cannot be explained."

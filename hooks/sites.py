@@ -6,7 +6,7 @@ hook names, ``cfg`` and weight properties. Where the two differ, or architecture
 
 import difflib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import ArchitectureError, UnknownHookError
+from .softcap import soft_capped
 
 Model = Any  # HookedTransformer | TransformerBridge | SAELens' subclasses of both
 
@@ -179,7 +180,7 @@ def mlp_module(model: Model, layer: int) -> Any:
     return mlp
 
 
-def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
+def mlp_points(model: Model, layer: int) -> ExitStack:
     """Make ``blocks.L.mlp.hook_in`` and ``.hook_out`` exist while the context is open.
 
     TransformerBridge has both points; but if the Hugging Face block has no MLP module and holds its two matrices itself
@@ -196,8 +197,10 @@ def mlp_points(model: Model, layer: int) -> AbstractContextManager[None]:
     missing = [end for end in ("hook_in", "hook_out") if find(model, f"{prefix}.{end}") is None]
     if not missing:
         inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
-        if getattr(mlp, "name", prefix) is None and None not in inner:  # a bridge's placeholder that never runs
-            for point, outer in zip(inner, (mlp.hook_in, mlp.hook_out), strict=True):
+        points = [point for point in inner if point is not None]
+        # A bridge's placeholder, which never runs, has no name.
+        if getattr(mlp, "name", prefix) is None and len(points) == len(inner):
+            for point, outer in zip(points, (mlp.hook_in, mlp.hook_out), strict=True):
                 stack.callback(_fired_along(outer, point))
         return stack
     with stack:
@@ -404,7 +407,7 @@ class UnembedWeights:
         """The model's logits, in float32, from what its unembedding reads."""
         logits = (x.to(self.W_U) @ self.W_U + self.b_U).float()
         logits = logits if self.scale == 1.0 else logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return soft_capped(logits, self.softcap)
 
     def columns(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "d_model n"]:
         """The vectors whose products with ``x`` are some tokens' logits, before bias and soft cap; float32."""

@@ -6,7 +6,7 @@ import pytest
 
 import tl_circuits as tlc
 from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data, strongest_edges
+from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data, strongest_edges, word_stories
 from tl_circuits.cli.heads import loading_rows
 from tl_circuits.errors import TargetError
 
@@ -169,3 +169,25 @@ def test_heads_takes_model_and_transcoders_that_the_graph_names(tmp_path):
 def test_an_edge_that_cannot_be_read_is_one_clear_line(tmp_path):
     done = command("heads", "answer.graph.safetensors", "token@1", cwd=tmp_path)
     assert done.exit_code == 1 and "SOURCE > TARGET" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_word_is_explained_with_all_that_stands_there(told):
+    replacement, graph, _ = told
+    edges, position = graph._edges, graph._nodes.position
+    target = graph.node_ids.index("logit:0")
+    words = sorted(set(position[edges.source[edges.target == target]].tolist()) - {int(position[target])})[:3]
+    for word, story in zip(words, word_stories(replacement, graph, words, heads=1), strict=True):
+        here = (edges.target == target) & (position[edges.source] == word)
+        assert story.source == f"@{word}" and story.weight == pytest.approx(float(edges.weight[here].sum()), rel=1e-5)
+        parts = story.paths
+        whole = parts.residual + sum(parts.heads.values()) + sum(value for _, value in parts.chains) + parts.rest
+        assert whole == pytest.approx(story.weight, rel=1e-4, abs=1e-6)
+    with pytest.raises(TargetError, match="no edge leads from position 99"):
+        word_stories(replacement, graph, [99])
+
+
+def test_the_edges_explained_lead_into_the_answer_and_never_from_the_start(told):
+    replacement, graph, _ = told
+    skipped = graph.skipped_positions()
+    for source, target in strongest_edges(graph, 20):
+        assert target.startswith("logit:") and int(source.rpartition("@")[2]) not in skipped

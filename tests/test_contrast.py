@@ -1,11 +1,14 @@
 """Contrast graphs: what is here and not in the baseline, held against sums, two engines, and the plain model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import tl_circuits as tlc
 from tests import tiny
-from tl_circuits.errors import BaselineError, TargetError
+from tl_circuits.errors import BaselineError, EditError
+from tl_circuits.view.story import story_of
 
 PROMPT = "the capital of the state containing Dallas is"
 OTHERS = ["the capital of the state containing Oakland is", "the capital of the state containing Miami is"]
@@ -161,13 +164,75 @@ def test_families_that_measure_nothing_are_refused_in_words(facts, contrast, pro
         tlc.circuit_quality(facts, contrast, prompts, answers, progress=False)
 
 
-@pytest.mark.parametrize("ask", ["loadings", "faithfulness", "boxes"])
-def test_what_asks_for_whole_effects_refuses_a_contrast_graph(facts, contrast, ask):
-    edge = contrast.edges[contrast.edges.target == "logit:0"].iloc[0]
-    asked = {
-        "loadings": lambda: tlc.head_loadings(facts, contrast, edge.source, edge.target),
-        "faithfulness": lambda: tlc.faithfulness(facts, contrast, n=2, progress=False),
-        "boxes": lambda: tlc.box_ablations(facts, contrast, progress=False),
-    }
-    with pytest.raises(TargetError, match="differences from 2 other prompts"):
-        asked[ask]()
+@pytest.mark.parametrize("make", ["neurons", "transcoders", "skip", "cross-layer"])
+def test_heads_loadings_of_a_contrast_graph_add_up_to_its_edges(make):
+    model = tiny.tiny_bridge("llama")
+    others = [tiny.prompt(7, seed=5), tiny.prompt(7, seed=6)]
+    with tlc.attach(model, MAKES[make](model)) as replacement:
+        graph = tlc.attribute(replacement, tiny.prompt(7), baseline=others, max_nodes=150, progress=False)
+        loads = tlc.top_head_loadings(replacement, graph, 40)
+        edges = graph.edges.loc[graph.edges.weight.abs().nlargest(40).index]
+        sums = loads.groupby(["source", "target"]).loading.sum()
+        for edge in edges.itertuples():
+            assert sums[edge.source, edge.target] == pytest.approx(edge.weight, rel=1e-4, abs=1e-6)
+        told = tlc.explain_heads(replacement, graph, 2, progress=False)
+    assert len(told.head_stories) == 2
+
+
+def test_setting_features_to_the_baseline_moves_others_as_predicted_with_all_held(facts):
+    graph = tlc.attribute(facts, PROMPT, baseline=OTHERS, max_nodes=300, progress=False)
+    found = tlc.faithfulness(facts, graph, n=40, progress=False).summary().set_index("freeze")
+    assert found.correlation["all"] > 0.9999 and found.explained_variance["all"] > 0.9999
+    assert found.correlation["attention"] > 0.9
+
+
+def test_heads_of_a_graph_against_texts_are_refused_in_words(facts):
+    usual = tlc.make_baseline(facts, OTHERS, progress=False)
+    graph = tlc.attribute(facts, PROMPT, baseline=usual, max_nodes=30, progress=False)
+    with pytest.raises(BaselineError, match="does not keep"):
+        tlc.top_head_loadings(facts, graph, 2)
+
+
+def test_the_usual_target_is_the_answer_against_what_the_other_prompts_give(facts):
+    graph = tlc.attribute(facts, PROMPT, baseline=OTHERS, max_nodes=100, progress=False)
+    explicit = tlc.LogitDifference("Austin", ["Sacramento", "Tallahassee"])
+    same = tlc.attribute(facts, PROMPT, explicit, baseline=OTHERS, max_nodes=100, progress=False)
+    assert graph.info.question == "Why “Austin”, and not what the other 2 prompts give?"
+    assert same.info.target_names == ("Austin − mean of Sacramento, Tallahassee",)
+    assert torch.equal(graph.target_vectors, same.target_vectors) and torch.equal(graph.adjacency(), same.adjacency())
+    logits = facts.model(PROMPT)[0, -1].detach()
+    ids = facts.model.tokenizer.convert_tokens_to_ids(["Austin", "Sacramento", "Tallahassee"])
+    value = float(logits[ids[0]] - logits[ids[1:]].mean())
+    assert graph.nodes.value.iloc[-1] == pytest.approx(value, abs=1e-4)
+    # Prompts that all have this answer leave nothing to compare it with: the likeliest tokens are explained, as usual.
+    alike = tlc.attribute(facts, PROMPT, baseline=PROMPT.replace("Dallas", "Houston"), max_nodes=20, progress=False)
+    assert alike.info.target_names == ("Austin",)
+
+
+def test_removing_a_box_sets_its_features_to_the_baseline_and_moves_the_target_as_predicted(facts):
+    graph = tlc.attribute(facts, PROMPT, baseline=OTHERS, max_nodes=300, progress=False)
+    removed = tlc.box_ablations(facts, graph)
+    predicted, measured = (torch.tensor([one[name] for one in removed]) for name in ("predicted", "measured"))
+    assert len(removed) > 4 and torch.corrcoef(torch.stack([predicted, measured]))[0, 1] > 0.9
+    silent = graph.nodes[(graph.nodes.kind == "feature") & (graph.nodes.activation == 0)].iloc[0]
+    assert tlc.edits_of(graph, [silent.id])[0].value == pytest.approx(silent.baseline)
+    assert tlc.edits_of(graph, [silent.id], factor=1.0)[0].value == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(EditError, match="for features only"):
+        tlc.edits_of(graph, ["token@7"])
+
+
+def test_a_file_that_lost_the_baselines_activations_is_not_edited_to_them(contrast):
+    lost = replace(contrast, _nodes=replace(contrast._nodes, baseline=None))
+    with pytest.raises(EditError, match="does not hold what features are"):
+        tlc.edits_of(lost, [contrast.node_ids[0]])
+
+
+def test_what_is_lower_than_in_the_baseline_is_said_to_be_turned_down(facts):
+    graph = tlc.attribute(facts, PROMPT, baseline=OTHERS, max_nodes=300, progress=False)
+    nodes = graph._nodes
+    silent = [i for i in graph.is_kind("feature").nonzero()[:, 0].tolist() if nodes.activation[i] == 0]
+    assert len(silent) > 3 and bool((nodes.towards[silent] == -1).all())
+    grouped = graph.group("of other cities", [graph.node_ids[i] for i in silent[:4]])
+    told = story_of(grouped)
+    box = next(unit for unit in told.units if unit.name == "of other cities")
+    assert box.lower and not any("activates [of other cities]" in line for line in told.sentences)

@@ -5,6 +5,7 @@ import torch
 
 import tl_circuits as tlc
 from tests import published
+from tl_circuits.errors import DictionaryError
 
 
 def _hooks(read, write):
@@ -156,6 +157,13 @@ def test_a_threshold_must_be_passed_not_reached_and_may_be_negative_where_nothin
     pre = torch.tensor([[1.0, 1.5, -0.5]])
     for clamp, expected in ((True, [0.0, 1.5, 0.0]), (False, [0.0, 1.5, -0.5])):
         assert tlc.Transcoder(**made, activation="jumprelu", clamp=clamp).activate(pre)[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("activation", "words"), [("topk", "k is None; give k="), ("jumprelu", "threshold is None; give threshold=")])
+def test_a_transcoder_that_lacks_what_its_activation_needs_says_so(activation, words):
+    made = tlc.Transcoder(torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3), torch.zeros(2), activation=activation)
+    with pytest.raises(DictionaryError, match=words):
+        made.activate(torch.ones(1, 3))
 
 
 def test_sparsify_computes_its_width_from_the_expansion_factor(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import tl_circuits as tlc
 from tests.tiny import ARCHITECTURES, cross_layer, prompt, tiny_bridge, transcoders
@@ -151,6 +152,22 @@ def test_another_programs_file_needs_the_targets_once_more(traced, tmp_path):
         with pytest.raises(TargetError, match=words):
             tlc.head_loadings(replacement, graph, edge.source, "logit:0", targets=others)
     frame = tlc.head_loadings(replacement, graph, edge.source, "logit:0", targets=targets)
+    assert frame.loading.sum() == pytest.approx(edge.weight, rel=1e-4)
+
+
+def test_targets_given_once_more_are_read_where_a_model_has_no_final_norm():
+    torch.manual_seed(0)
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=16, d_head=4, n_heads=4, d_mlp=24, d_vocab=101, act_fn="gelu",
+        normalization_type=None, device="cpu",
+    )  # fmt: skip
+    model, targets = HookedTransformer(config), [tlc.LogitDifference(5, 9)]
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(6), targets, max_nodes=20, progress=False)
+        without = replace(graph, target_vectors=None)  # as a file of another program is read
+        edge = without.edges[without.edges.target == "logit:0"].iloc[0]
+        frame = tlc.head_loadings(replacement, without, edge.source, "logit:0", targets=targets)
+    # float32: a loading is a sum of products, the edge another order of the same sum
     assert frame.loading.sum() == pytest.approx(edge.weight, rel=1e-4)
 
 

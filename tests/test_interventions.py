@@ -9,6 +9,7 @@ import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import EditError
+from tl_circuits.hooks import edit_hooks, make_plan
 
 DICTIONARIES = {
     "neurons": lambda m: tlc.mlp_neurons(m),
@@ -31,6 +32,17 @@ def test_removing_any_node_with_all_else_held_moves_targets_by_minus_the_edge(ar
     # Float32, and each effect is the difference of two runs of the model.
     assert gap < 1e-3
     assert hook_state(model) == before
+
+
+@pytest.mark.parametrize("kind", ["neurons", "jumprelu"])
+@pytest.mark.parametrize("engine", ["linear", "autograd"])
+def test_models_in_double_precision_are_traced_too(engine, kind):
+    model = tiny_bridge("llama", torch.float64)
+    with tlc.attach(model, DICTIONARIES[kind](model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(12), max_nodes=60, engine=engine, progress=False)
+        gap, _ = removal_gap(replacement, graph)
+    # As above: graphs are made in float32 whatever the model computes in.
+    assert gap < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +213,13 @@ def test_bad_edits_are_named_and_the_model_is_left_alone(replacement, edits, mes
     with pytest.raises(EditError, match=message):
         tlc.intervene(replacement, prompt(), edits)
     assert hook_state(replacement.model) == before
+
+
+@pytest.mark.parametrize(("freeze", "constrained"), [("attention", ()), ("all", ()), ("none", (1,))])
+def test_holding_values_of_a_run_that_was_not_made_is_refused(replacement, freeze, constrained):
+    plan = make_plan(replacement.model, replacement.dictionary, [[tlc.Ablate(0, 8, 1)]], 9, 9)
+    with pytest.raises(EditError, match="clean is None"):
+        edit_hooks(replacement, plan, None, freeze, constrained)
 
 
 def test_layers_without_a_dictionary_and_unknown_modes_are_refused():

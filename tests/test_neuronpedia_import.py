@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,11 @@ def test_torch_files_that_are_no_graph_or_cut_off_say_so(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(GraphFileError, match="no 'input_string'"):
         tlc.load_graph(tmp_path / "other.pt")
+    with zipfile.ZipFile(DATA / "circuit_tracer.pt") as given, zipfile.ZipFile(tmp_path / "outputs.pt", "w") as made:
+        for part in given.infolist():  # the entry of the outputs gets another name
+            made.writestr(part, given.read(part).replace(b"logit_t", b"logit_x"))
+    with pytest.raises(GraphFileError, match="neither logit_targets nor logit_tokens"):
+        tlc.load_graph(tmp_path / "outputs.pt")
     whole = (DATA / "circuit_tracer.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(GraphFileError, match="not a whole torch file"):

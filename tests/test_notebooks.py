@@ -16,8 +16,8 @@ nbclient = pytest.importorskip("nbclient")
 KernelManager = pytest.importorskip("jupyter_client").KernelManager
 
 FOLDER = Path(__file__).parent.parent / "docs" / "notebooks"
-NAMES = ("quickstart", "two_hop", "interventions", "multilingual", "addition", "attention")
-ON_SMOLLM2 = ("quickstart", "attention")
+NAMES = ("quickstart", "two_hop", "interventions", "multilingual", "addition", "attention", "why_this")
+ON_SMOLLM2 = ("quickstart", "attention", "why_this")
 MAX_BYTES = 400_000
 
 

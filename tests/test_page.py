@@ -17,7 +17,7 @@ from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, _strongest_links, packed_json, page_data
 from tl_circuits.view.page_file import page_html
-from tl_circuits.view.story import Unit, _sentence, story_of
+from tl_circuits.view.story import Unit, _percent, _sentence, story_of, too_little
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,10 @@ def graph():
 def file(graph, tmp_path_factory):
     found = graph.supernodes().groups
     ablations = [
-        {"nodes": list(ids), "target": "w7", "predicted": -0.5, "measured": -0.4, "top": [{"token": NASTY, "before": 0.75, "after": 0.25}]}
-        for _, ids in found
+        {"nodes": list(ids), "target": "w7", "predicted": -0.5, "measured": -0.4, "measured_free": -0.3, "freeze": "attention",
+         "top": [{"token": NASTY, "before": 0.75, "after": 0.25}], "answer": "w7", "before": 0.75, "after": 0.25, "logit": -2.0,
+         "random": [0.68, *[0.71] * 10, 0.74], "random_logits": [-0.1] * 12, "tested": n != 0}
+        for n, (_, ids) in enumerate(found)
     ]
     return graph.to_html(tmp_path_factory.mktemp("page") / "page.html", ablations=ablations).as_uri()
 
@@ -60,19 +62,56 @@ def test_the_page_tells_the_story_it_was_given(page, graph):
     assert abs(float(chance.removesuffix(" %")) - 100 * graph.info.target_probabilities[0]) < 0.6
 
 
-def test_sentences_hold_in_the_replacement_model_until_removing_a_box_confirms_them(browser, page, graph, tmp_path):
+def test_a_sentence_says_whether_removing_its_last_box_does_more_than_removing_random_sets(browser, page, graph, tmp_path):
     story = story_of(graph)
     lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
-    assert lead == "What the replacement model says:" and len(checks) == 3  # every box of the page was removed, each lowered its target
-    for sentence, check in zip(story.sentences, checks, strict=True):
-        raises = sentence.rsplit(" ", 2)[1] in ("raises", "raise")
-        assert check.strip().startswith("Confirmed" if raises else "Not confirmed") and "falls by 0.40 in the real model" in check
+    assert lead == "What the replacement model says:" and len(checks) == 3  # every box of the page was removed
+    first = graph.supernodes().groups[0][1]  # the one that random sets do as well as
+    for way, check in zip(story.ways, checks, strict=True):
+        chance = set(first) == {graph.node_ids[i] for i in story.units[way[-2]].members}
+        assert check.strip().startswith("Not told apart from chance: " if chance else "Tested: ")
+        assert "without the last box, “w7” goes 75 % → 25 % in the model" in check
+        assert "random sets of the same size: 75 % → 71 % (68 % to 74 %)" in check
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
-        assert unmeasured.inner_text(".tale > p") == "What the replacement model says (remove a box to test it in the real model):"
+        assert unmeasured.inner_text(".tale > p") == "What the replacement model says (not tested yet: remove a box to see what the model does):"
         assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
         last = story.units[story.ways[0][-2]]  # as a live model would give it
-        unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, measured: 0.3})", [graph.node_ids[i] for i in last.members])
-        assert "rises by 0.30" in unmeasured.inner_text(".sentences li")
+        unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, answer: 'w7', before: 0.5, after: 0.25})", [graph.node_ids[i] for i in last.members])
+        assert "Measured: without the last box, “w7” goes 50 % → 25 % in the model." in unmeasured.inner_text(".sentences li")
+
+
+def test_every_step_of_a_sentence_is_a_drawn_arrow_with_its_share(page, graph):
+    story = story_of(graph)
+    shares = {(arrow.source, arrow.target): arrow.share for arrow in story.arrows}
+    for way, sentence in zip(story.ways, story.sentences, strict=True):
+        for step in zip(way, way[1:], strict=False):
+            assert f"{_percent(abs(shares[step]))} of its inputs" in sentence
+    drawn = page.evaluate("() => tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name])")
+    for way in story.ways:
+        assert all([story.units[s].name, story.units[t].name] in drawn for s, t in zip(way, way[1:], strict=False))
+
+
+def test_no_sentence_is_told_if_boxes_carry_little(browser, tmp_path):
+    model = tiny_bridge("llama")
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=3, progress=False)
+    story = story_of(graph)
+    assert story.meter.boxes < 0.1 and story.sentences == ()
+    assert "other prompts to compare with, transcoders instead of neurons or more nodes" in too_little(story, graph)
+    with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as page:
+        assert page.inner_text(".tale").startswith("The boxes carry") and page.locator(".sentences").count() == 0
+
+
+def test_the_page_shows_first_which_words_mattered(page, graph):
+    frame = graph.words
+    words = page.locator(".word")
+    assert words.count() == len(frame) and frame.share.abs().sum() == pytest.approx(1.0)
+    strongest = int(frame.share.abs().idxmax())
+    bars = page.evaluate("() => [...document.querySelectorAll('.word-bar')].map(b => b.offsetHeight)")
+    assert bars.index(max(bars)) == strongest
+    assert page.evaluate("document.querySelector('.words').compareDocumentPosition(document.querySelector('.sentences'))") == 4
+    words.nth(strongest).click()
+    assert f"token@{int(frame.position[strongest])}" in page.inner_text(".card")
 
 
 def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
@@ -80,7 +119,10 @@ def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
     units = tuple(Unit(kind, name, "", (i,), 0.0, 0.0, 1.0) for i, (kind, name) in enumerate(drawn))
     flows = torch.zeros(4, 4)
     flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.5, 0.5
-    assert _sentence(units, flows, (0, 1, 2, 3)) == "“a” activates [b] (1 feature), which holds back [c] (1 feature); [c] would raise “d”."
+    assert _sentence(units, flows, (0, 1, 2, 3)) == (
+        "“a” activates [b] (1 feature, 50 % of its inputs), which holds back [c] (1 feature, 50 % of its inputs); "
+        "[c] would raise “d” (50 % of its inputs)."
+    )
 
 
 def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):

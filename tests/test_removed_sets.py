@@ -6,8 +6,9 @@ from transformers import GPT2Config
 
 import tl_circuits as tlc
 from tests.tiny import VOCAB, checkpoint, prompt, tiny_bridge
-from tl_circuits.errors import DivergenceError
+from tl_circuits.errors import ArgumentError, DivergenceError
 from tl_circuits.interventions.box_effects import measure_boxes
+from tl_circuits.interventions.controls import random_sets
 from tl_circuits.interventions.faithfulness import predicted_effects
 
 
@@ -112,6 +113,7 @@ def test_a_box_whose_held_run_diverges_is_measured_with_nothing_held(gated):
     lost, fine = measure_boxes(replacement, graph, [[exploding(graph)], [usual]], 1e15)[0], measure_boxes(replacement, graph, [[usual]], 0.0)[0]
     free = tlc.intervene(replacement, prompt(), tlc.edits_of(graph, [exploding(graph)], 1e15), freeze="none").top(5)
     assert lost["freeze"] == "none" and fine["freeze"] == "attention"
+    assert lost["measured"] == lost["measured_free"] and fine["measured"] != fine["measured_free"]
     assert [t["after"] for t in lost["top"]] == pytest.approx(free.after[:5].tolist(), abs=1e-5)
 
 
@@ -123,3 +125,39 @@ def test_a_report_counts_diverged_removals_and_leaves_them_out(gated, monkeypatc
     some = tlc.faithfulness(replacement, graph, n=8, freezes=("attention",))
     facts = some.summary().iloc[0]
     assert facts.diverged > 0 and facts.pairs == some.effects.measured.notna().sum() < len(some.effects)
+
+
+@pytest.fixture(scope="module")
+def facts():
+    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+        yield replacement, tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
+
+
+def test_random_sets_have_the_boxes_sizes_layers_and_positions_and_are_other_active_features(facts):
+    replacement, graph = facts
+    boxes = [ids for _, ids in graph.supernodes(6).groups]
+    members = [[graph.node_ids.index(i) for i in ids] for ids in boxes]
+    places = [sorted((int(graph._nodes.layer[i]), int(graph._nodes.position[i])) for i in box) for box in members]
+    _, cache = replacement.model.run_with_cache(graph.info.prompt, names_filter=lambda name: name.endswith("acts_post"))
+    for box, own, sets in zip(members, places, random_sets(replacement, graph, members, 5, seed=0), strict=True):
+        features = {(int(graph._nodes.layer[i]), int(graph._nodes.position[i]), int(graph._nodes.feature[i])) for i in box}
+        for edits in sets:
+            assert sorted((e.layer, e.position) for e in edits) == own or len(edits) < len(own)  # few are active at a place
+            for edit in edits:
+                assert (edit.layer, edit.position, edit.feature) not in features and edit.value == pytest.approx(0.0, abs=1e-6)
+                assert float(cache[replacement.site(edit.layer) + ".hook_sae_acts_post"][0, edit.position, edit.feature]) > 0
+
+
+def test_a_box_is_tested_only_if_chance_does_less(facts):
+    replacement, graph = facts
+    best = max(graph.supernodes(6).groups, key=lambda group: float(graph.influence[[graph.node_ids.index(i) for i in group[1]]].sum()))[1]
+    weakest = [graph.node_ids[int(i)] for i in torch.argsort(torch.where(graph.is_kind("feature"), graph.influence, 9.0))[:2]]
+    strong, weak = measure_boxes(replacement, graph, [best, weakest], 0.0, controls=20)
+    assert strong["tested"] and strong["after"] < min(strong["random"])
+    assert not weak["tested"] and len(weak["random"]) == 20
+    alone = tlc.intervene(replacement, graph, tlc.edits_of(graph, best), freeze="none")
+    token = replacement.model.tokenizer.convert_tokens_to_ids("Austin")
+    assert strong["after"] == pytest.approx(float(alone.last_logits.softmax(-1)[token]), abs=1e-5)
+    assert strong["logit"] == pytest.approx(float(alone.last_logits[token] - alone.baseline_logits[-1, token]), abs=1e-4)
+    with pytest.raises(ArgumentError, match="at least 10"):
+        tlc.box_ablations(replacement, graph, controls=3)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         TokenEdit,
     )
     from tl_circuits.interventions.box_effects import box_ablations
-    from tl_circuits.interventions.circuit_quality import CircuitQuality, circuit_quality
+    from tl_circuits.interventions.circuit_quality import CircuitQuality, circuit_quality, common_circuit
     from tl_circuits.interventions.edit_text import parse_edit
     from tl_circuits.interventions.faithfulness import FaithfulnessReport, faithfulness
     from tl_circuits.interventions.generation import generate
@@ -106,6 +106,7 @@ _HOMES = {
     "box_ablations": "interventions.box_effects",
     "circuit_curve": "interventions.patching",
     "circuit_quality": "interventions.circuit_quality",
+    "common_circuit": "interventions.circuit_quality",
     "contrast": "recurring.aggregate",
     "dictionary_quality": "dictionaries.quality",
     "edits_of": "interventions.intervene",
@@ -151,6 +152,7 @@ _OUTPUTS = {
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",
+    "words": "tl_circuits.graph.words:word_effects",
 }
 fill(_OUTPUTS)
 

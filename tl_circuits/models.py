@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_circuits.support.cache import cache_dir
+from tl_circuits.support.extras import how_to_install
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +134,8 @@ def load_model(
         source = str(folder) if folder.is_dir() else name
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(f"the folder {name} has no config.json, so it is not a Hugging Face checkpoint.")
-    spread = {"device_map": device_map, "n_devices": n_devices}
-    spread = {option: value for option, value in spread.items() if value is not None}
+    asked = {"device_map": device_map, "n_devices": n_devices}
+    spread: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
     try:
         model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **spread)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -182,7 +183,11 @@ def open_packaged(model: PackagedModel) -> Path:
 
 def _gguf_file(model: PackagedModel, scratch: Path) -> Path:
     """The package's GGUF file. Some packages have it in parts and must be imported to join them, into ``scratch``."""
+    from tl_circuits.errors import ModelError
+
     spec = importlib.util.find_spec(model.module)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the package {model.requirement} has no module {model.module!r}. Run: {model.command}")
     beside = Path(spec.origin).parent / model.filename
     if beside.is_file():
         return beside
@@ -198,9 +203,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     from tl_circuits.errors import ModelError
 
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
+        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: {how_to_install('gguf')}")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    weights: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 now, but transformers refuses to save a model that says it was quantised.
     del weights.config.quantization_config
     weights.hf_quantizer = None

@@ -10,6 +10,7 @@ from tl_circuits.cli.state_swap import StateSwap, swap_state
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 QUESTION = ("Lubbock", "California")
+COUNTRIES = ("Germany", "Italy", "Japan", "China", "Greece")
 logger = logging.getLogger("figures")
 
 
@@ -54,10 +55,11 @@ def draw_page(told: StateSwap, folder: Path) -> None:
 
 
 def draw_capital(_: StateSwap, folder: Path) -> None:
-    """The README's picture: the page of SmolLM2 through its MLP neurons."""
+    """The README's picture: the page of SmolLM2 through its MLP neurons, against other countries."""
     model = tlc.load_model("smollm2-135m", device="cpu")
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
-        graph = tlc.attribute(replacement, "The capital of France is", max_nodes=2000, progress=False)
+        others = [f"The capital of {country} is" for country in COUNTRIES]
+        graph = tlc.attribute(replacement, "The capital of France is", baseline=others, max_nodes=1000, progress=False)
         graph = tlc.label_features(replacement, graph)
     screenshot(graph, folder / "capital.png")
 

@@ -123,7 +123,7 @@ class HeadPaths:
         self._sources, self._engine = local.sources, local.engine
         self._parallel = local.engine.parallel
         self.heads = [layer_heads(attention) for attention in local.engine.attention]
-        self._skips = {layer for layer, source in enumerate(local.sources.layers) if source.skip is not None}
+        self._skips = {layer: source.skip for layer, source in enumerate(local.sources.layers) if source.skip is not None}
 
     @cached_property
     def n_layers(self) -> int:
@@ -157,7 +157,7 @@ class HeadPaths:
         """
         start, end = source.source.position, target.target.position
         residual = self._residual(source.source, target.ends) if start == end else 0.0
-        heads = {}
+        heads: dict[Head, float] = {}
         for layer, g in sorted(target.at_values.items()):
             values = (source.values[layer] * g).double().sum(-1) * self.heads[layer].mix[:, end, start].to(g.device)
             heads |= {(layer, head): value for head, value in enumerate(values.tolist())}
@@ -176,7 +176,7 @@ class HeadPaths:
         n, n_pos, d_model = x.shape
         home, x = x.device, x.to(self._sources.devices[layer])
         positions = torch.arange(n_pos, device=x.device).repeat(n)
-        flat = _read_linear(self._engine.reads[layer], x.reshape(-1, d_model), positions) @ made.skip.T
+        flat = _read_linear(self._engine.reads[layer], x.reshape(-1, d_model), positions) @ self._skips[layer].T
         flat = flat if made.norm is None else made.norm.push(flat, positions)
         out = flat.reshape(n, n_pos, d_model)
         out[:, [p for p in self._sources.skipped if p < n_pos]] = 0.0  # at skipped positions the MLP is a constant
@@ -187,14 +187,13 @@ class HeadPaths:
             return torch.zeros_like(x)
         made, device = self._sources.layers[layer], self._sources.devices[layer]
         where = torch.tensor([position], device=device)
-        out = _read_linear(self._engine.reads[layer], x[None].to(device), where) @ made.skip.T
+        out = _read_linear(self._engine.reads[layer], x[None].to(device), where) @ self._skips[layer].T
         return (out if made.norm is None else made.norm.push(out, where))[0].to(x.device)
 
     def _skip_back(self, layer: int, g: Float[Tensor, " d_model"], position: int) -> Float[Tensor, " d_model"]:
-        if layer not in self._skips:
-            return torch.zeros_like(g)
         here = g[None, None].to(self._sources.devices[layer])
-        return self._engine.mlp[layer].through_skip(here, position)[0, 0].to(g.device)
+        back = self._engine.mlp[layer].through_skip(here, position)
+        return torch.zeros_like(g) if back is None else back[0, 0].to(g.device)
 
     def _forward(self, source: Writer) -> dict[int, Tensor]:
         """The source on the stream that enters every block, carried by the residual stream alone."""
@@ -327,7 +326,8 @@ class _Largest:
     """The largest values seen so far by absolute size, with the heads they belong to."""
 
     def __init__(self, count: int):
-        self._count, self._kept = count, []
+        self._count = count
+        self._kept: list[tuple[tuple[Head, ...], float]] = []
 
     def add(self, values: Tensor, name: Callable[..., tuple[Head, ...]]) -> None:
         """Take in a tensor of values. ``name`` turns the indices of an entry into its heads."""

@@ -16,16 +16,13 @@ from tl_circuits.attention.site_paths import SitePaths, SiteWriter
 from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
-from tl_circuits.dictionaries.belonging import require_no_baseline
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.hooks import Replacement, frozen_norm, unembed_weights
+from tl_circuits.hooks import Replacement, frozen_norm, rounding_within, unembed_weights
 from tl_circuits.support.checked import checked
 
-# How far an edge may be off when it is computed again, as a share of its target's largest edge, by the model's dtype.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 _AT_ONCE = 32  # targets in one sweep when edges are computed again
 _IN_SUPERNODES = 200  # sequences of heads found for each edge between supernodes, before the edges are summed
 
@@ -87,7 +84,7 @@ def head_loadings(
         names = [", ".join(graph.node_ids[i] for i in part[:3]) for part in ends]
         raise TargetError(f"the graph has no edge from {names[0]} to {names[1]}; see graph.edges.")
     several = len(edges) > 1
-    found = edge_paths(retrace(replacement, graph), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
+    found = edge_paths(retrace(replacement, graph, contrast=True), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
     return _frame(sum_parts(found, chains) if several else found[0])
 
 
@@ -126,7 +123,7 @@ def top_head_loadings(
     if edges < 1 or chains < 0:
         raise ValueError(f"edges must be at least 1 and chains not negative, got {edges} and {chains}.")
     order = graph._edges.weight.abs().argsort(descending=True, stable=True)[:edges].tolist()
-    found = edge_paths(retrace(replacement, graph), graph, order, chains, targets, progress)
+    found = edge_paths(retrace(replacement, graph, contrast=True), graph, order, chains, targets, progress)
     parts = []
     for edge, paths in zip(order, found, strict=True):
         part = _frame(paths)
@@ -154,7 +151,6 @@ def edge_paths(
         targets: as for :func:`head_loadings`.
         progress: show a progress bar on stderr.
     """
-    require_no_baseline(graph, "A head loading")
     with torch.no_grad():
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
         # Positions that a file leaves out without saying so would give other edges: compare before explaining.
@@ -168,7 +164,7 @@ def edge_paths(
             source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
             if source not in leaving:
                 leaving[source] = heads.leave(_source(local, graph, columns, source))
-            if target != last:
+            if arriving is None or target != last:
                 arriving, last = heads.arrive(reads.on_stream(target)), target
             found[edge] = heads.paths(leaving[source], arriving, float(graph._edges.weight[edge]), chains)
         return [found[edge] for edge in edges]
@@ -218,10 +214,13 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
     if kind == Kind.EMBEDDING:
         return Writer(position, {}, sources.tokens[position])
     if kind == Kind.ERROR:
-        return Writer(position, {layer: _on_stream(sources, layer, sources.layers[layer].error[position], position)}, nothing)
+        error = sources.layers[layer].error
+        if error is None:
+            raise TargetError(f"{graph.node_ids[node]!r} is an error node, but the dictionary rebuilds layer {layer} exactly.")
+        return Writer(position, {layer: _on_stream(sources, layer, error[position], position)}, nothing)
     column = columns.find(Kind.FEATURE, layer, position, feature)
     active = sources.layers[layer].active
-    activation = active.activation[column - sources.layers[layer].features_at]
+    activation = active.counted[column - sources.layers[layer].features_at]
     dictionary, one = sources.dictionary, torch.tensor([feature], device=activation.device)
     writes = {}
     for at in dictionary.layers:
@@ -253,8 +252,7 @@ class _Reads:
         if kind not in (Kind.FEATURE, Kind.LOGIT):
             raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
         vector = self._logit(node, position) if kind == Kind.LOGIT else self._feature(node, layer, position)
-        where = [torch.tensor([value]) for value in (layer, position)]
-        return Targets(*where, vector[None], torch.zeros(1)).to(self._local.sources.home)
+        return Targets(torch.tensor([layer]), torch.tensor([position]), vector[None], torch.zeros(1)).to(self._local.sources.home)
 
     def on_stream(self, node: int) -> Reader:
         """A node as a vector on the stream that it reads."""
@@ -268,7 +266,8 @@ class _Reads:
         dictionary = self._local.sources.dictionary
         x = self._local.recording.sites[dictionary.input_hook(layer)][position][None]
         feature = self._graph._nodes.feature[node : node + 1].to(x.device)
-        return dictionary.read_vectors(layer, feature, x)[0][0]
+        silent = float(self._graph._nodes.activation[node]) == 0
+        return (dictionary.silent_vectors if silent else dictionary.read_vectors)(layer, feature, x)[0][0]
 
     def _logit(self, node: int, position: int) -> Tensor:
         local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
@@ -288,8 +287,9 @@ class _Reads:
                 f"targets has {len(self._given)} entries, the graph was traced for {len(graph.info.target_names)}."
             )
         final = frozen_norm(local.model, local.recording, "ln_final")
-        x = final.forward(local.recording.resid_final)[position]
-        return resolve_logits(local.replacement, [self._given[index]], x, local.recording.logits).vector[0]
+        stream = local.recording.resid_final.float()
+        x = (stream if final is None else final.forward(stream))[position]
+        return resolve_logits(local.replacement, [self._given[index]], x, local.recording.whole_logits).vector[0]
 
 
 def _require_same(
@@ -300,7 +300,7 @@ def _require_same(
     for edge in edges:
         by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
     wanted = list(by_target)
-    tolerance = _TOLERANCE[local.recording.logits.dtype]
+    tolerance = rounding_within(local.recording.whole_logits.dtype)  # of an edge, as a share of its target's largest edge
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         made = [reads.targets(node) for node in part]

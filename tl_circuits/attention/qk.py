@@ -23,14 +23,12 @@ from tl_circuits.attribution.targets import Targets, resolve_position
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
-from tl_circuits.hooks import FrozenScores, Replacement
+from tl_circuits.hooks import FrozenScores, Replacement, rounding_within
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
 from tl_circuits.support.outputs import output
 
 MAX_PAIRS = 2**24  # the most pairs that are listed as a frame
-# How far the sum may be from the model's own score, as a share of length of query times length of key, by dtype.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True)
@@ -242,7 +240,7 @@ def _parts(
 def _require_sum(
     local: Retraced, scores: FrozenScores, head: int, query: int, keys: list[int], q: Tensor, each: list[Tensor]
 ) -> None:
-    tolerance = _TOLERANCE[local.recording.dtype]
+    tolerance = rounding_within(local.recording.dtype)  # as a share of length of query times length of key
     for position, k in zip(keys, each, strict=True):
         a, b = q.sum(0, dtype=torch.float64), k.sum(0, dtype=torch.float64)
         gap = abs(float(a @ b) - scores.uncapped(head, query, position)) / max(float(a.norm() * b.norm()), 1e-30)

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_circuits.attribution.engines.closed_form import closed_form
-from tl_circuits.attribution.engines.linear import LinearEngine
-from tl_circuits.attribution.engines.site_sweep import SiteEngine
+from tl_circuits.attribution.compare import compare_again
+from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
@@ -33,7 +32,7 @@ class Retraced:
     replacement: Replacement
     recording: Recording
     sources: Sources
-    engine: LinearEngine | SiteEngine
+    engine: ClosedForm
     _scores: dict[int, FrozenScores] = field(default_factory=dict, repr=False, compare=False)
 
     def scores(self, layer: int) -> FrozenScores:
@@ -53,7 +52,9 @@ class Retraced:
         return self.sources.n_pos
 
 
-def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None = None) -> Retraced:
+def retrace(
+    replacement: Replacement, graph: AttributionGraph, below: int | None = None, contrast: bool = False
+) -> Retraced:
     """Record a graph's prompt again and build the frozen linear maps.
 
     The positions that the graph leaves out are left out again.
@@ -62,9 +63,11 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
         below: build only what decides this layer's attention scores: the layers below it. By default everything.
+        contrast: count sources as the graph does, by their difference from its baseline, if it has one.
 
     Raises:
         BelongingError: if the graph is of another model or dictionary.
+        BaselineError: with ``contrast``, if the graph's baseline is not kept in it (it was made from texts).
         ArchitectureError: where only the autograd engine can trace the model; it has no map of single heads.
     """
     replacement.require_attached()
@@ -81,6 +84,8 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
         else:
             recording, scores[below] = record_below(model, tokens, below, sites)
         sources = find_sources(model, dictionary, recording, prompt.skipped)
+        if contrast:
+            sources = compare_again(replacement, sources, recording, graph.info)
         try:
             engine = closed_form(model, recording, sources)
         except ArchitectureError as error:
@@ -92,7 +97,7 @@ def retrace(replacement: Replacement, graph: AttributionGraph, below: int | None
 class Columns:
     """The node of each column of :class:`Sources`."""
 
-    kind: Int[Tensor, " column"]  # numbers of Kind: features, errors, embeddings
+    kind: Int[Tensor, " column"]  # numbers of Kind: features, errors, embeddings; -1 for what a baseline shares
     layer: Int[Tensor, " column"]
     position: Int[Tensor, " column"]
     feature: Int[Tensor, " column"]
@@ -143,6 +148,8 @@ def columns_of(sources: Sources, below: int | None = None) -> Columns:
     width, n_pos = sources.before(len(sources.layers) if below is None else below), sources.n_pos
     columns = Columns(*(torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1)))
     columns.position[:n_pos] = torch.arange(n_pos)
+    if sources.shared_column is not None:
+        columns.kind[sources.shared_column] = -1
     for layer, source in enumerate(sources.layers[:below]):
         features = slice(source.features_at, source.errors_at)
         columns.kind[features], columns.layer[features] = Kind.FEATURE, layer

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_circuits.attention.head_paths import EdgeParts, Head
+from tl_circuits.attention.head_paths import EdgeParts, Head, sum_parts
 from tl_circuits.attention.loadings import edge_paths, path_name
 from tl_circuits.attention.qk import QKAttribution, score_attribution
 from tl_circuits.attention.retrace import Retraced, retrace
@@ -123,18 +124,83 @@ def edge_stories(
         if isinstance(edge, str) or len(edge) != 2:
             raise TargetError(f"an edge is a pair (source, target) of node ids or indices, got {edge!r}.")
     indices = [_edge_index(graph, *edge) for edge in edges]
-    local = retrace(replacement, graph)
+    local = retrace(replacement, graph, contrast=True)
     found = edge_paths(local, graph, indices, top, targets, progress)
+    if graph.info.compared_with:
+        local = retrace(replacement, graph)  # why a head looks is a question about whole effects
     shown = tqdm(list(zip(indices, found, strict=True)), desc="why heads look", unit="edge", disable=not progress)
     return [_story(local, graph, edge, paths, heads, top) for edge, paths in shown]
 
 
+@checked
+def word_stories(
+    replacement: Replacement,
+    graph: AttributionGraph,
+    words: Sequence[int],
+    target: str | int = "logit:0",
+    heads: int = 3,
+    top: int = 10,
+    *,
+    targets: Any = None,
+    progress: bool = False,
+) -> list[EdgeStory]:
+    """For some words of the prompt: which heads brought what stands there to the target, and why they looked there.
+
+    All edges from the word's position, of its token, features and error, are added up.
+
+    Args:
+        replacement: the model with the graph's dictionary attached.
+        graph: the graph.
+        words: positions of the words.
+        target: the node that they act on.
+        heads: how many heads of each word to explain.
+        top: how many pairs and sources to list for each head.
+        targets: as for :func:`tl_circuits.head_loadings`.
+        progress: show progress bars on stderr.
+
+    Returns:
+        A story for each word, with ``@2`` as the source of position 2.
+
+    Raises:
+        TargetError: for a position from which no edge leads to the target; else as :func:`tl_circuits.head_loadings`.
+
+    Examples:
+        >>> from tl_circuits.attention.stories import word_stories
+        >>> (story,) = word_stories(replacement, graph, [7])
+        >>> story.source, story.heads[0]
+        ('@7', (2, 1))
+    """
+    (end,) = node_indices(graph, target)
+    into = graph._edges.target == end
+    edges = {p: (into & (graph._nodes.position[graph._edges.source] == p)).nonzero()[:, 0].tolist() for p in words}
+    empty = next((p for p, found in edges.items() if not found), None)
+    if empty is not None:
+        raise TargetError(f"no edge leads from position {empty} to {graph.node_ids[end]}; see graph.edges.")
+    local = retrace(replacement, graph, contrast=True)
+    stories = []
+    for position, found in edges.items():
+        parts = sum_parts(edge_paths(local, graph, found, top, targets, progress), top)
+        weight = float(graph._edges.weight[found].sum())
+        stories.append((f"@{position}", weight, parts, position))
+    if graph.info.compared_with:
+        local = retrace(replacement, graph)
+    query, name = int(graph._nodes.position[end]), graph.node_ids[end]
+    return [_told(local, graph, s, name, weight, parts, query, key, heads, top) for s, weight, parts, key in stories]
+
+
 def strongest_edges(graph: AttributionGraph, count: int) -> list[tuple[str, str]]:
-    """The edges between different positions that carry most influence on the targets. Heads must have carried them."""
+    """The edges into the targets, from other positions, that carry most influence. Heads must have carried them.
+
+    Positions that the graph leaves out, such as the beginning of the sequence, are no sources: heads that find nothing look
+    there. If no edge into a target comes from another position, edges into features are taken.
+    """
     edges, position = graph._edges, graph._nodes.position
-    moved = (position[edges.source] != position[edges.target]).nonzero()[:, 0]
+    moved = position[edges.source] != position[edges.target]
+    moved &= ~torch.isin(position[edges.source], torch.tensor(graph.skipped_positions(), dtype=torch.long))
+    into = moved & (graph._nodes.weight[edges.target] > 0)
+    chosen = (into if bool(into.any()) else moved).nonzero()[:, 0]
     flow = input_shares(edges, len(graph)) * graph.influence[edges.target]
-    order = moved[flow[moved].argsort(descending=True, stable=True)[:count]].tolist()
+    order = chosen[flow[chosen].argsort(descending=True, stable=True)[:count]].tolist()
     return [(graph.node_ids[int(edges.source[e])], graph.node_ids[int(edges.target[e])]) for e in order]
 
 
@@ -149,14 +215,21 @@ def _edge_index(graph: AttributionGraph, source: str | int, target: str | int) -
 def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: EdgeParts, heads: int, top: int) -> EdgeStory:
     source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
     query, key = (int(graph._nodes.position[i]) for i in (target, source))
+    weight = float(graph._edges.weight[edge])
+    return _told(local, graph, graph.node_ids[source], graph.node_ids[target], weight, paths, query, key, heads, top)
+
+
+def _told(
+    local: Retraced, graph: AttributionGraph, source: str, target: str, weight: float, paths: EdgeParts, query: int, key: int,
+    heads: int, top: int,
+) -> EdgeStory:
     ordered = sorted(paths.heads, key=lambda head: -abs(paths.heads[head]))
     chosen = [head for head in ordered if paths.heads[head] != 0.0][:heads]
     scores = tuple(score_attribution(local, graph, *head, query, key, top=top) for head in chosen)
     weights = [_attention(local, *head, query) for head in chosen]
     attention = tuple(float(row[key]) for row in weights)
     instead = tuple(_instead(local, graph, head, query, key, row, top) for head, row in zip(chosen, weights, strict=True))
-    weight = float(graph._edges.weight[edge])
-    return EdgeStory(graph.node_ids[source], graph.node_ids[target], weight, paths, tuple(chosen), scores, attention, instead)
+    return EdgeStory(source, target, weight, paths, tuple(chosen), scores, attention, instead)
 
 
 def _attention(local: Retraced, layer: int, head: int, query: int) -> Float[Tensor, " key"]:
@@ -205,7 +278,7 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
     everything = sorted(story.paths.heads.items(), key=lambda item: -abs(item[1]))
     ordered, left_out = everything[:top], everything[top:]
     explained = zip(story.heads, story.scores, story.attention, story.instead, strict=True)
-    scores = {head: rest for head, *rest in explained}
+    scores = {head: (qk, attention, instead) for head, qk, attention, instead in explained}
     named: set[str] = set()
     heads = []
     for (layer, head), loading in ordered:
@@ -276,9 +349,9 @@ def qk_tracing_results(
     sides: dict[str, dict[str, float]] = {"by_query": {}, "by_key": {}}
     for head in {(h["layer"], h["head"], h["key"]): h for h in heads if "pairs" in h}.values():
         for query, key, weight in head["pairs"]:
-            ids = node_id(query), node_id(key)
-            if ids[0] is not None and ids[1] is not None:
-                pairs[ids] = pairs.get(ids, 0.0) + weight
+            reading, read = node_id(query), node_id(key)
+            if reading is not None and read is not None:
+                pairs[reading, read] = pairs.get((reading, read), 0.0) + weight
         for name, side in sides.items():
             for source, weight in head[name]:
                 made = node_id(source)

@@ -63,11 +63,12 @@ def assemble(
         parts.append(_edges(expansion.roots, targets, node_of, nodes))
     target, source, weight = (torch.cat(column) for column in zip(*parts, strict=True))
     # A target's own total effect is all that its sources bring to it.
+    assert nodes.total_effect is not None  # _nodes makes the column
     nodes.total_effect[columns.numel() :] = (nodes.weight * (nodes.value - nodes.bias))[columns.numel() :]
     order = torch.argsort(target * len(nodes) + source)
     # A token's vector can be read off the unembedding again; that of a difference or a direction is kept.
-    named = roots.logits is None or min(roots.logits.token) >= 0
-    vectors = None if named else roots.logits.vector.float().cpu()
+    kept = roots.logits is not None and min(roots.logits.token) < 0
+    vectors = roots.logits.vector.float().cpu() if roots.logits is not None and kept else None
     return AttributionGraph(info, nodes, Edges(source[order], target[order], weight[order]), target_vectors=vectors)
 
 
@@ -87,6 +88,7 @@ def _edges(
     nodes.residue_mass[targets] = (block.rows.mass.cpu() - kept[1]).clamp_min(0).float()
     nodes.bias[targets] = (block.bias.cpu().double() + residue).float()
     if nodes.shared is not None:
+        assert block.shared is not None  # with a baseline, every block has it
         nodes.shared[targets] = block.shared.cpu()
     return targets[row], node, value
 

@@ -1,6 +1,6 @@
 """From a prompt to an attribution graph."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -13,15 +13,16 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.batches import Engine
-from tl_circuits.attribution.compare import compare
+from tl_circuits.attribution.compare import Compared, compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
-from tl_circuits.attribution.engines.closed_form import closed_form
+from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
+    LogitDifference,
     LogitTargets,
     Targets,
     as_targets,
@@ -31,7 +32,7 @@ from tl_circuits.attribution.targets import (
 )
 from tl_circuits.errors import ArchitectureError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.nodes import GraphInfo
+from tl_circuits.graph.nodes import AGAINST_OTHERS, GraphInfo
 from tl_circuits.hooks import (
     Holds,
     PromptRule,
@@ -79,7 +80,7 @@ def attribute(
         prompt: text, token ids, or a tensor ``[pos]``. Or a graph: its token ids are run again, with the positions
             left out that it leaves out. A text that starts with its special tokens does not get them again.
         targets: what to explain. None for the likeliest next tokens (until their probabilities sum to 95 %, at
-            most ten); one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
+            most ten); against other prompts, None for the likeliest token's logit minus the mean logit of theirs; one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
             or one :class:`FeatureTarget`.
         position: the position whose logits are explained; -1 is the last token.
         max_nodes: how many feature nodes the graph gets at most, the most influential ones. Only these are
@@ -105,7 +106,7 @@ def attribute(
             ``"end"`` counts from the last token; or one ``{position: slot}`` for each prompt, this one's first.
         select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
             targets over all paths; ``"influence"``, as circuit-tracer does; ``"auto"``, whichever carries more of the
-            answer (docs/benchmarks.md).
+            answer: total effect for neurons and against a baseline, else influence (docs/benchmarks.md).
         progress: show a progress bar on stderr.
 
     Returns:
@@ -158,14 +159,15 @@ def attribute(
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, recorded_sites(model, dictionary))
         sources = find_sources(model, dictionary, recording, read.skipped)
-        compared: dict[str, Any] = {}
+        compared = Compared(sources)
         if baseline is not None:
             read_other = partial(_read, replacement, rule=rule, asked=None)
-            sources, compared = compare(
-                replacement, sources, recording, read, baseline, align, read_other, skip_positions is not None
+            compared = compare(
+                replacement, sources, recording, position, read, baseline, align, read_other, skip_positions is not None
             )
+        sources = compared.sources
         chosen = _make_engine(engine, model, recording, sources, holds)
-        roots = _roots(replacement, recording, sources, targets, position, chosen.final)
+        roots = _roots(replacement, recording, sources, targets, position, chosen.final, compared.answers)
         expansion = Expansion(
             sources,
             roots.weights,
@@ -173,8 +175,9 @@ def attribute(
             trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
         )
         total = _total(chosen, model, recording, roots, holds)
-        # A contrast graph's nodes carry more of the answer if chosen by total effect (measured: docs/benchmarks.md).
-        by_total = select == "total_effect" or (select == "auto" and baseline is not None)
+        # Neurons, and all nodes of a contrast graph, carry more of the answer if chosen by total effect; transcoder features
+        # without a baseline do not (measured: docs/benchmarks.md, "What a circuit carries").
+        by_total = select == "total_effect" or (select == "auto" and (baseline is not None or dictionary.exact))
         count = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
             expand(
@@ -188,16 +191,19 @@ def attribute(
                 ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared)
+        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared.said)
         graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
 
 
-def _total(engine: Engine, model: Any, recording: Recording, roots: Roots, holds: Holds) -> Float[Tensor, " column"]:
+def _total(
+    engine: ClosedForm | AutogradEngine, model: Any, recording: Recording, roots: Roots, holds: Holds
+) -> Float[Tensor, " column"]:
     """The total effect of every column on all roots together, each weighted as it is for influence."""
     if roots.targets is not None:
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
+    assert roots.column is not None  # roots without targets are one feature
     column = torch.tensor([roots.column])
     return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
 
@@ -223,7 +229,7 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
     return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> Engine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> ClosedForm | AutogradEngine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
     # The linear engines compare their frozen maps with this prompt's run, so they find out themselves whether they fit.
@@ -241,7 +247,8 @@ def _roots(
     sources: Sources,
     targets: Any,
     position: int,
-    final: Float[Tensor, " d_model"],
+    final: Float[Tensor, " d_model"] | None,
+    other_answers: Sequence[int],
 ) -> Roots:
     asked = [] if targets is None else as_targets(targets)
     if any(isinstance(t, FeatureTarget) for t in asked):
@@ -250,10 +257,15 @@ def _roots(
         column = _feature_column(sources, asked[0])
         empty = sources.tokens.new_zeros(0)
         return Roots(None, empty, column, None)
-    logits = recording.logits
+    assert final is not None  # the whole model was recorded
+    logits = recording.whole_logits
+    answer = int(logits.argmax())
+    others = [token for token in other_answers if token != answer]
     if targets is None:
-        asked = list(top_logits(logits))
+        asked = [LogitDifference(answer, others)] if others else list(top_logits(logits))
     resolved = resolve_logits(replacement, asked, final, logits)
+    if targets is None and others:
+        resolved = replace(resolved, name=(token_text(replacement.model, answer) + AGAINST_OTHERS,))
     n = len(asked)
     vectors = Targets(
         layer=torch.full((n,), len(sources.layers)),

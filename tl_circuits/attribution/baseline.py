@@ -40,30 +40,38 @@ class LayerMean:
 
 @dataclass(frozen=True)
 class PositionMeans:
-    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a layer."""
+    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a layer.
+
+    ``answers``: the likeliest next token of each prompt of the baseline.
+    """
 
     tokens: Float[Tensor, "pos d_model"]
     layers: tuple[LayerMean, ...]
+    answers: tuple[int, ...] = ()
 
 
-def position_means(replacement: Replacement, family: Family, sources: Sources) -> PositionMeans:
+def position_means(replacement: Replacement, family: Family, sources: Sources, position: int) -> PositionMeans:
     """Run the baseline's prompts, one at a time, and average embeddings, activations and errors at each position.
 
-    At a position that no baseline prompt has, all means are zero, so sources count in full, as without a baseline.
+    ``position`` is where the prompt's answer is read; a baseline prompt's is read at the corresponding position, or at its
+    last one. At a position that no baseline prompt has, all means are zero, so sources count in full, as without a baseline.
     """
     total = _Sums(sources)
     model, dictionary = replacement.model, sources.dictionary
     sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    answers = []
     for member in family.members:
         tokens = torch.tensor(member.token_ids)
+        read_at = member.places.index(position) if position in member.places else len(tokens) - 1
         try:
-            recording = record(model, tokens, len(tokens) - 1, sites)
+            recording = record(model, tokens, read_at, sites)
         except NotFiniteError as error:
             raise BaselineError(f"the baseline prompt {member.text!r} cannot be run: {error}") from error
+        answers.append(int(recording.whole_logits.argmax()))
         # Exact dictionaries have no errors, so their outputs need not be taken apart.
         found = None if dictionary.exact else find_sources(model, dictionary, recording, ())
         total.add(recording, found, torch.tensor(member.places))
-    return total.means()
+    return replace(total.means(), answers=tuple(answers))
 
 
 class _Sums:
@@ -90,8 +98,10 @@ class _Sums:
         for layer, written in enumerate(self._written):
             output, active = _written(self._sources.dictionary, recording, layer)
             _add(written, own, output, here)
-            if self._errors[layer] is not None:
-                _add(self._errors[layer], own, output if found is None else found.layers[layer].error, here)
+            errors, error = self._errors[layer], output if found is None else found.layers[layer].error
+            if errors is not None:
+                assert error is not None  # a layer has errors on all prompts or on none
+                _add(errors, own, error, here)
             at = places.to(active.position.device)[active.position]
             inside = at >= 0
             self._keys[layer].append(at[inside] * self._width(layer) + active.feature[inside])
@@ -163,17 +173,27 @@ def against(sources: Sources, recording: Recording, means: PositionMeans, start:
             active=active,
             constant=torch.where(kept, source.constant, 0.0),
             shared=torch.where(kept, mean.written, _output(sources, recording, layer)),
-            error=None if source.error is None else torch.where(kept, source.error - mean.error, 0.0),
+            error=_without(source.error, mean.error, kept),
             features_at=column,
             errors_at=column + len(active.feature),
         )
         layers.append(made)
         column = made.errors_at + (0 if made.error is None else sources.n_pos)
     shared = torch.where(keep.to(sources.home)[:, None], means.tokens, sources.tokens)
-    made = replace(
+    compared = replace(
         sources, layers=tuple(layers), tokens=sources.tokens - shared, shared_tokens=shared, skipped=tuple(skipped)
     )
-    return made if recording.dtype == torch.float32 or not sources.dictionary.exact else _rounded(made, recording)
+    return compared if recording.dtype == torch.float32 or not sources.dictionary.exact else _rounded(compared, recording)
+
+
+def _without(
+    error: Float[Tensor, "pos d_out"] | None, mean: Float[Tensor, "pos d_out"] | None, kept: Tensor
+) -> Float[Tensor, "pos d_out"] | None:
+    """Error terms minus the baseline's mean ones, zero where they are not ``kept``; None if the layer has none."""
+    if error is None:
+        return None
+    assert mean is not None  # a layer has errors on all prompts or on none
+    return torch.where(kept, error - mean, 0.0)
 
 
 def _output(sources: Sources, recording: Recording, layer: int) -> Float[Tensor, "pos d_out"]:
@@ -186,6 +206,7 @@ def _rounded(sources: Sources, recording: Recording) -> Sources:
     """The sources with the rounding of half precision added to the constants, so that parts add up to the output."""
     layers = []
     for layer, source in enumerate(sources.layers):
+        assert source.shared is not None  # set by against()
         rest = _output(sources, recording, layer) - source.shared
         if layer in sources.dictionary.layers:
             decoded = torch.zeros_like(rest)

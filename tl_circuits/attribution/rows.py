@@ -34,6 +34,7 @@ class Rows:
         if self.column is None:
             influence[: self.values.shape[1]] += share @ self.values.abs()
         else:
+            assert self.start is not None  # set together with ``column``
             each = share.repeat_interleave(self.start.diff())
             influence.index_add_(0, self.column.long(), self.values.abs() * each)
 
@@ -46,6 +47,7 @@ class Rows:
             kept = self.values.cpu()[:, columns]
             row, at = kept.nonzero(as_tuple=True)
             return row, node_of[columns[at]], kept[row, at].float()
+        assert self.start is not None  # set together with ``column``
         row = torch.arange(len(self.mass)).repeat_interleave(self.start.diff().cpu())
         node, values = node_of[self.column.long().cpu()], self.values.cpu()
         kept = (node >= 0) & (values != 0)

@@ -16,11 +16,16 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.base import GATHERED_FLOATS, Dictionary, LayerActive
 from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import FrozenNorm, Recording, own_site, passing_points, write_norm, written_share
-
-# Largest relative gap between an exact dictionary's reconstruction and the MLP's output that
-# rounding explains, by the model's dtype.
-_EXACT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+from tl_circuits.hooks import (
+    FrozenNorm,
+    Recording,
+    largest_gap,
+    own_site,
+    passing_points,
+    rounding_within,
+    write_norm,
+    written_share,
+)
 
 
 @dataclass(frozen=True)
@@ -260,9 +265,7 @@ def add_decoded(
 def _require_rebuilt(
     layer: int, output: Float[Tensor, "pos d"], error: Float[Tensor, "pos d"], dtype: torch.dtype
 ) -> None:
-    # Each position by itself: a first position with huge activations must not hide the others.
-    size = output.abs().amax(-1).clamp_min(1e-6 * float(output.abs().max()) + 1e-30)
-    gap, tolerance = float((error.abs().amax(-1) / size).max()), _EXACT_TOLERANCE[dtype]
+    gap, tolerance = largest_gap(error, output), rounding_within(dtype)
     if gap > tolerance:
         raise ArchitectureError(
             f"layer {layer}: the neurons rebuild the MLP's output only to {gap:.1%} (tolerance "

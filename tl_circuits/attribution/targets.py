@@ -15,6 +15,7 @@ from tl_circuits.hooks import Replacement, is_whole, shown, token_text, unembed_
 
 TOP_PROBABILITY = 0.95
 TOP_COUNT = 10
+LISTED = 3  # tokens that a target's name lists; of more it says the number
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Targets:
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """Explain why the model prefers one token to another: the logit of ``positive`` minus the logit of ``negative``.
+    """Explain why the model prefers one token to others: the logit of ``positive`` minus the logit of ``negative``.
 
     Args:
         positive: a token, as text or id.
-        negative: the token to compare it with.
+        negative: the token to compare it with; or several, whose mean logit is taken.
 
     Raises:
         TargetError: a token is neither text nor a whole number.
@@ -57,16 +58,25 @@ class LogitDifference:
         >>> graph = tlc.attribute(replacement, prompt, tlc.LogitDifference("Austin", "Texas"), max_nodes=20)
         >>> graph.info.target_names, round(float(graph.nodes.activation.iloc[-1]), 1)
         (('Austin − Texas',), 7.8)
+        >>> graph = tlc.attribute(replacement, prompt, tlc.LogitDifference("Austin", ["Sacramento", "Salem"]), max_nodes=20)
+        >>> graph.info.target_names
+        ('Austin − mean of Sacramento, Salem',)
     """
 
     positive: Any
     negative: Any
 
     def __post_init__(self) -> None:
-        for name in ("positive", "negative"):
-            token = getattr(self, name)
-            if not isinstance(token, str):
-                object.__setattr__(self, name, whole(token, f"LogitDifference: the {name} token, unless it is text,", TargetError))
+        object.__setattr__(self, "positive", _token(self.positive, "positive"))
+        several = isinstance(self.negative, Iterable) and not isinstance(self.negative, (str, bytes)) and getattr(self.negative, "ndim", 1) != 0
+        negative = tuple(_token(t, "negative") for t in self.negative) if several else _token(self.negative, "negative")
+        if negative == ():
+            raise TargetError("LogitDifference: negative is an empty list; give one token or several.")
+        object.__setattr__(self, "negative", negative)
+
+
+def _token(token: Any, which: str) -> Any:
+    return token if isinstance(token, str) else whole(token, f"LogitDifference: the {which} token, unless it is text,", TargetError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +181,13 @@ def token_id(model: Any, token: Any) -> int:
     return found
 
 
+def _names(model: Any, tokens: Sequence[int]) -> str:
+    """Several tokens in a target's name: their texts if they are few, else their number."""
+    different = list(dict.fromkeys(tokens))
+    few = len(different) <= LISTED
+    return "mean of " + (", ".join(token_text(model, t).strip() for t in different) if few else f"{len(different)} tokens")
+
+
 def _hint(tokenizer: Any, token: str) -> str:
     """A sentence that suggests what may have been meant by a text that is no token; empty if there is no guess."""
     before, minus, after = token.partition(" - ")
@@ -264,13 +281,16 @@ def resolve_logits(
     vectors, biases, weights, tokens, names = [], [], [], [], []
     for target in targets:
         if isinstance(target, LogitDifference):
-            a, b = token_id(model, target.positive), token_id(model, target.negative)
-            if a == b:
+            several = isinstance(target.negative, tuple)
+            a = token_id(model, target.positive)
+            negative = [token_id(model, t) for t in (target.negative if several else (target.negative,))]
+            if a in negative:
                 text = token_text(model, a)
                 raise TargetError(f"{target} is the difference of the token {text!r} and itself, which is zero.")
-            (va, ba), (vb, bb) = logit(a), logit(b)
-            vector, bias, weight, token = va - vb, ba - bb, 1.0, -1
-            name = f"{token_text(model, a)} − {token_text(model, b)}"
+            (va, ba), others = logit(a), [logit(b) for b in negative]
+            vector = va - torch.stack([vb for vb, _ in others]).mean(0)
+            bias, weight, token = ba - torch.stack([bb for _, bb in others]).mean(0), 1.0, -1
+            name = f"{token_text(model, a)} − {_names(model, negative) if several else token_text(model, negative[0])}"
         elif isinstance(target, LogitDirection):
             try:
                 vector = torch.as_tensor(target.vector).to(final.device).float()

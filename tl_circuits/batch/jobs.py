@@ -95,7 +95,7 @@ def _job(where: str, item: Any) -> Job:
     unknown = sorted(set(fields) - set(_FIELDS))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
-    prompt = fields.get("prompt")
+    prompt: Any = fields.get("prompt")
     if hasattr(prompt, "prompt_tokens"):
         prompt = tuple(prompt.prompt_tokens())
     elif not isinstance(prompt, str):

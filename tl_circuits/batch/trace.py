@@ -77,14 +77,17 @@ def trace_many(
     if hasattr(replacement, "hook_dict"):
         raise ArgumentError("trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare model.")
     on_ray = workers is not None or ray_address is not None
-    opened = isinstance(replacement, Replacement)
-    if on_ray and opened:
+    opened = replacement if isinstance(replacement, Replacement) else None
+    if on_ray and opened is not None:
         raise ValueError("Ray's workers open their own model: give a function that returns the replacement, not one already attached.")
-    if not opened and name is None:
+    if name is not None:
+        label = name
+    elif opened is not None:
+        label = f"{getattr(opened.model.cfg, 'model_name', '')} {opened.dictionary.name}"
+    else:
         raise ValueError("give name=..., what model and dictionary are called, so that results can be known again.")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
-    label = name if name is not None else f"{getattr(replacement.model.cfg, 'model_name', '')} {replacement.dictionary.name}"
     options = {"max_nodes": max_nodes, "name": label}
     store, jobs = Store(str(out)), read_jobs(prompts)
     records: dict[str, Record] = {}
@@ -96,14 +99,14 @@ def trace_many(
             records[job.id] = done | {"id": job.id}
         else:
             waiting.append(job)
-    if opened:
-        _require_own(replacement, store, records.values(), label)
+    if opened is not None:
+        _require_own(opened, store, records.values(), label)
     if not waiting:
         finished: Iterator[Record] = iter(())
-    elif on_ray:
-        finished = trace_on_ray(replacement, waiting, str(out), options, workers, ray_address)
-    else:
+    elif isinstance(replacement, Replacement) or not on_ray:
         finished = _trace_here(replacement, waiting, store, options)
+    else:
+        finished = trace_on_ray(replacement, waiting, str(out), options, workers, ray_address)
     with tqdm(total=len(jobs), initial=len(records), desc="prompts", unit="prompt", disable=not progress) as bar:
         for record in finished:
             records[record["id"]] = record

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.trace import refuse_early, with_ending
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def aggregate(
             refuse_early(path, force)
         import tl_circuits as tlc
 
-        with Console(stderr=True).status(f"reading {len(files)} graphs ..."):
+        with terminal(stderr=True).status(f"reading {len(files)} graphs ..."):
             circuit = tlc.aggregate(files, min_share=min_share)
             graph = circuit.graph(min_share)
         graph.save(paths["graph"], overwrite=force)
@@ -49,7 +49,7 @@ def aggregate(
             }
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
-            _show(circuit, paths, Console())
+            _show(circuit, paths, terminal())
 
 
 def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console) -> None:

@@ -1,6 +1,7 @@
 """``tl-circuits heads``: which attention heads carried an edge, and what made them look where they looked."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,19 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, features_named, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
 
 PAIRS_TOLD = 5
+_WORD = re.compile(r"@\d+")
 
 
 @app.command()
 def heads(
     graph: Annotated[Path, typer.Argument(help="A graph file that `tl-circuits trace` wrote.")],
-    edge: Annotated[str, typer.Argument(help="The edge as 'SOURCE > TARGET', two node ids: 'token@3 > logit:0', 'L2/F71@3 > L9/F5@8'.")],
+    edge: Annotated[str, typer.Argument(help="The edge as 'SOURCE > TARGET': '@2 > logit:0' for all that stands at position 2, or two node ids, such as 'token@3 > logit:0' and 'L2/F71@3 > L9/F5@8'.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one that the graph names.")] = None,
     transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="The transcoders that the graph was traced with, as for `trace`. Default: those that the graph names.")] = None,
     count: Annotated[int, typer.Option("--heads", help="How many heads to explain, largest share of the edge first.")] = 3,
@@ -39,17 +41,21 @@ def heads(
         if count < 0:
             raise ValueError(f"--heads must not be negative, got {count}.")
         import tl_circuits as tlc
-        from tl_circuits.attention.stories import edge_stories, story_data
+        from tl_circuits.attention.stories import edge_stories, story_data, word_stories
 
         loaded = tlc.load_graph(graph)
         features = Features(transcoders or features_named([loaded]))
         with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
-            (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=Console(stderr=True).is_terminal)
+            progress = terminal(stderr=True).is_terminal
+            if _WORD.fullmatch(ends[0]):
+                (story,) = word_stories(replacement, loaded, [int(ends[0][1:])], ends[1], heads=count, progress=progress)
+            else:
+                (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=progress)
         facts = story_data(loaded, story)
         if as_json:
             typer.echo(json.dumps(facts, ensure_ascii=False))
             return
-        show_heads(loaded, [facts], Console())
+        show_heads(loaded, [facts], terminal())
 
 
 def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], console: Console) -> None:
@@ -62,6 +68,9 @@ def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], con
             share = round(100 * loading / facts["weight"]) if facts["weight"] else 0
             table.add_row(name, f"{loading:+.4f}", f"{share}%")
         console.print(table)
+        several = sum(abs(value) for _, value in facts["chains"]) + abs(facts["rest"])
+        if facts["weight"] and several > abs(facts["weight"]) / 2:
+            console.print(Text("  More than half of it went through several heads one after another, so no single head explains it.", style="dim"))
         for head in facts["heads"]:
             if "pairs" in head:
                 _show_score(graph, facts, head, console)
@@ -99,6 +108,8 @@ def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str
 
 def _told(graph: "AttributionGraph", name: str, labels: dict[str, str] | None = None) -> str:
     """A node's id with its token, or with its label if it is a feature of the graph."""
+    if _WORD.fullmatch(name):
+        return f"“{graph.info.tokens[int(name[1:])]}” ({name[1:]}), all that stands there"
     if name.startswith("token@"):
         return f"{name} “{graph.info.tokens[int(name[6:])]}”"
     if labels is not None:

@@ -3,6 +3,7 @@
 from tl_circuits.cli import (  # noqa: F401  importing a module adds its command to `app`
     aggregate,
     batch,
+    circuit,
     course,
     demo,
     doctor,

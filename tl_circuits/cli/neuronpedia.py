@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, open_replacement
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
@@ -88,7 +87,7 @@ def label(
         import tl_circuits as tlc
 
         loaded = _load(graph, None)
-        shown = Console(stderr=True).is_terminal
+        shown = terminal(stderr=True).is_terminal
         made = tlc.add_labels(loaded, source, model=model_id, source_set=source_set, offline=offline, progress=shown)
         written = made.save(out if out is not None else graph, overwrite=force)
         n, features = len(made.labels), int(made.is_kind("feature").sum())
@@ -119,7 +118,7 @@ def dashboards(
 
             files = tlc.make_dashboards(
                 replacement, text, out, layers=chosen, context=context, examples=examples, max_tokens=max_tokens,
-                progress=Console(stderr=True).is_terminal,
+                progress=terminal(stderr=True).is_terminal,
             )  # fmt: skip
         told = f"{files.folder}   label a graph with them: tl-circuits label GRAPH --source {out}"
         _tell(as_json, {"folder": str(files.folder), "layers": files.layers}, told)

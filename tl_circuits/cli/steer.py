@@ -1,14 +1,13 @@
 """``tl-circuits steer``: what the model says with features edited, compared with what it says without."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 
 
@@ -39,7 +38,7 @@ def steer(
             result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
             written = None
             if tokens:
-                options = {"max_new_tokens": tokens, "temperature": temperature, "seed": seed}
+                options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "seed": seed}
                 written = [tlc.generate(replacement, prompt, some, **options) for some in ((), edits)]
         top = result.top(5)
         if as_json:
@@ -48,7 +47,7 @@ def steer(
                 facts |= {"before": written[0], "after": written[1]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
             return
-        console = Console()
+        console = terminal()
         table = Table("next token", "before", "after", box=None, padding=(0, 3, 0, 0))
         for row in top.itertuples():
             table.add_row(Text(f"“{row.token}”"), f"{row.before:.1%}", f"{row.after:.1%}")

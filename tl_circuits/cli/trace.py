@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.against import Against, AlignEnd, aligned, read_against
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.words import show_tested, show_words
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -32,6 +34,8 @@ def trace(
     l0: L0 = None,
     layer: Layers = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for the difference of two tokens. If A begins with a space, B gets one too. Default: the likeliest tokens.")] = None,
+    against: Against = None,
+    align_end: AlignEnd = False,
     position: Annotated[int, typer.Option(help="The position after which the answer is read; -1 is the last token.")] = -1,
     prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Whether to put a special token (bos, else pad, else eos) before the text. Default: as the transcoders were trained.")] = None,
     skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position to leave out, without features and errors, such as 0 (repeatable). Default: as the transcoders were trained.")] = None,
@@ -53,8 +57,9 @@ def trace(
         files = {"graph": with_ending(name, ".graph.safetensors"), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
+        baseline = read_against(against)
         graph, report, removed = _run(
-            prompt, model, Features(transcoders, width, l0, layer or None), target, position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations
+            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, aligned(align_end), position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force, ablations=removed)
@@ -66,10 +71,10 @@ def trace(
                 facts["heads"] = graph.head_stories[:EDGES_TOLD]
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
-            show(graph, files, Console())
+            show(graph, files, terminal(), removed)
             if report is not None:
-                show_check(report, Console())
-            show_heads(graph, graph.head_stories[:EDGES_TOLD], Console())
+                show_check(report, terminal())
+            show_heads(graph, graph.head_stories[:EDGES_TOLD], terminal())
 
 
 def _run(
@@ -77,6 +82,8 @@ def _run(
     model_name: str,
     features: Features,
     targets: list[str] | None,
+    baseline: Any,
+    align: Any,
     position: int,
     prepend_special: bool | None,
     skip_positions: list[int] | None,
@@ -91,12 +98,14 @@ def _run(
     import tl_circuits as tlc
 
     choice = _engine(engine)
-    shown = Console(stderr=True).is_terminal
+    shown = terminal(stderr=True).is_terminal
     with open_replacement(model_name, features, device, dtype) as replacement:
         graph = tlc.attribute(
             replacement,
             prompt,
             _targets(targets),
+            baseline=baseline,
+            align=align,
             position=position,
             prepend_special=prepend_special,
             skip_positions=skip_positions,
@@ -154,6 +163,8 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
         "dictionary": graph.info.dictionary,
         "tokens": list(graph.info.tokens),
         "prepended": graph.info.prepended,
+        "compared_with": list(graph.info.compared_with),
+        "words": graph.words.to_dict("records"),
         "skip_positions": list(graph.info.skip_positions or ()),
         "targets": [
             {"token": name, "weight": weight}
@@ -173,8 +184,10 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
     }
 
 
-def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) -> None:
-    """Print the summary for a person."""
+def show(
+    graph: "AttributionGraph", files: dict[str, Path], console: Console, removed: list[dict[str, Any]] | None = None
+) -> None:
+    """Print the summary for a person; ``removed`` is what removing boxes did."""
     facts = summary(graph, files)
     console.print()
     console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
@@ -184,8 +197,14 @@ def show(graph: "AttributionGraph", files: dict[str, Path], console: Console) ->
     for target in facts["targets"][:5]:
         bar = "█" * max(1, round(30 * min(1.0, target["weight"])))
         predictions.add_row(Text(f"“{target['token']}”"), f"{target['weight']:.1%}", Text(bar, style="blue"))
-    console.print(Text("\nWhat the model says next"), style="bold")
-    console.print(predictions)
+    if graph.info.compared_with:
+        console.print(Text(f"\n{graph.info.question}"), style="bold")
+    else:
+        console.print(Text("\nWhat the model says next"), style="bold")
+        console.print(predictions)
+    show_words(graph, console)
+    if removed:
+        show_tested(graph, removed, console)
     if facts["paths"]:
         first = facts["targets"][0]["token"] if facts["targets"] else "the target"
         console.print(Text(f"\nWhat acts on “{first}” most directly, and where that came from"), style="bold")

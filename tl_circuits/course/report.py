@@ -141,7 +141,7 @@ def _report(assignment: Assignment, events: list[dict[str, Any]], ended: int | N
         why = "not checked: the notebook changes the checker."
         remarks.append(f"the notebook changes the checker ({', '.join(changed)}). Take that out, then it will be graded.")
     elif {"state": "done"} not in events:
-        last = next((e for e in reversed(events) if "cell" in e or "question" in e), {})
+        last: dict[str, Any] = next((e for e in reversed(events) if "cell" in e or "question" in e), {})
         where = f"in code cell {last['cell']}" if "cell" in last else f"in `{last['question']}`" if last else "at its start"
         remarks.append(f"the notebook {_end_of(ended, time_limit)} {where}; what comes after that counts 0 points.")
     marks = []

@@ -1,7 +1,7 @@
 """The interface of all dictionaries: features that read and write the residual stream linearly."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,13 +44,14 @@ class LayerActive:
 
     def to(self, device: torch.device) -> "LayerActive":
         """The same on another device."""
-        return LayerActive(*(c if c is None else c.to(device) for c in self._columns()))
+        return self._each(lambda column: column.to(device))
 
     def __getitem__(self, index: Tensor) -> "LayerActive":
-        return LayerActive(*(c if c is None else c[index] for c in self._columns()))
+        return self._each(lambda column: column[index])
 
-    def _columns(self) -> list[Tensor | None]:
-        return [getattr(self, name) for name in self.__dataclass_fields__]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LayerActive":
+        baseline = None if self.baseline is None else change(self.baseline)
+        return LayerActive(change(self.position), change(self.feature), change(self.pre), change(self.activation), baseline)
 
 
 class Dictionary(ABC):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
-from tl_circuits.errors import BelongingError, TargetError
+from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import GraphInfo
@@ -47,15 +47,6 @@ def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphI
         raise BelongingError(
             f"the graph is of the model {info.model!r} with the dictionary {info.dictionary!r}, and attached is "
             f"{origin.dictionary!r} on {origin.model!r}: {why}. Attach what it was traced with, or trace the prompt again."
-        )
-
-
-def require_no_baseline(graph: AttributionGraph, what: str) -> None:
-    """Raise TargetError for a contrast graph, whose edges are differences and not whole effects; ``what`` asks for those."""
-    if graph.info.compared_with:
-        raise TargetError(
-            f"{what} asks for whole effects, and the edges of this graph are differences from "
-            f"{graph.info.compared}. Trace the prompt without baseline=."
         )
 
 

@@ -96,12 +96,12 @@ class CrossLayerTranscoders(TranscoderSet):
     def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":
         """As :meth:`TranscoderSet.placed`; a decoder goes to the device of the layer that its features read."""
         moved = {layer: to_layer(decoder, devices[layer]) for layer, decoder in self._decoders.items()}
-        made = super().placed(devices)
-        if made is self and all(moved[layer] is self._decoders[layer] for layer in moved):
+        encoders = super().placed(devices)
+        if encoders is self and all(moved[layer] is self._decoders[layer] for layer in moved):
             return self
-        made = copy(self) if made is self else made
+        made = copy(self)
         made._decoders = moved
-        made._at = {layer: replace(made[layer], W_dec=moved[layer][:, 0]) for layer in self.layers}
+        made._at = {layer: replace(encoders[layer], W_dec=moved[layer][:, 0]) for layer in self.layers}
         return made
 
     def writers(self, layer: int) -> Sequence[int]:

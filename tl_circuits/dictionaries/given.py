@@ -48,7 +48,7 @@ def refuse_publishing_options(what: str, **options: Any) -> None:
         )
 
 
-def from_layers(source: Mapping[Any, Any], options: Options) -> TranscoderSet:
+def from_layers(source: Mapping[Any, Any], options: Options) -> Dictionary:
     """The dictionary of layers given as SAELens objects or as :class:`Transcoder`."""
     given = {_layer_number(key): value for key, value in source.items()}
     chosen = {layer: given[layer] for layer in wanted_layers(options.name or "the set", sorted(given), options.layers)}
@@ -64,7 +64,7 @@ def with_options(dictionary: Dictionary, options: Options) -> Dictionary:
     """
     layers = None if options.layers is None else wanted_layers(dictionary.name, list(dictionary.layers), options.layers)
     whole_set = layers is None or list(layers) == list(dictionary.layers)
-    if type(dictionary) in (TranscoderSet, CrossLayerTranscoders):
+    if isinstance(dictionary, TranscoderSet) and type(dictionary) in (TranscoderSet, CrossLayerTranscoders):
         if not whole_set and isinstance(dictionary, CrossLayerTranscoders):
             raise DictionaryError(
                 f"{dictionary.name} is a cross-layer transcoder, which is taken whole: leave layers= out."

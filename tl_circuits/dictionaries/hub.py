@@ -179,12 +179,19 @@ def _clear_errors(reference: Reference, doing: str) -> Iterator[None]:
         where = "is not in the cache and cannot be fetched" if isinstance(error, FileNotFoundError) else "does not exist"
         state = " (HF_HUB_OFFLINE is set)" if _offline() else ""
         raise DownloadError(f"cannot {doing} {reference}: it {where}{state}. {_first_line(error)}") from error
-    # The bases hold the transport's own error class, which differs between versions of the hub library.
-    except (OSError, *errors.HfHubHTTPError.__bases__) as error:
+    except _failures(errors.HfHubHTTPError) as error:
         state = "HF_HUB_OFFLINE is set" if _offline() else "is there a network?"
         raise DownloadError(f"cannot {doing} {reference} ({state}): {_first_line(error)}") from error
     except errors.HFValidationError as error:
         raise DictionaryError(f"{reference} is not a hub repository: {_first_line(error)}") from error
+
+
+def _failures(kind: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a failed request raises: OSError, or the transport's own error, which depends on the hub library's version.
+
+    The transport's error class is among the bases of the library's own, ``kind``.
+    """
+    return (OSError, *(base for base in kind.__bases__ if issubclass(base, Exception)))
 
 
 def _first_line(error: BaseException) -> str:

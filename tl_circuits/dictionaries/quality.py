@@ -28,7 +28,7 @@ class _Sums:
     active: int = 0
     error: float = 0.0
     square: float = 0.0
-    total: Tensor | float = field(default=0.0)
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, output: Float[Tensor, "n d"], error: Float[Tensor, "n d"]) -> None:
         output, error = output.double(), error.double()
@@ -118,7 +118,8 @@ def _listening(
 ) -> list[tuple[str, Callable[..., Any]]]:
     hooks: list[tuple[str, Callable[..., Any]]] = []
     for layer in layers:
-        site, recons = replacement.site(layer), {}
+        site = replacement.site(layer)
+        recons: dict[str, Tensor] = {}
 
         def count(acts: Tensor, hook: Any, layer: int = layer) -> None:
             sums[layer].active += int((acts[0, keep] != 0).sum())

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -47,12 +47,10 @@ def place(
     small = {n: _own(getattr(t, n), device, dtype) for n in _SMALL if getattr(t, n) is not None}
     if residency == "disk":
         wide = {"W_enc": t.W_enc, "W_dec": t.W_dec} if decoder is None else {"W_enc": t.W_enc, "decoder": decoder}
-        mapped = t.forget_pages is not None
-        if not mapped or any(not m.is_contiguous() or m.dtype != (dtype or m.dtype) for m in wide.values()):
+        forget_pages = t.forget_pages
+        if forget_pages is None or any(not m.is_contiguous() or m.dtype != (dtype or m.dtype) for m in wide.values()):
             file = _converted(files, wide, dtype)
             wide, forget_pages = dict(file), file.forget_pages
-        else:
-            forget_pages = t.forget_pages
         forget_pages()
     else:
         where = device if residency == "device" else torch.device("cpu")
@@ -60,8 +58,10 @@ def place(
         wide |= {"W_dec": _own(t.W_dec, where, dtype)} if decoder is None else {"decoder": _own(decoder, where, dtype)}
         forget_pages = None
     decoder = wide.pop("decoder", None)
-    wide.setdefault("W_dec", None if decoder is None else decoder[:, 0])
-    return LayerWeights(replace(t, **small, **wide, forget_pages=forget_pages), decoder)
+    if decoder is not None:
+        wide.setdefault("W_dec", decoder[:, 0])
+    tensors: dict[str, Any] = {**small, **wide}
+    return LayerWeights(replace(t, **tensors, forget_pages=forget_pages), decoder)
 
 
 def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

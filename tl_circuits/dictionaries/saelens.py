@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoders import Activation, Transcoder
 from tl_circuits.errors import DictionaryError
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Activation] = {
     "transcoder": "relu",
     "skip_transcoder": "relu",
     "jumprelu_transcoder": "jumprelu",

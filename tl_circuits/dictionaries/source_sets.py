@@ -89,13 +89,13 @@ def _source_set_of(release: str, ids: str) -> SourceSet | None:
 
     None if they are in several sets: a source's name is then not the same for all layers.
     """
-    found: Counter[str] = Counter()
+    found = set()
     for entry in re.split(r"^\s*- (?=id: )", release, flags=re.MULTILINE)[1:]:
         one = re.search(r"^id: (\S+)", entry)
         page = re.search(r"^\s*neuronpedia: (\S+)/\d+-(\S+)$", entry, re.MULTILINE)
         if one and page and any(fnmatchcase(one[1], wanted) for wanted in ids.split(", ")):
-            found[page.groups()] += 1
-    return SourceSet(*next(iter(found))) if len(found) == 1 else None
+            found.add(SourceSet(page[1], page[2]))
+    return found.pop() if len(found) == 1 else None
 
 
 def _source_set(text: str) -> SourceSet:

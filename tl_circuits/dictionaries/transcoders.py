@@ -40,6 +40,9 @@ ACTIVATIONS_AT_ONCE = 2**25
 FLOATS_AT_ONCE = 2**24  # large matrices kept elsewhere are brought to the device in pieces of 64 MB
 
 
+Activation = Literal["relu", "jumprelu", "topk"]
+
+
 @dataclass(frozen=True, eq=False)
 class Transcoder:
     """A transcoder or autoencoder of one layer, given as tensors: it predicts ``y``, such as an MLP's output, from ``x``.
@@ -86,7 +89,7 @@ class Transcoder:
     b_dec: Float[Tensor, " d_out"]
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     threshold: Float[Tensor, " feature"] | None = None
-    activation: Literal["relu", "jumprelu", "topk"] = "relu"
+    activation: Activation = "relu"
     k: int | None = None
     clamp: bool = True
     input_hook: str = "mlp.hook_in"
@@ -120,6 +123,8 @@ class Transcoder:
         """Activations from pre-activations."""
         if self.activation != "topk":
             return self.gate(pre, self.threshold)
+        if self.k is None:
+            raise DictionaryError('activation is "topk", but k is None; give k=..., how many features are active on a token.')
         floor = pre.relu() if self.clamp else pre
         kept = pre.topk(self.k, dim=-1).indices
         return torch.zeros_like(pre).scatter(-1, kept, floor.gather(-1, kept))
@@ -130,6 +135,8 @@ class Transcoder:
         """Activations of some features alone, for ReLU and JumpReLU: there one does not depend on the others."""
         if self.activation == "relu":
             return pre.relu()
+        if threshold is None:
+            raise DictionaryError(f"activation is {self.activation!r}, but threshold is None; give threshold=..., one number a feature.")
         return (pre.relu() if self.clamp else pre) * (pre > threshold.to(pre.device))
 
 
@@ -179,7 +186,7 @@ class TranscoderSet(Dictionary):
         (8, 603, 0.41)
     """
 
-    _wide = ("W_enc", "W_dec")  # the large matrices, which :meth:`placed` moves only between devices
+    _wide: tuple[str, ...] = ("W_enc", "W_dec")  # the large matrices, which :meth:`placed` moves only between devices
 
     def __init__(
         self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
@@ -403,13 +410,13 @@ def to_layer(matrix: Tensor, device: torch.device) -> Tensor:
 def _placed(transcoder: Transcoder, device: torch.device, wide: Sequence[str]) -> Transcoder:
     tensors = {name: getattr(transcoder, name) for name in (*wide, *_TENSORS[2:])}
     found = {n: to_layer(t, device) if n in wide else t.to(device) for n, t in tensors.items() if t is not None}
-    moved = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
+    moved: dict[str, Any] = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
     return replace(transcoder, **moved) if moved else transcoder
 
 
 def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
     tensors = {n: getattr(transcoder, n) for n in _TENSORS}
-    moved = {n: None if t is None else t.to(device) for n, t in tensors.items()}
+    moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in tensors.items()}
     return replace(transcoder, **moved, forget_pages=None)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import Dictionary
-from tl_circuits.hooks import attention_weights, mlp_norms, norm_weights, own_site, read_stage
+from tl_circuits.hooks import attention_weights, mlp_norms, own_site, read_stage, require_norm_weights
 
 _HEADS = "attn.hook_z"
 
@@ -31,5 +31,7 @@ def read_directions(model: Any, dictionary: Dictionary, layer: int, features: In
         grouped = read.unflatten(1, (len(W_V), -1, W_V.shape[2])).sum(2)
         return torch.einsum("nke,kde->nd", grouped, W_V)
     if site is None and read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        return read * norm_weights(model, mlp_norms(model, layer)[0]).weight.to(read.device)
+        norm, _ = mlp_norms(model, layer)
+        assert norm is not None  # only a norm makes the stage "normed"
+        return read * require_norm_weights(model, norm).weight.to(read.device)
     return read

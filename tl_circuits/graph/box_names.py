@@ -1,11 +1,11 @@
 """Names for boxes of features, made from the features' labels."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Groups
-from tl_circuits.graph.paths import visible
+from tl_circuits.graph.visible import visible
 
 TOKENS_NAMED = 2
 
@@ -49,7 +49,7 @@ def _told_apart(labels: list[str], places: list[str], n_own: int) -> list[str]:
 def place(graph: AttributionGraph, box: Sequence[int]) -> str:
     """Where a box sits, such as ``“ France”, layers 12–14``."""
     nodes = graph._nodes
-    positions = Counter()
+    positions: dict[int, float] = defaultdict(float)
     for i in box:
         positions[int(nodes.position[i])] += float(graph.influence[i])
     most = sorted(positions, key=lambda p: (-positions[p], p))
@@ -68,7 +68,7 @@ def _name(graph: AttributionGraph, box: Sequence[int]) -> str:
     if any(label.origin != "vocabulary" for label in labelled.values()):
         told = {i: label for i, label in labelled.items() if label.origin != "vocabulary"}
         return told[strongest].short if strongest in told else next(iter(told.values())).short
-    votes: dict[str, Counter[str]] = {"say": Counter(), "sees": Counter()}
+    votes: dict[str, dict[str, float]] = {"say": defaultdict(float), "sees": defaultdict(float)}
     for i, label in labelled.items():
         verb = "say" if label.short.startswith("say") else "sees"
         for rank, token in enumerate(label.promotes if verb == "say" else label.reads):

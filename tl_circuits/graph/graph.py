@@ -255,6 +255,22 @@ class AttributionGraph:
         return float(gap / value.abs().max().clamp_min(1e-30))
 
     @property
+    def words(self) -> pd.DataFrame:
+        """Which words mattered: what each token of the prompt does to the answer, over all paths.
+
+        A frame ``position token effect share``. ``effect`` is signed and in units of the target (for several targets, their
+        sum weighted by probability); in a contrast graph it is that of the difference from the baseline. ``share`` is a
+        token's part of all tokens' absolute effects.
+
+        Examples:
+            >>> graph.words.nlargest(2, "effect").round(2)
+               position   token  effect  share
+            7         7  Dallas    9.42   0.43
+            2         2 capital    3.99   0.18
+        """
+        return output("words")(self)
+
+    @property
     def coverage(self) -> float:
         """How much of the direct effects the graph shows: the share of all absolute inputs that its edges carry.
 

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.graph.kinds import Kind
+from tl_circuits.graph.visible import visible
 from tl_circuits.hooks import Sample
 
 OPTIONAL = ("total_effect", "baseline", "shared")
@@ -55,6 +58,18 @@ class Nodes:
     def __getitem__(self, index: Tensor) -> "Nodes":
         return Nodes(**{name: column[index] for name, column in self.columns().items()})
 
+    @property
+    def counted(self) -> Float[Tensor, " node"]:
+        """The activation that counts: all of it, or in a contrast graph what differs from the baseline."""
+        return self.activation if self.baseline is None else self.activation - self.baseline
+
+    @property
+    def towards(self) -> Float[Tensor, " node"]:
+        """1 where a positive edge makes a node count more, -1 where less (a feature that is below zero or below the
+        baseline), 0 for features that do not count.
+        """
+        return torch.where(self.kind == Kind.FEATURE, self.counted.sign(), 1.0)
+
     def columns(self) -> dict[str, Tensor]:
         """The columns that are there, by name."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -95,6 +110,9 @@ class Label:
     origin: str = "vocabulary"
     examples: tuple[Example, ...] = ()
 
+
+AGAINST_OTHERS = " − the others’ answers"
+"""How the name of a contrast graph's usual target ends: the answer's logit minus the mean logit of the others' answers."""
 
 Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
@@ -162,6 +180,23 @@ class GraphInfo:
     select: str = "influence"
     baseline: Baselines = ()
     compared_with: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """What the graph explains, as a question."""
+        if not self.target_names:
+            return "Why did this feature fire?"
+        name = visible(self.target_names[0].removesuffix(AGAINST_OTHERS))
+        if not self.compared_with:
+            # A difference or direction has weight one, which is not a probability.
+            weight = self.target_probabilities[0]
+            probability = f" ({weight:.0%})".replace("%", " %") if weight < 1 else ""
+            return f"Why “{name}”{probability}?"
+        if not self.baseline:
+            return f"Why “{name}”, and not what is usual in {self.compared_with[0]}?"
+        n = len(self.compared_with)
+        other = f"“{visible(self.compared_with[0])}” gives" if n == 1 else f"the other {n} prompts give"
+        return f"Why “{name}”, and not what {other}?"
 
     @property
     def compared(self) -> str:

@@ -1,6 +1,5 @@
 """The strongest paths from prompt tokens to a target, and sentences that tell them."""
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +7,7 @@ from torch import Tensor
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
-
-ALONE = re.compile("^ +$|(?<=“) +(?=”)")  # tokens of nothing but spaces, also quoted
+from tl_circuits.graph.visible import visible
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,9 @@ def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
     signs = []
     for source, target in zip(chain, chain[1:], strict=False):
         weight = edges.weight[(edges.source == source) & (edges.target == target)]
-        towards = 1.0 if graph.is_kind("logit")[target] else float(nodes.activation[target])
+        towards = float(nodes.towards[target])
         signs.append(1 if float(weight.sum()) * towards >= 0 else -1)
     return tuple(signs)
-
-
-def visible(text: str) -> str:
-    """``text`` with signs for line breaks, tabs, and spaces that stand alone."""
-    shown = text.replace("\n", "⏎").replace("\t", "→")
-    return ALONE.sub(lambda spaces: "␣" * len(spaces[0]), shown)
 
 
 def sentence(graph: AttributionGraph, path: Path) -> str:

@@ -112,7 +112,7 @@ def _role(graph: AttributionGraph, most: int, always: list[int]) -> _Role:
     place[features] = torch.arange(len(features))
     place[rest] = torch.arange(len(rest)) + len(features)
     kept = (place[edges.source] >= 0) & (place[edges.target] >= 0)
-    towards = torch.where(graph.is_kind("feature"), nodes.activation.sign(), torch.ones(())).double()
+    towards = nodes.towards.double()
     signed = shares * edges.weight.sign() * towards[edges.target] * influence[edges.target]
     size = len(features) + len(rest)
     flow = torch.zeros(size, size, dtype=torch.float64)

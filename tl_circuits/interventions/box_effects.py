@@ -1,98 +1,157 @@
-"""What removing or scaling a set of features does to the answer, measured in the model."""
+"""What removing or scaling a set of features does to the answer, measured in the model, and whether chance would do as well."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from tl_circuits.dictionaries.belonging import require_belonging, require_no_baseline
+from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.errors import ArgumentError
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement
+from tl_circuits.hooks import Replacement, token_text, unembed_weights
+from tl_circuits.interventions.controls import random_sets
 from tl_circuits.interventions.faithfulness import predicted_effects
-from tl_circuits.interventions.intervene import edits_of, intervene_many
+from tl_circuits.interventions.intervene import InterventionResult, edits_of, intervene_many
 from tl_circuits.support.checked import checked
 
 TOP = 5
+FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by chance
 
 
 @checked
-def box_ablations(replacement: Replacement, graph: AttributionGraph, progress: bool = False) -> list[dict[str, Any]]:
-    """Remove each box of the graph's page in the model and measure what happens to the answer.
+def box_ablations(
+    replacement: Replacement, graph: AttributionGraph, *, controls: int = 20, seed: int = 0, progress: bool = False
+) -> list[dict[str, Any]]:
+    """Remove each box of the graph's page in the model, measure what happens to the answer, and do the same to random sets.
 
-    Attention patterns and norm denominators are held; where such a run diverges, nothing is.
+    Each box is removed with nothing held; beside it, with attention patterns and norm denominators held, as the graph
+    assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is *tested*
+    if removing it moves the answer further than removing any of ``controls`` random sets of as many active features of the
+    same layers and positions.
 
     Args:
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
+        controls: how many random sets for each box, at least ten; 0 for none.
+        seed: for the random sets.
         progress: show a progress bar on stderr.
 
     Returns:
-        One dict for each box, for ``graph.to_html(ablations=...)``: its ``nodes``, the likeliest next tokens before and
-        after (``top``), and how the answer's logit was ``predicted`` to move and how it moved as ``measured``.
+        One dict for each box, for ``graph.to_html(ablations=...)``. Its ``nodes``. With nothing held: the likeliest next
+        tokens before and after (``top``), the ``answer``, its probability ``before`` and ``after`` and how its ``logit``
+        moves; for the random sets its probabilities after (``random``) and how its logit moves (``random_logits``); and
+        whether the box is ``tested``. How the target was ``predicted`` to move and how it moved as ``measured`` (with
+        attention held, if ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is ``"none"``), and with nothing
+        held (``measured_free``).
 
     Raises:
         PromptError: for an aggregated graph, which belongs to no single prompt.
         BelongingError: for a graph of another model or dictionary.
+        BaselineError: for a graph against a baseline made from texts, unless ``controls`` is 0.
+        ArgumentError: for one to nine random sets.
 
     Examples:
-        >>> removed = tlc.box_ablations(replacement, graph)
-        >>> removed[0]["freeze"], removed[0]["top"][0]["token"]
-        ('attention', 'Austin')
+        >>> removed = tlc.box_ablations(replacement, graph, controls=10)
+        >>> removed[0]["answer"], removed[0]["before"] > 0.9, len(removed[0]["random"])
+        ('Austin', True, 10)
         >>> path = graph.to_html(folder / "why.html", ablations=removed)
     """
-    require_no_baseline(graph, "box_ablations")
+    if controls and controls < FEWEST_CONTROLS:
+        raise ArgumentError(f"controls must be 0 or at least {FEWEST_CONTROLS}, got {controls}: fewer say nothing about chance.")
     require_belonging(replacement, graph)
     shown = page_graph(graph)
-    boxes = {ids for most in LEVELS for _, ids in shown.supernodes(most).groups}
-    return measure_boxes(replacement, graph, sorted(boxes), 0.0, progress)
+    boxes = sorted({ids for most in LEVELS for _, ids in shown.supernodes(most).groups})
+    return measure_boxes(replacement, graph, boxes, 0.0, controls, seed, progress)
 
 
 def measure_boxes(
-    replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[str]], factor: float, progress: bool = False
+    replacement: Replacement,
+    graph: AttributionGraph,
+    boxes: Sequence[Sequence[str]],
+    factor: float,
+    controls: int = 0,
+    seed: int = 0,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Multiply each set of nodes by ``factor`` in the model, and measure what happens to the answer.
-
-    For each set: the likeliest next tokens before and after, and how the logit of the strongest token target (minus the
-    mean logit) moves, predicted and measured. Patterns and norm denominators are held (``freeze`` is ``"attention"``);
-    where that run diverges, nothing is (``"none"``).
-    """
+    """Multiply each set of nodes by ``factor`` in the model, and measure what happens; see :func:`box_ablations`."""
     if not boxes:
         return []
     require_belonging(replacement, graph)
-    edits = [edits_of(graph, ids, factor) for ids in boxes]
-    results = intervene_many(replacement, graph, edits, freeze="attention", progress=progress)
-    diverged = [i for i, result in enumerate(results) if result.diverged]
-    if diverged:
-        free = intervene_many(replacement, graph, [edits[i] for i in diverged], freeze="none")
-        for i, result in zip(diverged, free, strict=True):
-            results[i] = result
     index = {name: i for i, name in enumerate(graph.node_ids)}
-    predicted = predicted_effects(graph, [[index[i] for i in ids] for ids in boxes], direct=False, factor=factor)
+    members = [[index[i] for i in ids] for ids in boxes]
+    edits = [edits_of(graph, ids, factor) for ids in boxes]
+    random = random_sets(replacement, graph, members, controls, seed, factor) if controls else [[] for _ in boxes]
+    every = [*edits, *(one for sets in random for one in sets)]
+    free = intervene_many(replacement, graph, every, freeze="none", progress=progress)
+    held = intervene_many(replacement, graph, edits, freeze="attention", progress=progress)
+    predicted = predicted_effects(graph, members, direct=False, factor=factor)
     target = int(graph._nodes.weight.argmax())
-    token = int(graph._nodes.feature[target]) if graph.is_kind("logit")[target] else -1
+    reads = _target_vector(replacement, graph, target)
     found = []
-    for row, (ids, result) in enumerate(zip(boxes, results, strict=True)):
-        top = result.top(TOP).head(TOP)
-        one: dict[str, Any] = {
-            "nodes": list(ids),
-            "freeze": result.freeze,
-            "top": [
-                {"token": r.token, "before": round(float(r.before), 6), "after": round(float(r.after), 6)}
-                for r in top.itertuples()
-            ],
-        }
-        if token >= 0:
-            before, after = (log - log.mean() for log in _last_logits(result))
+    for row, ids in enumerate(boxes):
+        one: dict[str, Any] = {"nodes": list(ids)} | _answer(free[row])
+        if controls:
+            start = len(boxes) + row * controls
+            one |= _against_chance(one, free[start : start + controls])
+        if reads is not None:
+            kept = free[row] if held[row].diverged else held[row]
             one |= {
                 "target": graph.label(target).removeprefix("output ").strip("“”"),
                 "predicted": round(float(predicted[row, target]), 5),
-                "measured": round(float(after[token] - before[token]), 5),
+                "measured": _moved(graph, target, reads, kept),
+                "measured_free": _moved(graph, target, reads, free[row]),
+                "freeze": kept.freeze,
             }
         found.append(one)
     return found
 
 
-def _last_logits(result: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    before = result._logits(result.baseline_final[-1:])[0]
-    return before, result.last_logits
+def _answer(result: InterventionResult) -> dict[str, Any]:
+    """What a run with nothing held says next, and what became of the untouched run's answer."""
+    top = result.top(TOP).head(TOP)
+    answer = int(result.baseline_logits[-1].argmax())
+    before, after = (part.exp()[answer] for part in result._last)
+    return {
+        "top": [{"token": r.token, "before": round(float(r.before), 6), "after": round(float(r.after), 6)} for r in top.itertuples()],
+        "answer": token_text(result.model, answer),
+        "before": round(float(before), 6),
+        "after": round(float(after), 6),
+        "logit": round(float(result.last_logits[answer] - result.baseline_logits[-1, answer]), 5),
+    }
+
+
+def _against_chance(one: dict[str, Any], results: Sequence[InterventionResult]) -> dict[str, Any]:
+    """The same of random sets. A box is tested if its answer's odds move further than those of every random set."""
+    random = [_answer(result) for result in results]
+    odds = [abs(_odds(r["after"]) - _odds(r["before"])) for r in (one, *random)]
+    return {
+        "random": sorted(r["after"] for r in random),
+        "random_logits": sorted(r["logit"] for r in random),
+        "tested": odds[0] > max(odds[1:]),
+    }
+
+
+def _odds(probability: float) -> float:
+    """The logarithm of the odds, which tells 99 % from 99.9 %."""
+    return float(torch.logit(torch.tensor(probability, dtype=torch.float64), eps=1e-7))
+
+
+def _moved(graph: AttributionGraph, target: int, reads: Float[Tensor, " d_model"], result: InterventionResult) -> float:
+    """How far the target moved, before any soft cap."""
+    moved = (result.final - result.baseline_final)[int(graph._nodes.position[target])].float()
+    return round(float(moved @ reads.to(moved.device)), 5)
+
+
+def _target_vector(replacement: Replacement, graph: AttributionGraph, target: int) -> Float[Tensor, " d_model"] | None:
+    """What the target reads of the final norm's output; None if the graph does not say, or explains a feature."""
+    if not graph.is_kind("logit")[target]:
+        return None
+    token = int(graph._nodes.feature[target])
+    if token >= 0:
+        vector = unembed_weights(replacement.model).columns(torch.tensor([token]))[:, 0]
+        return vector - replacement.mean_unembedding[0].to(vector.device)
+    first = int(graph.is_kind("logit").nonzero()[0])
+    return None if graph.target_vectors is None else graph.target_vectors[target - first]

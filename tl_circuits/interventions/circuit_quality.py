@@ -22,7 +22,7 @@ from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
 from tl_circuits.hooks import Replacement, read_prompt, shown, token_text
-from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, nothing, values_of
+from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, everything, nothing, values_of
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture, figure_class, save_figure
 
@@ -160,7 +160,7 @@ def circuit_quality(
     runs = Runs(replacement, tokens, score, _others(replacement, values, ablate, counterfactuals, tokens), always)
     every = _everything(values, always)
     nodes = [_nodes(replacement, one) for one in _one_each(circuits, len(tokens))]
-    whole, none = runs.measure(nothing(values).others()), runs.measure(nothing(values))
+    whole, none = runs.measure(everything(values)), runs.measure(nothing(values))
     span = float((whole - none).mean())
     if abs(span) < 1e-6 * max(1.0, float(whole.abs().max())):
         raise BaselineError("the metric is the same with every node replaced, so there is nothing for a circuit to carry. Take prompts with other answers.")
@@ -180,6 +180,45 @@ def circuit_quality(
     order = {name: i for i, name in enumerate(dict.fromkeys(curve.chosen))}
     curve = curve.sort_values(["chosen", "nodes"], key=lambda c: c.map(order) if c.name == "chosen" else c, ignore_index=True)
     return CircuitQuality(curve, (float(whole.mean()), float(none.mean())), len(every), ablate)
+
+
+@checked
+def common_circuit(graphs: Sequence[AttributionGraph]) -> list[str]:
+    """The nodes that matter most on average over the graphs of several prompts, the most important first.
+
+    A node counts by the mean of its absolute total effect (of its influence, for graphs that chose nodes by that); a graph
+    that does not have it counts as 0. Give the result to :func:`circuit_quality` to judge it on other prompts.
+
+    Args:
+        graphs: graphs of one model and dictionary; positions are taken as they are, so prompts should be alike.
+
+    Returns:
+        Node ids of features and errors.
+
+    Raises:
+        ArgumentError: if there are no graphs.
+
+    Examples:
+        >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
+        >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=20) for text in family]
+        >>> tlc.common_circuit(graphs)[0]
+        'L3/F667@8'
+    """
+    if not graphs:
+        raise ArgumentError("common_circuit needs at least one graph, got an empty list.")
+    total: dict[str, float] = {}
+    for graph in graphs:
+        size = _importance(graph)
+        for i in (graph.is_kind("feature") | graph.is_kind("error")).nonzero()[:, 0].tolist():
+            name = graph.node_ids[i]
+            total[name] = total.get(name, 0.0) + float(size[i])
+    return sorted(total, key=lambda name: (-total[name], name))
+
+
+def _importance(graph: AttributionGraph) -> Float[Tensor, " node"]:
+    """By what a graph chose its nodes: the size of total effects, or influence."""
+    total = graph._nodes.total_effect if graph.info.select == "total_effect" else None
+    return graph.influence if total is None else total.abs()
 
 
 def _family(replacement: Replacement, prompts: Sequence[Any], what: str) -> tuple[Int[Tensor, "prompt pos"], tuple[int, ...]]:
@@ -264,9 +303,7 @@ def _nodes(replacement: Replacement, given: Any) -> Nodes:
     """A circuit's features and errors as places, the most important first."""
     if isinstance(given, AttributionGraph):
         require_belonging(replacement, given)
-        by_total = given.info.select == "total_effect" and given._nodes.total_effect is not None
-        size = given._nodes.total_effect.abs() if by_total else given.influence
-        given = [given.node_ids[i] for i in torch.argsort(size, descending=True, stable=True).tolist()]
+        given = [given.node_ids[i] for i in torch.argsort(_importance(given), descending=True, stable=True).tolist()]
     places = [_place(replacement, name) for name in given]
     return [place for place in places if place is not None]
 
@@ -289,14 +326,15 @@ def _sizes(asked: Sequence[int] | None, n_every: int, most: int) -> list[int]:
 
 def _shares(runs: Runs, kept: Kept, none: Float[Tensor, " prompt"], span: float) -> tuple[float, float]:
     """F and C of one circuit."""
-    return tuple(float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+    faithful, complete = (float((runs.measure(part) - none).mean()) / span for part in (kept, kept.others()))
+    return faithful, complete
 
 
 def _by_gradients(runs: Runs, values: Values, every: Int[Tensor, "n 3"]) -> dict[str, list[Nodes]]:
     """Rankings by (activation - other) times gradient, at the prompt and integrated over the way of the embeddings."""
     once = runs.gradients()
     along = [runs.gradients((step + 0.5) / STEPS) for step in range(STEPS)]
-    integrated = {at: sum(grads[at] for grads in along) / STEPS for at in once}
+    integrated = {at: sum((grads[at] for grads in along), torch.zeros(())) / STEPS for at in once}
     return {
         "activation x gradient": _ranked(runs, values, every, once),
         "integrated gradients": _ranked(runs, values, every, integrated),
@@ -325,7 +363,7 @@ def _random(
     if not count:
         return []
     generator = torch.Generator().manual_seed(seed)
-    found = {size: [] for size in sizes}
+    found: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     for _ in range(count):
         swapped = [_swapped(values, prompt, one, generator) for prompt, one in enumerate(nodes)]
         for size in sizes:

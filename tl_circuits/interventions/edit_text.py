@@ -76,8 +76,8 @@ def _head_edit(text: str, match: re.Match[str]) -> Edit:
     kind, operator = (ScoreEdit, "+=") if match["score"] else (PatternEdit, "=")
     if match["operator"] != operator:
         raise EditError(f"{text!r}: patterns can only be set (=) and scores only be added to (+=); {GRAMMAR}")
-    place = (int(match[part]) for part in ("layer", "head", "query", "key"))
-    return kind(*place, value=_number(text, match["number"]))
+    layer, head, query, key = (int(match[part]) for part in ("layer", "head", "query", "key"))
+    return kind(layer, head, query, key, value=_number(text, match["number"]))
 
 
 def _where(text: str) -> int | slice | None:

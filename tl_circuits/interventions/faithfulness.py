@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attention.qk import QKAttribution
-from tl_circuits.dictionaries.belonging import require_belonging, require_no_baseline
+from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
@@ -120,7 +120,8 @@ def faithfulness(
     Args:
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
-        n: how many features, errors and tokens to sample, among those with an edge.
+        n: how many features, errors and tokens to sample, among those with an edge (of a contrast graph features alone; to
+            remove one then means to set it to the baseline).
         seed: for the sample.
         groups: supernodes, from name to node ids; each is removed as a whole.
         scores: QK attributions. The largest sources of each are removed one by one and then together, with all else and
@@ -138,7 +139,6 @@ def faithfulness(
         >>> report.summary().set_index("freeze").correlation.round(1).head(2).to_dict()
         {'all': 1.0, 'attention': 1.0}
     """
-    require_no_baseline(graph, "faithfulness")
     replacement.require_attached()
     require_belonging(replacement, graph)
     if n < 0:
@@ -181,7 +181,10 @@ def _sample(
     has_output[graph._edges.source] = True
     # At skipped positions the whole MLP output is a constant, so there is no error to remove.
     constant = graph.is_kind("error") & torch.isin(graph._nodes.position, torch.tensor(list(skipped)))
-    candidates = (has_output & ~constant).nonzero()[:, 0]
+    removable = has_output & ~constant
+    if graph.info.compared_with:  # a graph keeps the baseline of its features only
+        removable &= graph.is_kind("feature")
+    candidates = removable.nonzero()[:, 0]
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:n]
     chosen = candidates[order].sort().values.tolist()
     return [graph.node_ids[i] for i in chosen], [[i] for i in chosen]
@@ -202,18 +205,20 @@ def predicted_effects(
     """
     adjacency = graph.adjacency()
     inside = torch.zeros(len(graph), len(members), dtype=torch.bool)
-    for column, nodes in enumerate(members):
-        inside[list(nodes), column] = True
+    for column, removed in enumerate(members):
+        inside[list(removed), column] = True
     relative = (factor - 1) * inside.float()  # change as a share of each node's activation
     if direct:
         return (adjacency @ relative).T
     change = torch.zeros_like(relative)
-    layer, activation = graph._nodes.layer, graph._nodes.activation[:, None]
-    has_row = ~graph._nodes.value.isnan()
+    nodes = graph._nodes
+    layer, counted = nodes.layer, nodes.counted[:, None]
+    fires = nodes.activation[:, None] != 0  # a silent feature's activation stays 0 when its pre-activation moves a little
+    has_row = ~nodes.value.isnan()
     for at in layer[has_row].unique().tolist():
         here = (has_row & (layer == at)).nonzero()[:, 0]
         change[here] = adjacency[here] @ relative
-        moved = torch.where(activation[here] == 0, 0.0, change[here] / activation[here])
+        moved = torch.where(fires[here] & (counted[here] != 0), change[here] / counted[here], 0.0)
         relative[here] = torch.where(inside[here], factor * (1 + moved) - 1, moved)
     return change.T
 
@@ -261,14 +266,26 @@ def _feature_changes(
     position = graph._nodes.position[nodes].to(device)
     features = graph._nodes.feature[nodes].to(device)
     x, after = clean.seen[name][0, position].float(), seen[name][:, position].float()
-    vectors, bias = dictionary.read_vectors(layer, features, x)
+    silent = (graph._nodes.activation[nodes] == 0).to(device)
+    vectors, bias = _rows(dictionary, layer, features, x, silent)
     if freeze == "all":  # a neuron's edges are those of its linearised self
         return torch.einsum("bnd,nd->bn", after - x, vectors).cpu()
     n_runs, n = after.shape[:2]
     flat = after.reshape(n_runs * n, -1)
-    moved, moved_bias = dictionary.read_vectors(layer, features.repeat(n_runs), flat)
+    moved, moved_bias = _rows(dictionary, layer, features.repeat(n_runs), flat, silent.repeat(n_runs))
     values = ((flat * moved).sum(-1) + moved_bias).reshape(n_runs, n)
     return (values - ((x * vectors).sum(-1) + bias)).cpu()
+
+
+def _rows(
+    dictionary: Any, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], silent: Bool[Tensor, " n"]
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
+    """What features read; for those that the graph lists as silent, what keeps them silent."""
+    vectors, bias = dictionary.read_vectors(layer, features, x)
+    if not bool(silent.any()):
+        return vectors, bias
+    instead, instead_bias = dictionary.silent_vectors(layer, features, x)
+    return torch.where(silent[:, None], instead, vectors), torch.where(silent, instead_bias, bias)
 
 
 def _logit_changes(
@@ -278,10 +295,14 @@ def _logit_changes(
     moved: Float[Tensor, "removal pos d_model"],
 ) -> Float[Tensor, "removal n"]:
     tokens = graph._nodes.feature[nodes]
-    if (tokens < 0).any():
-        raise EditError("faithfulness measures single tokens as targets, not differences or directions.")
-    mean, _ = replacement.mean_unembedding
-    directions = unembed_weights(replacement.model).columns(tokens) - mean[:, None]
+    if graph.target_vectors is not None:
+        first = int(graph.is_kind("logit").nonzero()[0])
+        directions = graph.target_vectors[nodes - first].T
+    elif (tokens < 0).any():
+        raise EditError("a target is a difference or direction, and this graph's file does not say what it reads. Trace it again.")
+    else:
+        mean, _ = replacement.mean_unembedding
+        directions = unembed_weights(replacement.model).columns(tokens) - mean[:, None]
     position = graph._nodes.position[nodes].to(moved.device)
     return torch.einsum("bnd,dn->bn", moved[:, position], directions.to(moved.device)).cpu()
 

@@ -69,6 +69,10 @@ class Runs:
         with torch.no_grad(), added_hooks(self.replacement.model, hooks):
             return self.metric(self.replacement.model(self.tokens)[:, -1].float())
 
+    def number(self, kept: Kept) -> float:
+        """The metric's mean over the prompts with everything outside ``kept`` replaced."""
+        return float(self.measure(kept).mean())
+
     def gradients(self, share: float = 1.0) -> dict[int, Tensor]:
         """Gradients of the summed metric by every activation and error, nothing frozen, by layer (errors at ``-1 - layer``).
 
@@ -111,6 +115,11 @@ def nothing(values: Values) -> Kept:
         {at: torch.zeros_like(t, dtype=torch.bool) for at, t in values.acts.items()},
         {at: torch.zeros(t.shape[:2], dtype=torch.bool, device=t.device) for at, t in values.errors.items()},
     )
+
+
+def everything(values: Values) -> Kept:
+    """The circuit of all nodes: the model as it is."""
+    return nothing(values).others()
 
 
 Nodes = Sequence[tuple[int, int, int]]  # layer, position, feature; feature -1 for an error

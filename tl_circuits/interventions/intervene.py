@@ -23,6 +23,7 @@ from tl_circuits.hooks import (
     Edit,
     HookList,
     Replacement,
+    Set,
     clean_run,
     edit_hooks,
     make_plan,
@@ -414,7 +415,8 @@ def edits_of(
 ) -> list[Any]:
     """Edits that multiply nodes of a graph by ``factor``; by default, that remove them.
 
-    The edits remember their graph: :func:`intervene` refuses them if another model or dictionary is attached.
+    In a contrast graph, what is multiplied is the difference from the baseline: 0 sets a feature to what it is there. The
+    edits remember their graph: :func:`intervene` refuses them if another model or dictionary is attached.
 
     Args:
         graph: the graph.
@@ -435,13 +437,25 @@ def edits_of(
     graph.prompt_tokens()
     if replacement is not None:
         require_belonging(replacement, graph)
-    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) and not len(nodes):
+    if not isinstance(nodes, str) and hasattr(nodes, "__len__") and getattr(nodes, "ndim", 1) != 0 and not len(nodes):
         return []
+    contrast, baseline = bool(graph.info.compared_with), graph._nodes.baseline
+    if contrast and baseline is None:
+        raise EditError(f"this graph's file does not hold what features are in {graph.info.compared}, so none can be set to it.")
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
         place = Place(Kind(int(graph._nodes.kind[i])), *(int(getattr(graph._nodes, name)[i]) for name in Place._fields[1:]))
         if place.kind == Kind.LOGIT:
             raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
+        if contrast and place.kind != Kind.FEATURE:
+            raise EditError(
+                f"{graph.node_ids[i]!r} cannot be set to what it is in {graph.info.compared}: a contrast graph keeps that for "
+                "features only. Name features; or edit it by hand, with TokenEdit or ErrorEdit."
+            )
+        if contrast and baseline is not None:
+            usual, own = float(baseline[i]), float(graph._nodes.activation[i])
+            edits.append(Set(place.layer, place.position, place.feature, value=usual + factor * (own - usual), of=graph.info))
+            continue
         edit = edit_of(place, factor, graph.info)
         if edit is None:
             raise EditError(f"{graph.node_ids[i]!r} is {place.kind.text!r}, which nothing here can edit; edit features, errors or tokens.")

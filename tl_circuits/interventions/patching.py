@@ -5,14 +5,15 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
-from tl_circuits.hooks import Replacement, Set, added_hooks, clean_run, read_prompt, real
+from tl_circuits.hooks import Replacement, Set, clean_run, read_prompt, real
+from tl_circuits.interventions.family import Kept, Runs, Values, circuit, everything, values_of
 from tl_circuits.interventions.intervene import intervene_many
 from tl_circuits.support.checked import checked
 
@@ -75,7 +76,7 @@ def feature_patching(
             f"the prompts must have the same number of tokens, got {pair[0].numel()} and {pair[1].numel()}."
         )
     runs = [clean_run(replacement, tokens) for tokens in pair]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for layer in asked:
         name = dictionary.input_hook(layer)
         acts = []
@@ -141,34 +142,34 @@ def circuit_curve(
     """
     replacement.require_attached()
     require_belonging(replacement, graph)
-    model, dictionary = replacement.model, replacement.dictionary
-    prompt = read_prompt(model, dictionary, graph)
-    tokens = prompt.tokens
-    run = clean_run(replacement, tokens)
-    acts = {}
-    for layer in dictionary.layers:
-        x = run.seen[dictionary.input_hook(layer)][0]
-        acts[layer] = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
-    with torch.no_grad():
-        whole = _number(metric, model(tokens[None])[0, -1].float())
+    prompt = read_prompt(replacement.model, replacement.dictionary, graph)
+    tokens, skipped = prompt.tokens[None], tuple(prompt.skipped)
+    values = values_of(replacement, tokens)
+    instead = {layer: _instead(acts, others) for layer, acts in values.acts.items()}
+    runs = Runs(replacement, tokens, lambda logits: torch.tensor([_number(metric, logits[0])]), Values(instead, values.errors), skipped)
+    whole = runs.number(everything(values))
     if whole == 0:
         raise ArgumentError("the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not.")
-    skipped = list(prompt.skipped)
-    active = torch.cat([_places(layer, acts[layer], skipped) for layer in dictionary.layers])
+    active = torch.cat([_places(layer, acts[0], list(skipped)) for layer, acts in values.acts.items()])
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for threshold in thresholds:
         nodes = graph.prune(node_threshold=threshold)._nodes
         own = nodes.kind == Kind.FEATURE
         kept = torch.stack([nodes.layer[own], nodes.position[own], nodes.feature[own]], dim=1)
-        share = _kept(replacement, tokens, acts, kept, skipped, others, metric) / whole
+        share = _kept(runs, values, kept) / whole
         random = []
         for _ in range(random_sets):
             chosen = active[torch.randperm(len(active), generator=generator)[: len(kept)]]
-            random.append(_kept(replacement, tokens, acts, chosen, skipped, others, metric) / whole)
+            random.append(_kept(runs, values, chosen) / whole)
         spread = torch.tensor(random, dtype=torch.float64)
         rows.append((threshold, len(kept), share, float(spread.mean()), float(spread.std(unbiased=False))))
     return pd.DataFrame(rows, columns=["threshold", "features", "kept", "random_mean", "random_std"])
+
+
+def _instead(acts: Float[Tensor, "prompt pos feature"], others: str) -> Float[Tensor, "prompt pos feature"]:
+    """What features outside the circuit are set to: zero, or their mean over the prompt."""
+    return acts.mean(1, keepdim=True).expand_as(acts) if others == "mean" else torch.zeros_like(acts)
 
 
 def _places(layer: int, acts: Float[Tensor, "pos feature"], skipped: list[int]) -> Int[Tensor, "n 3"]:
@@ -178,25 +179,10 @@ def _places(layer: int, acts: Float[Tensor, "pos feature"], skipped: list[int]) 
     return torch.cat([torch.full((len(found), 1), layer), found], dim=1)
 
 
-def _kept(
-    replacement: Replacement,
-    tokens: Int[Tensor, " pos"],
-    acts: dict[int, Float[Tensor, "pos _"]],
-    kept: Int[Tensor, "n 3"],
-    skipped: list[int],
-    others: str,
-    metric: Metric,
-) -> float:
-    hooks = []
-    for layer, clean in acts.items():
-        mask = torch.zeros_like(clean, dtype=torch.bool)
-        here = kept[kept[:, 0] == layer].to(clean.device)
-        mask[here[:, 1], here[:, 2]] = True
-        mask[skipped] = True
-        rest = clean.mean(0, keepdim=True).expand_as(clean) if others == "mean" else torch.zeros_like(clean)
-        hooks.append((f"{replacement.site(layer)}.hook_sae_acts_post", _masked(mask, rest)))
-    with torch.no_grad(), added_hooks(replacement.model, hooks):
-        return _number(metric, replacement.model(tokens[None])[0, -1].float())
+def _kept(runs: Runs, values: Values, nodes: Int[Tensor, "n 3"]) -> float:
+    """The metric with only these features, and all errors, as the run makes them."""
+    acts = circuit(values, [[(layer, position, feature) for layer, position, feature in nodes.tolist()]]).acts
+    return runs.number(Kept(acts, everything(values).errors))
 
 
 def _number(metric: Metric, logits: Float[Tensor, " d_vocab"]) -> float:
@@ -215,10 +201,3 @@ def _number(metric: Metric, logits: Float[Tensor, " d_vocab"]) -> float:
         return real(made, "what it returns")
     except ArgumentError as error:
         raise ArgumentError(f"{asked}; {error}") from error
-
-
-def _masked(mask: Bool[Tensor, "pos feature"], rest: Float[Tensor, "pos feature"]) -> Callable[..., Tensor]:
-    def keep(acts: Tensor, hook: Any) -> Tensor:
-        return torch.where(mask, acts, rest.to(acts.dtype))
-
-    return keep

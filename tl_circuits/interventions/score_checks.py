@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +17,9 @@ from tl_circuits.hooks import (
     held_head_norms,
     make_plan,
     run_edited,
+    scores_softcap,
     to_tokens,
+    without_soft_cap,
 )
 from tl_circuits.interventions.node_edits import edit_of
 
@@ -65,7 +66,10 @@ def _largest(qk: QKAttribution) -> list[str]:
 def _edit(qk: QKAttribution, name: str) -> Edit:
     """The edit that removes a source."""
     columns = qk._sides.columns
-    return edit_of(columns.place(columns.column(name)))
+    edit = edit_of(columns.place(columns.column(name)))
+    if edit is None:
+        raise EditError(f"{qk.title}: no edit can remove the source {name!r}; only features, errors and tokens can be removed.")
+    return edit
 
 
 def _measure(
@@ -83,9 +87,6 @@ def _measure(
     hooks = edit_hooks(replacement, plan, clean, "all") + held_head_norms(model, tokens, qk.layer)
     point = f"blocks.{qk.layer}.attn.hook_attn_scores"
     _, seen = run_edited(replacement, tokens.expand(len(sets) + 1, n), hooks, [point])
-    rows = seen[point][:, qk.head, qk.query].double()
-    cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
-    if cap > 0:
-        rows = torch.atanh((rows / cap).clamp(-1, 1)) * cap
+    rows = without_soft_cap(seen[point][:, qk.head, qk.query].double(), scores_softcap(model))
     score = rows[:, qk.key] if qk.baseline_key is None else rows[:, qk.key] - rows[:, qk.baseline_key]
     return (score[:-1] - score[-1]).cpu()

@@ -129,7 +129,8 @@ def unescape_token(token: str) -> str:
 
 def their_ids(graph: AttributionGraph) -> list[str]:
     """Each node's id in the file, in adjacency order. All differ."""
-    n, made, seen = graph._nodes, [], set()
+    n, made = graph._nodes, []
+    seen: set[str] = set()
     for kind, layer, feature, position in zip(*(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True):
         text = node_id(KINDS[kind], layer, feature, position, graph.info.n_layers)
         while kind == Kind.LOGIT and (feature < 0 or text in seen):

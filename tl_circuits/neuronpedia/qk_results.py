@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tl_circuits.attention.stories import qk_tracing_results
+from tl_circuits.errors import GraphFileError
 from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
@@ -40,6 +41,8 @@ def pruned_contributors(results: Iterable[dict[str, list[list[Any]]]], known: se
 
 def _entry(name: str) -> dict[str, Any]:
     place = ids.parse_node_id(name)
+    if place is None:
+        raise GraphFileError(f"{name!r}, a contributor to an attention score, is no node id of Neuronpedia's.")
     made = {"node_id": name, "feature": place.position, "layer": "E", "ctx_idx": place.position, "clerp": ""}
     made |= {"feature_type": ids.FEATURE_TYPES[place.kind], "jsNodeId": f"E_{place.feature}-{place.position}"}
     if place.kind != "embedding":

@@ -100,9 +100,10 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
     elif kind == "logit":
         feature = int(code) if isinstance(code, int) else (said.feature if said is not None else -1)
     else:
-        feature = _feature_index(code, layer, said, metadata, doubled)
-        if feature is None:
+        found = _feature_index(code, layer, said, metadata, doubled)
+        if found is None:
             raise GraphFileError(f"{where}: nodes[{number}] ({raw['node_id']!r}) does not say which feature it is.")
+        feature = found
     return _Node(Kind.of(kind), layer, position, feature, raw)
 
 
@@ -154,7 +155,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     ids = {n.position: n.feature for n in nodes if n.kind == Kind.EMBEDDING}
     tokens = tuple(map(str, metadata["prompt_tokens"]))
     token_ids = tuple(own.get("token_ids") or (ids.get(p, -1) for p in range(len(tokens))))
-    facts = {"prompt": str(metadata["prompt"]), "token_ids": token_ids, "tokens": tokens}
+    facts: dict[str, Any] = {"prompt": str(metadata["prompt"]), "token_ids": token_ids, "tokens": tokens}
     facts |= {"target_names": tuple(names), "target_probabilities": probabilities}
     if set(STORED_INFO) <= set(own.get("info", {})):
         facts |= {name: own["info"][name] for name in STORED_INFO}

@@ -1,6 +1,7 @@
 """Read circuit-tracer's ``.pt`` files without running anything in them."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class _Config:
     """Stands in for the model configurations of circuit-tracer and TransformerLens: attributes only."""
 
 
-_ALLOWED = [
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_LogitTarget, "circuit_tracer.attribution.targets.LogitTarget"),
     (_Config, "circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig"),
     (_Config, "transformer_lens.HookedTransformerConfig.HookedTransformerConfig"),
@@ -103,7 +104,7 @@ def _build(content: dict[str, Any]) -> AttributionGraph:
     )
     nodes = _nodes(counts, features, activation, tokens, vocab, content["logit_probabilities"].float(), n_layers)
     target, source = adjacency.nonzero(as_tuple=True)
-    source_file = {"metadata": {"scan": scan}} if isinstance(scan, str) else {}
+    source_file: dict[str, Any] = {"metadata": {"scan": scan}} if isinstance(scan, str) else {}
     if isinstance(scan, list):
         source_file = {"metadata": {"transcoder_list": [str(s) for s in scan]}}
     return AttributionGraph(info, nodes, Edges(source, target, adjacency[target, source]), source_file=source_file)
@@ -114,6 +115,8 @@ def _targets(content: dict[str, Any]) -> list[_LogitTarget]:
     found = content.get("logit_targets", content.get("logit_tokens"))
     if isinstance(found, Tensor):
         return [_LogitTarget("", int(i)) for i in found.tolist()]
+    if found is None:
+        raise ValueError("it has neither logit_targets nor logit_tokens")
     return [_LogitTarget(str(t.token_str), int(t.vocab_idx)) for t in found]
 
 
@@ -152,6 +155,6 @@ def _texts(tokenizer_name: str, tokens: list[int]) -> list[str]:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, local_files_only=True)
-        return [tokenizer.decode([t]) for t in tokens]
+        return [str(tokenizer.decode([t])) for t in tokens]
     except (ImportError, OSError, ValueError, KeyError, TypeError):
         return [f"#{t}" for t in tokens]

@@ -34,7 +34,8 @@ SEEN_NAMED = 4  # of the tokens seen in one place, a name lists so many
 _KIND, _LAYER, _SLOT, _NUMBER = 3, 10, 18, 32
 # What is added up for each node. `inflow` and `mass` are the sums of all incoming edges and of their absolute weights,
 # including edges that do not recur.
-_SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight", "inflow"]
+_OF_FEATURES = ["total_effect", "baseline", "shared"]  # zero where a graph lacks them
+_SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight", "inflow", *_OF_FEATURES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,8 @@ class RecurringCircuit:
         """A frame of the features found in at least ``min_share`` of the prompts, the commonest first.
 
         Columns: ``id``, ``layer``, ``slot``, ``feature``; ``count`` and ``share``: in how many prompts, and in which
-        share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none.
+        share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none. ``total_effect``
+        and ``baseline``: means, 0 where graphs do not say.
         """
         frame = self._all_features
         frame = frame[frame.share >= self.min_share]
@@ -120,6 +122,8 @@ class RecurringCircuit:
                 "influence": nodes.influence,
                 "activation": nodes.activation,
                 "label": short,
+                "total_effect": nodes.total_effect,
+                "baseline": nodes.baseline,
             }
         ).reset_index(drop=True)
 
@@ -168,6 +172,9 @@ class RecurringCircuit:
             residue=(column["residue"] + lost).float(),
             residue_mass=(column["mass"] - into[1]).clamp_min(0).float(),
             weight=column["weight"].float(),
+            total_effect=column["total_effect"].float(),
+            baseline=column["baseline"].float() if self.info.compared_with else None,
+            shared=column["shared"].float() if self.info.compared_with else None,
         )
         ranks = table.feature[table.kind == Kind.LOGIT].tolist()
         embeddings = table[table.kind == Kind.EMBEDDING].set_index("slot").token
@@ -244,7 +251,7 @@ def aggregate(
     # Sums of floats depend on their order: always add up in that of the graphs' contents.
     keys = [json.dumps([asdict(info), of.tolist()]) for info, of in zip(infos, slots.of, strict=True)]
     order = sorted(range(len(graphs)), key=lambda i: keys[i])
-    graphs, infos, called = ([given[i] for i in order] for given in (graphs, infos, called))
+    graphs, infos, called = [graphs[i] for i in order], [infos[i] for i in order], [called[i] for i in order]
     slots = replace(slots, of=tuple(slots.of[i] for i in order))
 
     nodes, labels, unaligned = _add_up_nodes(graphs, slots)
@@ -254,6 +261,7 @@ def aggregate(
         for token, slot in zip(info.tokens, of, strict=True):
             if slot >= 0:
                 seen[slot][token] += 1
+    compared = _all_compared(infos)
     info = replace(
         infos[0],
         target_names=_target_names(infos),
@@ -262,6 +270,8 @@ def aggregate(
         max_nodes=max(i.max_nodes for i in infos),
         n_active=int(nodes.kind.isin(NUMBERED).sum()),
         version=version("tl_circuits"),
+        compared_with=tuple(compared),
+        baseline=tuple((ids, ()) for ids in compared.values() if ids is not None),
     )
     kept = {i: labels[key] for i, key in enumerate(nodes.key) if key in labels}
     tokens = tuple(_commonest(counter) for counter in seen)
@@ -325,6 +335,10 @@ def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
                     f"{name} has {what} {getattr(info, what)!r}, but {called[0]} has {getattr(infos[0], what)!r}: "
                     "only graphs of one model and one dictionary can be put together."
                 )
+    plain = next((name for info, name in zip(infos, called, strict=True) if not info.compared_with), None)
+    contrast = next((name for info, name in zip(infos, called, strict=True) if info.compared_with), None)
+    if plain and contrast:
+        raise ValueError(f"{contrast} compares with a baseline and {plain} does not: their effects cannot be averaged.")
     for info, name in zip(infos, called, strict=True):
         found = first_difference(infos[0].sample, info.sample)
         if found is not None:
@@ -332,6 +346,16 @@ def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
                 f"{name} and {called[0]} are of other weights under the same names ({found}): only graphs of one model "
                 "and one dictionary can be put together."
             )
+
+
+def _all_compared(infos: Sequence[GraphInfo]) -> dict[str, tuple[int, ...] | None]:
+    """What several contrast graphs compare with, each prompt or text once, with the prompts' token ids."""
+    found: dict[str, tuple[int, ...] | None] = {}
+    for info in infos:
+        prompts: list[tuple[int, ...] | None] = [ids for ids, _ in info.baseline]
+        prompts = prompts or [None] * len(info.compared_with)
+        found.update(zip(info.compared_with, prompts, strict=True))
+    return found
 
 
 def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " node"]:
@@ -379,6 +403,7 @@ def _add_up_nodes(
         flow.index_add_(1, graph._edges.target, torch.stack([weight, weight.abs()]))
         columns = [graph.influence, nodes.activation, nodes.value, nodes.bias, nodes.residue]
         columns += [nodes.residue_mass + flow[1], nodes.weight, flow[0]]
+        columns += [torch.zeros(len(graph)) if c is None else c for c in (getattr(nodes, name) for name in _OF_FEATURES)]
         tally.add(keys[here], torch.stack([c.double() for c in columns], dim=1).numpy()[here])
         sources = graph.influence.numpy()[~graph.is_kind("logit").numpy()]
         dropped = graph.influence.numpy()[~here].sum()

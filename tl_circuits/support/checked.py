@@ -7,7 +7,7 @@ converted to Python's own, and then arguments and result are checked against the
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from types import UnionType
+from types import GenericAlias, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from beartype import BeartypeConf, beartype
@@ -94,7 +94,7 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
         found = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     found = {name: hint for name, hint in found.items() if kinds.get(name, inspect.Parameter.VAR_KEYWORD) is not inspect.Parameter.VAR_KEYWORD}
-    return {name: tuple[hint, ...] if kinds[name] is inspect.Parameter.VAR_POSITIONAL else hint for name, hint in found.items()}
+    return {name: GenericAlias(tuple, (hint, ...)) if kinds[name] is inspect.Parameter.VAR_POSITIONAL else hint for name, hint in found.items()}
 
 
 def _plain(value: Any, hint: Any) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.paths import visible
+from tl_circuits.graph.visible import visible
 from tl_circuits.support.figures import Picture, figure_class, save_figure
 from tl_circuits.view.story import Story, Unit, story_of, summary_line
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 PLUS, MINUS = "#0072B2", "#D55E00"
 WIDE, LANE, BOX, HIGH = 10.0, 1.0, 2.1, 0.58  # inches
 CLOSE_ROWS = 0.22
-LEGEND = "Blue solid arrows raise what they point to, orange dashed ones lower it, in the replacement model."
+LEAST_NAMED = 0.05  # a word's share is written if it is at least this
+FOOT, TALLEST = 0.5, 0.3  # below the tokens is room for the bars of what each word does
+LEGEND = "Bars: what each word does to the answer. Blue solid arrows raise what they point to, orange dashed ones lower it, in the replacement model."
 
 
 def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overwrite: bool) -> Path | Picture:
@@ -30,6 +32,7 @@ def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overw
         _arrow(axis, places[arrow.source], places[arrow.target], arrow.share)
     for unit, place in zip(story.units, places, strict=True):
         _unit(axis, unit, place)
+    _words(axis, graph, {unit.members[0]: place for unit, place in zip(story.units, places, strict=True) if unit.kind == "token"})
     axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
     read = f"{graph.info.model} reads “{_cut(visible(graph.info.prompt), 120)}”"
     for line, y in ((read, 0.34), (summary_line(story, graph.info.exact), 0.16), (LEGEND, -0.02)):
@@ -73,15 +76,30 @@ def _places(story: Story) -> tuple[list[tuple[float, float, float, float]], floa
             lanes.append([])
         lanes[-1].append(box)
     found: dict[int, tuple[float, float, float, float]] = {}
-    centres = _row(found, tokens, 0.15, 0.34)
+    centres = _row(found, tokens, FOOT, 0.34)
     for n, lane in enumerate(lanes):
         wished = sorted(lane, key=lambda u: (_at(centres, u.column), u.row))
         left = _spread([_at(centres, u.column) for u in wished])
         for unit, x in zip(wished, left, strict=True):
-            found[id(unit)] = (x, 0.15 + LANE * (n + 0.95), BOX, HIGH)
-    top = 0.15 + LANE * (len(lanes) + 0.95)
+            found[id(unit)] = (x, FOOT + LANE * (n + 0.95), BOX, HIGH)
+    top = FOOT + LANE * (len(lanes) + 0.95)
     _row(found, [u for u in story.units if u.kind == "target"], top, 0.34)
     return [found[id(unit)] for unit in story.units], top + 0.5
+
+
+def _words(axis: Any, graph: AttributionGraph, tokens: dict[int, tuple[float, float, float, float]]) -> None:
+    """A bar under each token: its share of what the words do to the answer."""
+    words = graph.words
+    most = max(words.share.abs().max(), 1e-30) if len(words) else 1.0
+    for row in words.itertuples():
+        place = tokens.get(graph.node_numbers[f"token@{row.position}"])
+        if place is None:
+            continue
+        x, y, wide, _ = place
+        high = TALLEST * abs(row.share) / most
+        axis.fill([x, x + wide, x + wide, x], [y - 0.03, y - 0.03, y - 0.03 - high, y - 0.03 - high], color=PLUS if row.share >= 0 else MINUS, linewidth=0)
+        if abs(row.share) >= LEAST_NAMED:
+            axis.text(x + wide / 2, y - 0.08 - high, f"{row.share:+.0%}", fontsize=6, color="0.35", ha="center", va="top", **_plain())
 
 
 def _row(found: dict[int, Any], units: list[Unit], y: float, height: float) -> list[float]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
-from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, story_of
+from tl_circuits.view.story import Story, story_of, too_little
 
 MOST_LINKS = 60_000
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
@@ -42,6 +42,8 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "hash": graph.fingerprint,
         "prompt": info.prompt,
         "tokens": list(info.tokens),
+        "compared_with": list(info.compared_with),
+        "against_others": AGAINST_OTHERS,
         "model": info.model,
         "dictionary": info.dictionary,
         "n_layers": info.n_layers,
@@ -52,10 +54,12 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         ],
         "story": {
             "headline": stories[1].headline,
+            "too_little": too_little(stories[1], graph),
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
         },
         "levels": _levels(stories),
+        "words": _words(graph),
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),
@@ -113,6 +117,13 @@ def naming_data(graph: AttributionGraph) -> dict[str, Any]:
     return {"levels": _levels(stories), "label": nodes["label"], "cards": nodes["cards"]}
 
 
+def _words(graph: AttributionGraph) -> dict[str, list[Any]]:
+    """What each token does to the answer, and its share, as columns."""
+    frame = graph.words
+    columns = {name: [float(f"{v:.4g}") for v in frame[name]] for name in ("effect", "share")}
+    return {"position": frame.position.tolist()} | columns
+
+
 def _levels(stories: list[Story]) -> list[dict[str, Any]]:
     return [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)]
 
@@ -167,6 +178,8 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
         "feature": nodes.feature.tolist(),
         "activation": _short(nodes.activation),
         "value": _short(nodes.value),
+        "baseline": None if nodes.baseline is None else _short(nodes.baseline),
+        "total_effect": None if nodes.total_effect is None else _short(nodes.total_effect),
         "influence": _short(graph.influence),
         "mass": _short(mass),
         "label": [graph.label(i) for i in range(len(graph))],

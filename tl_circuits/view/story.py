@@ -11,11 +11,14 @@ from torch import Tensor
 
 from tl_circuits.graph.box_names import place
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.paths import conjugated, visible
+from tl_circuits.graph.nodes import AGAINST_OTHERS
+from tl_circuits.graph.paths import conjugated
+from tl_circuits.graph.visible import visible
 
 SENTENCES = 3
 ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
 LEAST_ARROW = 0.002  # none below this share of its inputs
+LEAST_TOLD = 0.10  # if boxes carry less of the influence on the answer, no sentence is told
 MOST_TARGETS = 5
 
 
@@ -31,6 +34,7 @@ class Unit:
         row: its height: 0 for tokens, 1 for targets, and for boxes between them according to their layers.
         column: where on the prompt it sits, in tokens.
         influence: of its members together.
+        lower: whether it is most of all by being lower than in the baseline that its features count.
     """
 
     kind: str
@@ -40,6 +44,7 @@ class Unit:
     row: float
     column: float
     influence: float
+    lower: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,13 @@ class Meter:
         shown: from tokens, over nothing but what is drawn.
         error: from MLP output that the features miss.
         hidden: through features that are not drawn.
+        boxes: the part of ``shown`` that runs through a box, and not from a token to a target at once.
     """
 
     shown: float
     error: float
     hidden: float
+    boxes: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Story:
 
     Attributes:
         headline: the question.
-        sentences: the strongest paths in words.
+        sentences: the strongest paths in words; none if boxes carry less than :data:`LEAST_TOLD` of the influence.
         units: tokens, boxes and targets.
         arrows: the effects between them.
         meter: how much of the influence the picture shows.
@@ -104,19 +111,10 @@ def story_of(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     units = (*_tokens(graph), *(_box(graph, label, members) for label, members in boxes), *_targets(graph))
     flows = _flows(graph, units)
     arrows = _arrows(units, flows)
-    ways = _told_ways(units, flows)
+    shares = meter(graph, units)
+    ways = _told_ways(units, arrows) if shares.boxes >= LEAST_TOLD else ()
     sentences = tuple(_sentence(units, flows, way) for way in ways)
-    return Story(headline(graph), sentences, units, arrows, meter(graph, units), found.lump_error, ways)
-
-
-def headline(graph: AttributionGraph) -> str:
-    """The question that the graph answers."""
-    names, weights = graph.info.target_names, graph.info.target_probabilities
-    if not names:
-        return "Why did this feature fire?"
-    # A difference or direction has weight one, which is not a probability.
-    probability = f" ({weights[0]:.0%})".replace("%", " %") if weights[0] < 1 else ""
-    return f"Why “{visible(names[0])}”{probability}?"
+    return Story(graph.info.question, sentences, units, arrows, shares, found.lump_error, ways)
 
 
 def _tokens(graph: AttributionGraph) -> list[Unit]:
@@ -134,7 +132,8 @@ def _box(graph: AttributionGraph, label: str, members: tuple[int, ...]) -> Unit:
     row = float((nodes.layer[picked] * weight).sum() / weight.sum())
     column = float((nodes.position[picked] * weight).sum() / weight.sum())
     height = (row + 1) / (graph.info.n_layers + 1)
-    return Unit("box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()))
+    lower = nodes.baseline is not None and float((weight * nodes.counted[picked].sign()).sum()) < 0
+    return Unit("box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()), lower)
 
 
 def _targets(graph: AttributionGraph) -> list[Unit]:
@@ -145,7 +144,7 @@ def _targets(graph: AttributionGraph) -> list[Unit]:
     for i in order:
         if float(weights[i]) <= 0:
             continue
-        name = visible(graph.label(i).removeprefix("output "))
+        name = visible(graph.label(i).removeprefix("output ").replace(AGAINST_OTHERS, ""))  # the question says the rest
         position = int(graph._nodes.position[i])
         units.append(Unit("target", name, "answer", (i,), 1.0, float(position if position >= 0 else last), float(weights[i])))
     return units
@@ -168,7 +167,7 @@ def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "u
     """The signed share of each unit's inputs that comes from each other unit. Rows are acted on, columns act."""
     edges, nodes = graph._edges, graph._nodes
     unit_of = _membership(graph, units)
-    towards = torch.where(graph.is_kind("feature"), nodes.activation.sign(), torch.ones(())).double()
+    towards = nodes.towards.double()
     share = edges.weight.double() / _input_mass(graph)[edges.target] * towards[edges.target]
     source, target = unit_of[edges.source], unit_of[edges.target]
     both = (source >= 0) & (target >= 0) & (source != target)
@@ -191,18 +190,18 @@ def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple
     return tuple(arrows)
 
 
-def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple[tuple[int, ...], ...]:
-    """The strongest path over each of the boxes that act most on the first target."""
+def _told_ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> tuple[tuple[int, ...], ...]:
+    """The strongest path over each of the boxes that act most on the first target. All its steps are drawn arrows."""
     first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
     if first is None:
         return ()
-    came_from = _ways(units, flows)
-    order = torch.argsort(flows[first].abs(), descending=True, stable=True).tolist()
+    came_from = _ways(units, arrows)
+    into = sorted((arrow for arrow in arrows if arrow.target == first), key=lambda arrow: -abs(arrow.share))
     told = []
-    for last in (u for u in order if units[u].kind == "box" and came_from[u] is not None):
+    for last in (arrow.source for arrow in into if came_from[arrow.source] is not None):
         chain = [last]
-        while came_from[chain[0]] is not None:
-            chain.insert(0, came_from[chain[0]])
+        while (before := came_from[chain[0]]) is not None:
+            chain.insert(0, before)
         if units[chain[0]].kind == "token":
             told.append((*chain, first))
         if len(told) == SENTENCES:
@@ -210,28 +209,33 @@ def _told_ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tu
     return tuple(told)
 
 
-def _ways(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> list[int | None]:
-    """For each unit, the unit before it on its strongest path from a token. A path is as strong as the product of its
-    shares.
+def _ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> list[int | None]:
+    """For each box, the unit before it on its strongest path from a token. A path is as strong as the product of its
+    arrows' shares.
     """
     best = [1.0 if unit.kind == "token" else 0.0 for unit in units]
     came_from: list[int | None] = [None] * len(units)
     for u in sorted((u for u, unit in enumerate(units) if unit.kind == "box"), key=lambda u: (units[u].row, u)):
-        for s, unit in enumerate(units):
+        for arrow in sorted((a for a in arrows if a.target == u), key=lambda a: a.source):
+            s, unit = arrow.source, units[arrow.source]
             below = unit.kind == "token" or (unit.kind == "box" and (unit.row, s) < (units[u].row, u))
-            strength = best[s] * abs(float(flows[u, s]))
+            strength = best[s] * abs(arrow.share)
             if below and strength > best[u]:
                 best[u], came_from[u] = strength, s
     return came_from
 
 
+_VERBS = {"target": ("raise", "lower"), "box": ("activate", "hold back"), "lower": ("turn down", "keep up")}
+
+
 def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: tuple[int, ...]) -> str:
     words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
-        up, unit = float(flows[target, source]) >= 0, units[target]
-        verb = ("raise" if up else "lower") if unit.kind == "target" else ("activate" if up else "hold back")
+        share, unit = float(flows[target, source]), units[target]
+        up, of_it = share >= 0, f"{_percent(abs(share))} of its inputs"
+        verb = _VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "box"][0 if up else 1]
         count = len(unit.members)
-        name = unit.name if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)})"
+        name = f"{unit.name} ({of_it})" if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)}, {of_it})"
         words += f"{joint}{conjugated(verb, would)} {name}"
         joint = ", which " if up else f"; [{unit.name}] "
         would = would or not up  # after "holds back [X]" comes what X would do, not what holding it back does
@@ -255,9 +259,12 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
         now = useful & (layer[edges.target] == at)
         arriving.index_add_(0, edges.source[now], arriving[edges.target[now]] * share[now])
-    shown = float(arriving[is_token].sum()) / max(total, 1e-30)
-    error = float(arriving[is_error].sum()) / max(total, 1e-30)
-    return Meter(shown, error, max(0.0, 1 - shown - error))
+    whole = max(total, 1e-30)
+    shown = float(arriving[is_token].sum()) / whole
+    at_once = is_token[edges.source] & torch.isin(edges.target, torch.tensor(targets, dtype=torch.long))
+    direct = float((graph._nodes.weight.double()[edges.target[at_once]] * share[at_once]).sum()) / whole
+    error = float(arriving[is_error].sum()) / whole
+    return Meter(shown, error, max(0.0, 1 - shown - error), max(0.0, shown - direct))
 
 
 def summary_line(story: Story, exact: bool) -> str:
@@ -267,6 +274,19 @@ def summary_line(story: Story, exact: bool) -> str:
     parts += f"{_percent(m.hidden)} through features that are not drawn"
     parts += "." if exact else f", {_percent(m.error)} starts in MLP output that the features miss."
     return ("Less than half is explained by this picture: " if m.shown < 0.5 else "") + parts
+
+
+def too_little(story: Story, graph: AttributionGraph) -> str:
+    """Why no sentence is told, and what would show more; empty if sentences are told."""
+    if story.meter.boxes >= LEAST_TOLD or not any(unit.kind == "target" for unit in story.units):
+        return ""
+    more = [] if graph.info.compared_with else ["other prompts to compare with"]
+    more += ["transcoders instead of neurons"] if graph.info.exact else []
+    ways = " or ".join([", ".join([*more, "more nodes"][:-1]), "more nodes"] if more else ["more nodes"])
+    return (
+        f"The boxes carry {_percent(story.meter.boxes)} of the influence on the answer, too little to tell a story in sentences. "
+        f"To see more: {ways}."
+    )
 
 
 def _percent(share: float) -> str:

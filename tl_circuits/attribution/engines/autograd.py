@@ -59,8 +59,11 @@ class AutogradEngine:
             self._values[n_layers] = final_stream(model, seen[final_hook(model)])
 
     @property
-    def final(self) -> Float[Tensor, " d_model"]:
-        """The final norm's output, which the unembedding reads, at the position whose logits are explained."""
+    def final(self) -> Float[Tensor, " d_model"] | None:
+        """The final norm's output, which the unembedding reads, at the position whose logits are explained.
+
+        None if only the first layers were recorded.
+        """
         return self._final
 
     def _site(self, layer: int) -> str:

@@ -37,13 +37,11 @@ class Decoder:
             torch.arange(sources.n_pos + 1, device=self._active.position.device),
         ).tolist()
         n_active, width = source.active.feature.numel(), sources.dictionary.width(writer)
-        self._dense = n_active > DENSE_SHARE * width * max(1, sources.n_pos - len(sources.skipped))
+        dense = n_active > DENSE_SHARE * width * max(1, sources.n_pos - len(sources.skipped))
         d_out = sources.tokens.shape[1]
         self._at_once = max(1, GATHERED_FLOATS // d_out)
-        if self._dense:
-            self._kept = self._vectors(torch.arange(width, device=self._active.feature.device))
-        else:
-            self._kept = self._scaled(0, n_active) if n_active * d_out <= CACHED_FLOATS else None
+        self._decoder = self._vectors(torch.arange(width, device=self._active.feature.device)) if dense else None
+        self._kept = self._scaled(0, n_active) if not dense and n_active * d_out <= CACHED_FLOATS else None
 
     def _scaled(self, start: int, stop: int) -> Float[Tensor, "n d_model"]:
         """What active features ``start`` to ``stop`` write to the stream: decoder vectors times activations."""
@@ -65,16 +63,16 @@ class Decoder:
             if start == stop:
                 continue
             columns = out[:, self._first + start : self._first + stop]
-            if self._dense:
-                torch.addcmul(columns, *self._dense_effects(here, at, start, stop), out=columns)
+            if self._decoder is not None:
+                torch.addcmul(columns, *self._dense_effects(self._decoder, here, at, start, stop), out=columns)
                 continue
-            if stop > end:  # gather the next block of decoder rows, which may serve several positions
+            if rows is None or stop > end:  # gather the next block of decoder rows, which may serve several positions
                 begin, end = start, min(max(stop, start + self._at_once), self._bounds[first + g.shape[0]])
                 rows = self._scaled(begin, end)
             columns.addmm_(here, rows[start - begin : stop - begin].T)
 
     def _dense_effects(
-        self, g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
+        self, decoder: Float[Tensor, "feature d_out"], g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
     ) -> tuple[Float[Tensor, "n active"], Float[Tensor, " active"]]:
         """Products of gradients with the decoder vectors of the features active here, and their activations.
 
@@ -84,7 +82,7 @@ class Decoder:
             where = torch.full((g.shape[0],), position, device=g.device)
             g = self._norm.transpose(g, where)
         features = self._active.feature[start:stop]
-        scores = g @ self._kept.T
+        scores = g @ decoder.T
         scores = scores if features.numel() == scores.shape[1] else scores[:, features]
         return scores, self._active.counted[start:stop]
 
@@ -147,6 +145,7 @@ class FrozenMLP:
         skip = self._source.skip
         if skip is None:
             return None
+        assert self._read is not None  # a skip connection belongs to a dictionary, which reads something
         used, n, d_model = g.shape
         positions = torch.arange(first, first + used, device=g.device).repeat_interleave(n)
         flat = g.reshape(used * n, d_model)

@@ -27,13 +27,12 @@ from tl_circuits.hooks import (
     frozen_attention,
     frozen_norm,
     is_parallel,
+    largest_gap,
     read_map,
     resid_mid,
+    rounding_within,
     unembed_weights,
 )
-
-# How far the frozen maps may be from what the model computed, relative to each position's largest entry, by dtype.
-_MAP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 # Rounding of float32 sums over everything written to the stream, relative to the largest entry at any position.
 _MAP_ROUNDING = 1e-5
@@ -75,14 +74,11 @@ class LinearEngine:
 
     def _check(self, model: Any, recording: Recording) -> None:
         """Raise ArchitectureError unless every frozen map gives what the model computed on this prompt."""
-        tolerance = _MAP_TOLERANCE[recording.dtype]
+        tolerance = rounding_within(recording.dtype)
 
         def compare(what: str, ours: Tensor, models: Tensor) -> None:
             models = models.float()
-            ours = ours.to(models.device)
-            # Each position by itself: a first position with huge activations must not hide the others.
-            size = models.abs().amax(-1).clamp_min(_MAP_ROUNDING * float(models.abs().max()) + 1e-30)
-            gap = float(((ours - models).abs().amax(-1) / size).max())
+            gap = largest_gap(ours.to(models.device) - models, models, _MAP_ROUNDING)
             if not gap <= tolerance:
                 raise ArchitectureError(
                     f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance "

@@ -51,7 +51,9 @@ def stream_rounding(
         written = source.norm.forward(recording.sites[sources.dictionary.output_hook(layer)])
     gap = after.to(written.device) - recording.resid_pre[layer].float() - recording.attn_out[layer].float() - written
     if source.skip is not None:
-        through = reads[layer].rounding @ source.skip.T
+        rounding = reads[layer].rounding
+        assert rounding is not None  # rounded_reads has set it
+        through = rounding @ source.skip.T
         through[list(sources.skipped)] = 0.0  # there the whole output is constant already
         positions = torch.arange(sources.n_pos, device=through.device)
         gap = gap + (through if source.norm is None else source.norm.push(through, positions))

@@ -25,17 +25,17 @@ from tl_circuits.hooks import (
     frozen_attention,
     frozen_heads,
     frozen_norm,
+    largest_gap,
     own_site,
     passing_points,
     read_map,
     resid_mid,
+    rounding_within,
     write_norm,
 )
 
-# How far the frozen maps may be from what the model computed, relative to each position's largest entry, by dtype.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 _ROUNDING = 1e-5  # of float32 sums over everything written to the stream, relative to its largest entry
-LOGITS_COMPARED = 4096
+LOGITS_COMPARED = 4096  # tokens whose logits are checked
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,11 @@ def final_map(model: Any, recording: Recording) -> ReadMap:
 
 
 def _compare(what: str, ours: Tensor, models: Tensor, dtype: torch.dtype) -> None:
-    models = models.float()
-    # Each position by itself: a first position with huge activations must not hide the others.
-    size = models.abs().amax(-1).clamp_min(_ROUNDING * float(models.abs().max()) + 1e-30)
-    gap = float(((ours - models).abs().amax(-1) / size).max())
-    if not gap <= _TOLERANCE[dtype]:
+    gap, within = largest_gap(ours - models.float(), models.float(), _ROUNDING), rounding_within(dtype)
+    if not gap <= within:
         raise ArchitectureError(
-            f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance {_TOLERANCE[dtype]:.2%}), so "
-            'this architecture is not one the linear engine knows. Use engine="autograd".'
+            f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance {within:.2%}), so this "
+            'architecture is not one the linear engine knows. Use engine="autograd".'
         )
 
 

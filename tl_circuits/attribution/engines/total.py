@@ -6,6 +6,7 @@ neurons half of the ratio goes to each factor). With these ratios held the whole
 the total effects of all sources: activation times gradient under frozen rules, as in RelP (arXiv 2508.21258).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,8 +176,8 @@ class _FeatureRun:
                 self.replaced.append((self._site(layer), self._own.replacing(layer, lambda x, layer=layer: self._pass(layer, x))))
                 continue
             if layer in dictionary.layers:
-                self.replaced.append((dictionary.input_hook(layer), lambda x, layer=layer: self._encode(layer, x)))
-            self.replaced.append((self._site(layer), lambda out, layer=layer: self._write(layer, out)))
+                self.replaced.append((dictionary.input_hook(layer), partial(self._encode, layer)))
+            self.replaced.append((self._site(layer), partial(self._write, layer)))
 
     def _site(self, layer: int) -> str:
         dictionary = self._sources.dictionary

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +19,11 @@ def open_transcoders(path: Path = _TRANSCODERS) -> TranscoderSet:
 
     stored = load_file(path)
     layers = sorted({int(name.split(".")[0]) for name in stored})
-    return TranscoderSet(
-        {
-            layer: Transcoder(**{n: stored[f"{layer}.{n}"].float() for n in _TENSORS}, activation="jumprelu")
-            for layer in layers
-        },
-        BUILTIN,
-    )
+    made = {}
+    for layer in layers:
+        tensors: dict[str, Any] = {name: stored[f"{layer}.{name}"].float() for name in _TENSORS}
+        made[layer] = Transcoder(**tensors, activation="jumprelu")
+    return TranscoderSet(made, BUILTIN)
 
 
 def store_transcoders(transcoders: Mapping[int, Transcoder], path: Path = _TRANSCODERS) -> Path:

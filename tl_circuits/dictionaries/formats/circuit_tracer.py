@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, 
 from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, shaped, valid_threshold
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoders import Activation, Transcoder
 from tl_circuits.errors import DictionaryError
 
 PATH = re.compile(r"layer_(\d+)\.safetensors")
@@ -68,10 +67,10 @@ def required_hooks(path: Path, hints: Hints) -> tuple[str, str]:
 
 def activation_of(
     path: Path, file: Mapping[str, Tensor], threshold: Tensor | None, hints: Hints
-) -> tuple[Literal["relu", "jumprelu", "topk"], int | None]:
+) -> tuple[Activation, int | None]:
     """The activation function and, for TopK, its k: from the config, else from which tensors there are."""
-    k = file.get("k")
-    k = hints.k if k is None else int(k)
+    stored = file.get("k")
+    k = hints.k if stored is None else int(stored)
     said = hints.activation or ("jumprelu" if threshold is not None else "relu" if k is None else "topk")
     said = {"jump_relu": "jumprelu", "batchtopk": "batch top-k"}.get(said.lower(), said.lower())
     if said not in ("relu", "jumprelu", "topk"):
@@ -81,7 +80,7 @@ def activation_of(
     if (said == "jumprelu") != (threshold is not None):
         state = "there is no" if threshold is None else "the file holds a"
         raise DictionaryError(f"{path}: the config's activation is {said!r}, but {state} threshold tensor.")
-    return said, None
+    return ("relu" if said == "relu" else "jumprelu"), None
 
 
 LAYOUT = Layout("circuit-tracer per-layer (layer_*.safetensors)", find, read)

@@ -90,7 +90,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     decoder = shaped(path, "w_dec", w_dec, (width, None, d_out))[:, entry.layer :] if cross else None
     transcoder = Transcoder(
         W_enc=w_enc.T,
-        W_dec=decoder[:, 0] if cross else decoder_rows(path, w_dec, width, d_out),
+        W_dec=decoder[:, 0] if decoder is not None else decoder_rows(path, w_dec, width, d_out),
         b_enc=b_enc,
         b_dec=b_dec,
         W_skip=None if affine is None else affine.T,

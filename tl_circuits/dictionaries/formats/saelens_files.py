@@ -80,9 +80,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     require_agreement(config_path, "d_out", config.get("d_out"), d_out)
     threshold = None
     if activation == "jumprelu":
-        threshold = valid_threshold(path, "threshold", *need(path, file, "threshold"), width)
+        threshold = valid_threshold(path, "threshold", need(path, file, "threshold")[0], width)
     if "skip" in architecture:
-        shaped(path, "W_skip", *need(path, file, "W_skip"), (d_out, d_in))
+        shaped(path, "W_skip", need(path, file, "W_skip")[0], (d_out, d_in))
     read_hook = _field(config, "hook_name")
     return LayerWeights(
         Transcoder(

@@ -63,6 +63,14 @@ function activations(graph, i) {
   }));
 }
 
+// In a contrast graph: how strongly the feature fires here, and how strongly on average in what it is compared with.
+function besideOthers(graph, i) {
+  const { baseline, activation } = graph.nodes;
+  if (!baseline) return null;
+  const there = graph.compared_with.length === 1 ? "there" : "in the others, on average";
+  return el("p", {}, `${activation[i].toPrecision(3)} here, ${baseline[i].toPrecision(3)} ${there}`);
+}
+
 export function nodeCard(app, i) {
   const { graph } = app, kind = graph.kinds[i], parts = [];
   parts.push(el("h2", {}, kind === "error" ? "What the features miss here" : nodeName(graph, i, app.notes.names)));
@@ -71,7 +79,8 @@ export function nodeCard(app, i) {
   if (app.notes.names[graph.ids[i]]) parts.push(el("p", { class: "soft" }, `You named it. Its label: ${graph.nodes.label[i]}`));
   else if (card) parts.push(el("p", { class: "soft" }, `Label from ${card[3] === "vocabulary" ? "the vocabulary: computed from its weights, without looking at any text" : card[3]}`));
   if (kind !== "embedding") parts.push(app.nodeActions(i));
-  if (kind === "feature") parts.push(el("h3", {}, "How strongly it fires"), activations(graph, i));
+  if (kind === "feature") parts.push(el("h3", {}, "How strongly it fires"), activations(graph, i), besideOthers(graph, i));
+  if (kind !== "logit" && graph.nodes.total_effect) parts.push(el("p", {}, `Effect on the answer, over all paths: ${graph.nodes.total_effect[i].toPrecision(3)}`));
   const likely = chance(graph.story.weights[graph.story.targets.indexOf(i)]);
   if (likely) parts.push(el("p", {}, `Probability as the next token: ${likely}`));
   if (kind === "logit" && graph.nodes.value[i] !== null) parts.push(el("p", {}, `Logit above the mean: ${graph.nodes.value[i]}`));
@@ -119,7 +128,7 @@ export function restCard(graph) {
   const s = graph.scores;
   return [
     el("h2", {}, "How to read this"),
-    el("p", {}, "The prompt is at the bottom; what the model says next is on top. Each box is a group of features that do a similar job; the number says how many. Click one."),
+    el("p", {}, "The prompt is at the bottom; what the model says next is on top. Each box is a group of features with like inputs and outputs; the number says how many. Click one."),
     el("p", {}, el("span", { class: "plus" }, "Blue solid"), " arrows raise what they point to, ",
       el("span", { class: "minus" }, "orange dashed"), " arrows lower it; thicker is stronger."),
     el("p", { class: "soft" }, "“say …” boxes make those tokens more likely; “sees …” boxes respond to them. All this is about the replacement model, " +

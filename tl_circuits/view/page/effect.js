@@ -16,7 +16,7 @@ function compared(result) {
   if (result.predicted === undefined) return null;
   const sign = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
   return el("p", { class: "soft" }, `Logit of “${visible(result.target)}”: predicted ${sign(result.predicted)}, measured ${sign(result.measured)} ` +
-    (result.freeze === "none" ? "(with nothing held, because the run diverges with attention and norms held)." : "(with attention and norms held)."));
+    (result.freeze === "none" ? "with nothing held (with attention and norms held, the run diverges)." : `with attention and norms held, ${sign(result.measured_free)} with nothing held.`));
 }
 
 // The part of a card about a set of features. `members` are node ids.

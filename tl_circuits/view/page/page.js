@@ -6,6 +6,7 @@ import { unpackGraph } from "./unpack.js";
 import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
 import { describe, drawStory } from "./story_view.js";
 import { tale } from "./sentences.js";
+import { wordsStrip } from "./words.js";
 import { little, meterParts } from "./meter.js";
 import { NodesView } from "./nodes_view.js";
 import { TableView } from "./table_view.js";
@@ -53,7 +54,7 @@ class App {
     this.root.classList.add("tlc");
     this.root.replaceChildren(
       el("header", {}, el("div", { class: "question" }, el("h1", {}, graph.story.headline), el("p", { class: "prompt" }, `${graph.model} reads “${graph.prompt}”`)), this.host.bar ?? ""),
-      this.offer, this.tale, this.meter,
+      this.offer, el("div", { class: "words-part" }, ...wordsStrip(this)), this.tale, this.meter,
       el("div", { class: "bar" }, this.tabs, el("label", { class: "detail" }, "Fewer boxes ", this.slider, " more"), this.search,
         this.undo, button("Save notes", () => download("notes.json", `${JSON.stringify(this.book.file(), null, 1)}\n`, "application/json"), { title: "Download your groups, pins and names" }),
         button("?", () => this.dialog.showModal(), { "aria-label": "Keys and help" })),
@@ -103,7 +104,7 @@ class App {
   drawStory() {
     const { graph } = this, level = graph.levels[this.level];
     const units = makeUnits(graph, level, this.notes, this.expanded);
-    const flows = makeFlows(graph, units), arrows = makeArrows(units, flows), meter = makeMeter(graph, units);
+    const flows = makeFlows(graph, units), arrows = makeArrows(units, flows, this.toldSteps(units)), meter = makeMeter(graph, units);
     this.width = this.story.clientWidth;
     const state = { pinned: (unit) => unit.members.length > 0 && unit.members.every((i) => this.notes.pins.includes(graph.ids[i])), errorShare: percent(meter.error) };
     const focus = this.svg.contains(document.activeElement) ? document.activeElement.dataset.key : null;
@@ -123,6 +124,12 @@ class App {
     drawn.elements.get(focus)?.focus();
     this.emphasise();
     for (const [k, made] of drawn.elements) made.classList.toggle("marked", this.marked.has(k));
+  }
+
+  // The steps of the sentences, as pairs of units.
+  toldSteps(units) {
+    const at = (i) => units.findIndex((unit) => unit.members.includes(i));
+    return this.graph.levels[this.level].ways.flatMap((way) => way.slice(1).map((i, n) => [at(way[n]), at(i)])).filter(([from, to]) => from >= 0 && to >= 0 && from !== to);
   }
 
   drawTale() { this.tale.replaceChildren(...tale(this.graph, this.graph.levels[this.level], this.notes.groups.length > 0)); }

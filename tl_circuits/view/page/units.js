@@ -14,7 +14,7 @@ export function weighted(graph, members, column) {
 }
 
 export function nodeName(graph, i, names) {
-  return names[graph.ids[i]] ?? visible(graph.nodes.label[i].replace(/^output /, "").replace(/^token /, ""));
+  return names[graph.ids[i]] ?? visible(graph.nodes.label[i].replace(/^output /, "").replace(/^token /, "").replace(graph.against_others, ""));
 }
 
 export function nodePlace(graph, i) {
@@ -128,7 +128,8 @@ export function makeFlows(graph, units) {
   return flows;
 }
 
-export function makeArrows(units, flows) {
+// `told`: pairs of units in a sentence, whose arrows are always drawn.
+export function makeArrows(units, flows, told = []) {
   const arrows = [];
   units.forEach((unit, target) => {
     if (unit.kind === "token" || unit.kind === "errors") return;
@@ -138,6 +139,9 @@ export function makeArrows(units, flows) {
       if (Math.abs(flows[target][source]) >= LEAST_ARROW) arrows.push({ source, target, share: flows[target][source] });
     }
   });
+  for (const [source, target] of told) {
+    if (flows[target][source] && !arrows.some((a) => a.source === source && a.target === target)) arrows.push({ source, target, share: flows[target][source] });
+  }
   return arrows;
 }
 

@@ -38,8 +38,8 @@ export async function unpackGraph(data) {
     if (kind === 1) return `L${nodes.layer[i]}/error@${nodes.position[i]}`;
     return kind === 2 ? `token@${nodes.position[i]}` : `logit:${logits++}`;
   });
-  // 1 or -1: the sign of a link that pushes the feature in the direction of its activation on this prompt.
-  const towards = nodes.kind.map((kind, i) => (kind === 0 && nodes.activation[i] < 0 ? -1 : 1));
+  // 1 or -1: the sign of a link that pushes the feature the way it counts: its activation, or how that differs from the baseline.
+  const towards = nodes.kind.map((kind, i) => (kind === 0 ? Math.sign(nodes.activation[i] - (nodes.baseline?.[i] ?? 0)) : 1));
   return {
     ...data, n, ids, source, target, weight, share, towards,
     kinds: nodes.kind.map((k) => KINDS[k]),

@@ -1,0 +1,134 @@
+"""``tl-circuits circuit``: how much of an answer the graphs of a family of prompts carry."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tl_circuits.cli.app import app, clear_errors, terminal
+from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.trace import refuse_early, with_ending
+
+if TYPE_CHECKING:
+    from tl_circuits.interventions.circuit_quality import CircuitQuality
+
+FEWEST_PROMPTS = 2
+
+
+@app.command()
+def circuit(
+    prompts: Annotated[Path, typer.Argument(help="A table with the columns prompt and answer, a row for each prompt: .csv, .tsv or .jsonl. A column counterfactual is optional.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    transcoders: Transcoders = "neurons",
+    width: Width = None,
+    l0: L0 = None,
+    layer: Layers = None,
+    held_out: Annotated[Path | None, typer.Option("--held-out", help="Another such table: the nodes most important on average over PROMPTS are judged on these prompts.")] = None,
+    size: Annotated[list[int] | None, typer.Option("--size", help="A number of nodes to measure (repeatable). Default: shares of all nodes, from 0.1 % to 50 %.")] = None,
+    max_nodes: Annotated[int, typer.Option(help="How many features of each prompt to trace.")] = COMMAND_NODES,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write NAME.csv and NAME.svg.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Trace each prompt against all others, and measure how much of the answers the traced nodes carry."""
+    with clear_errors(debug):
+        files = {} if out is None else {"table": with_ending(out, ".csv"), "figure": with_ending(out, ".svg")}
+        for path in files.values():
+            refuse_early(path, force)
+        rows, judged = read_table(prompts), None if held_out is None else read_table(held_out)
+        features = Features(transcoders, width, l0, layer or None)
+        found = _measure(rows, judged, model, features, size or None, max_nodes, device, dtype)
+        if files:
+            found.curve.to_csv(files["table"], index=False)
+            found.plot(files["figure"], overwrite=force)
+        if as_json:
+            facts = {"nodes": found.n_nodes, "metric": found.metric, "ablate": found.ablate}
+            facts |= {"curve": found.curve.to_dict("records"), "areas": found.areas().to_dict("records")}
+            typer.echo(json.dumps(facts | {"files": {k: str(p) for k, p in files.items()}}, ensure_ascii=False))
+        else:
+            _show(found, terminal())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows with ``prompt``, ``answer`` and perhaps ``counterfactual``.
+
+    Raises:
+        ValueError: for a file that is no such table, or has fewer than two rows.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}.")
+    try:
+        if path.suffix == ".jsonl":
+            frame = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+        else:
+            frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a table (.csv, .tsv or .jsonl): {error}") from error
+    missing = [name for name in ("prompt", "answer") if name not in frame.columns]
+    if missing:
+        raise ValueError(f"{path} has the columns {', '.join(map(str, frame.columns))}, and needs prompt and answer.")
+    if len(frame) < FEWEST_PROMPTS:
+        raise ValueError(f"{path} has {len(frame)} rows; a family needs at least {FEWEST_PROMPTS} prompts.")
+    return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _measure(
+    rows: list[dict[str, str]], judged: list[dict[str, str]] | None, model: str, features: Features, sizes: Any,
+    max_nodes: int, device: str | None, dtype: str,
+) -> "CircuitQuality":
+    import tl_circuits as tlc
+
+    console = terminal(stderr=True)
+    with open_replacement(model, features, device, dtype) as replacement:
+        tokenizer = replacement.model.tokenizer
+        family = [row["prompt"] for row in rows]
+        answers = [as_answer(tokenizer, row) for row in rows]
+        graphs = []
+        for number, (prompt, answer) in enumerate(zip(family, answers, strict=True), 1):
+            with console.status(f"tracing {number} of {len(family)}: {prompt}"):
+                others = [text for text in family if text != prompt]
+                against = [other for other in dict.fromkeys(answers) if other != answer]
+                target = tlc.LogitDifference(answer, against) if against else answer
+                graphs.append(tlc.attribute(replacement, prompt, target, baseline=others, max_nodes=max_nodes, progress=False))
+        circuits: Any = graphs
+        if judged is not None:
+            circuits, rows = tlc.common_circuit(graphs), judged
+            family, answers = [row["prompt"] for row in rows], [as_answer(tokenizer, row) for row in rows]
+        counterfactuals = [row["counterfactual"] for row in rows] if all(row.get("counterfactual") for row in rows) else None
+        return tlc.circuit_quality(
+            replacement,
+            circuits,
+            family,
+            answers,
+            counterfactuals=counterfactuals,
+            ablate="mean" if counterfactuals is None else "counterfactual",
+            sizes=sizes,
+            progress=console.is_terminal,
+        )
+
+
+def as_answer(tokenizer: Any, row: dict[str, str]) -> str:
+    """The answer as a token: with a space before it, as words have it, if that is one token."""
+    answer = row["answer"]
+    spaced = answer if answer.startswith(" ") or row["prompt"].endswith(" ") else f" {answer}"
+    one = len(tokenizer(spaced, add_special_tokens=False)["input_ids"]) == 1
+    return spaced if one else answer
+
+
+def _show(found: "CircuitQuality", console: Console) -> None:
+    console.print(found)
+    console.print(Text("\nF: only the circuit is the prompt's own; 1 is the whole answer. C: all but the circuit is; 0 is the whole answer.", style="dim"))
+    own = found.curve[found.curve.chosen == "circuit"]
+    enough = own[own.F >= 0.5]
+    if len(enough):
+        row = enough.iloc[0]
+        share = row.nodes / max(1, found.n_nodes)
+        console.print(f"Half of the answer is carried by {int(row.nodes):,} of {found.n_nodes:,} nodes a prompt ({share:.1%}).")
