@@ -141,7 +141,7 @@ def edit_hooks(
         hooks += hold_hooks(model, clean.holds, clean.seen, held_pattern_edits(plan))
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
-    if freeze == "all":
+    if freeze == "all" and clean is not None:
         for layer in passed_mlps(replacement.dictionary, n_layers):
             hooks += _passing(replacement, clean, layer)
             held -= set() if layer in replacement.dictionary.layers else {layer}
@@ -179,7 +179,8 @@ def _arrival(arrivals: dict[str, Tensor], name: str) -> Callable[[Tensor, HookPo
 def _passing(replacement: Replacement, clean: CleanRun, layer: int) -> HookList:
     """Hooks that pass an MLP with its ratios held: its output changes by what the change of its input makes."""
     read, written = passing_points(replacement.model, replacement.dictionary, (layer,))
-    mlp, inputs = clean.held_mlp(replacement, layer), []
+    mlp = clean.held_mlp(replacement, layer)
+    inputs: list[Tensor] = []
 
     def keep(x: Tensor, hook: HookPoint) -> None:
         inputs[:] = [x]

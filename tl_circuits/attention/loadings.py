@@ -174,6 +174,7 @@ def _site_parts(
     local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], reads: "_Reads"
 ) -> list[EdgeParts]:
     """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of several heads are not told apart."""
+    assert isinstance(local.engine, SiteEngine)
     paths, arriving = SitePaths(local.engine), {}
     found = []
     for edge in edges:
@@ -192,7 +193,9 @@ def _site_writer(local: Retraced, graph: AttributionGraph, columns: Columns, nod
     if kind == Kind.EMBEDDING:
         return SiteWriter(-1, position, sources.tokens[position])
     if kind == Kind.ERROR:
-        return SiteWriter(layer, position, sources.layers[layer].error[position])
+        error = sources.layers[layer].error
+        assert error is not None  # a node of an error that exists
+        return SiteWriter(layer, position, error[position])
     at = columns.find(Kind.FEATURE, layer, position, feature) - sources.layers[layer].features_at
     active = sources.layers[layer].active
     row = sources.dictionary.decoder_vectors(layer, active.feature[at : at + 1], layer)[0]
@@ -258,8 +261,8 @@ class _Reads:
         """A node as a vector on the stream that it reads."""
         made = self.targets(node)
         layer, position = int(made.layer[0]), int(made.position[0])
-        there = made.to(self._local.engine.devices[layer])
-        vectors, _ = self._local.engine.reads[layer].transpose(there.vector, there.position)
+        there = made.to(self._local.linear.devices[layer])
+        vectors, _ = self._local.linear.reads[layer].transpose(there.vector, there.position)
         return Reader(position, layer, vectors[0].to(made.vector.device))
 
     def _feature(self, node: int, layer: int, position: int) -> Tensor:

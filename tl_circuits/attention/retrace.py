@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_circuits.attribution.compare import compare_again
 from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
+from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
@@ -45,6 +46,12 @@ class Retraced:
     def model(self) -> Any:
         """The model the dictionary is attached to."""
         return self.replacement.model
+
+    @property
+    def linear(self) -> LinearEngine:
+        """The engine, in a graph without autoencoders and passed MLPs."""
+        assert isinstance(self.engine, LinearEngine)
+        return self.engine
 
     @property
     def n_pos(self) -> int:

@@ -52,7 +52,7 @@ class SitePaths:
     def _layer_heads(self, layer: int) -> LayerHeads:
         if layer not in self._heads:
             block = self._engine.blocks[layer]
-            into = block.heads.into if block.site == "attn.hook_z" else block.attention
+            into = block.own_heads.into if block.site == "attn.hook_z" else block.attention
             self._heads[layer] = layer_heads(into)
         return self._heads[layer]
 
@@ -106,7 +106,7 @@ class SitePaths:
             return block.passed.linear(x[None], at)[0]
         if source.skip is None or int(at) in self._engine.sources.skipped:
             return None
-        read = block.read
+        read = block.own_read
         if read.norm is not None and read.stage == "normed":
             x = read.norm.push(x[None], at)[0]
         elif read.norm is not None and read.stage == "normalized":
@@ -164,7 +164,7 @@ class _Backward:
         vector = self._vector(engine.sources.tokens.shape[1])
         if block.site == "hook_mlp_out":
             self._write(layer, g)
-            return block.passed.transpose(vector[None], self._at)[0] if reads else None
+            return block.own_passed.transpose(vector[None], self._at)[0] if reads else None
         if block.passed is not None:
             return None if g is None else block.passed.transpose(g[None], self._at)[0]
         if block.read is None:
@@ -195,8 +195,9 @@ class _Backward:
 
 
 def _out_of_heads(block: BlockMaps, z: Float[Tensor, " z"], position: int) -> Float[Tensor, " d_model"]:
-    out = z @ block.heads.W_O
-    return out if block.heads.after is None else out / block.heads.after[position]
+    heads = block.own_heads
+    out = z @ heads.W_O
+    return out if heads.after is None else out / heads.after[position]
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -66,7 +66,7 @@ def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio"
     raise AssertionError("unreachable")
 
 
-def _with_mlps(dictionary: Dictionary, mlps: str) -> Dictionary:
+def _with_mlps(dictionary: Dictionary, mlps: Literal["auto", "ratio", "error"]) -> Dictionary:
     """``dictionary`` with the rule for MLPs that no dictionary replaces."""
     own = next((layer for layer in dictionary.layers if own_site(dictionary, layer) is not None), None)
     if mlps == "error" and own is not None:
@@ -94,7 +94,7 @@ def _carried(model: Any) -> dict[int, Any]:
             "tlc.attach(model) takes over what SAELens' add_sae attached, and this model carries nothing. "
             "Give transcoders: tlc.attach(model, tlc.mlp_neurons(model)) works on any model."
         )
-    layers = {}
+    layers: dict[int, Any] = {}
     for read, sae in saes.items():
         match = re.match(r"blocks\.(\d+)\.", read)
         if match is None:

@@ -32,9 +32,10 @@ def combined(parts: Sequence[Dictionary]) -> Dictionary:
         return parts[0]
     name = " + ".join(dict.fromkeys(part.name for part in parts))
     rules = {part.prompt_rule for part in parts}
-    if all(type(part) is TranscoderSet for part in parts):
-        layers: dict[int, Transcoder] = {layer: part[layer] for layer, part in sorted(taken.items())}
-        made: Dictionary = TranscoderSet(layers, name, next((p.made_for for p in parts if p.made_for), None))
+    sets = [part for part in parts if type(part) is TranscoderSet]
+    if len(sets) == len(parts):
+        layers: dict[int, Transcoder] = {layer: part[layer] for part in sets for layer in part.layers}
+        made: Dictionary = TranscoderSet(layers, name, next((part.made_for for part in sets if part.made_for), None))
     else:
         made = Combined(dict(sorted(taken.items())), name)
     # Where parts ask for different first tokens, that of a published set counts: it was trained so.

@@ -2,7 +2,7 @@
 object."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,11 @@ ARCHITECTURES: dict[str, Activation] = {
 AUTOENCODERS = ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
 """SAELens' autoencoders that can be converted."""
 
-_NORMALISED = ("layer_norm", "constant_norm_rescale")
+_NORMALISED: dict[str, Literal["none", "layer_norm", "constant_norm_rescale"]] = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm_rescale",
+}
 
 
 def is_saelens(value: Any) -> bool:
@@ -88,7 +92,7 @@ def _autoencoder(layer: int, sae: Any, architecture: str, hook: str | None) -> T
             f"layer {layer}: this autoencoder is of head {metadata.hook_head_index} alone; those of a whole tensor can be opened."
         )
     normalize = str(getattr(cfg, "normalize_activations", "none") or "none")
-    if normalize not in ("none", *_NORMALISED):
+    if normalize not in _NORMALISED:
         raise DictionaryError(
             f"layer {layer}: normalize_activations={normalize!r} was done with numbers of the training set that the object does "
             "not hold. Fold them into the weights first (sae.fold_activation_norm_scaling_factor or fold_activation_whitening)."
@@ -98,7 +102,7 @@ def _autoencoder(layer: int, sae: Any, architecture: str, hook: str | None) -> T
     if cfg.apply_b_dec_to_input:
         # The encoder reads x - b_dec; both are linear, so this is a part of its bias.
         found["b_enc"] = found["b_enc"].float() - found["W_enc"].float() @ b_dec.float()
-    return Transcoder(**{"W_dec": W_dec, **found}, b_dec=b_dec, input_hook=hook, output_hook=hook, normalize=normalize)
+    return Transcoder(**{"W_dec": W_dec, **found}, b_dec=b_dec, input_hook=hook, output_hook=hook, normalize=_NORMALISED[normalize])
 
 
 def _activation(layer: int, sae: Any, architecture: str, W_enc: Tensor) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tl_circuits.dictionaries.base import Dictionary, ranges
 from tl_circuits.dictionaries.given import Options, from_layers
 from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.releases import release_directory
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError, DownloadError
 from tl_circuits.hooks import PromptRule, wholes
 
@@ -72,6 +73,7 @@ def open_release(
     first = next(iter(opened.values()))
     rule = prompt_rule or _rule(first, entry.model)
     made = from_layers(opened, Options(list(opened), input_hook, output_hook, device, dtype, residency, title, rule))
+    assert isinstance(made, TranscoderSet)
     made.made_for = entry.model
     return made
 

@@ -75,6 +75,24 @@ class BlockMaps:
     rounding: Float[Tensor, "pos d_model"] | None
     before_mid: Float[Tensor, "pos d_model"] | None
 
+    @property
+    def own_heads(self) -> FrozenHeads:
+        """The two halves of attention, which a block with an autoencoder of ``attn.hook_z`` has."""
+        assert self.heads is not None
+        return self.heads
+
+    @property
+    def own_passed(self) -> PassedMLP:
+        """The passed MLP, which a block with an autoencoder has."""
+        assert self.passed is not None
+        return self.passed
+
+    @property
+    def own_read(self) -> ReadMap:
+        """How transcoders or neurons read the stream, in a block that has them."""
+        assert self.read is not None
+        return self.read
+
 
 def block_maps(model: Any, recording: Recording, sources: Sources) -> list[BlockMaps]:
     """The maps of every recorded block, compared with what the model computed on this prompt.
@@ -180,7 +198,7 @@ def _behind(
         written = source.norm.forward(recording.sites[hooks.output_hook(layer)])
     before = recording.resid_pre[layer].float() + recording.attn_out[layer].float()
     gap = recording.streams[layer + 1].float() - written - (recording.sites[hooks.input_hook(layer)].float() if at_mid else before)
-    if source.skip is not None:
+    if source.skip is not None and read is not None and read.rounding is not None:
         through = read.rounding @ source.skip.T
         through[list(sources.skipped)] = 0.0  # there the whole output is constant already
         gap = gap + (through if source.norm is None else source.norm.push(through, torch.arange(len(gap), device=gap.device)))

@@ -166,7 +166,9 @@ class _Sweep:
             first += count
 
     def _add_constant(self, constant: Float[Tensor, "pos d_model"] | None) -> None:
-        for g, first, rows in self._pieces() if constant is not None else ():
+        if constant is None:
+            return
+        for g, first, rows in self._pieces():
             add_position_dots(self._bias[rows], g, constant[first:])
 
     def _add_effects(self, layer: int, at_site: Transform | None = None) -> None:
@@ -191,8 +193,8 @@ class _Sweep:
                 return None, None
             through = self._engine.writes[layer].through_skip
             dense = through(self._g, 0) if self._g.shape[1] else None
-            single = [through(g, first)[0] for g, first, _ in self._pieces() if g is not self._g]
-            return dense, torch.cat(single) if single else None
+            single = [through(g, first) for g, first, _ in self._pieces() if g is not self._g]
+            return dense, torch.cat([part[0] for part in single if part is not None]) if single else None
         if block.passed is None:
             return None, None
         self._add_constant(block.passed.const)
@@ -215,11 +217,11 @@ class _Sweep:
         if not len(at):
             return
         if block.site is None:
-            vectors, bias = block.read.transpose(vectors, at)
+            vectors, bias = block.own_read.transpose(vectors, at)
             self._bias[rows] += bias
         else:
-            self._bias[rows] += (vectors * block.passed.const[at]).sum(-1)
-            vectors = block.passed.transpose(vectors, at)
+            self._bias[rows] += (vectors * block.own_passed.const[at]).sum(-1)
+            vectors = block.own_passed.transpose(vectors, at)
         self._join(vectors, at)
 
     def _attend(self, layer: int, block: BlockMaps) -> None:
@@ -229,9 +231,9 @@ class _Sweep:
             self._add_effects(layer)
             self._join_below(layer, attention)
         elif block.site == "attn.hook_z":
-            self._add_constant(block.heads.const)
+            self._add_constant(block.own_heads.const)
             self._add_effects(layer, lambda g, first: _at_heads(block, g, first))
-            self._join_below(layer, block.heads.into)
+            self._join_below(layer, block.own_heads.into)
         else:
             self._add_constant(attention.const)
             if self._joined > self._start:
@@ -267,7 +269,7 @@ class _Sweep:
 def _at_heads(block: BlockMaps, g: Float[Tensor, "used n d_model"], first: int) -> Float[Tensor, "used n z"]:
     used, n, _ = g.shape
     positions = torch.arange(first, first + used, device=g.device).repeat_interleave(n)
-    return block.heads.back(g.reshape(used * n, -1), positions).reshape(used, n, -1)
+    return block.own_heads.back(g.reshape(used * n, -1), positions).reshape(used, n, -1)
 
 
 def _moved(

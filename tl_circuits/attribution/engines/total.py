@@ -173,7 +173,7 @@ class _FeatureRun:
         self.replaced += passing_hooks(model, recording, sources)
         for layer in with_leaf:
             if own_site(dictionary, layer) is not None:
-                self.replaced.append((self._site(layer), self._own.replacing(layer, lambda x, layer=layer: self._pass(layer, x))))
+                self.replaced.append((self._site(layer), self._own.replacing(layer, partial(self._pass, layer))))
                 continue
             if layer in dictionary.layers:
                 self.replaced.append((dictionary.input_hook(layer), partial(self._encode, layer)))
@@ -234,9 +234,10 @@ class _FeatureRun:
         layer, position = int(target.layer[0]), int(target.position[0])
         with torch.inference_mode(False), torch.enable_grad():
             last = layer == len(sources.layers)
-            own = self._own.read.get(layer)
-            read = own if last or own is not None else seen[dictionary.input_hook(layer)]
-            x = final_stream(model, seen[final_hook(model)]) if last else read
+            if last:
+                x = final_stream(model, seen[final_hook(model)])
+            else:
+                x = self._own.read[layer] if layer in self._own.read else seen[dictionary.input_hook(layer)]
             scalar = (x[position].float() * target.vector[0, : x.shape[-1]].clone().to(x.device)).sum()
             leaves = [self._tokens, *self._leaves.values()]
             grads = torch.autograd.grad(scalar, leaves, allow_unused=True)
