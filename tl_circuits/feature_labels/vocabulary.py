@@ -9,18 +9,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.feature_labels.directions import read_directions, written_directions
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import (
-    Replacement,
-    embed_weights,
-    mlp_norms,
-    read_stage,
-    require_norm_weights,
-    token_text,
-    unembed_weights,
-)
+from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
 from tl_circuits.support.checked import checked
 
 TOKENS_KEPT = 5
@@ -79,13 +72,9 @@ def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indic
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
     features = graph._nodes.feature[indices].to(W_U.device)
     sign = graph._nodes.activation[indices].sign().to(W_U.device)
-    written = dictionary.output_directions(layer, features) * sign[:, None]
+    written = written_directions(model, dictionary, layer, features) * sign[:, None]
     effects = written.to(W_U.dtype) @ W_U
-    read = dictionary.encoder_directions(layer, features)
-    if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        norm, _ = mlp_norms(model, layer)
-        assert norm is not None  # only a norm makes the stage "normed"
-        read = read * require_norm_weights(model, norm).weight.to(read.device)
+    read = read_directions(model, dictionary, layer, features)
     likes = read.to(W_E) @ W_E.T
     labels = []
     for effect, like in zip(effects.float(), likes.float(), strict=True):
