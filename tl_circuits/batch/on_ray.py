@@ -9,6 +9,7 @@ from tl_circuits.batch.jobs import Job
 from tl_circuits.batch.one import trace_one
 from tl_circuits.batch.store import Store
 from tl_circuits.hooks import Replacement
+from tl_circuits.support.extras import how_to_install
 
 SECONDS_TO_ANSWER = 10  # how long to wait for a cluster
 LIVES = 2  # a prompt during which so many workers died counts as failed
@@ -52,7 +53,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("workers run on Ray, which is not installed: pip install 'tl_circuits[ray]'.") from error
+        raise ImportError(f"workers run on Ray, which is not installed: {how_to_install('ray')}.") from error
     return ray
 
 

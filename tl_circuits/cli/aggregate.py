@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.trace import refuse_early, with_ending
+from tl_circuits.support.endings import OURS
 
 if TYPE_CHECKING:
     from tl_circuits.recurring.aggregate import RecurringCircuit
@@ -29,12 +30,12 @@ def aggregate(
 ) -> None:
     """Combine the graphs of many prompts, aligned from their ends, into one graph of mean effects."""
     with clear_errors(debug):
-        paths = {"graph": with_ending(out, ".graph.safetensors"), "page": with_ending(out, ".html")}
+        paths = {"graph": with_ending(out, OURS), "page": with_ending(out, ".html")}
         for path in paths.values():
             refuse_early(path, force)
         import tl_circuits as tlc
 
-        with Console(stderr=True).status(f"reading {len(files)} graphs ..."):
+        with terminal(stderr=True).status(f"reading {len(files)} graphs ..."):
             circuit = tlc.aggregate(files, min_share=min_share)
             graph = circuit.graph(min_share)
         graph.save(paths["graph"], overwrite=force)
@@ -49,7 +50,7 @@ def aggregate(
             }
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
-            _show(circuit, paths, Console())
+            _show(circuit, paths, terminal())
 
 
 def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console) -> None:

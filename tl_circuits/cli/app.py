@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+from rich.console import Console
 
 app = typer.Typer(
     name="tl-circuits",
@@ -14,6 +15,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def terminal(stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """What all commands print to. Names, prompts and paths may hold square brackets, so these are never markup."""
+    return Console(stderr=stderr, soft_wrap=soft_wrap, markup=False, highlight=False)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def batch(
             ray_address=ray_address,
             name=f"{model} {features} {dtype}",
             max_nodes=max_nodes,
-            progress=Console(stderr=True).is_terminal,
+            progress=terminal(stderr=True).is_terminal,
         )
         if as_json:
             typer.echo(summary.to_json(orient="records", force_ascii=False))
         else:
-            _show(summary, out, Console())
+            _show(summary, out, terminal())
         if (summary.status == "failed").any():
             raise typer.Exit(1)
 

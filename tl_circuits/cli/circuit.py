@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 from tl_circuits.cli.trace import refuse_early, with_ending
 
@@ -52,7 +52,7 @@ def circuit(
             facts |= {"curve": found.curve.to_dict("records"), "areas": found.areas().to_dict("records")}
             typer.echo(json.dumps(facts | {"files": {k: str(p) for k, p in files.items()}}, ensure_ascii=False))
         else:
-            _show(found, Console())
+            _show(found, terminal())
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -86,7 +86,7 @@ def _measure(
 ) -> "CircuitQuality":
     import tl_circuits as tlc
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with open_replacement(model, features, device, dtype) as replacement:
         tokenizer = replacement.model.tokenizer
         family = [row["prompt"] for row in rows]

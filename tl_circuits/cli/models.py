@@ -4,10 +4,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.models import BUILTIN, BUILTIN_DESCRIPTION, PACKAGED
 
 
@@ -37,7 +36,7 @@ def models(
         table = Table("name", "what it is", "state", box=None)
         for row in rows:
             table.add_row(row["name"], row["description"], row["state"])
-        console = Console()
+        console = terminal()
         console.print(table)
         for row in rows:
             if row["state"] == "not installed":

@@ -4,11 +4,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
 
 
@@ -48,7 +47,7 @@ def steer(
                 facts |= {"before": written[0], "after": written[1]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
             return
-        console = Console()
+        console = terminal()
         table = Table("next token", "before", "after", box=None, padding=(0, 3, 0, 0))
         for row in top.itertuples():
             table.add_row(Text(f"“{row.token}”"), f"{row.before:.1%}", f"{row.after:.1%}")

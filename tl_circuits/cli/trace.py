@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.against import Against, AlignEnd, aligned, read_against
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 from tl_circuits.cli.words import show_tested, show_words
+from tl_circuits.support.endings import OURS
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -54,7 +55,7 @@ def trace(
     """Trace one PROMPT: which features, from which tokens, led to the answer?"""
     with clear_errors(debug):
         name = out if out is not None else Path(_slug(prompt))
-        files = {"graph": with_ending(name, ".graph.safetensors"), "page": with_ending(name, ".html")}
+        files = {"graph": with_ending(name, OURS), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
         baseline = read_against(against)
@@ -71,10 +72,10 @@ def trace(
                 facts["heads"] = graph.head_stories[:EDGES_TOLD]
             typer.echo(json.dumps(facts, ensure_ascii=False))
         else:
-            show(graph, files, Console(), removed)
+            show(graph, files, terminal(), removed)
             if report is not None:
-                show_check(report, Console())
-            show_heads(graph, graph.head_stories[:EDGES_TOLD], Console())
+                show_check(report, terminal())
+            show_heads(graph, graph.head_stories[:EDGES_TOLD], terminal())
 
 
 def _run(
@@ -98,7 +99,7 @@ def _run(
     import tl_circuits as tlc
 
     choice = _engine(engine)
-    shown = Console(stderr=True).is_terminal
+    shown = terminal(stderr=True).is_terminal
     with open_replacement(model_name, features, device, dtype) as replacement:
         graph = tlc.attribute(
             replacement,

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from tl_circuits.cli.app import app, clear_errors
+from tl_circuits.cli.app import app, clear_errors, terminal
 
 
 @app.command()
@@ -33,7 +32,7 @@ def train(
 ) -> None:
     """Train transcoders on text files. Afterwards, --transcoders takes the folder."""
     with clear_errors(debug):
-        with Console(stderr=True).status("loading tl_circuits ..."):
+        with terminal(stderr=True).status("loading tl_circuits ..."):
             from tl_circuits.dictionaries.training import train_transcoders
         began = time.monotonic()
         history = train_transcoders(
@@ -48,7 +47,7 @@ def train(
         if as_json:
             typer.echo(json.dumps({"folder": str(out), "steps": int(steps), "first": early.to_dict(), "last": late.to_dict()}))
             return
-        console = Console()
+        console = terminal()
         table = Table("layer", "explained variance at first", "at last", box=None, padding=(0, 3, 0, 0))
         for number in late.index:
             table.add_row(str(number), f"{early[number]:.3f}", f"{late[number]:.3f}")

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tl_circuits.cli.app import app, clear_errors, wrong_usage
+from tl_circuits.cli.app import app, clear_errors, terminal, wrong_usage
 from tl_circuits.cli.loading import COMMAND_NODES, Features, features_named, open_replacement
 
 
@@ -49,6 +48,6 @@ def view(
         def ready(address: str, taken: int) -> None:
             if taken != port:
                 typer.echo(f"Port {port} is taken; using {taken}.", err=True)
-            Console(soft_wrap=True).print(f"Open {address}\nCtrl-C ends it.", highlight=False)
+            terminal(soft_wrap=True).print(f"Open {address}\nCtrl-C ends it.", highlight=False)
 
         serve(path, host, port, token, live, ready, allow_host or ())

@@ -16,6 +16,7 @@ from tl_circuits.errors import ModelError, OutputError, PromptError
 from tl_circuits.hooks import plain_ids, special_token, without_first
 from tl_circuits.models import PACKAGED, open_packaged
 from tl_circuits.support.checked import checked
+from tl_circuits.support.extras import how_to_install
 
 HISTORY = "history.json"
 _MLPS = ["layers.*.mlp", "h.*.mlp"]
@@ -81,7 +82,7 @@ def train_transcoders(
         384
     """
     if importlib.util.find_spec("sparsify") is None:
-        raise ImportError("training needs EleutherAI's sparsify. Run: pip install 'tl_circuits[train]'")
+        raise ImportError(f"training needs EleutherAI's sparsify. Run: {how_to_install('train')}")
     out = Path(out)
     _check_out(out, resume, {"k": k, "expansion_factor": expansion, "skip_connection": skip})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.errors import PromptError
+from tl_circuits.errors import PromptError, TargetError
 from tl_circuits.graph.identity import earlier_fingerprint, fingerprint
 from tl_circuits.graph.kinds import KINDS, OURS, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
@@ -202,7 +203,28 @@ class AttributionGraph:
 
     @cached_property
     def nodes(self) -> pd.DataFrame:
-        """A pandas frame with one row for each node, in adjacency order."""
+        """A pandas frame with one row for each node, in adjacency order.
+
+        ``graph.nodes.set_index("id")`` is the same frame by id; :meth:`node` gives one row. Columns:
+
+        * ``id``: such as ``L3/F667@8``: layer, feature, position.
+        * ``kind``: ``feature``, ``error``, ``embedding`` or ``logit``.
+        * ``layer``: -1 for embeddings, the number of layers for logits.
+        * ``position``: where in the prompt; for a logit, where it is read.
+        * ``feature``: the feature's number; the vocabulary id of an embedding or logit; -1 where there is none.
+        * ``token``: the token at the position.
+        * ``activation``: of features; of logits the value that is explained; 0 for others.
+        * ``bias``: the part of ``value`` that no edge shows.
+        * ``influence``: the share of the targets' absolute inputs that can be traced back to the node, over all paths.
+        * ``label``: what it is, in a line.
+        * ``value``: what incoming edges and ``bias`` add up to: a feature's pre-activation, a target's logit minus the mean
+          logit. NaN for nodes without a row.
+        * ``residue``: the part of ``bias`` that comes from features outside the graph.
+        * ``total_effect``: the signed effect on the targets over all paths of the local replacement model, each target by its
+          weight; NaN if the file does not say.
+        * ``baseline``: in a contrast graph, the feature's mean activation in the baseline; else 0.
+        * ``shared``: in a contrast graph, the part of ``bias`` that the baseline brings; else 0.
+        """
         n = self._nodes
         position = n.position.tolist()
         columns = {
@@ -223,6 +245,25 @@ class AttributionGraph:
             "shared": np.zeros(len(n), np.float32) if n.shared is None else n.shared.numpy(),
         }
         return pd.DataFrame(columns)
+
+    def node(self, name: str) -> pd.Series:
+        """One node: its row of :attr:`nodes`.
+
+        Args:
+            name: the node's id, such as ``L3/F667@8``, ``L0/error@2``, ``token@4`` or ``logit:0``.
+
+        Raises:
+            TargetError: if the graph has no such node; it names the nearest ones.
+
+        Examples:
+            >>> node = graph.node("L3/F667@8")
+            >>> node.token, round(float(node.activation), 1)
+            ('is', 9.4)
+        """
+        if name not in self.node_numbers:
+            near = get_close_matches(str(name), self.node_ids, n=3, cutoff=0.5)
+            raise TargetError(f"the graph has no node {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; see graph.nodes."))
+        return self.nodes.iloc[self.node_numbers[name]]
 
     @cached_property
     def edges(self) -> pd.DataFrame:

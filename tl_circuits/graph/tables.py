@@ -6,6 +6,7 @@ from typing import Any
 
 from tl_circuits.errors import OutputError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.support.extras import how_to_install
 from tl_circuits.support.files import atomic_file
 
 
@@ -18,7 +19,7 @@ def to_networkx(graph: AttributionGraph) -> Any:
     try:
         import networkx
     except ImportError as error:
-        raise ImportError("to_networkx needs networkx. Run: pip install 'tl_circuits[networkx]'") from error
+        raise ImportError(f"to_networkx needs networkx. Run: {how_to_install('networkx')}") from error
     made = networkx.DiGraph(prompt=graph.info.prompt, model=graph.info.model)
     frame = graph.nodes.set_index("id")
     made.add_nodes_from((node, row) for node, row in frame.to_dict("index").items())

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tl_circuits.errors import NeuronpediaError
+from tl_circuits.support.extras import how_to_install
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _requests() -> Any:
     try:
         import requests
     except ImportError as error:
-        raise ImportError("asking Neuronpedia needs requests. Run: pip install 'tl_circuits[neuronpedia]'") from error
+        raise ImportError(f"asking Neuronpedia needs requests. Run: {how_to_install('neuronpedia')}") from error
     return requests
 
 

@@ -12,6 +12,7 @@ from tl_circuits.errors import ExportError, NeuronpediaError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.neuronpedia.client import Client, compressed, default_server, find_key
 from tl_circuits.neuronpedia.export import ExportOptions, check_name, write_json
+from tl_circuits.support.extras import how_to_install
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def check_upload(data: bytes) -> dict[str, Any]:
     try:
         import fastjsonschema
     except ImportError as error:
-        raise ImportError("uploading needs fastjsonschema. Run: pip install 'tl_circuits[neuronpedia]'") from error
+        raise ImportError(f"uploading needs fastjsonschema. Run: {how_to_install('neuronpedia')}") from error
     schema = json.loads(files("tl_circuits.neuronpedia").joinpath("graph-schema.json").read_text(encoding="utf-8"))
     content = json.loads(data)
     try:

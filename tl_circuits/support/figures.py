@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_circuits.errors import OutputError
+from tl_circuits.support.extras import how_to_install
 from tl_circuits.support.files import atomic_file
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -35,7 +36,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plotting needs matplotlib. Run: pip install 'tl_circuits[figure]'") from error
+        raise ImportError(f"plotting needs matplotlib. Run: {how_to_install('figure')}") from error
     return Figure
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
-from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.view.story import Story, story_of, too_little
 
@@ -44,6 +44,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "prompt": info.prompt,
         "tokens": list(info.tokens),
         "compared_with": list(info.compared_with),
+        "against_others": AGAINST_OTHERS,
         "model": info.model,
         "dictionary": info.dictionary,
         "n_layers": info.n_layers,

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from tl_circuits.errors import GraphFileError, TLCircuitsError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.support.extras import how_to_install
 from tl_circuits.view.bundle import page_file, script
 from tl_circuits.view.folder import GraphFolder
 from tl_circuits.view.live_model import LABELS_AT_ONCE, LiveModel, unlabelled
@@ -44,7 +45,7 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
         from starlette.requests import Request
         from starlette.responses import HTMLResponse, JSONResponse, Response
     except ImportError as error:
-        raise ImportError("the server needs FastAPI and uvicorn. Run: pip install 'tl_circuits[serve]'") from error
+        raise ImportError(f"the server needs FastAPI and uvicorn. Run: {how_to_install('serve')}") from error
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     plain = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_circuits.graph.box_names import place
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import AGAINST_OTHERS
 from tl_circuits.graph.paths import conjugated
 from tl_circuits.graph.visible import visible
 
@@ -143,7 +144,7 @@ def _targets(graph: AttributionGraph) -> list[Unit]:
     for i in order:
         if float(weights[i]) <= 0:
             continue
-        name = visible(graph.label(i).removeprefix("output "))
+        name = visible(graph.label(i).removeprefix("output ").replace(AGAINST_OTHERS, ""))  # the question says the rest
         position = int(graph._nodes.position[i])
         units.append(Unit("target", name, "answer", (i,), 1.0, float(position if position >= 0 else last), float(weights[i])))
     return units

@@ -6,6 +6,7 @@ from tl_circuits.errors import ArgumentError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Notes
 from tl_circuits.hooks import shown
+from tl_circuits.support.extras import how_to_install
 from tl_circuits.view.bundle import page_file, script
 from tl_circuits.view.page_data import packed_json, page_data
 
@@ -13,7 +14,7 @@ try:
     import anywidget
     import traitlets
 except ImportError as error:
-    raise ImportError("the notebook widget needs anywidget. Run: pip install 'tl_circuits[widget]'") from error
+    raise ImportError(f"the notebook widget needs anywidget. Run: {how_to_install('widget')}") from error
 
 
 class Widget(anywidget.AnyWidget):

@@ -64,7 +64,7 @@ function activations(graph, i) {
 }
 
 // In a contrast graph: how strongly the feature fires here, and how strongly on average in what it is compared with.
-function compared(graph, i) {
+function besideOthers(graph, i) {
   const { baseline, activation } = graph.nodes;
   if (!baseline) return null;
   const there = graph.compared_with.length === 1 ? "there" : "in the others, on average";
@@ -79,7 +79,7 @@ export function nodeCard(app, i) {
   if (app.notes.names[graph.ids[i]]) parts.push(el("p", { class: "soft" }, `You named it. Its label: ${graph.nodes.label[i]}`));
   else if (card) parts.push(el("p", { class: "soft" }, `Label from ${card[3] === "vocabulary" ? "the vocabulary: computed from its weights, without looking at any text" : card[3]}`));
   if (kind !== "embedding") parts.push(app.nodeActions(i));
-  if (kind === "feature") parts.push(el("h3", {}, "How strongly it fires"), activations(graph, i), compared(graph, i));
+  if (kind === "feature") parts.push(el("h3", {}, "How strongly it fires"), activations(graph, i), besideOthers(graph, i));
   if (kind !== "logit" && graph.nodes.total_effect) parts.push(el("p", {}, `Effect on the answer, over all paths: ${graph.nodes.total_effect[i].toPrecision(3)}`));
   const likely = chance(graph.story.weights[graph.story.targets.indexOf(i)]);
   if (likely) parts.push(el("p", {}, `Probability as the next token: ${likely}`));

@@ -14,7 +14,7 @@ export function weighted(graph, members, column) {
 }
 
 export function nodeName(graph, i, names) {
-  return names[graph.ids[i]] ?? visible(graph.nodes.label[i].replace(/^output /, "").replace(/^token /, ""));
+  return names[graph.ids[i]] ?? visible(graph.nodes.label[i].replace(/^output /, "").replace(/^token /, "").replace(graph.against_others, ""));
 }
 
 export function nodePlace(graph, i) {
