@@ -23,7 +23,14 @@ if TYPE_CHECKING:
         make_baseline,
     )
     from tl_circuits.batch import trace_many
-    from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.dictionaries import (
+        CrossLayerTranscoders,
+        Transcoder,
+        TranscoderSet,
+        load_dictionary,
+        load_transcoders,
+        mlp_neurons,
+    )
     from tl_circuits.dictionaries.attaching import attach
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.dictionaries.training import train_transcoders
@@ -115,6 +122,7 @@ _HOMES = {
     "intervene_many": "interventions.intervene",
     "intervention_hooks": "interventions.intervene",
     "label_features": "feature_labels.vocabulary",
+    "load_dictionary": "dictionaries",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",

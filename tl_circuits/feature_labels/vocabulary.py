@@ -10,18 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.feature_labels.directions import read_directions, written_directions
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import (
-    Replacement,
-    embed_weights,
-    mlp_norms,
-    read_stage,
-    require_norm_weights,
-    token_text,
-    unembed_weights,
-)
+from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
 from tl_circuits.support.checked import checked
 
 TOKENS_KEPT = 5
@@ -121,13 +114,9 @@ def vocabulary_products(
     model, dictionary = replacement.model, replacement.dictionary
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
     features, side = features.to(W_U.device), side.to(W_U.device)
-    written = dictionary.output_directions(layer, features) * side[:, None]
+    written = written_directions(model, dictionary, layer, features) * side[:, None]
     effects = written.to(W_U.dtype) @ W_U
-    read = dictionary.encoder_directions(layer, features)
-    if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        norm, _ = mlp_norms(model, layer)
-        assert norm is not None  # only a norm makes the stage "normed"
-        read = read * require_norm_weights(model, norm).weight.to(read.device)
+    read = read_directions(model, dictionary, layer, features)
     return effects.float(), (read.to(W_E) @ W_E.T).float()
 
 

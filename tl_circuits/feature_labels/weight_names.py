@@ -65,7 +65,8 @@ def usual_products(replacement: Replacement) -> UsualProducts:
         for layer in dictionary.layers:
             features = torch.randint(dictionary.width(layer), (each,), generator=generator)
             parts = [_unit(products) for products in vocabulary_products(replacement, layer, features, torch.ones(each))]
-            sums = [a + p.square().sum(0) for a, p in zip(sums or [0.0, 0.0], parts, strict=True)]
+            squares = [part.square().sum(0) for part in parts]
+            sums = [a + b for a, b in zip(sums, squares, strict=True)] if sums else squares
         written, read = ((s / (each * len(dictionary.layers))).sqrt().clamp_min(1e-30) for s in sums)
         W_U, W_E = unembed_weights(replacement.model).W_U.detach(), embed_weights(replacement.model).detach()
         directions = torch.randn(_DIRECTIONS, W_E.shape[1], generator=generator)

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.errors import PromptError, TargetError
+from tl_circuits.graph.identity import earlier_fingerprint, fingerprint
 from tl_circuits.graph.kinds import KINDS, OURS, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
-from tl_circuits.graph.notes import Groups, Notes, Supernodes, fingerprint
+from tl_circuits.graph.notes import Groups, Notes, Supernodes
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
 from tl_circuits.hooks import whole
@@ -65,6 +66,7 @@ class AttributionGraph:
     source_file: dict[str, Any] = field(default_factory=dict)
     head_stories: tuple[dict[str, Any], ...] = ()
     target_vectors: Float[Tensor, "target d_model"] | None = None
+    _notes_read: Notes | None = None  # the notes beside the file this graph was read from: a save may replace them
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -413,8 +415,15 @@ class AttributionGraph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what was traced. Notes carry it, so that they are not applied to another graph."""
-        return fingerprint(self.info, self._nodes, self._edges)
+        """A hash of what was traced: model, dictionary, tokens, targets and nodes. Notes carry it, so that they are not
+        applied to another graph.
+        """
+        return fingerprint(self.info, self.node_ids)
+
+    @cached_property
+    def earlier_fingerprint(self) -> str:
+        """The hash in notes of earlier versions, which are still accepted."""
+        return earlier_fingerprint(self.info, self._nodes, self._edges)
 
     @checked
     def with_notes(self, notes: Notes) -> "AttributionGraph":
@@ -432,6 +441,15 @@ class AttributionGraph:
         if unknown:
             raise ValueError(f"the graph has no node {sorted(unknown)[0]!r}; ids look like {self.node_ids[0]!r}.")
         return replace(self, notes=notes)
+
+    def with_notes_read(self, notes: Notes) -> "AttributionGraph":
+        """The same graph with the notes that were found beside its file. A later save may replace these notes, and no
+        others.
+
+        Raises:
+            ValueError: if the notes name a node that the graph does not have.
+        """
+        return replace(self.with_notes(notes), _notes_read=notes)
 
     @checked
     def group(self, label: str, ids: Iterable[str]) -> "AttributionGraph":
@@ -552,6 +570,10 @@ class AttributionGraph:
     @checked
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the graph into one safetensors file, whole or not at all; its notes go into a file beside it.
+
+        Notes that are there already are not lost. A graph without notes leaves them as they are. Notes of another graph,
+        and notes that say what the new ones do not, are renamed to ``NAME.notes.json.other``. Only notes that
+        :func:`tl_circuits.load_graph` read together with this graph are replaced.
 
         Args:
             path: such as ``why.graph.safetensors``.

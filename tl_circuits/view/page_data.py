@@ -40,6 +40,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
     scores, info = graph.scores(), graph.info
     return {
         "hash": graph.fingerprint,
+        "earlier_hash": graph.earlier_fingerprint,  # under which pages of earlier versions kept notes in the browser
         "prompt": info.prompt,
         "tokens": list(info.tokens),
         "compared_with": list(info.compared_with),
