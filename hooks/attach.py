@@ -196,7 +196,12 @@ class Replacement:
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
-        return f"Replacement({self.dictionary!r}, {state}, layers {sorted(self._layers)})"
+        head = f"Replacement({self.dictionary!r}, {state}, layers {sorted(self._layers)})"
+        if not self.attached or not self._layers:
+            return head
+        first = self._layers[min(self._layers)].site
+        points = ", ".join(POINTS)
+        return f"{head}\nhook points of layer {min(self._layers)}: {first}. + {points}; of other layers: replacement.site(layer)"
 
 
 def output_site(replacement: Replacement, layer: int) -> str:

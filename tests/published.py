@@ -106,16 +106,20 @@ def circuit_tracer(
     )
 
 
-def circuit_tracer_clt(folder: Path, layers, threshold=True, model="meta-llama/Llama-3.2-1B"):
-    """mntss/clt-llama-3.2-1b-524k."""
+def circuit_tracer_clt(folder: Path, layers, threshold=True, skip=None, read="hook_resid_mid", model="meta-llama/Llama-3.2-1B"):
+    """mntss/clt-llama-3.2-1b-524k; ``skip``: "with the encoder" or in a file "of its own", as [d_in, d_out]."""
     for i, t in enumerate(layers):
         tensors = {f"{name}_{i}": t[name] for name in ("W_enc", "b_enc", "b_dec")}
         if threshold:
             tensors[f"threshold_{i}"] = t["threshold"]
+        if skip == "with the encoder":
+            tensors[f"W_skip_{i}"] = t["W_skip"].T
+        elif skip == "of its own":
+            _save(folder / f"W_skip_{i}.safetensors", {f"W_skip_{i}": t["W_skip"].T})
         _save(folder / f"W_enc_{i}.safetensors", tensors)
         _save(folder / f"W_dec_{i}.safetensors", {f"W_dec_{i}": t["W_dec"]})
     config_yaml(
-        folder, model_name=model, model_kind="cross_layer_transcoder", feature_input_hook="hook_resid_mid",
+        folder, model_name=model, model_kind="cross_layer_transcoder", feature_input_hook=read,
         feature_output_hook="hook_mlp_out",
     )
 
@@ -140,6 +144,28 @@ def saelens(folder: Path, layers, architecture="transcoder"):
             },
         }
         (here / "cfg.json").write_text(json.dumps(config))
+
+
+def arena(folder: Path, layers, unfolded=()):
+    """callummcdougall/arena-demos-transcoder, with the config of its layer 8; ``unfolded``: layers that are there twice."""
+    for i, t in enumerate(layers):
+        width, d = t["W_enc"].shape
+        config = {
+            "architecture": "standard", "d_in": d, "d_sae": width, "dtype": "float32", "device": "cuda", "model_name": "gpt2-small",
+            "hook_name": f"blocks.{i}.ln2.hook_normalized", "hook_layer": i, "hook_head_index": None, "activation_fn_str": "relu",
+            "activation_fn_kwargs": {}, "apply_b_dec_to_input": False, "finetuning_scaling_factor": False,
+            "sae_lens_training_version": None, "prepend_bos": True, "dataset_path": "Skylion007/openwebtext",
+            "dataset_trust_remote_code": True, "context_size": 128, "normalize_activations": False, "neuronpedia_id": None,
+            "model_from_pretrained_kwargs": {},
+        }
+        tensors = {"W_enc": t["W_enc"].T, "W_dec": t["W_dec"], "b_enc": t["b_enc"], "b_dec": t["b_dec"]}
+        folders = {f"gpt2-small-layer-{i}-mlp-transcoder-folded-b_dec_out": (config, tensors)}
+        if i in unfolded:
+            apart = config | {"apply_b_dec_to_input": True, "use_b_dec_out": True}
+            folders[f"gpt2-small-layer-{i}-mlp-transcoder"] = (apart, tensors | {"b_dec_out": t["b_dec"].clone()})
+        for name, (written, weights) in folders.items():
+            _save(folder / name / "sae_weights.safetensors", weights)
+            (folder / name / "cfg.json").write_text(json.dumps(written))
 
 
 def sparsify(folder: Path, layers, k, skip=False, num_latents=None):

@@ -185,6 +185,7 @@ def edit(path, **changes):
         ({"W_skip": torch.zeros(4, 5)}, r"layer_1\.safetensors: W_skip has shape \(4, 5\), expected \(4, 4\)"),
         ({"activation_function.threshold": -torch.ones(7)}, "threshold has 7 negative values, the lowest -1.*logarithm"),
         ({"b_enc": torch.full((7,), float("nan"))}, "b_enc holds NaN"),
+        ({"threshold": torch.ones(7)}, r"layer_1\.safetensors holds the tensor 'threshold', which this version does not know"),
         ({"k": torch.tensor(70)}, "needs 1 <= k <= 7, got k=70"),
     ],
 )
@@ -215,6 +216,8 @@ def test_a_missing_threshold(gemma, tmp_path):
         ({"activation": "jumprelu"}, "activation is 'jumprelu', but there is no threshold tensor"),
         ({"activation": "topk"}, "k is None, expected a whole number"),
         ({"k": -3}, r"config\.yaml: k is -3"),
+        ({"half_life": 3, "rope": 1}, r"config\.yaml: 'half_life', 'rope' are fields that this version does not know"),
+        ({"feature_input_hook": "blocks.3.hook_resid_mid"}, "feature_input_hook is 'blocks.3.hook_resid_mid', expected a hook's name within a block"),
         ({"model_kind": "sae"}, "model_kind is 'sae', expected transcoder_set or cross_layer_transcoder"),
         ({"model_kind": "cross_layer_transcoder"}, "laid out as per-layer transcoders"),
         ({"feature_input_hook": None}, "nothing says which tensors.*input_hook="),
@@ -241,6 +244,17 @@ def _json(path, **changes):
         (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"width": 9}, "config.json: width is 9, but the tensors say 7"),
         (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"affine_connection": True}, "affine_connection is True"),
         (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"hf_hook_point_in": "model.layers.5.mlp"}, "hf_hook_point_in is 'model.layers.5.mlp'"),
+        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"half_life": 3}, "'half_life' is a field"),
+        (published.saelens, "layer_1/cfg.json", {"half_life": 3}, "'half_life' is a field"),
+        (published.saelens, "layer_1/cfg.json", {"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"half_life": 3}, "'half_life' is a field"),
+        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder True is recognised"),
+        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"jump_relu_threshold": 0.5}, "jump_relu_threshold 0.5 is recognised"),
+        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"half_life": 3}, "'half_life' is a field"),
+        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"apply_b_dec_to_input": True}, "apply_b_dec_to_input is True, expected False.*folded"),
+        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"use_b_dec_out": True}, "use_b_dec_out is True"),
+        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"hook_name": "blocks.1.hook_mlp_out"}, "hook_name is 'blocks.1.hook_mlp_out'"),
+        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"d_sae": 9}, "d_sae is 9, but the tensors say 7"),
         (published.saelens, "layer_1/cfg.json", {"d_sae": 9}, "cfg.json: d_sae is 9, but the tensors say 7"),
         (published.saelens, "layer_1/cfg.json", {"architecture": "standard"}, "'standard' is not a transcoder.*no linear path"),
         (published.saelens, "layer_1/cfg.json", {"architecture": "jumprelu_transcoder"}, "the tensor 'threshold' is missing"),
@@ -264,7 +278,8 @@ def test_configs_of_one_layer(write, config, changes, words, tmp_path):
         ({"num_latents": 99}, "num_latents .* is 99, but the tensors say 7"),
         ({"skip_connection": True}, "skip_connection is True, but the tensors say False"),
         ({"k": 8}, "k is 8, but there are only 7 features"),
-        ({"n_targets": 3, "n_sources": 2}, "clt-training.*recognised but not supported"),
+        ({"n_targets": 3, "n_sources": 2}, "layer 1 has n_targets 3.*The layers of one cross-layer set agree"),
+        ({"half_life": 3}, r"cfg\.json: 'half_life' is a field that this version does not know in this layout"),
     ],
 )
 def test_configs_of_sparsify(changes, words, tmp_path):
@@ -299,6 +314,24 @@ def test_layouts_known_by_sight_are_refused_by_name(file, name, tmp_path):
 def test_a_repository_of_autoencoders_with_the_layout_of_transcoders(tmp_path):
     published.gemma_scope(tmp_path / "google/gemma-scope-2b-pt-res", published.random_layers(2))
     refused(tmp_path / "google/gemma-scope-2b-pt-res", "autoencoders .res., not transcoders.*no linear path")
+
+
+def test_a_set_that_chooses_features_over_all_layers_is_refused_by_name(tmp_path):
+    """ByteDance-Seed/Cross-Layer-TopK-CLT: files of circuit-tracer's names, with a norm for each feature beside them."""
+    for i in range(2):
+        save_file({f"W_enc_{i}": torch.zeros(7, 4)}, tmp_path / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": torch.zeros(7, 2 - i, 4), f"W_dec_norm_{i}": torch.ones(7)}, tmp_path / f"W_dec_{i}.safetensors")
+    save_file({"W_dec_norm": torch.ones(2, 7)}, tmp_path / "W_dec_norm.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"d_feature": 7, "k": 2}))
+    refused(tmp_path, "highest-scoring features of all layers together.*recognised but not supported")
+
+
+def test_a_cross_layer_skip_that_only_some_layers_have(tmp_path):
+    published.circuit_tracer_clt(tmp_path, published.random_layers(3, decoders=True), skip="with the encoder")
+    edit(tmp_path / "W_enc_1.safetensors", W_skip_1=None)
+    refused(tmp_path, r"layer 0 has a skip connection .W_skip_0. and layer 1 has none")
+    edit(tmp_path / "W_enc_1.safetensors", W_skip_1=torch.zeros(4, 5))
+    refused(tmp_path, r"W_skip_1 has shape \(4, 5\), expected \(4, 4\)")
 
 
 def test_an_empty_folder_and_a_file(tmp_path, llama):

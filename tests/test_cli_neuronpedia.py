@@ -37,7 +37,7 @@ def run(monkeypatch, tmp_path):
 def test_a_graph_goes_out_to_every_format_and_back(run, saved, tmp_path):
     path, graph = saved
     for target in ("neuronpedia", "circuit-tracer"):
-        done = run("export", path, "--target", target, "--slug", "s", "--model-id", "m", "--force")
+        done = run("export", path, "--target", target, "--slug", "s", "--model-id", "m", "--force", "--all")
         assert done.exit_code == 0, done.output
         assert tlc.load_graph(done.stdout.strip()).node_ids == graph.node_ids
     for target, out in (("graphml", "g.graphml"), ("dot", "g.dot"), ("parquet", "tables"), ("html", "g.html")):
@@ -46,6 +46,34 @@ def test_a_graph_goes_out_to_every_format_and_back(run, saved, tmp_path):
     assert json.loads(done.stdout) == {"files": ["again.safetensors"]}
     smaller = run("export", path, "--out", "small.json", "--node-threshold", 0.5)
     assert smaller.exit_code == 0 and len(tlc.load_graph("small.json")) < len(graph)
+
+
+def test_an_export_without_a_name_is_named_after_the_graph_and_keeps_what_carries_most(run, saved, tmp_path):
+    path, graph = saved
+    for target, made in (("dot", "why.dot"), ("graphml", "why.graphml"), ("html", "why.html")):
+        done = run("export", path, "--target", target)
+        assert done.exit_code == 0 and done.stdout.strip() == made, done.output
+        assert run("export", path, "--target", target).exit_code == 1  # never overwritten unasked
+    done = run("export", path, "--target", "neuronpedia", "--slug", "s", "--model-id", "m", "--out", "folder")
+    assert done.exit_code == 0 and (tmp_path / "folder" / "s.json").is_file(), done.output
+    pruned = tlc.load_graph("folder/s.json")
+    assert pruned.node_ids == graph.prune().node_ids and len(pruned) < len(graph)
+    assert f"{len(pruned)} nodes with 80 % of the influence are written, of {len(graph)}" in done.stderr
+    assert run("export", path, "--target", "dot", "--out", "name").exit_code == 0 and (tmp_path / "name.dot").is_file()
+
+
+def test_labels_of_another_programs_file_go_into_a_file_of_ours_beside_it(run, saved, tmp_path):
+    path, graph = saved
+    for row in graph.nodes[graph.nodes.kind == "feature"].itertuples():
+        run.site.add_feature("tiny-model", row.layer, row.feature, "cities")
+    graph.to_neuronpedia(tmp_path / "theirs.json", slug="s", scan="tiny-model")
+    before = (tmp_path / "theirs.json").read_bytes()
+    options = ("--model-id", "tiny-model", "--source-set", "tiny-set")
+    done = run("label", "theirs.json", *options, "--force")
+    assert done.exit_code == 0 and "theirs.graph.safetensors" in done.stdout, done.output
+    assert (tmp_path / "theirs.json").read_bytes() == before and tlc.load_graph("theirs.graph.safetensors").labels
+    done = run("label", "theirs.json", *options, "--out", "labelled.json")
+    assert done.exit_code == 0 and json.loads((tmp_path / "labelled.json").read_text())["nodes"], done.output
 
 
 def test_upload_prints_the_address(run, saved, monkeypatch):

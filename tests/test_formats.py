@@ -1,5 +1,7 @@
 """Every published layout: the tensors come out as they were written, and activate as computed by hand."""
 
+import os
+
 import pytest
 import torch
 
@@ -30,6 +32,7 @@ LAYOUTS = {  # writer, its options, activation, which optional tensors, the hook
     "topk_in_config": (published.circuit_tracer, {"activation": "topk", "k": 1}, "topk", False, _hooks("hook_resid_mid", "hook_mlp_out")),
     "saelens": (published.saelens, {}, "relu", False, PRE_GAIN),
     "saelens_skip": (published.saelens, {"architecture": "jumprelu_skip_transcoder"}, "jumprelu", True, PRE_GAIN),
+    "arena": (published.arena, {"unfolded": (8,)}, "relu", False, PRE_GAIN),
     "sparsify": (published.sparsify, {"k": 1, "skip": True}, "topk", True, _hooks("mlp.hook_in", "mlp.hook_out")),
     "llamascopium": (published.llamascopium, {}, "jumprelu", False, PRE_GAIN),
 }
@@ -123,6 +126,49 @@ def test_a_cross_layer_transcoder_by_hand(affine, tmp_path):
     assert found.decode(1, acts, X)[0].tolist() == (torch.tensor([8.0, 14.5]) + skip).tolist()  # 3 x 2.5 x [1, 2] + b_dec
 
 
+@pytest.mark.parametrize("skip", ["with the encoder", "of its own"])
+def test_circuit_tracers_cross_layer_skips_are_not_transposed(skip, tmp_path):
+    """ŷ_1 = b + a_0 W_dec_0[:, 1] + a_1 W_dec_1[:, 0] + x_1 W_skip_1, with W_skip as it is stored."""
+    layers = published.random_layers(3, decoders=True)
+    published.circuit_tracer_clt(tmp_path / "set", layers, skip=skip)
+    found = tlc.load_transcoders(tmp_path / "set", residency="disk")
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    acts = {}
+    for i, t in enumerate(layers[:2]):
+        pre = x @ t["W_enc"].T + t["b_enc"]
+        acts[i] = pre * (pre > t["threshold"])
+        assert torch.allclose(found.activate(i, found.pre_activations(i, x), x), acts[i], atol=1e-6)  # float32
+    stored = layers[1]["W_skip"].T  # the writer transposes what it is given
+    expected = layers[1]["b_dec"] + acts[0] @ layers[0]["W_dec"][:, 1] + acts[1] @ layers[1]["W_dec"][:, 0] + x @ stored
+    assert torch.allclose(found.decode(1, acts, x), expected, atol=1e-5)  # float32, another order of sums
+
+
+def test_hooks_written_for_all_blocks_are_understood(tmp_path):
+    published.circuit_tracer_clt(tmp_path / "set", published.random_layers(2, decoders=True), read="blocks.{layer}.hook_resid_mid")
+    assert tlc.load_transcoders(tmp_path / "set").input_hook(1) == "blocks.1.hook_resid_mid"
+
+
+@pytest.mark.parametrize("norms", [None, (0.7, 0.35)])
+def test_llamascopium_topk_compares_activations_times_the_decoders_norm(norms, tmp_path):
+    """``h = x s_in W_E + b_E``, ``a = topk(ReLU(h n)) / n``, ``y = (a W_D + b_D) / s_out``: their encode and decode."""
+    layers = published.random_layers(2, width=9, d=4)
+    published.llamascopium(tmp_path / "set", layers, act_fn="topk", norms=norms, decoder_norm=True, top_k=3)
+    found = tlc.load_transcoders(tmp_path / "set", residency="disk")
+    s_in, s_out = (1.0, 1.0) if norms is None else (2.0 / norms[0], 2.0 / norms[1])  # √4 over the average norm
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    changed = 0
+    for i, t in enumerate(layers):
+        n = t["W_dec"].norm(dim=1)
+        h = (x * s_in) @ t["W_enc"].T + t["b_enc"]
+        values, kept = (h * n).relu().topk(3, dim=-1)
+        a = torch.zeros_like(h).scatter(-1, kept, values) / n
+        changed += int((kept.sort().values != h.relu().topk(3).indices.sort().values).any(-1).sum())
+        ours = found.activate(i, found.pre_activations(i, x), x)
+        assert torch.allclose(ours * s_in, a, atol=1e-5)  # float32; ours are on the raw scale
+        assert torch.allclose(found.decode(i, {i: ours}, x), (a @ t["W_dec"] + t["b_dec"]) / s_out, atol=1e-5)
+    assert changed > 10  # the norm decides, so a plain TopK would fail here
+
+
 def test_llamascopium_norms_are_folded_so_that_activations_are_on_the_raw_scale(tmp_path):
     """s_in = √2/√2 · 2 = 2, s_out = 4: h = 2x W_E + b_E, y = (act(h) W_D + b_D) / 4."""
     norms = (2**0.5 / 2, 2**0.5 / 4)
@@ -196,3 +242,36 @@ def test_what_saelens_saves_loads_and_activates_as_in_saelens(tmp_path):
             acts = found.activate(3, found.pre_activations(3, x), x)
             assert torch.allclose(acts, sae.encode(x), atol=1e-5)  # other order of float32 sums
             assert torch.allclose(found.decode(3, {3: acts}, x), sae(x), atol=1e-5)
+
+
+def test_a_converted_npz_is_not_read_again(tmp_path):
+    """After the first opening from disk, the large arrays' bytes in the npz may be anything: only small ones are read."""
+    published.gemma_scope(tmp_path / "set", published.random_layers(1, width=4096))
+    first = tlc.load_transcoders(tmp_path / "set", residency="disk")
+    (path,) = (tmp_path / "set").rglob("params.npz")
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[data.index(b"W_dec.npy") + 50_000] ^= 255  # inside the array: its check sum no longer fits
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = tlc.load_transcoders(tmp_path / "set", residency="disk")
+    assert all(torch.equal(getattr(first[0], n), getattr(again[0], n)) for n in (*published.BASICS, "threshold"))
+    with pytest.raises(DictionaryError, match="CRC"):
+        tlc.load_transcoders(tmp_path / "set", residency="cpu")
+
+
+@pytest.mark.parametrize("positions", [10, 60])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoders_stored_by_columns_find_the_same_features(positions, dtype):
+    """As SAELens keeps them; few and many positions take different products."""
+    t = published.random_layers(1, width=70, d=12, dtype=dtype)[0]
+    columns = t["W_enc"].T.contiguous().T
+    made = {
+        name: tlc.load_transcoders({0: tlc.Transcoder(W_enc, t["W_dec"], t["b_enc"], t["b_dec"])})
+        for name, W_enc in (("columns", columns), ("rows", t["W_enc"]))
+    }
+    x = torch.randn(positions, 12, generator=torch.Generator().manual_seed(1))
+    found, expected = made["columns"].active(0, x), made["rows"].active(0, x)
+    assert torch.equal(found.position, expected.position) and torch.equal(found.feature, expected.feature)
+    plain = (x @ t["W_enc"].float().T + t["b_enc"].float()).relu()
+    assert torch.allclose(found.activation, plain[found.position, found.feature], atol=1e-5)  # float32, another order
+    assert found.feature.numel() == int((plain > 0).sum())

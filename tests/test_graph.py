@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import tl_circuits as tlc
 from tests.oracles import reference_prune, reference_scores
 from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.errors import GraphFileError, OutputError
+from tl_circuits.errors import GraphFileError, OutputError, TargetError
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, scores
 
@@ -211,3 +211,17 @@ def test_networkx_carries_the_frames(graph):
     assert made.number_of_nodes() == len(graph.prune())
     source, target, data = next(iter(made.edges(data=True)))
     assert data["weight"] != 0 and made.nodes[source]["kind"] in ("feature", "error", "embedding")
+
+
+def test_a_node_is_found_by_its_id_and_every_column_is_explained():
+    model = tiny_bridge("llama")
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
+        assert replacement.site(0) + ". + hook_sae_input" in repr(replacement)
+    name = next(i for i in graph.node_ids if "/F" in i)
+    row = graph.nodes.set_index("id").loc[name]
+    assert graph.node(name).id == name and graph.node(name).activation == row.activation
+    with pytest.raises(TargetError, match=f"no node .*did you mean .*{name.split('@')[0]}"):
+        graph.node(name.split("@")[0])
+    for column in graph.nodes.columns:
+        assert f"``{column}``" in tlc.AttributionGraph.nodes.__doc__, column

@@ -6,6 +6,8 @@ import torch
 
 import tl_circuits as tlc
 from tests import published
+from tests.tiny import prompt, tiny_bridge
+from tl_circuits.errors import DivergenceError, NotFiniteError
 
 
 @pytest.mark.parametrize("writer", [published.circuit_tracer, published.saelens])
@@ -25,3 +27,30 @@ def test_only_the_layer_at_work_is_resident(writer, tmp_path, monkeypatch):
         largest = max(largest, process.memory_info().rss)
     assert active.feature.numel() > 1000
     assert largest - before < 160e6
+
+
+@pytest.mark.parametrize("residency", ["disk", "device"])
+def test_a_run_that_diverges_says_so_wherever_the_weights_are(residency, tmp_path):
+    """Layer 1 has no dictionary: its gated MLP squares what layer 0 was made to write, and layer 2 encodes infinities."""
+    layers = published.random_layers(3, width=40, d=32)
+    for t in layers:
+        t["W_enc"] /= 32**0.5
+    published.circuit_tracer(tmp_path / "set", layers, hooks=("mlp.hook_in", "hook_mlp_out"))
+    found = tlc.load_transcoders(tmp_path / "set", residency=residency, layers=[0, 2])
+    with tlc.attach(tiny_bridge("llama"), found) as replacement:
+        edit = tlc.Set(layer=0, position=3, feature=5, value=1e36)
+        with pytest.raises(DivergenceError, match="outgrew floating point"):
+            tlc.intervene(replacement, prompt(), [edit])
+
+
+def test_a_matrix_with_nan_on_disk_is_told_from_an_input_with_nan(tmp_path):
+    layers = published.random_layers(2, width=7, d=4)
+    published.circuit_tracer(tmp_path / "set", layers)
+    found, x = tlc.load_transcoders(tmp_path / "set", residency="disk"), torch.full((2, 4), float("inf"))
+    assert not found.pre_activations(0, x).isfinite().all()
+    assert not found.decode(0, {0: torch.full((2, 7), float("nan"))}, torch.ones(2, 4)).isfinite().all()
+    layers[1]["W_dec"][3, 2] = float("nan")
+    published.circuit_tracer(tmp_path / "damaged", layers)
+    damaged = tlc.load_transcoders(tmp_path / "damaged", residency="disk")
+    with pytest.raises(NotFiniteError, match="layer 1: W_dec as read from disk holds NaN"):
+        damaged.decode(1, {1: torch.ones(2, 7)}, torch.ones(2, 4))

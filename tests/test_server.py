@@ -141,12 +141,18 @@ def test_two_tabs_do_not_lose_each_others_fields_and_bad_notes_are_refused(serve
     assert line.getresponse().status == 413
     line.close()
     assert tlc.load_graph(home / "capital.graph.safetensors").notes == noted.notes
-    beside = home / "capital.notes.json"
-    beside.write_text(json.dumps(empty | {"graph": "an earlier trace", "text": "worth keeping"}))
-    assert json.loads(ask(url, place)[1])["graph"] == "an earlier trace"  # for the page to offer
-    assert put(empty | {"pins": [graph.node_ids[0]]}, ["pins"])[0] == 200
-    assert json.loads(beside.read_text())["text"] == "" and "worth keeping" in (home / "capital.notes.json.other").read_text()
-    (home / "capital.notes.json.other").unlink()
+    beside = home / "capital.graph.safetensors.notes.json"
+    for text, aside in (("worth keeping", ""), ("this too", "-2")):
+        beside.write_text(json.dumps(empty | {"graph": "an earlier trace", "text": text}))
+        assert json.loads(ask(url, place)[1])["graph"] == "an earlier trace"  # for the page to offer
+        assert put(empty | {"pins": [graph.node_ids[0]]}, ["pins"])[0] == 200
+        assert json.loads(beside.read_text())["text"] == "" and text in (home / f"{beside.name}.other{aside}").read_text()
+    earlier = empty | {"graph": graph.earlier_fingerprint, "text": "of an earlier version"}
+    beside.write_text(json.dumps(earlier))
+    assert json.loads(ask(url, place)[1]) == earlier | {"graph": graph.fingerprint}
+    assert put(earlier | {"pins": [graph.node_ids[0]]}, ["pins"])[0] == 200 and "of an earlier" in beside.read_text()
+    for aside in home.glob("*.other*"):
+        aside.unlink()
 
 
 def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests import published
+from tests import eleuther, published
 from tests.fake_hub import serving
 from tests.tiny import cross_layer, hook_state, prompt, tiny_bridge
 from tl_circuits.dictionaries.residency import choose_residency
@@ -75,6 +75,20 @@ def cache(tmp_path_factory):
             ],
         ),
     )
+    gpt2 = spread(published.random_layers(3, width=40, d=32, seed=5), -0.3)
+    published.hub_cache(cache, "callummcdougall/arena-demos-transcoder", lambda folder: published.arena(folder, gpt2, unfolded=(1,)))
+    published.hub_cache(
+        cache, "bluelightai/clt-qwen3-0.6b-base-20k",
+        lambda folder: published.circuit_tracer_clt(folder, clt, model="Qwen/Qwen3-0.6B-Base"),
+    )
+    published.hub_cache(cache, "google/gemma-scope-2-270m-pt", lambda folder: published.gemma_scope_2_clt(folder, clt, affine=True))
+
+    def smollm2(folder):
+        for i, t in enumerate(spread(published.random_layers(3, width=40, d=32, seed=6), 0.0)):
+            tensors = {"encoder.weight": t["W_enc"], "encoder.bias": t["b_enc"], **{n: t[n] for n in ("W_dec", "b_dec", "W_skip")}}
+            eleuther.write(folder, f"model.layers.{i}.mlp", tensors, {"activation": "topk", **eleuther.OLD, "k": 5, "transcode": True})
+
+    published.hub_cache(cache, "EleutherAI/skip-transcoder-SmolLM2-135M-128x", smollm2)
     return cache
 
 
@@ -83,7 +97,10 @@ def _own_conversions(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path / "converted"))
 
 
-FIRST_TRIED = [("gemma", "gemma2"), ("llama", "llama"), ("llama-3.2-1b-clt", "llama"), ("qwen3-4b", "qwen3")]
+FIRST_TRIED = [
+    ("gemma", "gemma2"), ("llama", "llama"), ("llama-3.2-1b-clt", "llama"), ("qwen3-4b", "qwen3"), ("gpt2-arena", "gpt2"),
+    ("smollm2-135m", "llama"), ("qwen3-0.6b-clt", "qwen3"), ("gemma-3-270m-clt", "gemma3"),
+]
 
 
 @pytest.mark.parametrize("residency", ["disk", "device"])

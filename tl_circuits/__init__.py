@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.dictionaries.training import train_transcoders
     from tl_circuits.feature_labels.dashboards import make_dashboards
+    from tl_circuits.feature_labels.naming import name_features
     from tl_circuits.feature_labels.vocabulary import label_features
     from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
     from tl_circuits.hooks import (
@@ -128,6 +129,7 @@ _HOMES = {
     "make_baseline": "attribution",
     "make_dashboards": "feature_labels.dashboards",
     "mlp_neurons": "dictionaries",
+    "name_features": "feature_labels.naming",
     "parse_edit": "interventions.edit_text",
     "qk_attribution": "attention.qk",
     "search_features": "neuronpedia.features",
@@ -149,6 +151,7 @@ _OUTPUTS = {
     "neuronpedia": "tl_circuits.neuronpedia.export:export",
     "neuronpedia address": "tl_circuits.neuronpedia.urls:neuronpedia_url",
     "parquet": "tl_circuits.graph.tables:to_parquet",
+    "pinned scores": "tl_circuits.graph.pinned:pinned_scores",
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.trace import refuse_early, with_ending
+from tl_circuits.support.endings import OURS
 
 if TYPE_CHECKING:
     from tl_circuits.recurring.aggregate import RecurringCircuit
@@ -29,7 +30,7 @@ def aggregate(
 ) -> None:
     """Combine the graphs of many prompts, aligned from their ends, into one graph of mean effects."""
     with clear_errors(debug):
-        paths = {"graph": with_ending(out, ".graph.safetensors"), "page": with_ending(out, ".html")}
+        paths = {"graph": with_ending(out, OURS), "page": with_ending(out, ".html")}
         for path in paths.values():
             refuse_early(path, force)
         import tl_circuits as tlc

@@ -10,6 +10,8 @@ import typer
 
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.trace import refuse_early
+from tl_circuits.support.endings import OURS, stem_of
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
     from tl_circuits.graph.graph import AttributionGraph
@@ -21,28 +23,36 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
-_FORMATS = ("neuronpedia", "circuit-tracer", "graphml", "dot", "parquet", "html", "tl-circuits")
+_IN_FOLDERS = ("neuronpedia", "circuit-tracer", "parquet")  # these name their files themselves
+_ENDINGS = {"graphml": ".graphml", "dot": ".dot", "html": ".html", "tl-circuits": OURS}
+_PRUNED = ("neuronpedia", "circuit-tracer", "graphml", "dot")  # text: with all edges of a large graph, hundreds of megabytes
 
 
 @app.command()
 def export(
     graph: Graph,
     target: Annotated[str, typer.Option("--target", help="The format: neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits.")] = "neuronpedia",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, or a folder (for neuronpedia, circuit-tracer and parquet).")] = Path("."),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file or folder to write. Default: beside you, named after the graph's file; neuronpedia, circuit-tracer and parquet name their files themselves.")] = None,
     slug: Annotated[str | None, typer.Option(help="The graph's name on the page.")] = None,
     model_id: ModelId = None,
     source_set: SourceSet = None,
     features: Annotated[Path | None, typer.Option(help="A folder that `tl-circuits dashboards` wrote. Its records of the graph's features are copied for circuit-tracer's page.")] = None,
-    node_threshold: Annotated[float | None, typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: all nodes.")] = None,
+    node_threshold: Annotated[float | None, typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: 0.8, and of their edges 98 %; html, parquet and tl-circuits keep all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Keep all nodes and edges. Of a large graph, the file has hundreds of megabytes.")] = False,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write a graph as a file for another program."""
     with clear_errors(debug):
-        if target not in _FORMATS:
-            raise ValueError(f"--target {target!r} is not one of {', '.join(_FORMATS)}.")
-        loaded = _load(graph, node_threshold)
+        known = (*_IN_FOLDERS, *_ENDINGS)
+        if target not in known:
+            raise ValueError(f"--target {target!r} is not one of {', '.join(known)}.")
+        if every and node_threshold is not None:
+            raise ValueError("--all keeps all nodes and --node-threshold keeps some; give one of them.")
+        out = _place(out, graph, target, force)
+        whole = _load(graph, node_threshold)
+        loaded = whole.prune() if target in _PRUNED and node_threshold is None and not every else whole
         if target in ("neuronpedia", "circuit-tracer"):
             written = [loaded.to_neuronpedia(out, target, slug=slug, source_set=source_set, scan=model_id, features=features, overwrite=force)]
         elif target == "parquet":
@@ -50,6 +60,11 @@ def export(
         else:
             write = {"graphml": loaded.to_graphml, "dot": loaded.to_dot, "html": loaded.to_html, "tl-circuits": loaded.save}[target]
             written = [write(out, overwrite=force)]
+        if len(loaded) < len(whole) or len(loaded.edges) < len(whole.edges):
+            terminal(stderr=True).print(
+                f"The {len(loaded):,} nodes with 80 % of the influence are written, of {len(whole):,}, and {len(loaded.edges):,} of "
+                f"{len(whole.edges):,} edges; --all writes all."
+            )
         _tell(as_json, {"files": list(map(str, written))}, "\n".join(map(str, written)))
 
 
@@ -74,7 +89,7 @@ def upload(
 def label(
     graph: Graph,
     source: Annotated[str, typer.Option(help="Where labels come from: neuronpedia, or a folder that `tl-circuits dashboards` wrote.")] = "neuronpedia",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The graph file to write. Default: the file given, if `trace` wrote it; this needs --force.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The graph file to write; NAME.json for Neuronpedia's format. Default: the file given, if `trace` wrote it (this needs --force), else one of our own beside it.")] = None,
     model_id: ModelId = None,
     source_set: SourceSet = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what this computer remembers; ask no server.")] = False,
@@ -89,7 +104,7 @@ def label(
         loaded = _load(graph, None)
         shown = terminal(stderr=True).is_terminal
         made = tlc.add_labels(loaded, source, model=model_id, source_set=source_set, offline=offline, progress=shown)
-        written = made.save(out if out is not None else graph, overwrite=force)
+        written = _labelled(made, graph, out, force)
         n, features = len(made.labels), int(made.is_kind("feature").sum())
         fresh = sum(made.labels[i] != loaded.labels.get(i) for i in made.labels)
         _tell(as_json, {"file": str(written), "labelled": n, "new": fresh, "features": features}, f"{n} of {features} features have a label, {fresh} of them new: {written}")
@@ -129,6 +144,34 @@ def _load(path: Path, node_threshold: float | None) -> "AttributionGraph":
 
     graph = tlc.load_graph(path)
     return graph if node_threshold is None else graph.prune(node_threshold=node_threshold)
+
+
+def _place(out: Path | None, graph: Path, target: str, force: bool) -> Path:
+    """Where to write: a folder for formats that name their files, else a file with the format's ending.
+
+    Raises:
+        OSError: if the file exists and ``force`` is False.
+    """
+    if target in _IN_FOLDERS:
+        place = Path(".") if out is None else out
+        if not place.suffix:
+            place.mkdir(parents=True, exist_ok=True)
+        return place
+    ending = _ENDINGS[target]
+    place = Path(f"{stem_of(graph)}{ending}") if out is None else out / f"{stem_of(graph)}{ending}" if out.is_dir() else out
+    if not place.suffix:
+        place = place.with_name(place.name + ending)
+    refuse_early(place, force)
+    return place
+
+
+def _labelled(made: "AttributionGraph", graph: Path, out: Path | None, force: bool) -> Path:
+    """Save a labelled graph: a file of ours in place, another program's beside it, or as ``out`` says."""
+    ours = graph.name.endswith(".safetensors")
+    place = out if out is not None else graph if ours else graph.with_name(stem_of(graph) + OURS)
+    if place.suffix == ".json":
+        return made.to_neuronpedia(place, overwrite=force)
+    return made.save(place, overwrite=force)
 
 
 def _layers(text: str | None) -> list[int] | None:

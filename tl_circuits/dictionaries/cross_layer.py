@@ -9,13 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import gaps, ranges, require_finite
-from tl_circuits.dictionaries.transcoders import (
-    Transcoder,
-    TranscoderSet,
-    take_rows,
-    to_layer,
-    weighted_sum,
-)
+from tl_circuits.dictionaries.slot_decoders import SlotDecoders, all_slots, slot_count, slot_matrix, slot_rows, slot_sum
+from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet, to_layer
 from tl_circuits.errors import DictionaryError
 
 
@@ -27,7 +22,8 @@ class CrossLayerTranscoders(TranscoderSet):
     Args:
         encoders: ``{layer: Transcoder}`` with the encoder, activation, decoder bias and skip of each layer; its
             ``W_dec`` is not used.
-        decoders: ``{layer: [feature, slot, d_out]}``; slot ``j`` writes to layer ``layer + j``.
+        decoders: ``{layer: [feature, slot, d_out]}``; slot ``j`` writes to layer ``layer + j``. In place of a tensor, a
+            :class:`SlotDecoders` holds one matrix for each slot.
         name: what graphs call it.
         made_for: the model it was trained on, for messages.
 
@@ -48,7 +44,7 @@ class CrossLayerTranscoders(TranscoderSet):
     def __init__(
         self,
         encoders: Mapping[int, Transcoder],
-        decoders: Mapping[int, Float[Tensor, "feature slot d_out"]],
+        decoders: Mapping[int, Float[Tensor, "feature slot d_out"] | SlotDecoders],
         name: str = "cross-layer transcoders",
         made_for: str | None = None,
     ):
@@ -70,60 +66,73 @@ class CrossLayerTranscoders(TranscoderSet):
         last = self.layers[-1]
         for layer, decoder in self._decoders.items():
             width, d_out = self.width(layer), self[layer].b_dec.numel()
-            slots = decoder.shape[1] if decoder.ndim == 3 else 0
+            slots, mapped = slot_count(decoder), self[layer].forget_pages is not None
+            if isinstance(decoder, SlotDecoders):
+                decoder.check(layer, width, d_out, finite=not mapped)
+                if slots > last - layer + 1:
+                    raise DictionaryError(f"layer {layer} writes to {slots} layers, but the last one is {last}.")
+                continue
             if tuple(decoder.shape) != (width, slots, d_out) or not 1 <= slots <= last - layer + 1:
                 raise DictionaryError(
                     f"layer {layer}: W_dec has shape {tuple(decoder.shape)}, expected ({width}, 1..{last - layer + 1}, {d_out})."
                 )
-            if self[layer].forget_pages is None:
+            if not mapped:
                 require_finite(layer, "W_dec", decoder)
 
-    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
+    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | SlotDecoders:
         return self._decoders[layer]
 
     def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
-        return self._decoders[layer][:, 0]
+        return slot_matrix(self._decoders[layer], 0)
 
     def to(self, device: torch.device) -> "CrossLayerTranscoders":
         """The same dictionary on another device."""
         moved = super().to(device)
         encoders = {layer: moved[layer] for layer in self.layers}
-        decoders = {i: d.to(device) for i, d in self._decoders.items()}
+        decoders = {i: _moved(d, device) for i, d in self._decoders.items()}
         made = CrossLayerTranscoders(encoders, decoders, self.name, self.made_for)
         made.prompt_rule = self.prompt_rule
         return made
 
     def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":
         """As :meth:`TranscoderSet.placed`; a decoder goes to the device of the layer that its features read."""
-        moved = {layer: to_layer(decoder, devices[layer]) for layer, decoder in self._decoders.items()}
+        moved = {layer: _to_layer(decoder, devices[layer]) for layer, decoder in self._decoders.items()}
         encoders = super().placed(devices)
         if encoders is self and all(moved[layer] is self._decoders[layer] for layer in moved):
             return self
         made = copy(self)
         made._decoders = moved
-        made._at = {layer: replace(encoders[layer], W_dec=moved[layer][:, 0]) for layer in self.layers}
+        made._at = {layer: replace(encoders[layer], W_dec=slot_matrix(moved[layer], 0)) for layer in self.layers}
         return made
 
     def writers(self, layer: int) -> Sequence[int]:
-        return tuple(s for s in self.layers if s <= layer < s + self._decoders[s].shape[1])
+        return tuple(s for s in self.layers if s <= layer < s + slot_count(self._decoders[s]))
 
     def decode(
         self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
         recons = self.constant(layer).to(x.device).expand(*x.shape[:-1], -1)
         for writer in self.writers(layer):
-            written = weighted_sum(acts[writer], self._decoders[writer][:, layer - writer])
-            self._used(writer, "W_dec", written)
+            written = slot_sum(self._decoders[writer], acts[writer], layer - writer)
+            self._used(writer, "W_dec", written, slot_matrix(self._decoders[writer], layer - writer))
             recons = recons + written.to(x.device)
         skip = self.skip(layer)
         return recons if skip is None else recons + x.float() @ skip.to(x.device).T
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
-        rows = take_rows(self._decoders[layer][:, target - layer], features)
-        self._used(layer, "W_dec", rows)
+        rows = slot_rows(self._decoders[layer], features, target - layer)
+        self._used(layer, "W_dec", rows, rows)
         return rows
 
     def output_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
-        rows = take_rows(self._decoders[layer], features).sum(1)
-        self._used(layer, "W_dec", rows)
+        rows = all_slots(self._decoders[layer], features)
+        self._used(layer, "W_dec", rows, rows)
         return rows
+
+
+def _moved(decoder: Tensor | SlotDecoders, device: torch.device) -> Tensor | SlotDecoders:
+    return decoder.each(lambda t: t.to(device)) if isinstance(decoder, SlotDecoders) else decoder.to(device)
+
+
+def _to_layer(decoder: Tensor | SlotDecoders, device: torch.device) -> Tensor | SlotDecoders:
+    return decoder.each(lambda t: to_layer(t, device)) if isinstance(decoder, SlotDecoders) else to_layer(decoder, device)

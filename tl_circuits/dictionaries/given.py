@@ -88,9 +88,10 @@ def _remade(dictionary: TranscoderSet, layers: list[int], options: Options) -> T
     for layer in layers:
         hooks = {n: getattr(options, n) or getattr(dictionary[layer], n) for n in ("input_hook", "output_hook")}
         read = LayerWeights(replace(dictionary[layer], **hooks), dictionary.decoder(layer))
-        made[layer], decoder = _put(dictionary.name, read, options)
-        if decoder is not None:
-            decoders[layer] = decoder
+        put = _put(dictionary.name, read, options)
+        made[layer] = put.transcoder
+        if put.decoder is not None:
+            decoders[layer] = put.decoder
     remade = TranscoderSet(made, dictionary.name, dictionary.made_for)
     if decoders:
         remade = CrossLayerTranscoders(made, decoders, dictionary.name, dictionary.made_for)

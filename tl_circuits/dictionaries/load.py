@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.base import Dictionary
@@ -137,15 +139,16 @@ def load_transcoders(
         published.hints.k,
     )
     where = _device(device)
-    size = sum(c.repository.local(file).stat().st_size for c in chosen.values() for file in c.entry.files)
-    stay = choose_residency(residency, where, size)
+    everything = {c.repository.local(file) for c in chosen.values() for file in c.entry.files}
+    stay = choose_residency(residency, where, sum(path.stat().st_size for path in everything))
     loaded: dict[int, LayerWeights] = {}
+    shared: dict[Tensor, Tensor] = {}
     for layer, candidate in tqdm(chosen.items(), desc="opening transcoders", unit="layer", disable=not progress):
         read = candidate.layout.read(candidate.repository, candidate.entry, hints)
         files = [candidate.repository.local(file) for file in candidate.entry.files]
         if read.decoder is not None and len(chosen) < len({c.entry.layer for c in published.candidates}):
             raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")
-        loaded[layer] = place(read, files, stay, where, dtype)
+        loaded[layer] = place(read, files, stay, where, dtype, shared)
     made_for = _made_for(published, next(iter(chosen.values())))
     made = _assemble(name or published.name, loaded, made_for)
     return made.with_prompt_rule(prompt_rule or published_rule(made_for))
@@ -155,7 +158,8 @@ def _find(source: str | Path, cache_dir: Path | None) -> Published:
     text = str(source)
     if isinstance(source, str) and source in SHORT_NAMES:
         short = SHORT_NAMES[source]
-        return find_published(HubRepository(parse_reference(short.reference), cache_dir), cache_dir)
+        found = find_published(HubRepository(parse_reference(short.reference), cache_dir), cache_dir)
+        return replace(found, made_for=found.made_for or short.model)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return find_published(LocalFolder(folder), cache_dir)

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl_circuits.dictionaries.formats import LAYOUTS, Entry, Hints, Layout, circuit_tracer, gemma_scope, gemma_scope_2
-from tl_circuits.dictionaries.formats.reading import positive_int, read_yaml
-from tl_circuits.dictionaries.formats.recognised import refuse
+from tl_circuits.dictionaries.formats.reading import positive_int, read_yaml, require_known_fields
+from tl_circuits.dictionaries.formats.recognised import refuse, refuse_by_name
 from tl_circuits.dictionaries.hub import HubRepository
 from tl_circuits.dictionaries.references import parse_reference
 from tl_circuits.dictionaries.repository import Repository, inside
@@ -18,7 +18,23 @@ CONFIG = "config.yaml"
 _KNOWN = {
     "mwhanna/qwen3-": Hints("mlp.hook_in", "mlp.hook_out"),
     "facebook/crv-8b-instruct-transcoders": Hints("mlp.hook_in", "mlp.hook_out", "topk", 128),
+    # Sets that EleutherAI converted to clt-training's files; which tensors they read is in the options of its `attribute`.
+    "EleutherAI/gpt2-mntss-": Hints("hook_resid_mid", "mlp.hook_out"),
+    "EleutherAI/gpt2-curt-": Hints("hook_resid_mid", "mlp.hook_out"),
+    "EleutherAI/Llama-3.2-1B-mntss-": Hints("hook_resid_mid", "mlp.hook_out"),
+    "EleutherAI/gemma-mntss-": Hints("hook_resid_mid", "hook_mlp_out"),
+    "EleutherAI/gemmascope-transcoders-sparsify": Hints("mlp.hook_in", "hook_mlp_out"),
 }
+_FIELDS = (
+    *("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "transcoders", "activation", "k"),
+    "model",  # of another layout, refused by name before
+)
+# Where the set and its dashboards are, which circuit-tracer's loader overwrites; and the hooks for nnsight.
+_HARMLESS = (
+    *("scan", "repo_id", "revision", "subfolder", "description", "license"),
+    *("feature_input_location_pattern", "feature_output_location_pattern", "attention_location_pattern"),
+    *("layernorm_scale_location_patterns", "pre_logit_location", "embed_location", "embed_weight", "unembed_weight"),
+)
 _KINDS = ("transcoder_set", "cross_layer_transcoder")
 
 
@@ -47,12 +63,14 @@ def find_published(repository: Repository, cache_dir: Path | None = None) -> Pub
     Raises:
         DictionaryError: the layout is unknown or not supported, or the config contradicts the files.
     """
+    refuse_by_name(repository)
     if CONFIG not in repository.paths:
         return Published(repository.name, _recognise(repository), _completed(repository.name, Hints()))
     path = repository.local(CONFIG)
     config = read_yaml(path)
     if "class_path" in str(config.get("model", "")):
         refuse(repository)
+    require_known_fields(path, config, _FIELDS, _HARMLESS)
     hints = _hints(path, config)
     listed = config.get("transcoders")
     if listed is None:
@@ -66,13 +84,19 @@ def find_published(repository: Repository, cache_dir: Path | None = None) -> Pub
 
 
 def _completed(name: str, hints: Hints) -> Hints:
-    known = next((found for prefix, found in _KNOWN.items() if name.startswith(prefix)), Hints())
+    known = next((found for prefix, found in _KNOWN.items() if _is_called(name, prefix)), Hints())
     return Hints(
         hints.input_hook or known.input_hook,
         hints.output_hook or known.output_hook,
         hints.activation or known.activation,
         hints.k or known.k,
     )
+
+
+def _is_called(name: str, prefix: str) -> bool:
+    """Whether a repository's name starts so. A local copy of EleutherAI's sets is known by its folder's name alone."""
+    organisation, _, repository = prefix.partition("/")
+    return name.startswith(prefix) or (organisation == "EleutherAI" and PurePosixPath(name).name.startswith(repository))
 
 
 def _recognise(repository: Repository) -> tuple[Candidate, ...]:
@@ -90,11 +114,21 @@ def _hints(path: Path, config: dict[str, Any]) -> Hints:
             raise DictionaryError(f"{path}: {field} is {config[field]!r}, expected text.")
     k = config.get("k")
     return Hints(
-        input_hook=config.get("feature_input_hook"),
-        output_hook=config.get("feature_output_hook"),
+        input_hook=_within_block(path, "feature_input_hook", config.get("feature_input_hook")),
+        output_hook=_within_block(path, "feature_output_hook", config.get("feature_output_hook")),
         activation=config.get("activation"),
         k=None if k is None else positive_int(path, "k", k),
     )
+
+
+def _within_block(path: Path, field: str, hook: str | None) -> str | None:
+    """A hook's name within its block; some configs write it for all blocks, as ``blocks.{layer}.hook_resid_mid``."""
+    short = None if hook is None else hook.removeprefix("blocks.{layer}.")
+    if short is not None and (short.startswith("blocks.") or "{" in short or not short):
+        raise DictionaryError(
+            f"{path}: {field} is {hook!r}, expected a hook's name within a block, such as 'mlp.hook_in', or after 'blocks.{{layer}}.'."
+        )
+    return short
 
 
 def _require_kind(path: Path, config: dict[str, Any], candidates: Sequence[Candidate]) -> None:

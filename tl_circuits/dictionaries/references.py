@@ -55,6 +55,12 @@ def _gemma_3(size: str, kind: str, model: str) -> ShortName:
     return ShortName(model.removeprefix("google/"), reference, model, "Gemma Scope 2, 16k, low L0, affine skip")
 
 
+def _gemma_3_clt(size: str, kind: str, model: str) -> ShortName:
+    reference = f"google/gemma-scope-2-{size}-{kind}/clt/width_262k_l0_medium_affine"
+    name = f"{model.removeprefix('google/')}-clt"
+    return ShortName(name, reference, model, "Gemma Scope 2, cross-layer, 262k features in all, affine skip")
+
+
 def _qwen3(size: str, suffix: str) -> ShortName:
     return ShortName(f"qwen3-{size}", f"mwhanna/qwen3-{size}-transcoders{suffix}", f"Qwen/Qwen3-{size.upper()}", "ReLU")
 
@@ -73,6 +79,10 @@ SHORT_NAMES = {
         ShortName(
             "llama-3.1-8b-instruct", "facebook/crv-8b-instruct-transcoders", "meta-llama/Llama-3.1-8B-Instruct", "131k, TopK"
         ),
+        ShortName("gpt2-arena", "callummcdougall/arena-demos-transcoder", "gpt2", "layers 0 to 8, 24k, ReLU; ARENA's course"),
+        ShortName("smollm2-135m", "EleutherAI/skip-transcoder-SmolLM2-135M-128x", "HuggingFaceTB/SmolLM2-135M", "74k, TopK, skip"),
+        ShortName("qwen3-0.6b-clt", "bluelightai/clt-qwen3-0.6b-base-20k", "Qwen/Qwen3-0.6B-Base", "cross-layer, 20k a layer"),
+        ShortName("qwen3-1.7b-clt", "bluelightai/clt-qwen3-1.7b-base-20k", "Qwen/Qwen3-1.7B-Base", "cross-layer, 20k a layer"),
         _qwen3("0.6b", "-lowl0"),
         _qwen3("1.7b", "-lowl0"),
         _qwen3("4b", ""),
@@ -80,6 +90,9 @@ SHORT_NAMES = {
         _qwen3("14b", "-lowl0"),
         _gemma_3("270m", "pt", "google/gemma-3-270m"),
         _gemma_3("270m", "it", "google/gemma-3-270m-it"),
+        _gemma_3_clt("270m", "pt", "google/gemma-3-270m"),
+        _gemma_3_clt("1b", "pt", "google/gemma-3-1b-pt"),
+        _gemma_3_clt("1b", "it", "google/gemma-3-1b-it"),
         _gemma_3("1b", "pt", "google/gemma-3-1b-pt"),
         _gemma_3("1b", "it", "google/gemma-3-1b-it"),
         _gemma_3("4b", "pt", "google/gemma-3-4b-pt"),

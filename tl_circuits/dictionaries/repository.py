@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.errors import DictionaryError
 
 
@@ -26,6 +27,16 @@ class Repository(ABC):
     @abstractmethod
     def local(self, path: str) -> Path:
         """The file on this machine, downloaded if it is not there yet."""
+
+    @cached_property
+    def _mapped(self) -> dict[str, MappedFile]:
+        return {}
+
+    def tensors(self, path: str) -> MappedFile:
+        """The tensors of a safetensors file, mapped once however often they are asked for."""
+        if path not in self._mapped:
+            self._mapped[path] = MappedFile(self.local(path))
+        return self._mapped[path]
 
 
 class LocalFolder(Repository):

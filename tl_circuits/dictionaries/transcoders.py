@@ -37,6 +37,7 @@ from tl_circuits.hooks import (
 # A prompt is encoded in pieces of at most so many positions and activations, so that memory stays small: 128 MB.
 POSITIONS_AT_ONCE = 256
 ACTIVATIONS_AT_ONCE = 2**25
+FEW_POSITIONS = 50  # up to here a matrix stored by columns is multiplied faster from the other side, at 10 positions tenfold
 FLOATS_AT_ONCE = 2**24  # large matrices kept elsewhere are brought to the device in pieces of 64 MB
 
 
@@ -59,13 +60,15 @@ class Transcoder:
         b_enc: encoder bias ``[feature]``.
         b_dec: decoder bias ``[d_out]``.
         W_skip: skip connection ``[d_out, d_in]``, or None.
-        threshold: ``[feature]``, for ``"jumprelu"``.
+        threshold: ``[feature]``, for ``"jumprelu"``; optional for ``"topk"``.
         activation: ``"relu"``; ``"jumprelu"`` keeps a pre-activation where it is above ``threshold``; ``"topk"``
-            keeps the ``k`` largest of a token.
-        k: how many features are active on a token, for ``"topk"``.
+            keeps the ``k`` largest of a token, or with a ``threshold`` those that are farthest above theirs.
+        k: how many features are active on a token at most, for ``"topk"``.
         clamp: with ``"jumprelu"`` and ``"topk"``, whether negative values are dropped as well.
         input_hook: the tensor that is read, by its hook's name within the block.
         output_hook: the tensor that is predicted, by its hook's name within the block.
+        rank: ``[feature]`` of positive numbers, or None. For ``"topk"``: pre-activations are compared after they are
+            multiplied by it, so it decides which features are kept but not their values.
         normalize: what is done to ``x`` first and undone on ``y``, for autoencoders: ``"layer_norm"`` subtracts the mean and
             divides by the standard deviation, ``"constant_norm_rescale"`` divides by the root mean square; or ``"none"``.
         forget_pages: set for matrices that are mapped from a file: frees the memory of what was read. Such matrices
@@ -96,6 +99,7 @@ class Transcoder:
     output_hook: str = "hook_mlp_out"
     normalize: Literal["none", "layer_norm", "constant_norm_rescale"] = "none"
     forget_pages: Callable[[], None] | None = None
+    rank: Float[Tensor, " feature"] | None = None
 
     def __post_init__(self) -> None:
         if is_whole(self.k):
@@ -126,7 +130,12 @@ class Transcoder:
         if self.k is None:
             raise DictionaryError('activation is "topk", but k is None; give k=..., how many features are active on a token.')
         floor = pre.relu() if self.clamp else pre
-        kept = pre.topk(self.k, dim=-1).indices
+        compared = pre if self.threshold is None else pre - self.threshold.to(pre.device)
+        if self.threshold is not None:
+            floor = floor * (compared > 0)
+        if self.rank is not None:
+            compared = compared * self.rank.to(pre.device)
+        kept = compared.topk(self.k, dim=-1).indices
         return torch.zeros_like(pre).scatter(-1, kept, floor.gather(-1, kept))
 
     def gate(
@@ -161,6 +170,28 @@ def weighted_sum(
     for some in used.split(max(1, FLOATS_AT_ONCE // matrix.shape[1])):
         total = total + (flat if some.numel() == flat.shape[1] else flat[:, some]) @ take_rows(matrix, some)
     return total.reshape(*acts.shape[:-1], -1)
+
+
+def encoded(W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n feature"]:
+    """``x W_encᵀ`` in float32, a piece of the encoder at a time, reading it in the order in which it lies in memory."""
+    step = max(1, FLOATS_AT_ONCE // x.shape[1])
+    by_columns = W_enc.T.is_contiguous() and not W_enc.is_contiguous()  # as SAELens stores it: [d_in, feature]
+    if by_columns and len(x) < FEW_POSITIONS:
+        parts = [x @ columns.to(x.device).float() for columns in W_enc.T.split(step, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    # This way round a matrix stored by rows is read row by row, a third faster on a few positions.
+    parts = [rows.T.to(x.device).float().T @ x.T if by_columns else rows.to(x.device).float() @ x.T for rows in W_enc.split(step)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).T
+
+
+def _nonzero(acts: Float[Tensor, "pos feature"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Positions and features of all active features, sorted by position, then feature."""
+    if acts.stride(1) == 1:
+        position, feature = acts.nonzero(as_tuple=True)
+        return position, feature
+    feature, position = acts.T.nonzero(as_tuple=True)  # `acts` lies feature by feature in memory
+    order = position.argsort(stable=True)
+    return position[order], feature[order]
 
 
 class TranscoderSet(Dictionary):
@@ -229,8 +260,11 @@ class TranscoderSet(Dictionary):
             found += [(f"{what} (its {n})", getattr(t, n).detach().norm(dtype=torch.float32)) for n in ("b_enc", "b_dec")]
         return rounded(found)
 
-    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | None:
-        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer."""
+    def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | Any | None:
+        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer.
+
+        A tensor, or the matrices of all slots by themselves (``SlotDecoders``).
+        """
         return None
 
     def _own_decoder(self, layer: int) -> Float[Tensor, "feature d_out"]:
@@ -298,21 +332,23 @@ class TranscoderSet(Dictionary):
 
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         t = self._at[layer]
-        flat = t.normalised(x).reshape(-1, x.shape[-1])
-        # This way round the wide matrix is read row by row, a third faster on a few positions.
-        parts = [
-            rows.to(x.device).float() @ flat.T for rows in t.W_enc.split(max(1, FLOATS_AT_ONCE // x.shape[-1]))
-        ]
-        pre = (parts[0] if len(parts) == 1 else torch.cat(parts)).T.reshape(*x.shape[:-1], -1)
-        self._used(layer, "W_enc", pre)
+        pre = encoded(t.W_enc, t.normalised(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        self._used(layer, "W_enc", pre, t.W_enc)
         return pre + t.b_enc.to(x.device).float()
 
-    def _used(self, layer: int, name: str, result: Tensor) -> None:
-        """After using a matrix that is mapped from a file: check the result for NaN, and free the pages' memory."""
+    def _used(self, layer: int, name: str, result: Tensor, matrix: Tensor) -> None:
+        """After using ``matrix``, which may be mapped from a file: look for NaN in it, and free the pages' memory.
+
+        Only a result with NaN or infinity makes it worth reading the whole matrix. If that is finite, the input was not:
+        a run that diverged, about which other code speaks.
+        """
         forget = self._at[layer].forget_pages
-        if forget is not None:
-            require_finite(layer, f"{name} as read from disk", result)
-            forget()
+        if forget is None:
+            return
+        if not torch.isfinite(result).all():
+            for rows in matrix.split(max(1, FLOATS_AT_ONCE // matrix[0].numel())):
+                require_finite(layer, f"{name} as read from disk", rows)
+        forget()
 
     def activate(
         self, layer: int, pre: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
@@ -323,7 +359,7 @@ class TranscoderSet(Dictionary):
         self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
         recons = weighted_sum(acts[layer], self._at[layer].W_dec)
-        self._used(layer, "W_dec", recons)
+        self._used(layer, "W_dec", recons, self._at[layer].W_dec)
         skip, t = self.skip(layer), self._at[layer]
         recons = recons + self.constant(layer).to(recons.device)
         if t.normalize != "none":
@@ -337,9 +373,7 @@ class TranscoderSet(Dictionary):
         for start in range(0, x.shape[0], step):
             pre = self.pre_activations(layer, x[start : start + step])
             acts = self._at[layer].activate(pre)
-            feature, position = acts.T.nonzero(as_tuple=True)  # `acts` lies feature by feature in memory
-            order = position.argsort(stable=True)
-            position, feature = position[order], feature[order]
+            position, feature = _nonzero(acts)
             parts.append((position + start, feature, pre[position, feature], acts[position, feature]))
         active = LayerActive(*(torch.cat(column) for column in zip(*parts, strict=True)))
         scale = self.written_scale(layer, x)
@@ -370,12 +404,12 @@ class TranscoderSet(Dictionary):
 
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         rows = take_rows(self._at[layer].W_enc, features)
-        self._used(layer, "W_enc", rows)
+        self._used(layer, "W_enc", rows, rows)
         return rows
 
     def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
         rows = take_rows(self._at[layer].W_dec, features)
-        self._used(layer, "W_dec", rows)
+        self._used(layer, "W_dec", rows, rows)
         return rows
 
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
@@ -393,7 +427,8 @@ class TranscoderSet(Dictionary):
         return None if W_skip is None else W_skip.float()
 
 
-_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "threshold")
+_OPTIONAL = ("W_skip", "threshold", "rank")
+_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", *_OPTIONAL)
 
 
 def some_entries(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, "3 2"]:
@@ -423,7 +458,7 @@ def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
 def _check_tensors(layer: int, t: Transcoder) -> None:
     for name in _TENSORS:
         tensor = getattr(t, name)
-        if not isinstance(tensor, Tensor) and not (tensor is None and name in ("W_skip", "threshold")):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name in _OPTIONAL):
             raise DictionaryError(f"layer {layer}: {name} must be a tensor, got {shown(tensor)}.")
     if t.W_enc.ndim != 2 or t.W_dec.ndim != 2:
         raise DictionaryError(
@@ -437,8 +472,9 @@ def _check_tensors(layer: int, t: Transcoder) -> None:
     require_shape(layer, "b_dec", t.b_dec, (d_out,))
     if t.W_skip is not None:
         require_shape(layer, "W_skip", t.W_skip, (d_out, d_in))
-    if t.threshold is not None:
-        require_shape(layer, "threshold", t.threshold, (width,))
+    for name in ("threshold", "rank"):
+        if getattr(t, name) is not None:
+            require_shape(layer, name, getattr(t, name), (width,))
     for name in _TENSORS if t.forget_pages is None else _TENSORS[2:]:  # mapped matrices: checked when used
         if getattr(t, name) is not None:
             require_finite(layer, name, getattr(t, name))
@@ -461,3 +497,8 @@ def _check_tensors(layer: int, t: Transcoder) -> None:
         raise DictionaryError(f"layer {layer}: a jumprelu transcoder needs a threshold tensor [feature].")
     if t.activation == "topk" and not (isinstance(t.k, int) and 1 <= t.k <= width):
         raise DictionaryError(f"layer {layer}: a topk transcoder needs 1 <= k <= {width}, got k={t.k!r}.")
+    if t.rank is not None and (t.activation != "topk" or bool((t.rank <= 0).any())):
+        raise DictionaryError(
+            f"layer {layer}: rank must be positive and is for activation 'topk' alone, got activation {t.activation!r} and a "
+            f"lowest rank of {float(t.rank.min()):.3g}."
+        )

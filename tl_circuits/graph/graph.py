@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.errors import PromptError
+from tl_circuits.errors import PromptError, TargetError
+from tl_circuits.graph.identity import earlier_fingerprint, fingerprint
 from tl_circuits.graph.kinds import KINDS, OURS, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
-from tl_circuits.graph.notes import Groups, Notes, Supernodes, fingerprint
+from tl_circuits.graph.notes import Groups, Notes, Supernodes
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
 from tl_circuits.hooks import whole
@@ -64,6 +66,7 @@ class AttributionGraph:
     source_file: dict[str, Any] = field(default_factory=dict)
     head_stories: tuple[dict[str, Any], ...] = ()
     target_vectors: Float[Tensor, "target d_model"] | None = None
+    _notes_read: Notes | None = None  # the notes beside the file this graph was read from: a save may replace them
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -200,7 +203,28 @@ class AttributionGraph:
 
     @cached_property
     def nodes(self) -> pd.DataFrame:
-        """A pandas frame with one row for each node, in adjacency order."""
+        """A pandas frame with one row for each node, in adjacency order.
+
+        ``graph.nodes.set_index("id")`` is the same frame by id; :meth:`node` gives one row. Columns:
+
+        * ``id``: such as ``L3/F667@8``: layer, feature, position.
+        * ``kind``: ``feature``, ``error``, ``embedding`` or ``logit``.
+        * ``layer``: -1 for embeddings, the number of layers for logits.
+        * ``position``: where in the prompt; for a logit, where it is read.
+        * ``feature``: the feature's number; the vocabulary id of an embedding or logit; -1 where there is none.
+        * ``token``: the token at the position.
+        * ``activation``: of features; of logits the value that is explained; 0 for others.
+        * ``bias``: the part of ``value`` that no edge shows.
+        * ``influence``: the share of the targets' absolute inputs that can be traced back to the node, over all paths.
+        * ``label``: what it is, in a line.
+        * ``value``: what incoming edges and ``bias`` add up to: a feature's pre-activation, a target's logit minus the mean
+          logit. NaN for nodes without a row.
+        * ``residue``: the part of ``bias`` that comes from features outside the graph.
+        * ``total_effect``: the signed effect on the targets over all paths of the local replacement model, each target by its
+          weight; NaN if the file does not say.
+        * ``baseline``: in a contrast graph, the feature's mean activation in the baseline; else 0.
+        * ``shared``: in a contrast graph, the part of ``bias`` that the baseline brings; else 0.
+        """
         n = self._nodes
         position = n.position.tolist()
         columns = {
@@ -221,6 +245,25 @@ class AttributionGraph:
             "shared": np.zeros(len(n), np.float32) if n.shared is None else n.shared.numpy(),
         }
         return pd.DataFrame(columns)
+
+    def node(self, name: str) -> pd.Series:
+        """One node: its row of :attr:`nodes`.
+
+        Args:
+            name: the node's id, such as ``L3/F667@8``, ``L0/error@2``, ``token@4`` or ``logit:0``.
+
+        Raises:
+            TargetError: if the graph has no such node; it names the nearest ones.
+
+        Examples:
+            >>> node = graph.node("L3/F667@8")
+            >>> node.token, round(float(node.activation), 1)
+            ('is', 9.4)
+        """
+        if name not in self.node_numbers:
+            near = get_close_matches(str(name), self.node_ids, n=3, cutoff=0.5)
+            raise TargetError(f"the graph has no node {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; see graph.nodes."))
+        return self.nodes.iloc[self.node_numbers[name]]
 
     @cached_property
     def edges(self) -> pd.DataFrame:
@@ -285,14 +328,27 @@ class AttributionGraph:
         reach = self.influence[known]
         return float((share * reach).sum() / reach.sum().clamp_min(1e-30))
 
-    def scores(self) -> Scores:
+    @checked
+    def scores(self, only: Iterable[str | int] | None = None) -> Scores:
         """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
+
+        Args:
+            only: ids or indices of nodes, such as those of a subgraph. Then all other features count as unexplained: what
+                they write is added to the error of their layer and position, and what drives them is left out. This is what
+                Neuronpedia's page computes for pinned nodes.
+
+        Raises:
+            TargetError: for a node that the graph does not have.
 
         Examples:
             >>> scores = graph.scores()
             >>> round(scores.replacement, 3), round(scores.completeness, 3)
             (0.967, 0.988)
+            >>> graph.scores(["L0/F308@7", "L3/F667@8"]).replacement < scores.replacement
+            True
         """
+        if only is not None:
+            return output("pinned scores")(self, only)
         is_error = self.is_kind("error") | self.is_kind("attention error")
         return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
@@ -339,7 +395,7 @@ class AttributionGraph:
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
         made = AttributionGraph(
-            self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file, target_vectors=self.target_vectors
+            self.info, nodes[keep_nodes], edges, labels, source_file=_unpruned(self.source_file), target_vectors=self.target_vectors
         )
         if self.head_stories:
             left = set(zip(made.edges.source, made.edges.target, strict=True))
@@ -359,8 +415,15 @@ class AttributionGraph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what was traced. Notes carry it, so that they are not applied to another graph."""
-        return fingerprint(self.info, self._nodes, self._edges)
+        """A hash of what was traced: model, dictionary, tokens, targets and nodes. Notes carry it, so that they are not
+        applied to another graph.
+        """
+        return fingerprint(self.info, self.node_ids)
+
+    @cached_property
+    def earlier_fingerprint(self) -> str:
+        """The hash in notes of earlier versions, which are still accepted."""
+        return earlier_fingerprint(self.info, self._nodes, self._edges)
 
     @checked
     def with_notes(self, notes: Notes) -> "AttributionGraph":
@@ -378,6 +441,15 @@ class AttributionGraph:
         if unknown:
             raise ValueError(f"the graph has no node {sorted(unknown)[0]!r}; ids look like {self.node_ids[0]!r}.")
         return replace(self, notes=notes)
+
+    def with_notes_read(self, notes: Notes) -> "AttributionGraph":
+        """The same graph with the notes that were found beside its file. A later save may replace these notes, and no
+        others.
+
+        Raises:
+            ValueError: if the notes name a node that the graph does not have.
+        """
+        return replace(self.with_notes(notes), _notes_read=notes)
 
     @checked
     def group(self, label: str, ids: Iterable[str]) -> "AttributionGraph":
@@ -498,6 +570,10 @@ class AttributionGraph:
     @checked
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the graph into one safetensors file, whole or not at all; its notes go into a file beside it.
+
+        Notes that are there already are not lost. A graph without notes leaves them as they are. Notes of another graph,
+        and notes that say what the new ones do not, are renamed to ``NAME.notes.json.other``. Only notes that
+        :func:`tl_circuits.load_graph` read together with this graph are replaced.
 
         Args:
             path: such as ``why.graph.safetensors``.
@@ -695,6 +771,14 @@ class AttributionGraph:
         counts = {kind: int((self._nodes.kind == kind).sum()) for kind in Kind}
         text = ", ".join(f"{n} {kind.text}s" for kind, n in counts.items() if n or kind in OURS)
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
+
+
+def _unpruned(source_file: dict[str, Any]) -> dict[str, Any]:
+    """Another program's file without what it says about its own pruning, which no longer holds after ours."""
+    if "metadata" not in source_file:
+        return source_file
+    kept = {key: value for key, value in source_file["metadata"].items() if key not in ("pruning_settings", "node_threshold")}
+    return source_file | {"metadata": kept}
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

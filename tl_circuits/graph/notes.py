@@ -1,19 +1,9 @@
-"""What a person adds to a graph: groups, pins, names, text. It is kept in a small file beside the graph."""
+"""What a person adds to a graph: groups, pins, names, text. ``notes_file.py`` keeps it beside the graph."""
 
-import hashlib
-import json
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from tl_circuits.errors import GraphFileError
-from tl_circuits.graph.nodes import OPTIONAL, GraphInfo
-from tl_circuits.support.files import atomic_file
-
-NOTES_VERSION = 1
-# Fields of GraphInfo that came later. They stay out of the hash, so that notes of older files still fit their graph.
-LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline", "compared_with")
 Groups = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -45,7 +35,7 @@ class Notes:
         labels = [label for label, _ in self.groups]
         members = [node for _, ids in self.groups for node in ids]
         for what, items in (("label", labels), ("node", members)):
-            twice = sorted({item for item in items if items.count(item) > 1}) if len(set(items)) < len(items) else []
+            twice = sorted(item for item, count in Counter(items).items() if count > 1)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is in two groups. Give each group its own {what}s.")
 
@@ -89,6 +79,16 @@ class Notes:
         if label not in dict(self.groups):
             raise KeyError(f"there is no group {label!r}; there are {[g[0] for g in self.groups]}.")
 
+    def holds(self, other: "Notes") -> bool:
+        """Whether nothing that ``other`` says is missing here."""
+        groups = {label: set(ids) for label, ids in self.groups}
+        return (
+            all(label in groups and set(ids) <= groups[label] for label, ids in other.groups)
+            and set(other.pins) <= set(self.pins)
+            and other.names.items() <= self.names.items()
+            and other.text in ("", self.text)
+        )
+
     def of(self, ids: Iterable[str]) -> "Notes":
         """The part of these notes that is about the nodes given."""
         known = set(ids)
@@ -121,77 +121,3 @@ class Supernodes:
 
     groups: Groups
     lump_error: float
-
-
-def fingerprint(info: GraphInfo, *tables: Any) -> str:
-    """A hash of what was traced: prompt, model, nodes and edges, without labels and notes."""
-    stored = asdict(info)
-    for later in LATER_FIELDS:
-        stored.pop(later, None)
-    made = hashlib.sha256(json.dumps(stored, sort_keys=True).encode())
-    for table in tables:
-        for column in fields(table):
-            if column.name in OPTIONAL:
-                continue
-            made.update(getattr(table, column.name).contiguous().numpy().tobytes())
-    return made.hexdigest()[:32]
-
-
-def notes_path(graph_path: Path) -> Path:
-    """Where a graph's notes are: ``capital.notes.json`` beside ``capital.graph.safetensors``."""
-    name = graph_path.name.removesuffix(graph_path.suffix).removesuffix(".graph")
-    return graph_path.with_name(name + ".notes.json")
-
-
-def notes_json(notes: Notes, graph_hash: str) -> str:
-    """The notes file's text."""
-    groups = [[label, *ids] for label, ids in notes.groups]
-    content = {"version": NOTES_VERSION, "graph": graph_hash, "pins": list(notes.pins), "groups": groups}
-    return json.dumps(content | {"names": notes.names, "text": notes.text}, ensure_ascii=False, indent=1) + "\n"
-
-
-def parse_notes(content: Any) -> tuple[Notes, str]:
-    """Notes, and the hash of the graph they were made for, from the JSON of a notes file.
-
-    Raises:
-        GraphFileError: if the JSON is not that of a notes file.
-    """
-    try:
-        if content["version"] > NOTES_VERSION:
-            raise GraphFileError(f"notes of format {content['version']} need a newer tl_circuits.")
-        groups = tuple((_text(label), tuple(map(_text, ids))) for label, *ids in content["groups"])
-        names = {_text(node): _text(name) for node, name in content["names"].items()}
-        notes = Notes(groups, tuple(map(_text, content["pins"])), names, _text(content["text"]))
-        return notes, _text(content["graph"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, GraphFileError):
-            raise
-        raise GraphFileError(f"these are not notes of tl_circuits: {type(error).__name__}: {error}.") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {type(value).__name__}")
-    return value
-
-
-def read_notes(path: Path) -> tuple[Notes, str]:
-    """Notes, and the hash of the graph they were made for, from a file.
-
-    Raises:
-        GraphFileError: if it cannot be read, or is not a notes file.
-    """
-    try:
-        return parse_notes(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise GraphFileError(f"cannot read the notes {path}: {error}") from error
-
-
-def write_notes(notes: Notes, graph_hash: str, path: Path) -> None:
-    """Write the notes file, whole or not at all.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    with atomic_file(path, overwrite=True) as file:
-        file.write(notes_json(notes, graph_hash).encode())

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes, read_baselines
-from tl_circuits.graph.notes import Notes, notes_path, read_notes, write_notes
+from tl_circuits.graph.notes_file import save_notes_beside, with_notes_beside
 from tl_circuits.graph.scores import Edges
 from tl_circuits.hooks import Sample
 from tl_circuits.support.checked import checked
@@ -45,8 +45,7 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     data = save(tensors, metadata)
     with atomic_file(path, overwrite) as file:
         file.write(data)
-    if graph.notes != Notes() or notes_path(path).exists():
-        write_notes(graph.notes, graph.fingerprint, notes_path(path))
+    save_notes_beside(graph, path)
     return path
 
 
@@ -73,7 +72,8 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     if not path.is_file():
         raise GraphFileError(f"there is no graph file at {path}.")
     if _is_foreign(path):
-        return output("read another program's file")(path)
+        graph = output("read another program's file")(path)
+        return with_notes_beside(graph, path) if notes else graph
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -87,7 +87,7 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         graph = _build(content, tensors)
-        return with_notes_beside(graph, notes_path(path)) if notes else graph
+        return with_notes_beside(graph, path) if notes else graph
     except GraphFileError:
         raise
     except SafetensorError as error:
@@ -104,14 +104,6 @@ def _is_foreign(path: Path) -> bool:
     if head[8:9] == b"{" and head[:1] != b"{":
         return False
     return head.lstrip()[:1] == b"{" or head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x80"))  # gzip, zip, pickle
-
-
-def with_notes_beside(graph: AttributionGraph, path: Path) -> AttributionGraph:
-    """``graph`` with the notes in the file ``path``, if that file exists and its notes belong to this graph."""
-    if not path.is_file():
-        return graph
-    notes, made_for = read_notes(path)
-    return graph.with_notes(notes) if made_for == graph.fingerprint else graph
 
 
 def read_sample(stored: Any) -> Sample:

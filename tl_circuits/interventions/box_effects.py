@@ -80,9 +80,8 @@ def measure_boxes(
     if not boxes:
         return []
     require_belonging(replacement, graph)
-    index = {name: i for i, name in enumerate(graph.node_ids)}
-    members = [[index[i] for i in ids] for ids in boxes]
-    edits = [edits_of(graph, ids, factor) for ids in boxes]
+    edits = [edits_of(graph, ids, factor) for ids in boxes]  # it refuses ids that the graph does not have
+    members = [[graph.node_numbers[i] for i in ids] for ids in boxes]
     random = random_sets(replacement, graph, members, controls, seed, factor) if controls else [[] for _ in boxes]
     every = [*edits, *(one for sets in random for one in sets)]
     free = intervene_many(replacement, graph, every, freeze="none", progress=progress)

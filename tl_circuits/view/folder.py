@@ -9,8 +9,9 @@ from typing import Any
 
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.notes import Notes, notes_json, notes_path, parse_notes, read_notes, write_notes
-from tl_circuits.graph.storage import load_graph, with_notes_beside
+from tl_circuits.graph.notes import Notes
+from tl_circuits.graph.notes_file import belongs, find_notes, notes_json, parse_notes, replace_notes, with_notes_beside
+from tl_circuits.graph.storage import load_graph
 from tl_circuits.view.page_data import page_data
 
 LARGEST_FILE = 2 * 1024**3
@@ -92,7 +93,7 @@ class GraphFolder:
         entry = self.find(graph_id)
         with self._lock:
             if write:
-                with_notes_beside(graph, notes_path(entry.path)).save(entry.path, overwrite=True)
+                with_notes_beside(graph, entry.path).save(entry.path, overwrite=True)
             self._loaded[graph_id] = (entry.path.stat().st_mtime, graph, {})
 
     def data(self, graph_id: str) -> dict[str, Any]:
@@ -105,10 +106,12 @@ class GraphFolder:
 
     def notes(self, graph_id: str) -> dict[str, Any] | None:
         """The notes beside a graph as JSON values; None if there are none."""
-        path = notes_path(self.find(graph_id).path)
-        if not path.is_file():
+        entry = self.find(graph_id)
+        graph = self._open(entry)[0]
+        found = find_notes(graph, entry.path)
+        if found is None:
             return None
-        return json.loads(notes_json(*read_notes(path)))
+        return json.loads(notes_json(found.notes, graph.fingerprint if belongs(found.made_for, graph) else found.made_for))
 
     def save_notes(self, graph_id: str, given: Any, fields: list[str]) -> None:
         """Write the named fields of the notes given. Other fields stay as they are, because another tab may have
@@ -122,27 +125,13 @@ class GraphFolder:
         entry = self.find(graph_id)
         graph = self.graph(graph_id)
         notes, made_for = parse_notes(given)
-        if made_for != graph.fingerprint:
+        if not belongs(made_for, graph):
             raise ValueError("these notes are of another graph.")
         unknown = set(fields) - set(FIELDS)
         if unknown:
             raise KeyError(f"notes have no field {sorted(unknown)[0]!r}.")
         with self._lock:
-            path = notes_path(entry.path)
-            kept = _kept_notes(path, made_for)
+            found = find_notes(graph, entry.path)
+            kept = found.notes if found is not None and belongs(found.made_for, graph) else Notes()
             merged = Notes(**{f: getattr(notes if f in fields else kept, f) for f in FIELDS})
-            write_notes(graph.with_notes(merged).notes, made_for, path)
-
-
-
-def _kept_notes(path: Path, graph_hash: str) -> Notes:
-    """The notes at ``path``, if they are of this graph. Those of another graph are not overwritten but renamed to
-    ``.other``.
-    """
-    if not path.is_file():
-        return Notes()
-    notes, owner = read_notes(path)
-    if owner == graph_hash:
-        return notes
-    path.replace(path.with_name(f"{path.name}.other"))
-    return Notes()
+            replace_notes(graph, graph.with_notes(merged).notes, entry.path)

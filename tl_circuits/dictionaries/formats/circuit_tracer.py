@@ -7,7 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, positive_int, shaped, valid_threshold
+from tl_circuits.dictionaries.formats.reading import (
+    decoder_rows,
+    need,
+    positive_int,
+    require_known_tensors,
+    shaped,
+    valid_threshold,
+)
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Activation, Transcoder
@@ -15,6 +22,7 @@ from tl_circuits.errors import DictionaryError
 
 PATH = re.compile(r"layer_(\d+)\.safetensors")
 _THRESHOLD = "activation_function.threshold"
+_TENSORS = re.compile(r"W_enc|W_dec|b_enc|b_dec|W_skip|k|activation_function\.threshold")
 
 
 def find(repository: Repository) -> Sequence[Entry]:
@@ -27,6 +35,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     """One layer. The file does not say which hooks it reads and writes; ``config.yaml`` or the caller must."""
     path = repository.local(entry.files[0])
     file = MappedFile(path)
+    require_known_tensors(path, file, _TENSORS)
     W_enc, W_dec, b_enc, b_dec = need(path, file, "W_enc", "W_dec", "b_enc", "b_dec")
     width, d_out = b_enc.numel(), b_dec.numel()
     d_in = shaped(path, "W_enc", W_enc, (width, None)).shape[1]
@@ -43,7 +52,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             b_enc=b_enc,
             b_dec=b_dec,
             W_skip=W_skip,
-            threshold=None if threshold is None else valid_threshold(path, _THRESHOLD, threshold, width),
+            # A config's "topk" overrides a threshold that is stored, as in circuit-tracer.
+            threshold=None if threshold is None or activation == "topk" else valid_threshold(path, _THRESHOLD, threshold, width),
             activation=activation,
             k=k,
             # circuit-tracer keeps negative values that are above the threshold or among the k largest.

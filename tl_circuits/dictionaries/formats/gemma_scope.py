@@ -3,8 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
-from tl_circuits.dictionaries.formats.reading import decoder_rows, need, read_npz, shaped, valid_threshold
+from tl_circuits.dictionaries.formats.npz import NpzFile
+from tl_circuits.dictionaries.formats.reading import decoder_rows, shaped, valid_threshold
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.transcoders import Transcoder
 from tl_circuits.errors import DictionaryError
@@ -28,13 +31,19 @@ def find(repository: Repository) -> Sequence[Entry]:
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     """One layer. It reads the MLP's norm before the gain is applied, and writes what is added to the stream."""
     path = repository.local(entry.files[0])
-    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-    W_enc, W_dec, b_enc, b_dec, threshold = need(path, read_npz(path, names), *names)
+    file = NpzFile(path, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"))
+    b_enc, b_dec, threshold = (file.tensor(name) for name in ("b_enc", "b_dec", "threshold"))
     width, d_out = b_enc.numel(), b_dec.numel()
+
+    def wide(W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
+        return {"W_enc": shaped(path, "W_enc", W_enc, (None, width)).T, "W_dec": decoder_rows(path, W_dec, width, d_out)}
+
+    without_numbers = wide(file.empty("W_enc"), file.empty("W_dec"))
+
     return LayerWeights(
         Transcoder(
-            W_enc=shaped(path, "W_enc", W_enc, (None, width)).T,
-            W_dec=decoder_rows(path, W_dec, width, d_out),
+            W_enc=without_numbers["W_enc"],
+            W_dec=without_numbers["W_dec"],
             b_enc=b_enc,
             b_dec=b_dec,
             threshold=valid_threshold(path, "threshold", threshold, width),
@@ -42,7 +51,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             clamp=False,
             input_hook=hints.input_hook or "ln2.hook_normalized",
             output_hook=hints.output_hook or "hook_mlp_out",
-        )
+        ),
+        make=lambda: wide(file.tensor("W_enc"), file.tensor("W_dec")),
     )
 
 

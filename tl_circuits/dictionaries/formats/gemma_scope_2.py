@@ -13,6 +13,7 @@ from tl_circuits.dictionaries.formats.reading import (
     need,
     read_json,
     require_agreement,
+    require_known_fields,
     shaped,
     valid_threshold,
 )
@@ -24,6 +25,8 @@ from tl_circuits.errors import DictionaryError
 _PER_LAYER = re.compile(r"(?:.*/)?layer_(\d+)_width_([^_/]+)_l0_([^/]+)/params\.safetensors")
 _CROSS = re.compile(r"(?:(?:.*/)?width_([^_/]+)_l0_([^/]+)/)?params_layer_(\d+)\.safetensors")
 _BARE = re.compile(r"(?:.*/)?params\.safetensors")
+_FIELDS = ("affine_connection", "architecture", "hf_hook_point_in", "hf_hook_point_out", "model_name", "type", "width")
+_HARMLESS = ("l0",)
 _HOOKS = {
     "pre_feedforward_layernorm.output": "mlp.hook_in",
     "post_feedforward_layernorm.output": "hook_mlp_out",
@@ -77,6 +80,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     config = read_json(repository.local(entry.files[1])) if len(entry.files) > 1 else {}
     if config:
         where = repository.local(entry.files[1])
+        require_known_fields(where, config, _FIELDS, _HARMLESS)
         require_agreement(where, "width", config.get("width"), width)
         require_agreement(where, "affine_connection", config.get("affine_connection"), affine is not None)
         require_agreement(where, "architecture", config.get("architecture"), "jump_relu")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.dictionaries.repository import Repository
+from tl_circuits.dictionaries.slot_decoders import SlotDecoders
 from tl_circuits.dictionaries.transcoders import Transcoder
 
 
@@ -35,10 +36,16 @@ class Hints:
 
 
 class LayerWeights(NamedTuple):
-    """The weights of one layer; ``decoder`` is set if features write to later layers as well."""
+    """The weights of one layer; ``decoder`` is set if features write to later layers as well.
+
+    ``make``: set if large matrices must be computed, or their file be read whole. It returns those (``W_enc``, ``W_dec``, and
+    ``b_enc`` if it takes a large matrix to compute it) by name; in ``transcoder`` they only have their shapes (on torch's
+    ``meta`` device). It is not called where a converted copy of them is in the cache.
+    """
 
     transcoder: Transcoder
-    decoder: Float[Tensor, "feature slot d_out"] | None = None
+    decoder: Float[Tensor, "feature slot d_out"] | SlotDecoders | None = None
+    make: Callable[[], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tl_circuits.dictionaries.formats.reading import (
     positive_int,
     read_json,
     require_agreement,
+    require_known_fields,
     shaped,
 )
 from tl_circuits.dictionaries.mapped import MappedFile
@@ -24,6 +25,15 @@ from tl_circuits.errors import DictionaryError
 
 _WEIGHTS = "sae_weights.safetensors"
 _LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
+_FIELDS = (
+    *("sae_type", "d_model", "expansion_factor", "use_decoder_bias", "act_fn", "top_k", "norm_activation"),
+    *("sparsity_include_decoder_norm", "hook_point_in", "hook_point_out", "use_glu_encoder"),
+    *("apply_decoder_bias_to_pre_encoder", "jump_relu_threshold"),  # of older versions, where they may be off
+)
+_HARMLESS = (
+    *("dtype", "device", "force_unit_decoder_norm", "jumprelu_threshold_window", "use_triton_kernel"),
+    *("sparsity_threshold_for_triton_spmm_kernel", "sae_pretrained_name_or_path", "strict_loading"),
+)
 _VARIANT = re.compile(r"(\d+x)/(?:k?)(\w+)/[^/]+$")
 
 
@@ -59,18 +69,18 @@ def _require_known(path: Path, config: dict[str, Any]) -> None:
             f"{path}: a llamascopium {what} (sae_type {kind!r}) is recognised but not supported; only its transcoders "
             "are."
         )
+    require_known_fields(path, config, _FIELDS, _HARMLESS)
     refused = {
+        "apply_decoder_bias_to_pre_encoder": bool(config.get("apply_decoder_bias_to_pre_encoder")),
+        "jump_relu_threshold": bool(config.get("jump_relu_threshold")),
         "use_glu_encoder": bool(config.get("use_glu_encoder")),
         "norm_activation": config.get("norm_activation") not in (None, "dataset-wise", "inference"),
         "act_fn": config.get("act_fn") not in ("relu", "jumprelu", "topk"),
-        "sparsity_include_decoder_norm (with topk)": config.get("act_fn") == "topk"
-        and bool(config.get("sparsity_include_decoder_norm", True)),
     }
     for field, is_refused in refused.items():
         if is_refused:
-            value = config.get(field.split()[0])
             raise DictionaryError(
-                f"{path}: a llamascopium transcoder with {field} {value!r} is recognised but not supported."
+                f"{path}: a llamascopium transcoder with {field} {config.get(field)!r} is recognised but not supported."
             )
 
 
@@ -80,7 +90,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     These transcoders were trained on scaled tensors: with ``s = √d_model / average norm`` of what is read (``s_in``)
     and of what is written (``s_out``), ``h = s_in x W_E + b_E`` and ``y = (act(h) W_D + b_D) / s_out``. Divided by
     ``s_in``, the activations are those of the encoder ``W_E`` with bias ``b_E / s_in`` and threshold ``θ / s_in``, and
-    the decoder is ``W_D s_in / s_out``.
+    the decoder is ``W_D s_in / s_out``. With ``sparsity_include_decoder_norm``, ``act(h)`` is ``act(h n) / n``, where ``n`` is
+    the norm of each feature's row of ``W_D``: it divides a threshold, and TopK compares ``h n``.
     """
     path, config_path = (repository.local(file) for file in entry.files)
     config, file = read_json(config_path), MappedFile(path)
@@ -94,18 +105,20 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     biased = config.get("use_decoder_bias", True)
     b_D = need(path, file, "b_D")[0] if biased else torch.zeros(d_model, dtype=b_E.dtype)
     s_in, s_out = (_scale(path, file, config, side, d_model) for side in ("hook_point_in", "hook_point_out"))
-    W_dec = decoder_rows(path, W_D, width, d_model)
-    activation = config["act_fn"]
-    threshold = None
+    rows = decoder_rows(path, W_D, width, d_model)
+    activation, threshold, rank = config["act_fn"], None, None
+    norms = rows.float().norm(dim=1) if activation != "relu" and config.get("sparsity_include_decoder_norm", True) else None
     if activation == "jumprelu":
         (log_threshold,) = need(path, file, _LOG_THRESHOLD)
-        norms = W_dec.float().norm(dim=1) if config.get("sparsity_include_decoder_norm", True) else 1.0
-        threshold = shaped(path, _LOG_THRESHOLD, log_threshold, (width,)).float().exp() / norms / s_in
+        threshold = shaped(path, _LOG_THRESHOLD, log_threshold, (width,)).float().exp() / s_in
+        threshold = threshold if norms is None else threshold / norms
+    elif activation == "topk" and norms is not None:
+        rank = norms.clamp_min(torch.finfo(torch.float32).tiny)  # a feature that writes nothing is chosen last
     scaled = s_in != 1.0 or s_out != 1.0
     return LayerWeights(
         Transcoder(
             W_enc=W_E.T,
-            W_dec=W_dec * (s_in / s_out) if scaled else W_dec,
+            W_dec=torch.empty(rows.shape, dtype=rows.dtype, device="meta") if scaled else rows,
             b_enc=b_E / s_in if scaled else b_E,
             b_dec=b_D / s_out if scaled else b_D,
             threshold=threshold,
@@ -113,8 +126,10 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             k=positive_int(config_path, "top_k", config.get("top_k")) if activation == "topk" else None,
             input_hook=hints.input_hook or relative_hook(entry.layer, "hook_point_in", config["hook_point_in"]),
             output_hook=hints.output_hook or relative_hook(entry.layer, "hook_point_out", config.get("hook_point_out")),
-            forget_pages=None if scaled else file.forget_pages,
-        )
+            rank=rank,
+            forget_pages=file.forget_pages,
+        ),
+        make=(lambda: {"W_dec": rows * (s_in / s_out)}) if scaled else None,
     )
 
 

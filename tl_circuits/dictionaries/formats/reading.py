@@ -1,19 +1,16 @@
-"""Read configs and tensors from files that may be damaged or hostile; errors name file and field."""
+"""Read configs and check tensors of files that may be damaged or hostile; errors name file and field."""
 
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from tl_circuits.errors import DictionaryError
 
 SMALL = 1 << 20  # bytes; a larger file is no config and is not read
-ROUGHLY_SQUEEZED = 20  # weights hardly compress, so an archive that unpacks to more than this factor is a zip bomb
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,53 +50,28 @@ def _mapping(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The arrays ``names`` of a NumPy archive, as tensors.
+def require_known_fields(path: Path, config: Mapping[str, Any], known: Collection[str], harmless: Collection[str]) -> None:
+    """Raise DictionaryError if a config has a field that is neither read here nor known to change nothing.
 
-    Raises:
-        DictionaryError: the archive is cut off, holds pickled objects or members outside of it, or claims more data
-            than its size can hold.
+    Such a field may change what the weights mean, as ``transcode`` and ``normalize_io`` did when they were added.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_strange_members(path, archive)
-            return {name: torch.from_numpy(_array(path, archive, name)) for name in names}
-    except (zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, NotImplementedError) as error:
-        raise DictionaryError(f"{path} is not a whole npz archive ({error}). Was it cut off?") from error
+    unknown = sorted(str(name) for name in config if name not in known and name not in harmless)
+    if unknown:
+        raise DictionaryError(
+            f"{path}: {', '.join(map(repr, unknown))} {'is a field' if len(unknown) == 1 else 'are fields'} that this version "
+            "does not know in this layout, and a field can change what the weights mean. If it changes nothing, remove it from a "
+            "copy of the file; else give the layers as tensors: tlc.load_transcoders({layer: tlc.Transcoder(...)})."
+        )
 
 
-def _refuse_strange_members(path: Path, archive: zipfile.ZipFile) -> None:
-    for member in archive.infolist():
-        if "/" in member.filename or "\\" in member.filename or not member.filename.endswith(".npy"):
-            raise DictionaryError(f"{path}: the archive's member {member.filename!r} is not a plain NumPy array.")
-        if member.file_size > ROUGHLY_SQUEEZED * member.compress_size + SMALL:
-            raise DictionaryError(
-                f"{path}: {member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes, "
-                "which weights never do. It is not unpacked."
-            )
-
-
-def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    member = f"{name}.npy"
-    if member not in archive.namelist():
-        raise DictionaryError(f"{path}: there is no {name!r}; it holds {', '.join(archive.namelist())}.")
-    size = archive.getinfo(member).file_size
-    with archive.open(member) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-        except ValueError as error:
-            raise DictionaryError(f"{path}: {name} is not a NumPy array: {error}.") from error
-        if dtype.hasobject or dtype.kind not in "fiu":
-            raise DictionaryError(f"{path}: {name} has dtype {dtype}: pickled objects are never loaded.")
-        expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if expected > size:
-            raise DictionaryError(f"{path}: {name} claims shape {shape}, more than the {size:,} bytes there are.")
-        data = bytearray(file.read(expected))
-    if len(data) < expected:
-        raise DictionaryError(f"{path}: {name} ends after {len(data):,} of {expected:,} bytes. Was it cut off?")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+def require_known_tensors(path: Path, tensors: Collection[str], known: re.Pattern[str]) -> None:
+    """Raise DictionaryError if a file holds a tensor whose whole name ``known`` does not match: it would not be used."""
+    unknown = sorted(name for name in tensors if not known.fullmatch(name))
+    if unknown:
+        raise DictionaryError(
+            f"{path} holds the tensor {unknown[0]!r}, which this version does not know in this layout: without it the set may "
+            "compute something else."
+        )
 
 
 def need(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:

@@ -17,6 +17,15 @@ _BY_FILE = (
 _PICKLES = re.compile(r".*\.(?:pt|pth|bin|pkl|pickle|ckpt|dcp)")
 
 
+def refuse_by_name(repository: Repository) -> None:
+    """Raise DictionaryError for sets whose files look like a layout that is read, but stand for other equations."""
+    if "W_dec_norm.safetensors" in repository.paths or "Cross-Layer-TopK-CLT" in repository.name:
+        raise DictionaryError(
+            f"{repository.name} keeps the k highest-scoring features of all layers together (Cross-Layer-TopK-CLT), so whether a "
+            "feature is active depends on later layers as well. That is recognised but not supported."
+        )
+
+
 def refuse(repository: Repository) -> None:
     """Raise DictionaryError that says what the repository holds: a recognised layout, pickles, or nothing known."""
     for name, pattern in _BY_FILE:

@@ -11,6 +11,7 @@ from tl_circuits.dictionaries.formats.reading import (
     need,
     read_json,
     require_agreement,
+    require_known_fields,
     shaped,
     valid_threshold,
 )
@@ -21,6 +22,11 @@ from tl_circuits.dictionaries.transcoders import Transcoder
 from tl_circuits.errors import DictionaryError
 
 _WEIGHTS = "sae_weights.safetensors"
+_FIELDS = (
+    *("architecture", "d_in", "d_out", "d_sae", "apply_b_dec_to_input", "normalize_activations", "reshape_activations"),
+    *("hook_name", "hook_name_out", "model_name", "metadata"),
+)
+_HARMLESS = ("dtype", "device", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id", "prepend_bos")
 
 
 def find(repository: Repository) -> Sequence[Entry]:
@@ -56,6 +62,9 @@ def _require_transcoder(path: Path, config: dict[str, Any]) -> None:
             f"{path}: architecture {architecture!r} is not a transcoder. It rebuilds the tensor it reads, so it "
             "leaves no linear path through the MLP; use a transcoder, or tlc.mlp_neurons(model)."
         )
+    require_known_fields(path, config, _FIELDS, _HARMLESS)
+    if config.get("reshape_activations") not in (None, "none"):
+        raise DictionaryError(f"{path}: reshape_activations is {config['reshape_activations']!r}; transcoders are read with 'none'.")
     if config.get("apply_b_dec_to_input"):
         raise DictionaryError(f"{path}: apply_b_dec_to_input is true, which no transcoder of SAELens can have.")
     normalise = config.get("normalize_activations") or "none"

@@ -3,18 +3,18 @@ import { el } from "./dom.js";
 import { unpackJson } from "./unpack.js";
 import { render } from "./page.js";
 
-const sameGraph = (kept, notes) => (kept?.graph === notes.graph ? kept : {});
 
 function browserHost(data) {
   const name = `tl_circuits:${data.hash}`;
+  const ofThisGraph = (kept) => ([data.hash, data.earlier_hash].includes(kept?.graph) ? { ...kept, graph: data.hash } : {});
   return {
     keys: document,
     loadNotes() {
-      try { return JSON.parse(localStorage.getItem(name)); } catch { return null; } // storage may be switched off
+      try { return JSON.parse(localStorage.getItem(name) ?? localStorage.getItem(`tl_circuits:${data.earlier_hash}`)); } catch { return null; } // storage may be switched off
     },
     saveNotes(notes, fields) { // other fields stay as another tab may have left them
       const changed = Object.fromEntries(fields.map((field) => [field, notes[field]]));
-      try { localStorage.setItem(name, JSON.stringify({ ...notes, ...sameGraph(this.loadNotes(), notes), ...changed })); } catch { /* the download button still works */ }
+      try { localStorage.setItem(name, JSON.stringify({ ...notes, ...ofThisGraph(this.loadNotes()), ...changed })); } catch { /* the download button still works */ }
     },
   };
 }

@@ -15,7 +15,7 @@ export class NoteBook {
   async load() {
     const kept = await this.host.loadNotes?.();
     if (!kept) return null;
-    if (kept.graph !== this.graph.hash) return kept;
+    if (![this.graph.hash, this.graph.earlier_hash].includes(kept.graph)) return kept;
     this.replace(kept);
     return null;
   }
