@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Notes
 from tl_circuits.graph.notes_file import belongs, find_notes, notes_json, parse_notes, replace_notes, with_notes_beside
 from tl_circuits.graph.storage import load_graph
+from tl_circuits.support.reading import boundary
 from tl_circuits.view.page_data import page_data
 
-LARGEST_FILE = 2 * 1024**3
 ENDINGS = (".safetensors", ".json", ".pt")
 FIELDS = ("groups", "pins", "names", "text")
 
@@ -26,6 +27,11 @@ class Entry:
     id: str
     path: Path
     problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name as text that can be sent: names of files may hold bytes that are no text."""
+        return self.path.name.encode("utf-8", "replace").decode()
 
 
 class GraphFolder:
@@ -46,17 +52,16 @@ class GraphFolder:
         return [self._entry(path) for path in files]
 
     def _entry(self, path: Path) -> Entry:
-        made = Entry(hashlib.sha256(path.name.encode()).hexdigest()[:12], path)
-        if path.stat().st_size > LARGEST_FILE:
-            return Entry(made.id, path, f"{path.name} is larger than {LARGEST_FILE // 1024**3} GB.")
+        made = Entry(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12], path)
         try:
             self._open(made)
-        except (GraphFileError, OSError) as error:
-            return Entry(made.id, path, str(error).replace(str(path), path.name))
+        except GraphFileError as error:
+            return Entry(made.id, path, str(error).replace(str(path), made.name))
         return made
 
     def _open(self, entry: Entry) -> tuple[AttributionGraph, dict[str, Any]]:
-        changed = entry.path.stat().st_mtime
+        with boundary(GraphFileError, entry.path):  # a link may lead nowhere
+            changed = entry.path.stat().st_mtime
         if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
             if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
                 self._loaded.pop(next(iter(self._loaded)))

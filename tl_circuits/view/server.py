@@ -85,7 +85,7 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
 
     @app.get("/graphs")
     def graphs() -> Any:
-        return [{"id": e.id, "name": e.path.name, "problem": e.problem} for e in folder.entries()]
+        return [{"id": e.id, "name": e.name, "problem": e.problem.encode("utf-8", "replace").decode()} for e in folder.entries()]
 
     @app.get("/graphs/{graph_id}")
     def graph(graph_id: str) -> Any:
