@@ -4,6 +4,19 @@ Works on a ``HookedTransformer``, a ``TransformerBridge`` and SAELens' subclasse
 nothing from the rest of ``tl_circuits``.
 """
 
+from .any_site import (
+    RESIDUAL,
+    SITES,
+    at_any_site,
+    flat,
+    mlp_output,
+    own_site,
+    passed_mlps,
+    passing_points,
+    replaces_mlp,
+    require_site,
+    width_of,
+)
 from .attach import Replacement, attach_dictionary
 from .collect import collect_sites
 from .decode import CachedModel
@@ -24,6 +37,8 @@ from .edits import (
 )
 from .freeze import differentiable_run
 from .frozen_attention import FrozenAttention, frozen_attention
+from .frozen_heads import FrozenHeads, frozen_heads
+from .held_mlp import HeldMLP, held_mlp
 from .holding import Holds, HookList, hold_hooks
 from .identity import Sample, first_difference, rounded, spread
 from .intervene import FREEZE_MODES, CleanRun, clean_run, edit_hooks, require_freeze, run_edited
@@ -67,6 +82,7 @@ from .sites import (
     MLPWeights,
     Model,
     added_hooks,
+    attention_weights,
     context_length,
     embed_weights,
     is_parallel,
@@ -86,20 +102,29 @@ __all__ = [
     "ACTIVATIONS",
     "Ablate",
     "Add",
+    "at_any_site",
     "CachedModel",
     "CleanRun",
     "Edit",
     "ErrorEdit",
+    "flat",
     "FREEZE_MODES",
     "FrozenAttention",
+    "FrozenHeads",
     "FrozenNorm",
     "FrozenScores",
+    "held_mlp",
+    "HeldMLP",
     "HookList",
     "Holds",
+    "mlp_output",
     "MLPWeights",
     "MODELS_OWN",
     "Model",
     "NormWeights",
+    "own_site",
+    "passed_mlps",
+    "passing_points",
     "Patch",
     "Pattern",
     "PatternEdit",
@@ -109,15 +134,20 @@ __all__ = [
     "ReadPrompt",
     "Recording",
     "Replacement",
+    "replaces_mlp",
+    "require_site",
+    "RESIDUAL",
     "Sample",
     "Scale",
     "ScoreEdit",
     "AttentionScores",
     "Set",
+    "SITES",
     "TokenEdit",
     "added_hooks",
     "attach_dictionary",
     "attention_norms",
+    "attention_weights",
     "bos_positions",
     "carried_saes",
     "clean_run",
@@ -131,6 +161,7 @@ __all__ = [
     "first_difference",
     "first_tokens",
     "frozen_attention",
+    "frozen_heads",
     "frozen_norm",
     "frozen_scores",
     "held_head_norms",
@@ -178,6 +209,7 @@ __all__ = [
     "was_folded",
     "whole",
     "wholes",
+    "width_of",
     "with_its_layer",
     "without_first",
     "write_norm",

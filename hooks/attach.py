@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from .any_site import flat, mlp_output, passing_points, require_effective
 from .errors import AttachError, DictionaryError, HookFiringError
 from .holding import Holds
 from .identity import Sample, model_sample
@@ -34,6 +35,9 @@ POINTS = (
     "hook_sae_error",
     "hook_sae_output",
 )
+
+PASSED = "MLPs without a dictionary passed by their ratios"
+"""The name in a :data:`Sample` that tells graphs traced with such MLPs from those where each is an error node."""
 
 
 @runtime_checkable
@@ -115,13 +119,16 @@ class Replacement:
             ArchitectureError: something cannot be held; the message names it.
         """
         layers = range(int(self.model.cfg.n_layers))
-        outputs = {layer: output_site(self, layer) for layer in layers}
+        outputs = {layer: mlp_output(self.dictionary, layer) for layer in layers}
         inputs = [self.dictionary.input_hook(layer) for layer in self.dictionary.layers]
+        inputs += passing_points(self.model, self.dictionary, layers)[::2]
         any_tokens = probe_tokens(self.model) if tokens is None else tokens
 
         def find() -> Holds:
             self.dictionary.check(self.model)  # weights may have been folded since it was attached
-            return prove(self.model, any_tokens, outputs, inputs)
+            holds = prove(self.model, any_tokens, outputs, inputs)
+            require_effective(self.model, any_tokens, self.dictionary)
+            return holds
 
         return self.remembered(("holds",), find)
 
@@ -144,7 +151,8 @@ class Replacement:
     def sample(self) -> Sample:
         """A few numbers from the weights of model and dictionary, by which graphs made with them are recognised."""
         own = getattr(self.dictionary, "sample", None)
-        return model_sample(self.model) + (() if own is None else own())
+        passed: Sample = ((PASSED, ()),) if getattr(self.dictionary, "mlps", "error") == "ratio" else ()
+        return model_sample(self.model) + (() if own is None else own()) + passed
 
     def site(self, layer: int) -> str:
         """The hook name ``S`` of a layer's output site; its points are ``S.hook_sae_acts_post`` and so on."""
@@ -197,7 +205,7 @@ class Replacement:
 
 
 def output_site(replacement: Replacement, layer: int) -> str:
-    """The hook at which a layer's MLP output is held or edited, whether it has a dictionary or not."""
+    """The hook at which a layer's dictionary is edited and held; of a layer without one, that of its MLP's output."""
     dictionary = replacement.dictionary
     return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
 
@@ -219,7 +227,7 @@ class AttachedLayer:
     def on_input(self, output: Tensor, hook: HookPoint) -> None:
         """Remember the encoder's input until the output site fires, if anything will need it."""
         if self._run.needs_encoding(self.layer):
-            self._run.inputs[self.layer] = output
+            self._run.inputs[self.layer] = flat(output)
 
     def on_output(self, output: Tensor, hook: HookPoint) -> Tensor | None:
         """Run the six points, and return the MLP's output plus what their hooks changed.
@@ -238,7 +246,7 @@ class AttachedLayer:
             self._encode()
         if not run.needs_decoding(layer):
             return None
-        x = run.inputs[layer]
+        x, shape, output = run.inputs[layer], output.shape, flat(output)
         dictionary = self._dictionary
         writers = dictionary.writers(layer)
         clean = dictionary.decode(layer, {w: run.clean[w] for w in writers}, x)
@@ -249,7 +257,7 @@ class AttachedLayer:
         edited_error = self._fire("hook_sae_error", error)
         # Not recons + error: without edits both differences are exactly zero, and the sum is `output` bit for bit.
         result = output.detach() + (recons - clean.detach()).to(output.dtype) + (edited_error - error)
-        return self.points["hook_sae_output"](result)
+        return self.points["hook_sae_output"](result).reshape(shape)
 
     def _encode(self) -> None:
         run, dictionary = self._run, self._dictionary

@@ -37,7 +37,7 @@ def stopping_at(model: Model, name: str) -> Iterator[None]:
 
 def collect_sites(
     model: Model, tokens: Int[Tensor, "batch pos"], names: Sequence[str]
-) -> dict[str, Float[Tensor, "batch pos _"]]:
+) -> dict[str, Float[Tensor, "batch pos *_"]]:
     """The tensors of the hooks ``names`` on a batch of tokens; layers after the last of them are not run.
 
     Args:

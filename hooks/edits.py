@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .any_site import flat
 from .errors import ArgumentError, EditError
 from .numbers import real, shown, whole, wholes
 from .prompt import to_tokens
@@ -496,6 +497,8 @@ def _resolve(
     if type(edit.layer) is not int or not 0 <= edit.layer < n_layers:
         raise EditError(f"{edit}: layer {shown(edit.layer)} is not in 0..{n_layers - 1}.")
     if isinstance(edit, ErrorEdit):
+        if edit.layer not in dictionary.layers and getattr(dictionary, "mlps", "error") == "ratio":
+            raise EditError(f"{edit}: layer {edit.layer} has no error; its MLP has no dictionary and is passed with its ratios held.")
         return "error", edit.layer, [(p, -1, float(edit.factor), 0.0) for p in places]
     if edit.layer not in dictionary.layers:
         raise EditError(
@@ -533,7 +536,7 @@ def _patched(
     name = dictionary.input_hook(edit.layer)
     with torch.no_grad(), Listener(model, [name]) as listener:
         model(tokens[None])
-    x = with_its_layer(model, name, listener.seen[name][0])
+    x = with_its_layer(model, name, flat(listener.seen[name])[0])
     index = torch.tensor(features, device=x.device)
     cells = []
     for position in places:

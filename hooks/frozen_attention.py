@@ -20,21 +20,21 @@ class FrozenAttention:
 
     The norm before attention and the one after it (Gemma has one) are included: their gains and centring are folded
     into the weights, and their frozen denominators divide the pattern's weights, ``before`` by key and ``after`` by
-    query position.
+    query position. ``d_out`` is ``d_model``, except where the output is ``attn.hook_z`` (:mod:`.frozen_heads`).
     """
 
     W_V: Float[Tensor, "kv d_model d_head"]
-    W_O: Float[Tensor, "n_heads d_head d_model"]
+    W_O: Float[Tensor, "n_heads d_head d_out"]
     pattern: Pattern
     before: Float[Tensor, "pos 1"] | None
     after: Float[Tensor, "pos 1"] | None
-    const: Float[Tensor, "pos d_model"]
+    const: Float[Tensor, "pos d_out"]
 
-    def forward(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+    def forward(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_out"]:
         """The attention's contribution to the residual stream."""
         return self.linear(x) + self.const
 
-    def linear(self, x: Float[Tensor, "used d_model"]) -> Float[Tensor, "used d_model"]:
+    def linear(self, x: Float[Tensor, "used d_model"]) -> Float[Tensor, "used d_out"]:
         """The contribution without the constant, for a stream ``x`` of the first positions only."""
         used = x.shape[0]
         v = x.float() @ self.W_V  # [kv, pos, d_head]
@@ -66,7 +66,7 @@ class FrozenAttention:
         return weights.unflatten(0, (self.W_V.shape[0], -1))
 
     def mix_back(
-        self, g: Float[Tensor, "used n d_model"], shares: Float[Tensor, "m used"], first: int
+        self, g: Float[Tensor, "used n d_out"], shares: Float[Tensor, "m used"], first: int
     ) -> tuple[Float[Tensor, "kv key n d_head"], Float[Tensor, "n_heads m key"]]:
         """Take gradients at the attention's output back from the query positions to the key positions.
 
@@ -103,7 +103,7 @@ class FrozenAttention:
                 carried[:, :, keys].baddbmm_(shares[:, here].expand(carried.shape[0], -1, -1), weights.flatten(0, 1))
         return mixed.reshape(kv, last, n, d_head), carried
 
-    def at_heads(self, vectors: Float[Tensor, "m d_model"]) -> Float[Tensor, "n_heads m d_head"]:
+    def at_heads(self, vectors: Float[Tensor, "m d_out"]) -> Float[Tensor, "n_heads m d_head"]:
         """Gradients at every head's output, before ``W_O``, from gradients at the attention's output."""
         return vectors @ self.W_O.transpose(1, 2)
 

@@ -1,22 +1,26 @@
 """Run a model with edits, through ordinary TransformerLens hooks.
 
 ``freeze`` says what keeps the value of the run without edits: ``"none"``: nothing. ``"attention"``: attention patterns
-and norm denominators. ``"all"``: also all MLP outputs, so that an edit has its direct effects only.
+and norm denominators. ``"all"``: also all MLP outputs and all that dictionaries rebuild, so that an edit has its direct
+effects only. (Where MLPs are passed in graphs, ``"all"`` holds their activation ratios instead of their outputs.)
 ``constrained_layers`` holds the MLP outputs of some layers (constrained patching, Ameisen et al. 2025).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from .any_site import flat, own_site, passed_mlps, passing_points
 from .attach import Replacement, output_site
 from .edits import Ops, Plan
 from .errors import EditError
 from .head_edits import head_edit_hooks, held_pattern_edits
+from .held_mlp import HeldMLP, held_mlp
 from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point, why_loose
 from .record import (
     Listener,
@@ -53,6 +57,15 @@ class CleanRun:
     holds: Holds
     final: Float[Tensor, "pos d_model"]
     skipped: tuple[int, ...]
+    held_mlps: dict[int, HeldMLP] = field(default_factory=dict, repr=False, compare=False)
+
+    def held_mlp(self, replacement: Replacement, layer: int) -> HeldMLP:
+        """A passed MLP with the ratios that it has in this run; made once."""
+        if layer not in self.held_mlps:
+            points = passing_points(replacement.model, replacement.dictionary, (layer,))
+            read, written = (self.seen[name].reshape(self.final.shape) for name in points)
+            self.held_mlps[layer] = held_mlp(replacement.model, layer, read, written, self.skipped)
+        return self.held_mlps[layer]
 
 
 def clean_run(
@@ -68,12 +81,14 @@ def clean_run(
     holds = replacement.holds(tokens)
     names = [*stream_points(model, holds.norms), *(pattern_point(layer) for layer in layers)]
     names += [output_site(replacement, layer) for layer in layers]
+    names += passing_points(model, dictionary, layers)
     names += [dictionary.input_hook(layer) for layer in dictionary.layers] + [_STREAM, final_hook(model)]
     inner = inner_points(model, holds.norms)
     with torch.no_grad(), Listener(model, dict.fromkeys(names), None, inner) as listener, unembedding_only(model, -1):
         logits = model(tokens[None])[0, -1]
     listener.check()
     seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
+    seen |= {name: flat(seen[name]) for name in _own_sites(dictionary)}
     for layer in layers:
         require_causal(seen[pattern_point(layer)][0], layer)
     seen |= {scale_point(name): scale for name, scale in denominators(model, holds.norms, seen).items()}
@@ -82,12 +97,18 @@ def clean_run(
     return CleanRun(seen, holds, final, tuple(skipped))
 
 
+def _own_sites(dictionary: Any) -> list[str]:
+    """The full names of all autoencoders' sites."""
+    return [dictionary.input_hook(layer) for layer in dictionary.layers if own_site(dictionary, layer) is not None]
+
+
 def edit_hooks(
     replacement: Replacement,
     plan: Plan,
     clean: CleanRun | None,
     freeze: str = "none",
     constrained_layers: Sequence[int] = (),
+    arrivals: dict[str, Tensor] | None = None,
 ) -> HookList:
     """The hooks that carry out edits; use them with ``run_with_hooks`` or ``add_hook``.
 
@@ -96,7 +117,8 @@ def edit_hooks(
         plan: the edits.
         clean: the run whose values are held; may be None if nothing is.
         freeze: what is held: ``"none"``, ``"attention"`` or ``"all"``.
-        constrained_layers: layers whose MLP outputs are held in addition.
+        constrained_layers: layers whose dictionary's output, or MLP output, is held in addition.
+        arrivals: filled, when the hooks run, with what autoencoders read, before edits change it.
 
     Raises:
         EditError: the freeze mode is unknown, a layer's attention cannot be edited, or values are held and ``clean``
@@ -119,6 +141,12 @@ def edit_hooks(
         hooks += hold_hooks(model, clean.holds, clean.seen, held_pattern_edits(plan))
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
+    if freeze == "all" and clean is not None:
+        for layer in passed_mlps(replacement.dictionary, n_layers):
+            hooks += _passing(replacement, clean, layer)
+            held -= set() if layer in replacement.dictionary.layers else {layer}
+    if arrivals is not None:
+        hooks += [(name, _arrival(arrivals, name)) for name in _own_sites(replacement.dictionary)]
     changes = _Changes(replacement, plan, clean, held)
     for layer in range(n_layers):
         hooks += changes.hooks(layer)
@@ -139,6 +167,30 @@ def _scale_rows(ops: Ops) -> Callable[[Tensor, HookPoint], Tensor]:
         return edited
 
     return scale
+
+
+def _arrival(arrivals: dict[str, Tensor], name: str) -> Callable[[Tensor, HookPoint], None]:
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        arrivals[name] = flat(tensor.detach())
+
+    return keep
+
+
+def _passing(replacement: Replacement, clean: CleanRun, layer: int) -> HookList:
+    """Hooks that pass an MLP with its ratios held: its output changes by what the change of its input makes."""
+    read, written = passing_points(replacement.model, replacement.dictionary, (layer,))
+    mlp = clean.held_mlp(replacement, layer)
+    inputs: list[Tensor] = []
+
+    def keep(x: Tensor, hook: HookPoint) -> None:
+        inputs[:] = [x]
+
+    def write(y: Tensor, hook: HookPoint) -> Tensor:
+        shape = (-1, *clean.final.shape)
+        moved = mlp.linear(inputs.pop().reshape(shape).float() - clean.seen[read].reshape(shape).float())
+        return (clean.seen[written].reshape(shape).float() + moved).to(y.dtype).reshape(y.shape)
+
+    return [(read, keep), (written, write)]
 
 
 class _Changes:
@@ -171,7 +223,7 @@ class _Changes:
         name = self._replacement.dictionary.input_hook(layer)
 
         def keep(tensor: Tensor, hook: HookPoint) -> None:
-            self._inputs[layer] = with_its_layer(self._replacement.model, name, tensor)
+            self._inputs[layer] = flat(with_its_layer(self._replacement.model, name, tensor))
 
         return keep
 
@@ -181,6 +233,7 @@ class _Changes:
         held = layer in self._held
 
         def write(tensor: Tensor, hook: HookPoint) -> Tensor:
+            shape, tensor = tensor.shape, flat(tensor)
             out = tensor.float()
             if held:
                 out = self._seen[output_site(self._replacement, layer)].float().expand_as(out)
@@ -190,7 +243,7 @@ class _Changes:
                 self._add(change, writer, layer)
             if error is not None:
                 self._scale_error(change, tensor, layer, error)
-            return (out + change).to(tensor.dtype)
+            return (out + change).to(tensor.dtype).reshape(shape)
 
         return write
 
@@ -208,6 +261,8 @@ class _Changes:
         x = self._input(writer)[ops.row, ops.position]
         old = dictionary.activations_at(writer, ops.feature, x)
         difference = ops.gain * old + ops.shift - old
+        scale = dictionary.written_scale(writer, x)
+        difference = difference if scale is None else difference * scale
         rows = difference[:, None] * dictionary.decoder_vectors(writer, ops.feature, layer)
         here = ops.to(change.device)
         change.index_put_((here.row, here.position), rows.to(change.device), accumulate=True)
@@ -245,11 +300,13 @@ def run_edited(
     tokens: Int[Tensor, "batch pos"],
     hooks: HookList,
     wanted: Sequence[str] = (),
+    arrivals: Mapping[str, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "batch pos d_model"], dict[str, Tensor]]:
     """Run the model with hooks, and remove them again in any case.
 
     Returns:
-        What the unembedding reads, and the tensors of the ``wanted`` hooks.
+        What the unembedding reads, and the tensors of the ``wanted`` hooks; for those in ``arrivals`` (of
+        :func:`edit_hooks`), as they were before edits changed them.
     """
     model = replacement.model
     with torch.no_grad(), edits_expected():
@@ -258,4 +315,4 @@ def run_edited(
                 model(tokens)
     listener.check()
     seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
-    return final_stream(model, seen[final_hook(model)]), {name: seen[name] for name in wanted}
+    return final_stream(model, seen[final_hook(model)]), {name: (arrivals or {}).get(name, seen[name]) for name in wanted}

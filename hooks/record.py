@@ -263,7 +263,7 @@ def record(
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
         resid_final=seen[last].to(layer_device(model, int(model.cfg.n_layers) - 1)) if "ln_final" in norms else seen[last],
-        sites={name: seen[name] for name in sites},
+        sites={name: seen[name].flatten(1) for name in sites},
         position=position,
         logits=logits,
         final=final,

@@ -185,7 +185,8 @@ def mlp_points(model: Model, layer: int) -> ExitStack:
 
     TransformerBridge has both points; but if the Hugging Face block has no MLP module and holds its two matrices itself
     (OPT, XGLM), neither fires, so they are fired by the input of the first matrix and the output of the second.
-    HookedTransformer has neither; they are created and fired by the MLP module's own forward hooks.
+    HookedTransformer has neither (SAELens' subclass has ``hook_in``); what is missing is created and fired by the MLP
+    module's own forward hooks.
 
     Raises:
         ArchitectureError: the block has no MLP.
@@ -193,7 +194,8 @@ def mlp_points(model: Model, layer: int) -> ExitStack:
     stack = ExitStack()
     prefix = f"blocks.{layer}.mlp"
     mlp = mlp_module(model, layer)
-    if find(model, f"{prefix}.hook_in") is not None:
+    missing = [end for end in ("hook_in", "hook_out") if find(model, f"{prefix}.{end}") is None]
+    if not missing:
         inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
         points = [point for point in inner if point is not None]
         # A bridge's placeholder, which never runs, has no name.
@@ -202,12 +204,14 @@ def mlp_points(model: Model, layer: int) -> ExitStack:
                 stack.callback(_fired_along(outer, point))
         return stack
     with stack:
-        for attribute in ("hook_in", "hook_out"):
+        for attribute in missing:
             stack.callback(register_point(model, f"{prefix}.{attribute}", mlp, attribute))
-        before = mlp.register_forward_pre_hook(lambda mod, args: (mod.hook_in(args[0]), *args[1:]))
-        stack.callback(before.remove)
-        after = mlp.register_forward_hook(lambda mod, args, output: mod.hook_out(output))
-        stack.callback(after.remove)
+        if "hook_in" in missing:
+            before = mlp.register_forward_pre_hook(lambda mod, args: (mod.hook_in(args[0]), *args[1:]))
+            stack.callback(before.remove)
+        if "hook_out" in missing:
+            after = mlp.register_forward_hook(lambda mod, args, output: mod.hook_out(output))
+            stack.callback(after.remove)
         return stack.pop_all()
     raise AssertionError("unreachable")
 

@@ -23,8 +23,14 @@ def lifted(model: Model) -> Iterator[None]:
         outputs = getattr(model, "_transcoder_output_hooks", {})
         for read, sae in carried_saes(model).items():
             alias = walk(model, sae.cfg.metadata.hook_name_out or read)
-            _lift(model, outputs.get(read, read), alias, stack)
+            _lift(model, outputs.get(read, _own_name(model, read)), alias, stack)
         yield
+
+
+def _own_name(model: Model, name: str) -> str:
+    """The hook that ``name`` stands for: SAELens puts a bridge's autoencoders where the alias points to."""
+    resolve_alias = getattr(model, "_resolve_hook_name", None)
+    return name if resolve_alias is None else resolve_alias(name)
 
 
 def _lift(model: Model, name: str, alias: Any, stack: ExitStack) -> None:

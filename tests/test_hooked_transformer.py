@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.oracles import measured_effects
+from tests.oracles import measured_effects, removal_gap
+from tests.sites import at, autoencoders
 from tests.tiny import VOCAB, hook_state, prompt, transcoders
 
 transformer_lens = pytest.importorskip("transformer_lens")
@@ -87,3 +88,24 @@ def test_removals_are_minus_the_edges_and_generation_is_the_same_with_and_withou
     assert ((effects + edges).abs() / scale).max() < 1e-3  # float32 differences of two runs
     assert written[0] == written[1]
     assert hook_state(model) == before
+
+
+@pytest.mark.parametrize("site", ["hook_resid_mid", "attn.hook_z"])
+def test_autoencoders_of_the_stream_within_a_block_and_of_heads(model, site):
+    """A bridge's hook_resid_mid is beside the stream; here an edit reaches it, and heads have an axis of their own."""
+    if site == "hook_resid_mid" and model.cfg.parallel_attn_mlp:
+        pytest.skip("a parallel block has no middle")
+    before = hook_state(model)
+    dictionary = autoencoders(model, at(site, 3))
+    with torch.no_grad():
+        bare = model(prompt()[None])
+    with tlc.attach(model, dictionary) as replacement:
+        with torch.no_grad():
+            assert torch.equal(model(prompt()[None]), bare)
+        linear, autograd = (
+            tlc.attribute(replacement, prompt(), max_nodes=40, engine=e, progress=False) for e in ("linear", "autograd")
+        )
+        assert removal_gap(replacement, linear)[0] < 1e-3
+    assert linear.completeness_error() < 1e-4 and linear.node_ids == autograd.node_ids
+    assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)  # float32, other order of sums
+    assert linear.is_kind("feature").sum() > 20 and hook_state(model) == before

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tl_circuits.dictionaries.source_sets import SourceSet
 from tl_circuits.errors import GraphFileError
 from tl_circuits.feature_labels.feature_codes import cantor_pair
+from tl_circuits.neuronpedia.labelling import source_set_for
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -292,3 +294,17 @@ def test_other_json_is_refused(tmp_path, text):
     (tmp_path / "g.json").write_text(text)
     with pytest.raises(GraphFileError, match="is not JSON|not an attribution graph"):
         tlc.load_graph(tmp_path / "g.json")
+
+
+def test_where_the_features_are_is_known_from_the_transcoder_set_that_files_name(tmp_path):
+    content = small()
+    content["metadata"].pop("feature_details", None)
+    content["metadata"]["info"] = {"transcoder_set": "gemma", "generator": {"name": "theirs", "version": "7"}}
+    content["metadata"] |= {"pruning_settings": {"node_threshold": 0.8}, "scan": "gemma-2-2b"}
+    graph = load(content, tmp_path)
+    assert source_set_for(graph, None, None) == SourceSet("gemma-2-2b", "gemmascope-transcoder-16k")
+    # An export names the program that traced it, and says nothing of a pruning that no longer holds.
+    again = json.loads(graph.to_neuronpedia(tmp_path / "again.json", slug="s").read_bytes())["metadata"]
+    assert again["info"]["generator"] == {"name": "theirs", "version": "7"} and "pruning_settings" in again
+    pruned = json.loads(graph.prune(0.5).to_neuronpedia(tmp_path / "pruned.json", slug="s").read_bytes())["metadata"]
+    assert "pruning_settings" not in pruned

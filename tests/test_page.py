@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from tests.browser import NASTY, tab
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.graph.drawn import MOST_NODES
 from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.neuronpedia.export import their_ids
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, _strongest_links, packed_json, page_data
 from tl_circuits.view.page_file import page_html
@@ -480,3 +482,40 @@ def test_a_large_graph_is_cut_to_what_a_page_can_hold():
     data = page_data(graph)
     assert len(data["nodes"]["kind"]) <= MOST_NODES < len(graph) and data["links_traced"] > MOST_LINKS
     assert 0.5 < data["links_share"] < 1 and packed_json(data) == packed_json(page_data(graph))
+
+
+def merged_scores(content, pinned):
+    """Scores of pinned nodes from an exported file, dense: other features' outputs go into the error of their place."""
+    rank = {"embedding": 2, "logit": 3, "mlp reconstruction error": 1}
+    nodes = sorted(content["nodes"], key=lambda n: rank.get(n["feature_type"], 0))
+    at = {n["node_id"]: i for i, n in enumerate(nodes)}
+    matrix = np.zeros((len(nodes), len(nodes)))
+    for link in content["links"]:
+        matrix[at[link["target"]], at[link["source"]]] = link["weight"]
+    kinds = np.array([rank.get(n["feature_type"], 0) for n in nodes])
+    errors = {(n["layer"], n["ctx_idx"]): i for i, n in enumerate(nodes) if kinds[i] == 1}
+    for i, node in enumerate(nodes):
+        if kinds[i] == 0 and node["node_id"] not in pinned:
+            if (node["layer"], node["ctx_idx"]) in errors:
+                matrix[:, errors[node["layer"], node["ctx_idx"]]] += matrix[:, i]
+            matrix[i], matrix[:, i] = 0, 0
+    shares = np.abs(matrix) / np.maximum(np.abs(matrix).sum(1, keepdims=True), 1e-10)
+    weights = np.array([n.get("token_prob", 0) if k == 3 else 0 for n, k in zip(nodes, kinds, strict=True)])
+    reach = weights @ (np.linalg.inv(np.eye(len(nodes)) - shares) - np.eye(len(nodes)))
+    tokens, lost = reach[kinds == 2].sum(), reach[kinds == 1].sum()
+    output = reach + weights
+    return tokens / (tokens + lost), ((1 - shares[:, kinds == 1].sum(1)) * output).sum() / output.sum()
+
+
+def test_scores_of_what_is_pinned_are_those_of_an_exported_file_in_python_and_in_the_page(page, graph, tmp_path):
+    pins = [i for i in graph.node_ids if "/F" in i][::3]
+    exported = json.loads(graph.to_neuronpedia(tmp_path / "g.json", slug="s", scan="m").read_bytes())
+    theirs = dict(zip(graph.node_ids, their_ids(graph), strict=True))
+    wanted = merged_scores(exported, {theirs[i] for i in pins})
+    found = graph.scores(pins)
+    assert (found.replacement, found.completeness) == pytest.approx(wanted, abs=1e-6)
+    assert graph.scores([i for i in graph.node_ids if "/F" in i]) == graph.scores()
+    page.evaluate("(ids) => tlc.book.togglePins(ids)", pins)
+    line = page.inner_text(".pinned-scores")
+    shown = [float(number) for number in re.findall(r"([\d.]+) %", line)]
+    assert shown == pytest.approx([100 * value for value in wanted], abs=0.6)

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
 from tests.oracles import removal_gap
+from tests.sites import at, autoencoders
 from tests.tiny import transcoders
 from tl_circuits.errors import ModelError
 from tl_circuits.models import PACKAGED, open_packaged
@@ -46,6 +47,27 @@ def test_transcoders_on_a_real_model_add_up(which, request):
         graph = tlc.attribute(replacement, PROMPT, max_nodes=300, progress=False)
     assert graph.completeness_error() < 1e-4
     assert int(graph.is_kind("error").sum()) == model.cfg.n_layers * len(graph.info.tokens)
+
+
+@pytest.mark.parametrize("which", ["smollm2", "gemma3"])
+@pytest.mark.parametrize("where", ["stream of every layer", "several sites"])
+def test_autoencoders_on_a_real_model_add_up_and_are_what_removal_does(where, which, request):
+    model = request.getfixturevalue(which)
+    n, tokens = int(model.cfg.n_layers), model.to_tokens(PROMPT)[0]
+    several = {0: "attn.hook_z", n // 3: "hook_mlp_out", n // 2: "hook_resid_pre", n - 2: "hook_attn_out"}
+    sites = at("hook_resid_post", n) if where.startswith("stream") else several
+    with tlc.attach(model, autoencoders(model, sites, width=512, tokens=tokens)) as replacement:
+        linear, autograd = (
+            tlc.attribute(replacement, tokens, max_nodes=nodes, engine=e, progress=False) for nodes, e in ((60, "linear"), (8, "autograd"))
+        )
+        assert linear.info.engine == "linear"
+        assert linear.completeness_error() < 1e-4 and autograd.completeness_error() < 1e-4
+        shared = [linear.node_numbers[node] for node in autograd.node_ids]
+        ours, reference = linear.adjacency()[shared][:, shared], autograd.adjacency()
+        assert ((ours - reference).abs().amax(1) <= 1e-4 * reference.abs().amax(1)).all()
+        report = tlc.faithfulness(replacement, linear, n=10, seed=0)
+    held = report.effects[report.effects.freeze == "all"]
+    assert len(held) and (held.predicted - held.measured).abs().max() < 1e-3 * held.measured.abs().max()  # float32, thirty layers
 
 
 @pytest.mark.parametrize("which", ["smollm2", "gemma3"])

@@ -52,12 +52,6 @@ def test_graphs_on_them_add_up(kind):
     assert graph.completeness_error() < 1e-4
 
 
-def test_an_autoencoder_is_refused_with_the_reason():
-    cfg = saes.StandardSAEConfig(d_in=32, d_sae=8, metadata=Metadata(hook_name="blocks.0.hook_resid_post"))
-    with pytest.raises(DictionaryError, match="no linear path through the MLP"):
-        tlc.load_transcoders({0: saes.StandardSAE(cfg)})
-
-
 def test_a_hook_of_another_layer_is_refused():
     with pytest.raises(DictionaryError, match="expected a hook of this layer"):
         tlc.load_transcoders({0: saelens_transcoder("Transcoder", 1)})

@@ -24,8 +24,7 @@ def baseline(facts):
     return tlc.make_baseline(facts, TEXTS, progress=False)
 
 
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize(("architecture", "make"), [*(("gpt2", make) for make in MAKES), ("llama", "transcoders"), ("gemma2", "neurons")])
 def test_sums_hold_and_engines_agree_against_texts(architecture, make):
     model = tiny.tiny_bridge(architecture)
     with tlc.attach(model, MAKES[make](model)) as replacement:

@@ -23,11 +23,19 @@ if TYPE_CHECKING:
         make_baseline,
     )
     from tl_circuits.batch import trace_many
-    from tl_circuits.dictionaries import CrossLayerTranscoders, Transcoder, TranscoderSet, load_transcoders, mlp_neurons
+    from tl_circuits.dictionaries import (
+        CrossLayerTranscoders,
+        Transcoder,
+        TranscoderSet,
+        load_dictionary,
+        load_transcoders,
+        mlp_neurons,
+    )
     from tl_circuits.dictionaries.attaching import attach
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.dictionaries.training import train_transcoders
     from tl_circuits.feature_labels.dashboards import make_dashboards
+    from tl_circuits.feature_labels.naming import name_features
     from tl_circuits.feature_labels.vocabulary import label_features
     from tl_circuits.graph import AttributionGraph, Label, Notes, Scores, load_graph
     from tl_circuits.hooks import (
@@ -114,12 +122,14 @@ _HOMES = {
     "intervene_many": "interventions.intervene",
     "intervention_hooks": "interventions.intervene",
     "label_features": "feature_labels.vocabulary",
+    "load_dictionary": "dictionaries",
     "load_graph": "graph",
     "load_model": "models",
     "load_transcoders": "dictionaries",
     "make_baseline": "attribution",
     "make_dashboards": "feature_labels.dashboards",
     "mlp_neurons": "dictionaries",
+    "name_features": "feature_labels.naming",
     "parse_edit": "interventions.edit_text",
     "qk_attribution": "attention.qk",
     "search_features": "neuronpedia.features",
@@ -141,6 +151,7 @@ _OUTPUTS = {
     "neuronpedia": "tl_circuits.neuronpedia.export:export",
     "neuronpedia address": "tl_circuits.neuronpedia.urls:neuronpedia_url",
     "parquet": "tl_circuits.graph.tables:to_parquet",
+    "pinned scores": "tl_circuits.graph.pinned:pinned_scores",
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",

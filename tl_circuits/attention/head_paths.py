@@ -120,9 +120,9 @@ class HeadPaths:
     """All heads of a retraced prompt; splits edges by the heads they pass."""
 
     def __init__(self, local: Retraced):
-        self._sources, self._engine = local.sources, local.engine
-        self._parallel = local.engine.parallel
-        self.heads = [layer_heads(attention) for attention in local.engine.attention]
+        self._sources, self._engine = local.sources, local.linear
+        self._parallel = local.linear.parallel
+        self.heads = [layer_heads(attention) for attention in local.linear.attention]
         self._skips = {layer: source.skip for layer, source in enumerate(local.sources.layers) if source.skip is not None}
 
     @cached_property

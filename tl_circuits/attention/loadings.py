@@ -1,6 +1,7 @@
 """Which attention heads carried an edge: head loadings of a graph's edges, as frames."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,8 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attention.head_paths import EdgeParts, Head, HeadPaths, Reader, Writer, sum_parts
 from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
+from tl_circuits.attention.site_paths import SitePaths, SiteWriter
+from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
 from tl_circuits.errors import TargetError
@@ -47,7 +50,8 @@ def head_loadings(
         source: a node id or index, or a list of them (a supernode); then all edges between the two lists are summed.
         target: as ``source``.
         chains: how many sequences of several heads to list. All sequences of two and three heads are compared (with
-            skip connections only those of two); longer ones are in the rest.
+            skip connections only those of two); longer ones are in the rest. With autoencoders or passed MLPs all are in
+            the rest.
         targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`. Only needed if the edge's
             target is a LogitDifference or LogitDirection and the graph comes from another program's file, which does
             not say what such a target reads.
@@ -151,6 +155,8 @@ def edge_paths(
         columns, reads = columns_of(local.sources), _Reads(local, graph, targets)
         # Positions that a file leaves out without saying so would give other edges: compare before explaining.
         _require_same(local, graph, columns, edges, reads)
+        if isinstance(local.engine, SiteEngine):
+            return _site_parts(local, graph, columns, edges, reads)
         heads, leaving, found = HeadPaths(local), {}, {}
         arriving, last = None, None
         ordered = sorted(edges, key=lambda edge: int(graph._edges.target[edge]))  # one target at a time
@@ -162,6 +168,38 @@ def edge_paths(
                 arriving, last = heads.arrive(reads.on_stream(target)), target
             found[edge] = heads.paths(leaving[source], arriving, float(graph._edges.weight[edge]), chains)
         return [found[edge] for edge in edges]
+
+
+def _site_parts(
+    local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], reads: "_Reads"
+) -> list[EdgeParts]:
+    """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of several heads are not told apart."""
+    assert isinstance(local.engine, SiteEngine)
+    paths, arriving = SitePaths(local.engine), {}
+    found = []
+    for edge in edges:
+        source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
+        if target not in arriving:
+            arriving[target] = paths.arrive(reads.targets(target))
+        writer = _site_writer(local, graph, columns, source)
+        found.append(paths.parts(writer, arriving[target], float(graph._edges.weight[edge])))
+    return found
+
+
+def _site_writer(local: Retraced, graph: AttributionGraph, columns: Columns, node: int) -> SiteWriter:
+    """What a node writes at its site; for a token, at the first block's input."""
+    nodes, sources = graph._nodes, local.sources
+    kind, layer, position, feature = (int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position", "feature"))
+    if kind == Kind.EMBEDDING:
+        return SiteWriter(-1, position, sources.tokens[position])
+    if kind == Kind.ERROR:
+        error = sources.layers[layer].error
+        assert error is not None  # a node of an error that exists
+        return SiteWriter(layer, position, error[position])
+    at = columns.find(Kind.FEATURE, layer, position, feature) - sources.layers[layer].features_at
+    active = sources.layers[layer].active
+    row = sources.dictionary.decoder_vectors(layer, active.feature[at : at + 1], layer)[0]
+    return SiteWriter(layer, position, row * active.counted[at])
 
 
 def _edges_between(graph: AttributionGraph, sources: list[int], targets: list[int]) -> list[int]:
@@ -223,8 +261,8 @@ class _Reads:
         """A node as a vector on the stream that it reads."""
         made = self.targets(node)
         layer, position = int(made.layer[0]), int(made.position[0])
-        there = made.to(self._local.engine.devices[layer])
-        vectors, _ = self._local.engine.reads[layer].transpose(there.vector, there.position)
+        there = made.to(self._local.linear.devices[layer])
+        vectors, _ = self._local.linear.reads[layer].transpose(there.vector, there.position)
         return Reader(position, layer, vectors[0].to(made.vector.device))
 
     def _feature(self, node: int, layer: int, position: int) -> Tensor:
@@ -269,7 +307,9 @@ def _require_same(
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         made = [reads.targets(node) for node in part]
-        fields = [torch.cat([getattr(t, name) for t in made]) for name in ("layer", "position", "vector", "bias")]
+        width = max(t.vector.shape[1] for t in made)  # shorter vectors end with zeros
+        padded = [replace(t, vector=torch.nn.functional.pad(t.vector, (0, width - t.vector.shape[1]))) for t in made]
+        fields = [torch.cat([getattr(t, name) for t in padded]) for name in ("layer", "position", "vector", "bias")]
         rows, _ = local.engine.rows(Targets(*fields))
         for row, node in zip(rows, part, strict=True):
             scale = float(row.abs().max().clamp_min(1e-30))

@@ -8,8 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_circuits.attribution.compare import compare_again
+from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.linear import LinearEngine
-from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
@@ -32,7 +33,7 @@ class Retraced:
     replacement: Replacement
     recording: Recording
     sources: Sources
-    engine: LinearEngine
+    engine: ClosedForm
     _scores: dict[int, FrozenScores] = field(default_factory=dict, repr=False, compare=False)
 
     def scores(self, layer: int) -> FrozenScores:
@@ -45,6 +46,12 @@ class Retraced:
     def model(self) -> Any:
         """The model the dictionary is attached to."""
         return self.replacement.model
+
+    @property
+    def linear(self) -> LinearEngine:
+        """The engine, in a graph without autoencoders and passed MLPs."""
+        assert isinstance(self.engine, LinearEngine)
+        return self.engine
 
     @property
     def n_pos(self) -> int:
@@ -75,8 +82,7 @@ def retrace(
     model, dictionary = replacement.model, replacement.dictionary
     prompt = read_prompt(model, dictionary, graph)
     tokens = prompt.tokens
-    layers = [layer for layer in dictionary.layers if below is None or layer < below]
-    sites = [f(layer) for layer in layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    sites = recorded_sites(model, dictionary, below)
     scores: dict[int, FrozenScores] = {}
     replacement.holds(tokens)  # refuses a model whose hooks do not show what it computes
     with torch.no_grad():
@@ -88,7 +94,7 @@ def retrace(
         if contrast:
             sources = compare_again(replacement, sources, recording, graph.info)
         try:
-            engine = LinearEngine(model, recording, sources)
+            engine = closed_form(model, recording, sources)
         except ArchitectureError as error:
             raise ArchitectureError(f"{error} That engine does not tell heads apart.") from error
     return Retraced(replacement, recording, sources, engine, scores)

@@ -15,10 +15,10 @@ from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.compare import Compared, compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
-from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
-from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
@@ -155,10 +155,9 @@ def attribute(
     read = _read(replacement, prompt, rule, skip_positions)
     tokens = read.tokens
     position = resolve_position(position, tokens.numel())
-    sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
         holds = replacement.holds(tokens)
-        recording = record(model, tokens, position, sites)
+        recording = record(model, tokens, position, recorded_sites(model, dictionary))
         sources = find_sources(model, dictionary, recording, read.skipped)
         compared = Compared(sources)
         if baseline is not None:
@@ -199,7 +198,7 @@ def attribute(
 
 
 def _total(
-    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, roots: Roots, holds: Holds
+    engine: ClosedForm | AutogradEngine, model: Any, recording: Recording, roots: Roots, holds: Holds
 ) -> Float[Tensor, " column"]:
     """The total effect of every column on all roots together, each weighted as it is for influence."""
     if roots.targets is not None:
@@ -230,12 +229,12 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
     return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> LinearEngine | AutogradEngine:
+def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> ClosedForm | AutogradEngine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
-    # The linear engine compares its frozen maps with this prompt's run, so it finds out itself whether it fits.
+    # The linear engines compare their frozen maps with this prompt's run, so they find out themselves whether they fit.
     try:
-        return LinearEngine(model, recording, sources)
+        return closed_form(model, recording, sources)
     except ArchitectureError:
         if name == "linear":
             raise
@@ -297,15 +296,16 @@ def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor
     table, dictionary = sources.feature_table, sources.dictionary
     index = torch.searchsorted(sources.feature_columns, columns).to(table["layer"].device)
     layer, position, feature = (table[name][index] for name in ("layer", "position", "feature"))
-    d_model = sources.tokens.shape[1]
-    vectors = sources.tokens.new_zeros(len(columns), d_model)
+    reads = {at: recording.sites[dictionary.input_hook(at)] for at in layer.unique().tolist()}
+    # What is read may be wider than the stream (all heads of attn.hook_z); narrower vectors end with zeros.
+    width = max(sources.tokens.shape[1], *(x.shape[1] for x in reads.values()), 0)
+    vectors = sources.tokens.new_zeros(len(columns), width)
     bias = sources.tokens.new_zeros(len(columns))
-    for at in layer.unique().tolist():
+    for at, x in reads.items():
         here = (layer == at).nonzero()[:, 0]
-        x = recording.sites[dictionary.input_hook(at)]
         x = x[position[here].to(x.device)]
         found = dictionary.read_vectors(at, feature[here].to(x.device), x)
-        vectors[here], bias[here] = (part.to(vectors.device) for part in found)
+        vectors[here, : x.shape[1]], bias[here] = (part.to(vectors.device) for part in found)
     return Targets(layer, position, vectors, bias)
 
 
@@ -335,8 +335,8 @@ def _info(
         model=str(getattr(model.cfg, "model_name", "unknown")),
         dictionary=sources.dictionary.name,
         n_layers=len(sources.layers),
-        exact=sources.dictionary.exact,
-        engine="linear" if isinstance(engine, LinearEngine) else "autograd",
+        exact=sources.dictionary.exact and not sources.error_columns.numel(),
+        engine="autograd" if isinstance(engine, AutogradEngine) else "linear",
         max_nodes=max_nodes,
         n_active=sources.feature_columns.numel(),
         version=version("tl_circuits"),

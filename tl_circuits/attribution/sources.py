@@ -1,4 +1,4 @@
-"""The sources of one prompt: everything that writes to the residual stream, each with a column in the rows of effects.
+"""The sources of one prompt: everything that writes to the model's tensors, each with a column in the rows of effects.
 
 Columns follow the order of computation: the tokens, then layer by layer its active features (sorted by position) and
 its errors (one a position). A target that reads the stream at layer L is affected only by columns before those of
@@ -16,12 +16,21 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.base import GATHERED_FLOATS, Dictionary, LayerActive
 from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import FrozenNorm, Recording, largest_gap, rounding_within, write_norm, written_share
+from tl_circuits.hooks import (
+    FrozenNorm,
+    Recording,
+    largest_gap,
+    own_site,
+    passing_points,
+    rounding_within,
+    write_norm,
+    written_share,
+)
 
 
 @dataclass(frozen=True)
 class LayerSources:
-    """What one layer's MLP writes at its output site (the hook at which the dictionary rebuilds its output).
+    """What one layer's features and error write at its output site (the hook at which the dictionary rebuilds a tensor).
 
     The output is the sum of the features' decoder vectors times their activations, the skip connection ``skip``,
     ``constant`` (decoder biases; at skipped positions the whole output) and ``error``, which is what is missing
@@ -111,6 +120,17 @@ class Sources:
         return table
 
 
+def recorded_sites(model: Any, dictionary: Dictionary, below: int | None = None) -> list[str]:
+    """The hooks whose tensors a recording must hold: all that dictionaries and passed MLPs read and write.
+
+    ``below``: only those of layers below this one.
+    """
+    layers = range(int(model.cfg.n_layers) if below is None else below)
+    own = [layer for layer in dictionary.layers if layer in layers]
+    sites = [f(layer) for layer in own for f in (dictionary.input_hook, dictionary.output_hook)]
+    return list(dict.fromkeys([*sites, *passing_points(model, dictionary, layers)]))
+
+
 def find_sources(
     model: Any, dictionary: Dictionary, recording: Recording, skip_positions: Sequence[int]
 ) -> Sources:
@@ -137,6 +157,8 @@ def find_sources(
     for layer in range(len(recording.patterns)):
         if layer in dictionary.layers:
             found = _dictionary_layer(model, dictionary, recording, actives, layer, keep, column)
+        elif dictionary.mlps == "ratio":
+            found = _passed_layer(recording, layer, column)
         else:
             found = _bare_layer(recording, layer, keep, column)
         layers.append(found)
@@ -159,10 +181,11 @@ def _dictionary_layer(
     keep: Tensor,
     column: int,
 ) -> LayerSources:
-    share = written_share(model, recording, layer, dictionary.output_hook(layer))
+    own = own_site(dictionary, layer) is not None
+    share = 1.0 if own else written_share(model, recording, layer, dictionary.output_hook(layer))
     output = recording.sites[dictionary.output_hook(layer)].float()
     keep = keep.to(output.device)
-    constant = dictionary.constant(layer).expand_as(output)
+    constant = dictionary.constant_on(layer, recording.sites[dictionary.input_hook(layer)])
     skip = dictionary.skip(layer)
     recons = constant.clone()
     if skip is not None:
@@ -171,7 +194,7 @@ def _dictionary_layer(
         add_decoded(recons, dictionary, writer, layer, actives[writer])
     error = output - recons
     # The encoder also runs at skipped positions: what it finds there is part of `recons`, and dropped below.
-    if dictionary.exact:
+    if dictionary.is_exact(layer):
         _require_rebuilt(layer, output, error, recording.dtype)
         constant, rest = constant + error, None  # this error is only rounding, so no nodes are made of it
     else:
@@ -183,7 +206,7 @@ def _dictionary_layer(
         active=active,
         error=rest,
         constant=torch.where(keep[:, None], constant, output),
-        norm=write_norm(model, recording, layer, dictionary.output_hook(layer)),
+        norm=None if own else write_norm(model, recording, layer, dictionary.output_hook(layer)),
         share=share,
         skip=skip,
         features_at=column,
@@ -195,10 +218,8 @@ def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> 
     """A layer without a dictionary: at each position its whole MLP output is one error node."""
     output = recording.mlp_out[layer].float()
     keep = keep.to(output.device)
-    none = torch.empty(0, dtype=torch.long, device=output.device)
-    empty = LayerActive(none, none, output.new_empty(0), output.new_empty(0))
     return LayerSources(
-        active=empty,
+        active=_none_active(output),
         error=torch.where(keep[:, None], output, 0.0),
         constant=torch.where(keep[:, None], 0.0, output),
         norm=None,
@@ -207,6 +228,26 @@ def _bare_layer(recording: Recording, layer: int, keep: Tensor, column: int) -> 
         features_at=column,
         errors_at=column,
     )
+
+
+def _passed_layer(recording: Recording, layer: int, column: int) -> LayerSources:
+    """A layer without sources of its own: its MLP is passed, with its ratios held."""
+    output = recording.mlp_out[layer].float()
+    return LayerSources(
+        active=_none_active(output),
+        error=None,
+        constant=torch.zeros_like(output),
+        norm=None,
+        share=1.0,
+        skip=None,
+        features_at=column,
+        errors_at=column,
+    )
+
+
+def _none_active(like: Tensor) -> LayerActive:
+    none = torch.empty(0, dtype=torch.long, device=like.device)
+    return LayerActive(none, none, like.new_empty(0), like.new_empty(0))
 
 
 def add_decoded(

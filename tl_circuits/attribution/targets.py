@@ -23,7 +23,8 @@ class Targets:
     """Numbers to be explained, each a linear function of one activation: ``vector · x[position] + bias``.
 
     ``x[position]`` is what the dictionary of layer ``layer`` reads; for ``layer == n_layers`` it is the output of the
-    final norm (``ln_final``), which the unembedding reads.
+    final norm (``ln_final``), which the unembedding reads. Vectors of different widths stand in one tensor; the shorter ones
+    end with zeros.
     """
 
     layer: Int[Tensor, " n"]

@@ -22,6 +22,7 @@ from tl_circuits.errors import BaselineError, GraphFileError
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.hooks import (
     Replacement,
+    at_any_site,
     collect_sites,
     first_tokens,
     model_device,
@@ -138,7 +139,7 @@ def make_baseline(
         progress: show a progress bar on stderr.
 
     Raises:
-        BaselineError: for texts without tokens.
+        BaselineError: for texts without tokens, and for a dictionary with autoencoders or passed MLPs.
         NotFiniteError: if the model gives NaN or infinity on them.
 
     Examples:
@@ -147,6 +148,8 @@ def make_baseline(
         (10, (768,))
     """
     replacement.require_attached()
+    if at_any_site(replacement.dictionary):
+        raise BaselineError("a baseline is for transcoders and neurons, not for autoencoders or MLPs passed by their ratios.")
     if context < 2:
         raise BaselineError(f"context must be at least 2 tokens, got {context}.")
     texts = as_prompts(texts)

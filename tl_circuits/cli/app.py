@@ -32,15 +32,20 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
-        from tl_circuits.errors import TLCircuitsError
-
         interrupted = isinstance(error, KeyboardInterrupt)
-        known = isinstance(error, (TLCircuitsError, ValueError, OSError, ImportError))
+        known = isinstance(error, (ValueError, OSError, ImportError)) or interrupted or _is_ours(error)
         text = "interrupted" if interrupted else (str(error) or type(error).__name__)
         if not known and not interrupted:
             text = f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
         sys.stderr.write(f"tl-circuits: {' '.join(text.split())}\n")
         raise typer.Exit(1) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error is one of the package's own. Importing these takes seconds, so it is asked last."""
+    from tl_circuits.errors import TLCircuitsError
+
+    return isinstance(error, TLCircuitsError)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.loading import Features, features_named, open_replacement
+from tl_circuits.cli.loading import Features, features_named, loading, open_replacement
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -40,10 +40,13 @@ def heads(
             raise ValueError(f"cannot read the edge {edge!r}; write 'SOURCE > TARGET', such as 'token@3 > logit:0'.")
         if count < 0:
             raise ValueError(f"--heads must not be negative, got {count}.")
-        import tl_circuits as tlc
-        from tl_circuits.attention.stories import edge_stories, story_data, word_stories
+        if not graph.is_file():
+            raise FileNotFoundError(f"there is no graph file at {graph}.")
+        with loading():
+            import tl_circuits as tlc
+            from tl_circuits.attention.stories import edge_stories, story_data, word_stories
 
-        loaded = tlc.load_graph(graph)
+            loaded = tlc.load_graph(graph)
         features = Features(transcoders or features_named([loaded]))
         with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
             progress = terminal(stderr=True).is_terminal
@@ -64,9 +67,9 @@ def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], con
         console.print(Text(f"\n{_told(graph, facts['source'])} → {_told(graph, facts['target'])}", style="bold"))
         console.print(f"direct effect {facts['weight']:+.4f}: residual stream {facts['residual']:+.4f}", highlight=False)
         table = Table("head", "loading", "share", box=None, padding=(0, 2, 0, 2))
-        for name, loading in loading_rows(facts):
-            share = round(100 * loading / facts["weight"]) if facts["weight"] else 0
-            table.add_row(name, f"{loading:+.4f}", f"{share}%")
+        for name, value in loading_rows(facts):
+            share = round(100 * value / facts["weight"]) if facts["weight"] else 0
+            table.add_row(name, f"{value:+.4f}", f"{share}%")
         console.print(table)
         several = sum(abs(value) for _, value in facts["chains"]) + abs(facts["rest"])
         if facts["weight"] and several > abs(facts["weight"]) / 2:

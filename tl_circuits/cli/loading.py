@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,12 +48,17 @@ def features_named(graphs: "Sequence[AttributionGraph]") -> str:
     return "neurons" if name == "mlp neurons" else name
 
 
+def loading() -> Any:
+    """Says at once that the libraries are being imported, which takes seconds; for a ``with`` statement."""
+    return terminal(stderr=True).status("loading tl_circuits ...")
+
+
 def open_replacement(model_name: str, features: Features, device: str | None, dtype: str) -> "Replacement":
     """The model called ``model_name`` with the features attached. As a context manager, it detaches them."""
     kinds = ("float32", "bfloat16", "float16")
     if dtype not in kinds:
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
-    with terminal(stderr=True).status("loading tl_circuits ..."):
+    with loading():
         import torch
 
         import tl_circuits as tlc

@@ -10,6 +10,7 @@ import typer
 
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.trace import refuse_early
 from tl_circuits.support.endings import OURS, stem_of
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
@@ -149,10 +150,8 @@ def _place(out: Path | None, graph: Path, target: str, force: bool) -> Path:
     """Where to write: a folder for formats that name their files, else a file with the format's ending.
 
     Raises:
-        OutputError: if the file exists and ``force`` is False.
+        OSError: if the file exists and ``force`` is False.
     """
-    from tl_circuits.errors import OutputError
-
     if target in _IN_FOLDERS:
         place = Path(".") if out is None else out
         if not place.suffix:
@@ -162,8 +161,7 @@ def _place(out: Path | None, graph: Path, target: str, force: bool) -> Path:
     place = Path(f"{stem_of(graph)}{ending}") if out is None else out / f"{stem_of(graph)}{ending}" if out.is_dir() else out
     if not place.suffix:
         place = place.with_name(place.name + ending)
-    if place.exists() and not force:
-        raise OutputError(f"{place} exists already. Choose another --out, or overwrite it with --force.")
+    refuse_early(place, force)
     return place
 
 

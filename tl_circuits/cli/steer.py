@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, loading, open_replacement
 
 
 @app.command()
@@ -31,9 +31,10 @@ def steer(
 ) -> None:
     """Run PROMPT with edits, and compare with the untouched model."""
     with clear_errors(debug):
-        import tl_circuits as tlc
+        with loading():
+            import tl_circuits as tlc
 
-        edits = [tlc.parse_edit(text) for text in edit]
+            edits = [tlc.parse_edit(text) for text in edit]
         with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
             result = tlc.intervene(replacement, prompt, edits, freeze=freeze, layers=())
             written = None

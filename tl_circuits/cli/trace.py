@@ -14,6 +14,7 @@ from tl_circuits.cli.against import Against, AlignEnd, aligned, read_against
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.names import LEGEND, NoExamples, TextFile, named, require_text
 from tl_circuits.cli.words import show_tested, show_words
 from tl_circuits.support.endings import OURS
 
@@ -47,6 +48,8 @@ def trace(
     check: Annotated[bool, typer.Option("--check", help="Also test the graph: remove nodes one by one, and compare the effects with what the graph predicts.")] = False,
     heads: Annotated[bool, typer.Option("--heads", help="Also say which attention heads carried the strongest edges, and why they looked there.")] = False,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also remove each box of the page in the model, so that the page can show what happens then.")] = False,
+    no_examples: NoExamples = False,
+    text: TextFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
@@ -58,9 +61,10 @@ def trace(
         files = {"graph": with_ending(name, OURS), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
+        require_text(text, no_examples)
         baseline = read_against(against)
         graph, report, removed = _run(
-            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, aligned(align_end), position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations
+            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, aligned(align_end), position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations, no_examples, text
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force, ablations=removed)
@@ -95,6 +99,8 @@ def _run(
     check: bool,
     heads: bool,
     ablations: bool,
+    no_examples: bool,
+    text: Path | None,
 ) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]] | None]":
     import tl_circuits as tlc
 
@@ -115,7 +121,7 @@ def _run(
             progress=shown,
         )
         report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
-        graph = tlc.label_features(replacement, graph, progress=shown)
+        graph = named(replacement, graph, text, no_examples, shown)
         if heads:
             graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, progress=shown)
         removed = tlc.box_ablations(replacement, graph, progress=shown) if ablations else None
@@ -144,13 +150,14 @@ def with_ending(name: Path, ending: str) -> Path:
 
 
 def refuse_early(path: Path, force: bool) -> None:
-    """Raise OutputError now, and not after the work, if the result could not be written."""
-    from tl_circuits.errors import OutputError
+    """Raise an OSError now, and not after the work, if the result could not be written.
 
+    It is a plain one, because importing our own takes seconds.
+    """
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
+        raise FileExistsError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
     if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist.")
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")
 
 
 def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def show(
         for path in facts["paths"]:
             console.print(Text(f"  {path['share']:6.1%}  {path['sentence']}"))
         console.print(
-            Text("  [sees …] and [say …] are the tokens a feature responds to and promotes, from its weights.", style="dim")
+            Text(LEGEND, style="dim")
         )
     console.print(Text("\nHow much is explained"), style="bold")
     console.print(

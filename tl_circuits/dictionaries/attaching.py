@@ -2,16 +2,16 @@
 
 import re
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
-from tl_circuits.dictionaries import Dictionary, load_transcoders
+from tl_circuits.dictionaries import Dictionary, load_dictionary
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, lifted
+from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, lifted, own_site
 from tl_circuits.support.checked import checked, require_model
 
 
 @checked
-def attach(model: Any, transcoders: Any = None) -> Replacement:
+def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio", "error"] = "auto") -> Replacement:
     """Put a dictionary on a model: its features become hook points that can be read, edited and traced.
 
     The model computes exactly what it did before (the reconstruction plus its error is the MLP's output), so it can
@@ -21,18 +21,24 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
 
     Args:
         model: any HookedTransformer or TransformerBridge. It is neither copied nor changed.
-        transcoders: a dictionary (:func:`load_transcoders`, :func:`mlp_neurons`), or anything that
-            :func:`load_transcoders` takes. None takes over the transcoders that SAELens' ``add_sae`` put on the
+        transcoders: a dictionary (:func:`load_dictionary`, :func:`mlp_neurons`), or anything that
+            :func:`load_dictionary` takes. None takes over what SAELens' ``add_sae`` put on the
             model, and gives them back on detaching. If the model is on other devices than the dictionary, the
             replacement works with a copy there; encoders and decoders kept in the machine's memory or on disk stay
             where they are.
+        mlps: what becomes of MLPs that no dictionary replaces. ``"error"``: in graphs the whole output is one error node
+            at each position. ``"ratio"``: it is passed, with the ratio of each neuron's activation to its input held at
+            its value on the prompt (half of it for each factor of a gated neuron), so that effects are traced on to what
+            wrote the MLP's input (docs/method.md, "Any site"). ``"auto"``: ``"ratio"`` if there are autoencoders, which need
+            it, else ``"error"``.
 
     Returns:
         The model with its dictionary. Use it in a ``with`` statement, or call ``detach()`` when done.
 
     Raises:
         AttachError: the model already carries a dictionary.
-        DictionaryError: widths, layers or hook names do not fit the model.
+        DictionaryError: widths, layers or hook names do not fit the model, or autoencoders are given with
+            ``mlps="error"``.
         UnknownHookError: the model does not have a hook that the dictionary names.
         ArgumentError: ``model`` is not a TransformerLens model.
 
@@ -47,17 +53,30 @@ def attach(model: Any, transcoders: Any = None) -> Replacement:
     """
     require_model("attach", model)
     if transcoders is not None:
-        dictionary = transcoders if isinstance(transcoders, Dictionary) else load_transcoders(transcoders)
-        return attach_dictionary(model, _with_its_layers(model, dictionary))
+        dictionary = transcoders if isinstance(transcoders, Dictionary) else load_dictionary(transcoders)
+        return attach_dictionary(model, _with_its_layers(model, _with_mlps(dictionary, mlps)))
     carried = _carried(model)
-    dictionary = load_transcoders(carried, layers=list(carried), name="taken over from SAELens")
-    dictionary = _with_its_layers(model, dictionary)
+    dictionary = load_dictionary(carried, layers=list(carried), name="taken over from SAELens")
+    dictionary = _with_its_layers(model, _with_mlps(dictionary, mlps))
     with ExitStack() as undo:
         undo.enter_context(lifted(model))
         replacement = attach_dictionary(model, dictionary)
         replacement.also_undo(undo.pop_all())
         return replacement
     raise AssertionError("unreachable")
+
+
+def _with_mlps(dictionary: Dictionary, mlps: Literal["auto", "ratio", "error"]) -> Dictionary:
+    """``dictionary`` with the rule for MLPs that no dictionary replaces."""
+    own = next((layer for layer in dictionary.layers if own_site(dictionary, layer) is not None), None)
+    if mlps == "error" and own is not None:
+        raise DictionaryError(
+            f'mlps="error" is for transcoders, and layer {own} has an autoencoder of {own_site(dictionary, own)}: what it reads '
+            'comes through MLPs, which must be passed for its features to have inputs. Leave mlps= out, or say "ratio".'
+        )
+    if mlps == "auto":
+        return dictionary if own is None else dictionary.with_mlps("ratio")
+    return dictionary.with_mlps(mlps)
 
 
 def _with_its_layers(model: Any, dictionary: Dictionary) -> Dictionary:
@@ -75,10 +94,17 @@ def _carried(model: Any) -> dict[int, Any]:
             "tlc.attach(model) takes over what SAELens' add_sae attached, and this model carries nothing. "
             "Give transcoders: tlc.attach(model, tlc.mlp_neurons(model)) works on any model."
         )
-    layers = {}
+    layers: dict[int, Any] = {}
     for read, sae in saes.items():
         match = re.match(r"blocks\.(\d+)\.", read)
         if match is None:
             raise DictionaryError(f"SAELens attached a dictionary reading {read!r}, which belongs to no block.")
-        layers[int(match.group(1))] = sae
+        layer = int(match.group(1))
+        if layer in layers:
+            other = layers[layer].cfg.metadata.hook_name
+            raise DictionaryError(
+                f"SAELens attached two dictionaries to layer {layer}, at {other} and {read}; a graph has one for each layer. Take "
+                f"one off with model.reset_saes([{read!r}])."
+            )
+        layers[layer] = sae
     return dict(sorted(layers.items()))

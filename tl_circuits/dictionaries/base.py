@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ class LayerActive:
     ``pre`` is what a graph's edges to the feature add up to: its pre-activation (for a neuron, the activation itself).
     ``activation`` is what its decoder vector is multiplied by. ``baseline`` is the mean activation on other prompts, if
     the graph is a contrast with them; features that are active only there are listed as well, with activation 0.
+    ``scale``: a further factor of what each writes, for autoencoders that normalise their input; None if there is none.
     """
 
     position: Int[Tensor, " n"]
@@ -30,11 +31,16 @@ class LayerActive:
     pre: Float[Tensor, " n"]
     activation: Float[Tensor, " n"]
     baseline: Float[Tensor, " n"] | None = None
+    scale: Float[Tensor, " n"] | None = None
 
     @property
     def counted(self) -> Float[Tensor, " n"]:
-        """The activation that counts as the feature's own: all of it, or what differs from the baseline."""
-        return self.activation if self.baseline is None else self.activation - self.baseline
+        """The activation that counts as the feature's own: all of it, or what differs from the baseline.
+
+        Times this, its decoder vector is what the feature writes.
+        """
+        counted = self.activation if self.baseline is None else self.activation - self.baseline
+        return counted if self.scale is None else counted * self.scale
 
     def to(self, device: torch.device) -> "LayerActive":
         """The same on another device."""
@@ -49,15 +55,17 @@ class LayerActive:
 
 
 class Dictionary(ABC):
-    """Features that replace the MLPs of some layers. Layers without a dictionary become error nodes.
+    """Features that replace the MLPs of some layers, or (autoencoders) tensors at other sites of the model.
 
     ``exact``: whether the features rebuild the MLPs exactly, so that there are no error terms. ``prompt_rule``: which
-    special token is put before a text, and which first positions get no features.
+    special token is put before a text, and which first positions get no features. ``mlps``: what becomes of MLPs that no
+    dictionary replaces: an ``"error"`` node at each position, or passed with their activation ``"ratio"`` held.
     """
 
     name: str
     exact: bool = False
     prompt_rule: PromptRule = MODELS_OWN
+    mlps: Literal["error", "ratio"] = "error"
 
     def with_prompt_rule(self, rule: PromptRule) -> "Dictionary":
         """The same dictionary with another prompt rule (see :class:`PromptRule`)."""
@@ -65,10 +73,22 @@ class Dictionary(ABC):
         made.prompt_rule = rule
         return made
 
+    def with_mlps(self, mlps: Literal["error", "ratio"]) -> "Dictionary":
+        """The same dictionary with another rule for MLPs that no dictionary replaces; itself if it has that rule."""
+        if mlps == self.mlps:
+            return self
+        made = copy(self)
+        made.mlps = mlps
+        return made
+
     @property
     @abstractmethod
     def layers(self) -> Sequence[int]:
         """The layers that have features, ascending."""
+
+    def is_exact(self, layer: int) -> bool:
+        """Whether the features of a layer rebuild its MLP exactly, so that there is no error term."""
+        return self.exact
 
     @abstractmethod
     def width(self, layer: int) -> int:
@@ -161,6 +181,15 @@ class Dictionary(ABC):
     @abstractmethod
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
         """What is written to the output of ``layer`` on every input: the decoder bias."""
+
+    def constant_on(self, layer: int, x: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_out"]:
+        """What is written on the inputs ``x`` whatever the features do: :meth:`constant`, at each position."""
+        constant = self.constant(layer)
+        return constant.expand(len(x), len(constant))
+
+    def written_scale(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"] | None:
+        """The factor of all that features write at inputs ``x``; None (a factor of 1) unless the input is normalised."""
+        return None
 
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
         """The linear skip from a layer's input to its output, if it has one."""

@@ -57,6 +57,12 @@ class CrossLayerTranscoders(TranscoderSet):
                 f"{name} is missing the layers {ranges(gaps(self.layers))}; it has {ranges(self.layers)}. A cross-layer "
                 "transcoder is one whole: its features write to all layers after their own."
             )
+        own = next((layer for layer in self.layers if self[layer].input_hook == self[layer].output_hook), None)
+        if own is not None:
+            raise DictionaryError(
+                f"layer {own} reads and writes {self[own].input_hook}; a cross-layer transcoder reads an MLP's input and writes "
+                "MLP outputs."
+            )
         last = self.layers[-1]
         for layer, decoder in self._decoders.items():
             width, d_out = self.width(layer), self[layer].b_dec.numel()

@@ -11,7 +11,7 @@ from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.residency import choose_residency, place
-from tl_circuits.dictionaries.saelens import is_saelens, transcoder_from_saelens
+from tl_circuits.dictionaries.saelens import from_saelens, is_saelens
 from tl_circuits.dictionaries.selection import wanted_layers
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
@@ -128,7 +128,7 @@ def _one(layer: int, value: Any, options: Options) -> Transcoder:
     if isinstance(value, Transcoder):
         return value
     if is_saelens(value):
-        return transcoder_from_saelens(layer, value, options.input_hook, options.output_hook)
+        return from_saelens(layer, value, options.input_hook, options.output_hook)
     raise DictionaryError(
-        f"layer {layer}: expected a SAELens transcoder or tlc.Transcoder, got {type(value).__name__}."
+        f"layer {layer}: expected a SAELens object or tlc.Transcoder, got {type(value).__name__}."
     )

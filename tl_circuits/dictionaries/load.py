@@ -21,6 +21,7 @@ from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.dictionaries.releases import find_release, release_names
 from tl_circuits.dictionaries.repository import LocalFolder, Repository
 from tl_circuits.dictionaries.residency import Residency, choose_residency, place
+from tl_circuits.dictionaries.saelens_releases import is_release, open_release
 from tl_circuits.dictionaries.selection import select
 from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
@@ -53,8 +54,8 @@ def load_transcoders(
 
     Args:
         source: one of: ``"tiny-facts"`` (built in); a short name such as ``"gemma"`` (``tl-circuits models`` lists
-            them); a SAELens release; a hub repository ``org/repo[/folder][@revision]``; a folder in one of the layouts
-            of docs/transcoders.md; ``{layer: SAELens transcoder}`` or ``{layer: Transcoder}``; a list of either, one
+            them); a SAELens release, of autoencoders too (:func:`load_dictionary` has more options for them); a hub repository ``org/repo[/folder][@revision]``; a folder in one of the layouts
+            of docs/transcoders.md; ``{layer: SAELens object}`` or ``{layer: Transcoder}``; a list of either, one
             a layer from 0; or a dictionary, which is returned with the options below applied (the same object if none
             is given).
         width: which set, if the repository has several: ``"16k"`` or 16384. If there is a choice and none is made, an
@@ -116,6 +117,13 @@ def load_transcoders(
     if given is not None:
         refuse_publishing_options(repr(given.name), width=width, l0=l0, cache_dir=cache_dir)
         return with_options(given, options)
+    # SAELens takes seconds to import, so its registry is asked last.
+    plain = isinstance(source, str) and "/" not in source and source not in SHORT_NAMES and not Path(source).is_dir()
+    if plain and is_release(source):
+        return open_release(
+            source, ids=None, width=width, l0=l0, layers=layers, input_hook=input_hook, output_hook=output_hook, device=device,
+            dtype=dtype, residency=residency, cache_dir=cache_dir, name=name, prompt_rule=prompt_rule, progress=progress,
+        )  # fmt: skip
     if not isinstance(source, (str, Path)):
         raise DictionaryError(
             f"cannot load transcoders from {source!r}: give a name, a folder, {{layer: SAELens transcoder}} or "

@@ -1,6 +1,6 @@
 """The MLP's own neurons as features: nothing has to be trained, and there is no error term."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
 from tl_circuits.dictionaries.transcoders import take_rows
-from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import ACTIVATIONS, MLPWeights, mlp_site, mlp_weights
+from tl_circuits.errors import ArchitectureError, DictionaryError
+from tl_circuits.hooks import ACTIVATIONS, MLPWeights, mlp_site, mlp_weights, wholes
 from tl_circuits.support.checked import checked, require_model
 
 
@@ -150,7 +150,7 @@ def _columns(matrix: Float[Tensor, "d d_mlp"], features: Int[Tensor, " n"]) -> F
 
 
 @checked
-def mlp_neurons(model: Any) -> Neurons:
+def mlp_neurons(model: Any, layers: Iterable[int] | None = None) -> Neurons:
     """Use the neurons of a model's MLPs as features: a dictionary for any model, without training.
 
     Neurons rebuild every MLP exactly, so graphs have no error nodes; but more of them are active than features of a
@@ -158,12 +158,15 @@ def mlp_neurons(model: Any) -> Neurons:
 
     Args:
         model: any HookedTransformer or TransformerBridge.
+        layers: whose neurons; None for all. The other MLPs become error nodes, or are passed
+            (``attach(..., mlps="ratio")``).
 
     Returns:
         The dictionary, for :func:`attach`. Feature ``i`` of a layer is neuron ``i``.
 
     Raises:
         ArchitectureError: the MLPs are mixtures of experts, or have an activation function that is not known.
+        DictionaryError: a layer does not exist.
         ArgumentError: ``model`` is not a TransformerLens model.
 
     Examples:
@@ -177,5 +180,9 @@ def mlp_neurons(model: Any) -> Neurons:
         {'feature': 20, 'embedding': 9, 'logit': 1}
     """
     require_model("mlp_neurons", model)
-    layers = range(int(model.cfg.n_layers))
-    return Neurons({layer: mlp_weights(model, layer) for layer in layers}, {layer: mlp_site(model, layer) for layer in layers})
+    every = range(int(model.cfg.n_layers))
+    chosen = sorted(set(every if layers is None else wholes(layers, "layers", DictionaryError)))
+    unknown = [layer for layer in chosen if layer not in every]
+    if unknown or not chosen:
+        raise DictionaryError(f"layers={chosen} are not all among the model's layers, 0..{len(every) - 1}; give at least one of them.")
+    return Neurons({layer: mlp_weights(model, layer) for layer in chosen}, {layer: mlp_site(model, layer) for layer in chosen})

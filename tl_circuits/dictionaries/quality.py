@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.errors import PromptError
-from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, read_prompt, resolve
+from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, own_site, read_prompt, resolve
 from tl_circuits.support.checked import checked
 
 POOR = 0.1  # with less explained variance than this, a dictionary is probably on the wrong tensor
@@ -169,9 +169,9 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
     said = (
         "The explained variance is near or below zero: the dictionary is likely on another tensor than it was trained on"
     )
-    if dictionary.exact or isinstance(dictionary, CrossLayerTranscoders):
-        return f"{said}, or for another model."
     layer = dictionary.layers[len(dictionary.layers) // 2]
+    if dictionary.exact or isinstance(dictionary, CrossLayerTranscoders) or own_site(dictionary, layer) is not None:
+        return f"{said}, or for another model."
     seen = _tensors(model, read_prompt(model, dictionary, prompt), layer)
     values = {}
     for read in (r for r in _READS if r in seen):

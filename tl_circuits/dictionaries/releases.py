@@ -1,6 +1,5 @@
 """Find published sets by SAELens' release names. SAELens' registry is part of its package, so no network is needed."""
 
-import difflib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,12 +16,12 @@ _DECODERS_SUMMED = "mntss_clt_layer_transcoder"
 
 
 def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
-    """The release called ``name``; None if SAELens is not installed or has no such release.
+    """The release of transcoders called ``name``; None if SAELens is not installed or has no such release.
 
     Raises:
-        DictionaryError: the release holds autoencoders, which leave no linear path through the MLP.
+        DictionaryError: its decoders cannot rebuild an MLP's output.
     """
-    directory = _directory()
+    directory = release_directory()
     if name not in directory:
         return None
     release = directory[name]
@@ -30,13 +29,6 @@ def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
         raise DictionaryError(
             f"{name} sums each feature's decoders over layers, so it cannot rebuild an MLP's output. "
             f"Load the cross-layer transcoder itself: tlc.load_transcoders({release.repo_id!r})."
-        )
-    if "transcoder" not in name:
-        near = difflib.get_close_matches(name, [n for n in directory if "transcoders" in n], n=2, cutoff=0.0)
-        raise DictionaryError(
-            f"the SAELens release {name!r} holds autoencoders, not transcoders: they rebuild the tensor they read "
-            "(residual stream, attention output or MLP output), so they leave no linear path through the MLP. Use a "
-            f"transcoder release instead, such as {' or '.join(near)}; or tlc.mlp_neurons(model)."
         )
     paths = list(release.saes_map.values())
     folder = commonpath(paths)  # such as transcoder_all; the repository may hold other sets beside it
@@ -47,11 +39,12 @@ def find_release(name: str, cache_dir: Path | None = None) -> Published | None:
 
 
 def release_names() -> list[str]:
-    """The releases of transcoders that SAELens knows; empty if it is not installed."""
-    return sorted(name for name in _directory() if "transcoder" in name)
+    """The releases that SAELens knows; empty if it is not installed."""
+    return sorted(release_directory())
 
 
-def _directory() -> Mapping[str, Any]:
+def release_directory() -> Mapping[str, Any]:
+    """SAELens' registry of releases by name; empty if SAELens is not installed."""
     if importlib.util.find_spec("sae_lens") is None:
         return {}
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory

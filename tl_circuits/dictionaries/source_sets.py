@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections import Counter
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,9 +67,13 @@ def known_source_set(dictionary: str) -> SourceSet | None:
     """Where the features of a dictionary are, according to SAELens' registry; None if it does not say.
 
     ``dictionary`` is a SAELens release or a hub repository; ``hf://``, ``//folder`` and ``@revision`` are ignored. If a
-    repository has several source sets, the one that covers most layers is returned.
+    repository has several source sets, the one that covers most layers is returned. Of a release of autoencoders,
+    ``//pattern`` names the ids that were opened, with stars in place of layers.
     """
     name = dictionary.removeprefix("hf://")
+    repository, _, ids = name.partition("//")
+    if ids and repository in _releases():
+        return _source_set_of(_releases()[repository], ids)
     repository = re.split(r"//|@", name)[0]
     if repository in _ALSO:
         return _source_set(_ALSO[repository])
@@ -77,6 +82,20 @@ def known_source_set(dictionary: str) -> SourceSet | None:
         if release == name or re.search(rf"^  repo_id: {re.escape(repository)}$", text, re.MULTILINE):
             found.update(re.findall(r"^\s+(?:- )?neuronpedia: (\S+)/\d+-(\S+)$", text, re.MULTILINE))
     return SourceSet(*found.most_common(1)[0][0]) if found else None
+
+
+def _source_set_of(release: str, ids: str) -> SourceSet | None:
+    """The source set of those ids in a release's part of the registry that fit a pattern, or are listed.
+
+    None if they are in several sets: a source's name is then not the same for all layers.
+    """
+    found = set()
+    for entry in re.split(r"^\s*- (?=id: )", release, flags=re.MULTILINE)[1:]:
+        one = re.search(r"^id: (\S+)", entry)
+        page = re.search(r"^\s*neuronpedia: (\S+)/\d+-(\S+)$", entry, re.MULTILINE)
+        if one and page and any(fnmatchcase(one[1], wanted) for wanted in ids.split(", ")):
+            found.add(SourceSet(page[1], page[2]))
+    return found.pop() if len(found) == 1 else None
 
 
 def _source_set(text: str) -> SourceSet:

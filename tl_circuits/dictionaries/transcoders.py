@@ -21,13 +21,16 @@ from tl_circuits.hooks import (
     Sample,
     is_whole,
     mlp_norms,
+    own_site,
     read_stage,
+    require_site,
     resolve,
     rounded,
     shown,
     spread,
     was_folded,
     whole,
+    width_of,
     write_stage,
 )
 
@@ -43,11 +46,13 @@ Activation = Literal["relu", "jumprelu", "topk"]
 
 @dataclass(frozen=True, eq=False)
 class Transcoder:
-    """A transcoder of one layer, given as tensors: it predicts an MLP's output ``y`` from the MLP's input ``x``.
+    """A transcoder or autoencoder of one layer, given as tensors: it predicts ``y``, such as an MLP's output, from ``x``.
 
     ``y = act(x W_encᵀ + b_enc) W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection (Dunefsky et al. 2024,
     "Transcoders find interpretable LLM feature circuits"; skip: Paulo et al. 2025). Make a dictionary of several with
-    ``tlc.load_transcoders({layer: transcoder})``.
+    ``tlc.load_transcoders({layer: transcoder})``. If ``input_hook`` and ``output_hook`` are the same, it is an autoencoder
+    of that tensor: of the residual stream (``hook_resid_pre``, ``hook_resid_mid``, ``hook_resid_post``), of what attention
+    or the MLP add to it (``hook_attn_out``, ``hook_mlp_out``), or of all heads one after the other (``attn.hook_z``).
 
     Args:
         W_enc: encoder ``[feature, d_in]``, a row a feature.
@@ -64,6 +69,8 @@ class Transcoder:
         output_hook: the tensor that is predicted, by its hook's name within the block.
         rank: ``[feature]`` of positive numbers, or None. For ``"topk"``: pre-activations are compared after they are
             multiplied by it, so it decides which features are kept but not their values.
+        normalize: what is done to ``x`` first and undone on ``y``, for autoencoders: ``"layer_norm"`` subtracts the mean and
+            divides by the standard deviation, ``"constant_norm_rescale"`` divides by the root mean square; or ``"none"``.
         forget_pages: set for matrices that are mapped from a file: frees the memory of what was read. Such matrices
             are checked for NaN and infinity when they are used, not when they are opened.
 
@@ -90,12 +97,31 @@ class Transcoder:
     clamp: bool = True
     input_hook: str = "mlp.hook_in"
     output_hook: str = "hook_mlp_out"
+    normalize: Literal["none", "layer_norm", "constant_norm_rescale"] = "none"
     forget_pages: Callable[[], None] | None = None
     rank: Float[Tensor, " feature"] | None = None
 
     def __post_init__(self) -> None:
         if is_whole(self.k):
             object.__setattr__(self, "k", whole(self.k))
+
+    def normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """What the encoder's matrix reads, in float32."""
+        x = x.float()
+        if self.normalize == "none":
+            return x
+        centred = x - x.mean(-1, keepdim=True) if self.normalize == "layer_norm" else x
+        return centred * self.input_factor(x)
+
+    def input_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
+        """The factor by which an input is multiplied: one over its standard deviation or root mean square."""
+        if self.normalize == "layer_norm":  # as SAELens has it: the unbiased estimate, and 1e-5 only on this side
+            return 1.0 / (x.float().std(-1, keepdim=True) + 1e-5)
+        return x.shape[-1] ** 0.5 / x.float().norm(dim=-1, keepdim=True)
+
+    def output_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
+        """The factor by which a reconstruction is multiplied, to have the size of ``x`` again."""
+        return x.float().std(-1, keepdim=True) if self.normalize == "layer_norm" else 1.0 / self.input_factor(x)
 
     def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
         """Activations from pre-activations."""
@@ -268,7 +294,7 @@ class TranscoderSet(Dictionary):
         """
         made_for = f" (it was made for {self.made_for})" if self.made_for else ""
         d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]
-        if found != d_model:
+        if found != d_model and own_site(self, self.layers[0]) != "attn.hook_z":
             shape = tuple(self._at[self.layers[0]].W_enc.shape)
             raise DictionaryError(
                 f"layer {self.layers[0]}: W_enc of {self.name}{made_for} has shape {shape}, expected "
@@ -276,7 +302,13 @@ class TranscoderSet(Dictionary):
             )
         require_layers(self.layers, int(model.cfg.n_layers))
         for layer, transcoder in self._at.items():
-            width = self.width(layer)
+            width, site = self.width(layer), own_site(self, layer)
+            if site is not None:
+                require_site(model, layer, site)
+                for name in ("W_enc", "W_dec"):
+                    d = width_of(model, layer, site)
+                    require_shape(layer, f"{name} (d is the width of {site})", getattr(transcoder, name), (width, d))
+                continue
             require_shape(layer, "W_enc (d_in is the model's d_model)", transcoder.W_enc, (width, d_model))
             require_shape(layer, "W_dec (d_out is the model's d_model)", transcoder.W_dec, (width, d_model))
             if read_stage(model, layer, self.input_hook(layer)) == "normed":
@@ -300,7 +332,7 @@ class TranscoderSet(Dictionary):
 
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         t = self._at[layer]
-        pre = encoded(t.W_enc, x.float().reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        pre = encoded(t.W_enc, t.normalised(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
         self._used(layer, "W_enc", pre, t.W_enc)
         return pre + t.b_enc.to(x.device).float()
 
@@ -328,8 +360,11 @@ class TranscoderSet(Dictionary):
     ) -> Float[Tensor, "*batch d_out"]:
         recons = weighted_sum(acts[layer], self._at[layer].W_dec)
         self._used(layer, "W_dec", recons, self._at[layer].W_dec)
-        skip = self.skip(layer)
+        skip, t = self.skip(layer), self._at[layer]
         recons = recons + self.constant(layer).to(recons.device)
+        if t.normalize != "none":
+            recons = recons * t.output_factor(x)
+            return recons + x.float().mean(-1, keepdim=True) if t.normalize == "layer_norm" else recons
         return recons if skip is None else recons + x.float() @ skip.to(x.device).T
 
     def active(self, layer: int, x: Float[Tensor, "pos d_in"]) -> LayerActive:
@@ -340,7 +375,13 @@ class TranscoderSet(Dictionary):
             acts = self._at[layer].activate(pre)
             position, feature = _nonzero(acts)
             parts.append((position + start, feature, pre[position, feature], acts[position, feature]))
-        return LayerActive(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        active = LayerActive(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        scale = self.written_scale(layer, x)
+        return active if scale is None else replace(active, scale=scale[active.position])
+
+    def written_scale(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"] | None:
+        t = self._at[layer]
+        return None if t.normalize == "none" else t.output_factor(x)[..., 0]
 
     def activations_at(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
@@ -355,7 +396,11 @@ class TranscoderSet(Dictionary):
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        return self.encoder_directions(layer, features), take_rows(self._at[layer].b_enc, features)
+        t, vectors, bias = self._at[layer], self.encoder_directions(layer, features), take_rows(self._at[layer].b_enc, features)
+        if t.normalize == "none":
+            return vectors, bias
+        vectors = vectors - vectors.mean(-1, keepdim=True) if t.normalize == "layer_norm" else vectors
+        return vectors * t.input_factor(x), bias
 
     def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         rows = take_rows(self._at[layer].W_enc, features)
@@ -369,6 +414,13 @@ class TranscoderSet(Dictionary):
 
     def constant(self, layer: int) -> Float[Tensor, " d_out"]:
         return self._at[layer].b_dec.float()
+
+    def constant_on(self, layer: int, x: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_out"]:
+        t, constant = self._at[layer], super().constant_on(layer, x)
+        if t.normalize == "none":
+            return constant
+        constant = constant * t.output_factor(x)
+        return constant + x.float().mean(-1, keepdim=True) if t.normalize == "layer_norm" else constant
 
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
         W_skip = self._at[layer].W_skip
@@ -426,6 +478,17 @@ def _check_tensors(layer: int, t: Transcoder) -> None:
     for name in _TENSORS if t.forget_pages is None else _TENSORS[2:]:  # mapped matrices: checked when used
         if getattr(t, name) is not None:
             require_finite(layer, name, getattr(t, name))
+    if t.input_hook == t.output_hook and t.W_skip is not None:
+        raise DictionaryError(f"layer {layer}: an autoencoder (of {t.input_hook}) has no skip connection; leave W_skip out.")
+    if t.normalize not in ("none", "layer_norm", "constant_norm_rescale"):
+        raise DictionaryError(
+            f"layer {layer}: normalize={t.normalize!r} is not one of none, layer_norm, constant_norm_rescale."
+        )
+    if t.normalize != "none" and t.input_hook != t.output_hook:
+        raise DictionaryError(
+            f"layer {layer}: normalize={t.normalize!r} is for autoencoders, and this reads {t.input_hook} and writes "
+            f"{t.output_hook}. Fold the normalisation into the weights and set it to 'none'."
+        )
     if t.activation not in ("relu", "jumprelu", "topk"):
         raise DictionaryError(
             f"layer {layer}: activation {t.activation!r} is not one of relu, jumprelu, topk."

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.dictionaries.belonging import origin_of
 from tl_circuits.errors import OutputError, PromptError
+from tl_circuits.feature_labels.directions import written_directions
 from tl_circuits.feature_labels.feature_files import FeatureFiles, write_index, write_layer, write_origin
 from tl_circuits.feature_labels.running_top import RunningTop
 from tl_circuits.graph.storage import read_sample
@@ -30,6 +31,7 @@ from tl_circuits.hooks import (
     collect_sites,
     first_difference,
     first_tokens,
+    flat,
     model_device,
     plain_ids,
     token_text,
@@ -228,7 +230,7 @@ class _Run:
         seen = collect_sites(model, tokens.to(model_device(model)), names)
         with torch.no_grad():
             for layer, name in zip(self.layers, names, strict=True):
-                x = seen[name][:, len(self.first) :]
+                x = flat(seen[name])[:, len(self.first) :]
                 acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
                 self.tops[layer].add(acts, counted, self.done)
         self._tokens.write(pieces.to(torch.int32).numpy().tobytes())
@@ -246,7 +248,7 @@ class _Run:
             features = torch.arange(start, min(start + _FEATURES_AT_ONCE, dictionary.width(layer)))
             sign = torch.where(top.high[features] >= -top.low[features], 1.0, -1.0)
             with torch.no_grad():
-                written = dictionary.output_directions(layer, features.to(W_U.device)) * sign[:, None].to(W_U.device)
+                written = written_directions(model, dictionary, layer, features.to(W_U.device)) * sign[:, None].to(W_U.device)
                 effects = (written.to(W_U.dtype) @ W_U).float()
             up, down = (e.topk(min(_LOGITS, e.shape[1])).indices.tolist() for e in (effects, -effects))
             quantiles, counts = top.quantiles(features, _SHARES), top.counts[features].tolist()

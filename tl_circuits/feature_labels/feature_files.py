@@ -118,7 +118,7 @@ class FeatureFiles:
         promotes, suppresses = (tuple(map(str, record.get(name, ())[:TOKENS_KEPT])) for name in ("top_logits", "bottom_logits"))
         rows = [e for quantile in record.get("examples_quantiles", ()) for e in quantile["examples"]][:EXAMPLES_KEPT]
         short = "say " + ", ".join(f"“{token}”" for token in promotes[:2]) if promotes else f"feature {feature} of layer {layer}"
-        return Label(short, promotes, suppresses, (), "feature files", tuple(map(_example, rows)))
+        return Label(short, promotes, suppresses, (), "feature files", tuple(map(example_of, rows)))
 
     def write_loose(self, graph: AttributionGraph, folder: Path) -> int:
         """Write ``<code>.json`` for each of the graph's features, as circuit-tracer's page reads them; returns how
@@ -138,7 +138,8 @@ class FeatureFiles:
         return len(written)
 
 
-def _example(row: dict[str, Any]) -> Example:
+def example_of(row: dict[str, Any]) -> Example:
+    """A record's example as a label has it: the tokens around the strongest one."""
     values = [float(v) for v in row["tokens_acts_list"]]
     top = max(range(len(values)), key=lambda i: abs(values[i]), default=0)
     cut = slice(max(0, top - WINDOW), top + WINDOW)

@@ -2,25 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.feature_labels.directions import read_directions, written_directions
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import (
-    Replacement,
-    embed_weights,
-    mlp_norms,
-    read_stage,
-    require_norm_weights,
-    token_text,
-    unembed_weights,
-)
+from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
 from tl_circuits.support.checked import checked
 
 TOKENS_KEPT = 5
@@ -75,28 +69,55 @@ def label_features(
 
 
 def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indices: list[int]) -> list[Label]:
-    model, dictionary = replacement.model, replacement.dictionary
-    W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
-    features = graph._nodes.feature[indices].to(W_U.device)
-    sign = graph._nodes.activation[indices].sign().to(W_U.device)
-    written = dictionary.output_directions(layer, features) * sign[:, None]
-    effects = written.to(W_U.dtype) @ W_U
-    read = dictionary.encoder_directions(layer, features)
-    if read_stage(model, layer, dictionary.input_hook(layer)) == "normed":
-        norm, _ = mlp_norms(model, layer)
-        assert norm is not None  # only a norm makes the stage "normed"
-        read = read * require_norm_weights(model, norm).weight.to(read.device)
-    likes = read.to(W_E) @ W_E.T
+    effects, likes = vocabulary_products(replacement, layer, graph._nodes.feature[indices], active_side(graph, indices))
     labels = []
-    for effect, like in zip(effects.float(), likes.float(), strict=True):
-        up, down, reads = effect.topk(TOKENS_KEPT), (-effect).topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)
-        promotes, suppresses, seen = (
-            tuple(token_text(model, i) for i in top.indices.tolist()) for top in (up, down, reads)
-        )
+    for effect, like in zip(effects, likes, strict=True):
+        up, reads = effect.topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)
+        promotes, suppresses, seen = strongest_tokens(replacement.model, effect, like)
         writes_more = _peak(effect, up.values) >= _peak(like, reads.values)
         short = f"say {_quoted(promotes)}" if writes_more else f"sees {_quoted(seen)}"
         labels.append(Label(short, promotes, suppresses, seen))
     return labels
+
+
+def strongest_tokens(
+    model: Any, effect: Float[Tensor, " d_vocab"], like: Float[Tensor, " d_vocab"]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The tokens that a feature promotes most, suppresses most, and reads, strongest first."""
+    tops = (effect.topk(TOKENS_KEPT), (-effect).topk(TOKENS_KEPT), like.topk(TOKENS_KEPT))
+    promotes, suppresses, seen = (tuple(token_text(model, i) for i in top.indices.tolist()) for top in tops)
+    return promotes, suppresses, seen
+
+
+def active_side(graph: AttributionGraph, indices: Sequence[int]) -> Float[Tensor, " n"]:
+    """On which side of zero features are active in a graph: 1 above, -1 below. A feature that is silent on the prompt of
+    a contrast graph has the side of its baseline.
+    """
+    nodes = graph._nodes
+    side = nodes.activation[list(indices)].sign()
+    if nodes.baseline is not None:
+        side = torch.where(side == 0, nodes.baseline[list(indices)].sign(), side)
+    return torch.where(side == 0, 1.0, side)
+
+
+def vocabulary_products(
+    replacement: Replacement, layer: int, features: Int[Tensor, " n"], side: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "n d_vocab"], Float[Tensor, "n d_vocab"]]:
+    """What features of one layer write to each logit, and how well each token's embedding fits their encoders.
+
+    Args:
+        replacement: the model with its dictionary.
+        layer: the layer.
+        features: the features' indices.
+        side: 1 for features that are active above zero, -1 below: those promote what their decoder suppresses.
+    """
+    model, dictionary = replacement.model, replacement.dictionary
+    W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
+    features, side = features.to(W_U.device), side.to(W_U.device)
+    written = written_directions(model, dictionary, layer, features) * side[:, None]
+    effects = written.to(W_U.dtype) @ W_U
+    read = read_directions(model, dictionary, layer, features)
+    return effects.float(), (read.to(W_E) @ W_E.T).float()
 
 
 def _peak(values: Float[Tensor, " d_vocab"], top: Float[Tensor, " k"]) -> float:

@@ -4,10 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.nodes import UNCLEAR
 from tl_circuits.graph.notes import Groups
 from tl_circuits.graph.visible import visible
 
 TOKENS_NAMED = 2
+FIRING = ("examples", "family")  # origins of labels from where features fire
 
 
 def name_boxes(
@@ -62,16 +64,19 @@ def _name(graph: AttributionGraph, box: Sequence[int]) -> str:
     strongest = max(box, key=lambda i: (float(graph.influence[i]), -i))
     if any(graph.node_ids[i] in graph.notes.names for i in box):
         return next(graph.label(i) for i in box if graph.node_ids[i] in graph.notes.names)
-    labelled = {i: graph.labels[i] for i in box if i in graph.labels}
+    labelled = {i: graph.labels[i] for i in box if i in graph.labels and graph.labels[i].short != UNCLEAR}
     if not labelled:
         return f"at {place(graph, box)}"
+    if any(label.origin in FIRING for label in labelled.values()):  # names of one measure: the most influential one
+        return labelled[max(labelled, key=lambda i: (float(graph.influence[i]), -i))].short
     if any(label.origin != "vocabulary" for label in labelled.values()):
         told = {i: label for i, label in labelled.items() if label.origin != "vocabulary"}
         return told[strongest].short if strongest in told else next(iter(told.values())).short
-    votes: dict[str, dict[str, float]] = {"say": defaultdict(float), "sees": defaultdict(float)}
+    votes: dict[str, dict[str, float]] = {verb: defaultdict(float) for verb in ("say", "sees", "suppresses")}
     for i, label in labelled.items():
-        verb = "say" if label.short.startswith("say") else "sees"
-        for rank, token in enumerate(label.promotes if verb == "say" else label.reads):
+        verb = next((verb for verb in votes if label.short.startswith(verb)), "sees")
+        tokens = {"say": label.promotes, "sees": label.reads, "suppresses": label.suppresses}[verb]
+        for rank, token in enumerate(tokens):
             votes[verb][token] += float(graph.influence[i]) ** 2 / (1 + rank)  # the strongest members name the box
     verb = max(votes, key=lambda v: sum(votes[v].values()))
     best = sorted(votes[verb], key=lambda token: (-votes[verb][token], token))[:TOKENS_NAMED]

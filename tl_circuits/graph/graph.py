@@ -328,14 +328,27 @@ class AttributionGraph:
         reach = self.influence[known]
         return float((share * reach).sum() / reach.sum().clamp_min(1e-30))
 
-    def scores(self) -> Scores:
+    @checked
+    def scores(self, only: Iterable[str | int] | None = None) -> Scores:
         """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
+
+        Args:
+            only: ids or indices of nodes, such as those of a subgraph. Then all other features count as unexplained: what
+                they write is added to the error of their layer and position, and what drives them is left out. This is what
+                Neuronpedia's page computes for pinned nodes.
+
+        Raises:
+            TargetError: for a node that the graph does not have.
 
         Examples:
             >>> scores = graph.scores()
             >>> round(scores.replacement, 3), round(scores.completeness, 3)
             (0.967, 0.988)
+            >>> graph.scores(["L0/F308@7", "L3/F667@8"]).replacement < scores.replacement
+            True
         """
+        if only is not None:
+            return output("pinned scores")(self, only)
         is_error = self.is_kind("error") | self.is_kind("attention error")
         return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
 
@@ -382,7 +395,7 @@ class AttributionGraph:
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
         made = AttributionGraph(
-            self.info, nodes[keep_nodes], edges, labels, source_file=self.source_file, target_vectors=self.target_vectors
+            self.info, nodes[keep_nodes], edges, labels, source_file=_unpruned(self.source_file), target_vectors=self.target_vectors
         )
         if self.head_stories:
             left = set(zip(made.edges.source, made.edges.target, strict=True))
@@ -758,6 +771,14 @@ class AttributionGraph:
         counts = {kind: int((self._nodes.kind == kind).sum()) for kind in Kind}
         text = ", ".join(f"{n} {kind.text}s" for kind, n in counts.items() if n or kind in OURS)
         return f"AttributionGraph({self.info.prompt!r}: {text}, {len(self._edges)} edges)"
+
+
+def _unpruned(source_file: dict[str, Any]) -> dict[str, Any]:
+    """Another program's file without what it says about its own pruning, which no longer holds after ours."""
+    if "metadata" not in source_file:
+        return source_file
+    kept = {key: value for key, value in source_file["metadata"].items() if key not in ("pruning_settings", "node_threshold")}
+    return source_file | {"metadata": kept}
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

@@ -111,6 +111,9 @@ class Label:
     examples: tuple[Example, ...] = ()
 
 
+UNCLEAR = "no clear name"
+"""What a label says, in place of a name, of a feature that neither its weights nor its examples name clearly."""
+
 AGAINST_OTHERS = " − the others’ answers"
 """How the name of a contrast graph's usual target ends: the answer's logit minus the mean logit of the others' answers."""
 

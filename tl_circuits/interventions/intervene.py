@@ -333,8 +333,9 @@ def edited_batches(
     for start in range(0, len(edit_sets), size):
         part = edit_sets[start : start + size]
         plan = make_plan(model, dictionary, part, n, n)
-        hooks = edit_hooks(replacement, plan, clean, freeze, constrained)
-        finals, seen = run_edited(replacement, tokens.expand(len(part), n), hooks, wanted)
+        arrivals: dict[str, Tensor] = {}
+        hooks = edit_hooks(replacement, plan, clean, freeze, constrained, arrivals)
+        finals, seen = run_edited(replacement, tokens.expand(len(part), n), hooks, wanted, arrivals)
         yield finals, seen, part
 
 

@@ -186,7 +186,8 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
     made.setdefault("node_threshold", 1.0)
     made.setdefault("generation_settings", {"max_feature_nodes": info.max_nodes, "engine": info.engine})
     made |= {"replacement_score": scores.replacement, "completeness_score": scores.completeness}
-    about = dict(made.get("info", {})) | {"generator": {"name": "tl_circuits", "version": info.version}}
+    about = dict(made.get("info", {}))
+    about.setdefault("generator", {"name": "tl_circuits", "version": info.version})  # of a file that was read, its own
     about |= {k: v for k, v in (("description", options.description), ("creator_name", options.creator)) if v}
     known = known_source_set(info.dictionary)
     details = dict(made.get("feature_details", {}))

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference
 from tl_circuits.dictionaries.source_sets import SourceSet, known_source_set, model_id
 from tl_circuits.errors import NeuronpediaError
 from tl_circuits.feature_labels.feature_files import FeatureFiles
@@ -86,10 +87,14 @@ def source_set_for(graph: AttributionGraph, model: str | None, source_set: str |
     Raises:
         NeuronpediaError: if this is not known and has to be given.
     """
-    known = known_source_set(graph.info.dictionary)
     metadata = graph.source_file.get("metadata", {})
+    about = metadata.get("info") or {}
+    said = str(about.get("transcoder_set") or "")  # most public files name their transcoders here
+    if said in SHORT_NAMES:
+        said = str(parse_reference(SHORT_NAMES[said].reference))
+    known = known_source_set(graph.info.dictionary) or (known_source_set(said) if said else None)
     details = metadata.get("feature_details") or {}
-    name = source_set or details.get("neuronpedia_source_set") or (known.name if known else None)
+    name = source_set or details.get("neuronpedia_source_set") or about.get("neuronpedia_source_set") or (known.name if known else None)
     if name is None:
         raise NeuronpediaError(
             f"where Neuronpedia has the features of {graph.info.dictionary!r} is not known. Give model=... and "

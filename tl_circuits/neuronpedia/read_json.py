@@ -179,7 +179,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     return GraphInfo(
         **facts,
         model="unknown" if "/" in scan or metadata.get("transcoder_list") else scan,
-        dictionary=source_set or scan,
+        dictionary=source_set or str((metadata.get("info") or {}).get("transcoder_set") or scan),
         n_layers=_n_layers(metadata, nodes, logits, doubled),
         exact=False,
         engine=str(generator.get("name", "unknown")),

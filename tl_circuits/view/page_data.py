@@ -61,6 +61,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         },
         "levels": _levels(stories),
         "words": _words(graph),
+        "weights": [[i, round(float(shown._nodes.weight[i]), 9)] for i in (shown._nodes.weight > 0).nonzero()[:, 0].tolist()],
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),

@@ -1,8 +1,8 @@
 """The reference engine: direct effects by automatic differentiation of the frozen model.
 
-It is slow but simple, and works on any architecture, since it looks at no weights. One forward pass is made with
-attention patterns and norm denominators detached, and with every MLP's output replaced by a leaf tensor of the same
-value. Then the gradient of a target at such a leaf is the direct effect of each unit written there, one backward
+It is slow but simple, and works on any architecture, since it looks at no weights but those of MLPs that are passed with
+their ratios held. One forward pass is made with attention patterns and norm denominators detached, and with every tensor
+that a dictionary rebuilds (without one: every MLP's output) replaced by a leaf tensor of the same value. Then the gradient of a target at such a leaf is the direct effect of each unit written there, one backward
 pass a target.
 """
 
@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.attribution.engines.passed import Keeper, passing_hooks
 from tl_circuits.attribution.sources import LayerSources, Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream
+from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream, own_site
 
 _TOKENS = "blocks.0.hook_resid_pre"
 
@@ -27,12 +28,13 @@ class AutogradEngine:
         dictionary = sources.dictionary
         n_layers = len(sources.layers)
         self._final = recording.final
+        with_leaf = [at for at in range(n_layers) if at in dictionary.layers or dictionary.mlps == "error"]
         # Tensors recorded in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False):
             self._tokens_leaf = recording.resid_pre[0][None].clone().requires_grad_()
             self._leaves = {
                 layer: self._site_value(recording, layer)[None].clone().requires_grad_()
-                for layer in range(n_layers)
+                for layer in with_leaf
             }
             skips = {
                 layer: source.skip.clone()
@@ -41,13 +43,18 @@ class AutogradEngine:
             }
         inputs: dict[int, Tensor] = {}
         replaced = [(_TOKENS, lambda tensor: self._tokens_leaf)]
-        for layer in range(n_layers):
+        replaced += passing_hooks(model, recording, sources)
+        own = Keeper()
+        for layer in with_leaf:
             if layer in skips:
                 replaced.append((dictionary.input_hook(layer), self._keeper(inputs, layer)))
-            replaced.append((self._site(layer), self._writer(layer, skips.get(layer), inputs)))
-        reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
-        seen = differentiable_run(model, recording.tokens, holds, recording.held, replaced, [*reads, final_hook(model)])
-        self._values = {layer: seen[dictionary.input_hook(layer)] for layer in dictionary.layers}
+            write = self._writer(layer, skips.get(layer), inputs)
+            autoencoder = own_site(dictionary, layer) is not None
+            replaced.append((self._site(layer), own.replacing(layer, write) if autoencoder else write))
+        reads = {layer: dictionary.input_hook(layer) for layer in dictionary.layers if own_site(dictionary, layer) is None}
+        wanted = [*reads.values(), final_hook(model)]
+        seen = differentiable_run(model, recording.tokens, holds, recording.held, replaced, wanted)
+        self._values = {layer: seen[name] for layer, name in reads.items()} | own.read
         with torch.inference_mode(False), torch.enable_grad():
             self._values[n_layers] = final_stream(model, seen[final_hook(model)])
 
@@ -101,7 +108,7 @@ class AutogradEngine:
         for i in range(len(targets)):
             with torch.inference_mode(False), torch.enable_grad():
                 x = self._values[int(targets.layer[i])][int(targets.position[i])].float()
-                scalar = (x * targets.vector[i].clone().to(x.device)).sum()
+                scalar = (x * targets.vector[i, : len(x)].clone().to(x.device)).sum()
                 grads = torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
             value[i] += scalar.detach().to(value.device)
             tokens, *layers = (None if grad is None else grad[0].float() for grad in grads)
@@ -109,7 +116,7 @@ class AutogradEngine:
                 out[i, : self.sources.n_pos] = (tokens * self.sources.tokens).sum(-1)
                 if self.sources.shared_tokens is not None:
                     out[i, self.sources.shared_column] += (tokens * self.sources.shared_tokens).sum()
-            for layer, grad in enumerate(layers):
+            for layer, grad in zip(self._leaves, layers, strict=True):
                 if grad is not None and layer < int(targets.layer[i]):
                     self._effects(layer, grad, out[i])
         return out, value - out.double().sum(-1).float()

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attribution.engines.autograd import AutogradEngine
+from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.frozen_mlp import DENSE_SHARE
 from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.engines.passed import Keeper, passing_hooks
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.dictionaries.base import GATHERED_FLOATS, LayerActive
-from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream
+from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream, own_site
 
 
 def held_ratio(active: LayerActive) -> Float[Tensor, " n"]:
@@ -28,7 +29,7 @@ def held_ratio(active: LayerActive) -> Float[Tensor, " n"]:
 
 
 def total_effects(
-    engine: LinearEngine | AutogradEngine, model: Any, recording: Recording, target: Targets, feature: int | None, holds: Holds
+    engine: Engine, model: Any, recording: Recording, target: Targets, feature: int | None, holds: Holds
 ) -> Float[Tensor, " column"]:
     """The total effect of every column of ``engine.sources`` on one target.
 
@@ -146,7 +147,7 @@ def _by_gradient(
     model: Any, recording: Recording, sources: Sources, target: Targets, feature: int | None, holds: Holds
 ) -> Float[Tensor, " column"]:
     """Total effects by automatic differentiation, through a run in which all features' ratios are held."""
-    run = _FeatureRun(sources, recording)
+    run = _FeatureRun(model, sources, recording)
     seen = differentiable_run(model, recording.tokens, holds, recording.held, run.replaced, run.wanted(model))
     return run.effects(model, seen, target, feature)
 
@@ -158,16 +159,22 @@ class _FeatureRun:
     total: it includes all paths through later features.
     """
 
-    def __init__(self, sources: Sources, recording: Recording):
+    def __init__(self, model: Any, sources: Sources, recording: Recording):
         self._sources, dictionary = sources, sources.dictionary
+        self._own = Keeper()
+        with_leaf = [at for at in range(len(sources.layers)) if at in dictionary.layers or dictionary.mlps == "error"]
         self._written: dict[int, Tensor] = {}  # the activations of each layer that has run
         self._skips: dict[int, Tensor] = {}
         with torch.inference_mode(False):
             self._tokens = recording.resid_pre[0][None].clone().requires_grad_()
-            self._leaves = {layer: self._output(recording, layer)[None].clone().requires_grad_() for layer in range(len(sources.layers))}
+            self._leaves = {layer: self._output(recording, layer)[None].clone().requires_grad_() for layer in with_leaf}
             self._reading = {layer: self._vectors(recording, layer) for layer in sources.dictionary_layers}
         self.replaced = [("blocks.0.hook_resid_pre", lambda tensor: self._tokens)]
-        for layer in range(len(sources.layers)):
+        self.replaced += passing_hooks(model, recording, sources)
+        for layer in with_leaf:
+            if own_site(dictionary, layer) is not None:
+                self.replaced.append((self._site(layer), self._own.replacing(layer, partial(self._pass, layer))))
+                continue
             if layer in dictionary.layers:
                 self.replaced.append((dictionary.input_hook(layer), partial(self._encode, layer)))
             self.replaced.append((self._site(layer), partial(self._write, layer)))
@@ -184,7 +191,13 @@ class _FeatureRun:
         active, dictionary = self._sources.layers[layer].active, self._sources.dictionary
         x = recording.sites[dictionary.input_hook(layer)].float()
         vectors, _ = dictionary.read_vectors(layer, active.feature, x[active.position])
-        return (vectors * held_ratio(active)[:, None]).clone()
+        ratio = held_ratio(active) if active.scale is None else held_ratio(active) * active.scale
+        return (vectors * ratio[:, None]).clone()
+
+    def _pass(self, layer: int, x: Tensor) -> Tensor:
+        """What an autoencoder writes in place of what it reads."""
+        self._encode(layer, x)
+        return self._write(layer, x)
 
     def _encode(self, layer: int, x: Tensor) -> Tensor:
         active, skip = self._sources.layers[layer].active, self._sources.layers[layer].skip
@@ -210,9 +223,10 @@ class _FeatureRun:
         return leaf + (through - through.detach())[None].to(out.dtype)
 
     def wanted(self, model: Any) -> list[str]:
-        """The hooks whose tensors targets may read."""
+        """The hooks whose tensors targets may read; what autoencoders read is kept by the run itself."""
         dictionary = self._sources.dictionary
-        return [*(dictionary.input_hook(layer) for layer in dictionary.layers), final_hook(model)]
+        reads = (dictionary.input_hook(layer) for layer in dictionary.layers if own_site(dictionary, layer) is None)
+        return [*reads, final_hook(model)]
 
     def effects(self, model: Any, seen: dict[str, Tensor], target: Targets, feature: int | None) -> Float[Tensor, " column"]:
         """The total effect of every column on the target, from the leaves' gradients."""
@@ -220,8 +234,11 @@ class _FeatureRun:
         layer, position = int(target.layer[0]), int(target.position[0])
         with torch.inference_mode(False), torch.enable_grad():
             last = layer == len(sources.layers)
-            x = final_stream(model, seen[final_hook(model)]) if last else seen[dictionary.input_hook(layer)]
-            scalar = (x[position].float() * target.vector[0].clone().to(x.device)).sum()
+            if last:
+                x = final_stream(model, seen[final_hook(model)])
+            else:
+                x = self._own.read[layer] if layer in self._own.read else seen[dictionary.input_hook(layer)]
+            scalar = (x[position].float() * target.vector[0, : x.shape[-1]].clone().to(x.device)).sum()
             leaves = [self._tokens, *self._leaves.values()]
             grads = torch.autograd.grad(scalar, leaves, allow_unused=True)
         tokens, *at_sites = (None if grad is None else grad[0].float() for grad in grads)
@@ -229,7 +246,7 @@ class _FeatureRun:
         if tokens is not None:
             out[: sources.n_pos] = (tokens * sources.tokens).sum(-1)
         gradients = [source.active.activation.new_zeros(len(source.active.feature)) for source in sources.layers]
-        for at, grad in enumerate(at_sites):
+        for at, grad in zip(self._leaves, at_sites, strict=True):
             source = sources.layers[at]
             if grad is None or at >= layer:
                 continue

@@ -8,6 +8,7 @@ from tl_circuits.dictionaries.formats import (
     gemma_scope,
     gemma_scope_2,
     llamascopium,
+    saelens_autoencoders,
     saelens_files,
     sparsify_files,
 )
@@ -19,6 +20,7 @@ LAYOUTS = (
     gemma_scope_2.LAYOUT,
     circuit_tracer_clt.LAYOUT,
     circuit_tracer.LAYOUT,
+    saelens_autoencoders.LAYOUT,
     saelens_files.LAYOUT,
     llamascopium.LAYOUT,
     clt_training.LAYOUT,  # before sparsify's, whose files are the same except for the config

@@ -6,6 +6,7 @@ import { unpackGraph } from "./unpack.js";
 import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
 import { describe, drawStory } from "./story_view.js";
 import { tale } from "./sentences.js";
+import { scoresLine } from "./scores.js";
 import { wordsStrip } from "./words.js";
 import { little, meterParts } from "./meter.js";
 import { NodesView } from "./nodes_view.js";
@@ -145,7 +146,7 @@ class App {
     this.meter.classList.toggle("few", few);
     if (few) this.tale.before(this.meter); // little is explained: say that first
     else this.tale.after(this.meter);
-    this.meter.replaceChildren(...meterParts(this.graph, meter));
+    this.meter.replaceChildren(...meterParts(this.graph, meter), scoresLine(this) ?? "");
   }
 
   found() {

@@ -1,0 +1,331 @@
+"""SAELens autoencoders: as objects, by release and id, from folders, and already on the model."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tl_circuits as tlc
+from tests.published import hub_cache
+from tests.tiny import prompt, tiny_bridge, tiny_folder
+from tl_circuits.errors import DictionaryError, DownloadError
+
+saes = pytest.importorskip("sae_lens.saes", reason="sae_lens is not installed (transformer_lens 4)")
+Metadata = pytest.importorskip("sae_lens.saes.sae").SAEMetadata
+D, WIDTH = 32, 40
+KINDS = ["Standard", "Gated", "JumpReLU", "TopK", "StandardTraining", "BatchTopKTraining", "MatryoshkaBatchTopKTraining"]
+OPTIONS = {
+    "plain": {},
+    "b_dec not subtracted": dict(apply_b_dec_to_input=False),
+    "layer_norm": dict(normalize_activations="layer_norm"),
+    "constant_norm_rescale": dict(normalize_activations="constant_norm_rescale"),
+}
+
+
+def autoencoder(kind, layer=0, site="hook_resid_post", d=D, **options):
+    if "TopK" in kind:
+        options["k"] = 6
+    if "Matryoshka" in kind:
+        options["matryoshka_widths"] = [10, WIDTH]
+    config = getattr(saes, f"{kind}SAEConfig")
+    cfg = config(d_in=d, d_sae=WIDTH, dtype="float32", device="cpu", metadata=Metadata(hook_name=f"blocks.{layer}.{site}"), **options)
+    sae = getattr(saes, f"{kind}SAE")(cfg)
+    generator = torch.Generator().manual_seed(layer)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            if name == "threshold":
+                parameter.abs_()
+    if hasattr(sae, "topk_threshold"):
+        sae.topk_threshold = torch.tensor(0.5, dtype=sae.topk_threshold.dtype)
+    return sae
+
+
+def for_inference(sae):
+    """SAELens' own version for single prompts: those that count over a batch become JumpReLU."""
+    if not hasattr(sae, "topk_threshold"):
+        return sae
+    state = dict(sae.state_dict())
+    sae.process_state_dict_for_saving_inference(state)
+    made = saes.JumpReLUSAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
+    made.load_state_dict(state)
+    return made
+
+
+def assert_saelens_own(ours, sae, layer=0):
+    x = 2 * torch.randn(1, 6, ours[layer].W_enc.shape[1], generator=torch.Generator().manual_seed(5)) + 0.5
+    with torch.no_grad():
+        acts, theirs = ours.activate(layer, ours.pre_activations(layer, x), x), sae.encode(x)
+        # float32 in another order: b_dec is part of the encoder's bias here
+        assert torch.allclose(acts, theirs, atol=2e-5)
+        assert torch.allclose(ours.decode(layer, {layer: acts}, x), sae.decode(theirs), atol=2e-5)
+    assert (acts > 0).any()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_and_reconstruction_are_saelens_own(kind, options):
+    sae = autoencoder(kind, **OPTIONS[options])
+    assert_saelens_own(tlc.load_dictionary(sae), for_inference(sae))
+
+
+@pytest.mark.parametrize("kind", ["TopK", "BatchTopKTraining"])
+def test_decoder_norms_that_choose_features_are_folded(kind):
+    sae = autoencoder(kind, rescale_acts_by_decoder_norm=True)
+    assert_saelens_own(tlc.load_dictionary(sae), for_inference(sae))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_used_in_float32(dtype):
+    sae = autoencoder("JumpReLU").to(dtype)
+    assert_saelens_own(tlc.load_dictionary(sae), autoencoder("JumpReLU").to(dtype).to(torch.float32))
+
+
+def test_what_cannot_be_known_is_refused():
+    with pytest.raises(DictionaryError, match="numbers of the training set"):
+        tlc.load_dictionary(autoencoder("Standard", normalize_activations="expected_average_only_in"))
+    with pytest.raises(DictionaryError, match="'abstopk' cannot be opened"):
+        tlc.load_dictionary(autoencoder("AbsTopK"))
+    untrained = autoencoder("BatchTopKTraining")
+    untrained.topk_threshold = torch.tensor(0.0)
+    with pytest.raises(DictionaryError, match="has learned no threshold yet"):
+        tlc.load_dictionary(untrained)
+    one_head = autoencoder("Standard", site="attn.hook_z", d=8)
+    one_head.cfg.metadata.hook_head_index = 3
+    with pytest.raises(DictionaryError, match="head 3 alone"):
+        tlc.load_dictionary(one_head)
+    of_nothing = autoencoder("Standard")
+    of_nothing.cfg.metadata.hook_name = "hook_embed"
+    with pytest.raises(DictionaryError, match="expected a hook of a block"):
+        tlc.load_dictionary(of_nothing)
+    with pytest.raises(DictionaryError, match="two are at one site, blocks.0.hook_resid_post"):
+        tlc.load_dictionary([autoencoder("Standard"), autoencoder("Gated")])
+    with pytest.raises(DictionaryError, match="are of one layer"):
+        tlc.load_dictionary([autoencoder("Standard"), autoencoder("Standard", site="hook_resid_pre")])
+
+
+def bridge_with(pairs):
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
+    model = SAETransformerBridge.boot_transformers(tiny_folder("llama"), device="cpu")
+    for sae in pairs:
+        model.add_sae(sae)
+    return model
+
+
+def hooked_with(pairs):
+    from sae_lens.analysis.hooked_sae_transformer import HookedSAETransformer
+    from transformer_lens import HookedTransformerConfig
+
+    from tests.test_hooked_transformer import BASE, KINDS
+
+    torch.manual_seed(0)
+    model = HookedSAETransformer(HookedTransformerConfig(**BASE, **KINDS["llama"])).eval()
+    for sae in pairs:
+        model.add_sae(sae)
+    return model
+
+
+@pytest.mark.parametrize("site", ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "hook_attn_out", "attn.hook_z"])
+@pytest.mark.parametrize("made", [bridge_with, hooked_with])
+def test_what_saelens_attached_is_taken_over_and_given_back(made, site):
+    reshape = dict(reshape_activations="hook_z") if site == "attn.hook_z" else {}
+    pairs = [autoencoder("JumpReLU", layer, site, **reshape) for layer in (0, 2)]
+    plain = made([])
+    model = made(pairs)
+    with torch.no_grad():
+        bare, theirs = plain(prompt()[None]), model(prompt()[None])
+    wrappers, hooks = dict(model._acts_to_saes), set(model.hook_dict)
+    with tlc.attach(model) as replacement, torch.no_grad():
+        assert torch.equal(model(prompt()[None]), bare)  # without their attachment the model is itself again
+        graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+        names = [f"blocks.2.{site}", f"blocks.2.{site}.hook_sae_acts_post"]
+        seen = tlc.hooks.collect_sites(model, prompt()[None], names)
+        x, acts = (seen[name] for name in names)
+    assert graph.completeness_error() < 1e-4 and graph.is_kind("feature").any()
+    assert dict(model._acts_to_saes) == wrappers and set(model.hook_dict) == hooks
+    with torch.no_grad():
+        assert torch.equal(model(prompt()[None]), theirs)
+    assert not torch.allclose(bare, theirs)
+    if reshape:  # a bridge shows heads on an axis of their own to hooks, and one axis to SAELens
+        pairs[1].turn_off_forward_pass_hook_z_reshaping()
+    expected = pairs[1].encode(tlc.hooks.flat(x))
+    assert (acts > 0).any() and torch.allclose(acts, expected, atol=2e-5)  # float32, b_dec in the encoder's bias
+
+
+def test_two_on_one_layer_of_a_model_are_refused():
+    model = bridge_with([autoencoder("Standard", 1, "hook_resid_pre"), autoencoder("Standard", 1, "hook_mlp_out")])
+    with pytest.raises(DictionaryError, match="attached two dictionaries to layer 1"):
+        tlc.attach(model)
+
+
+# ---- releases, in the hub library's layout, with the configs' real keys --------------------------------------------------
+
+RES_JB = {  # jbloom/GPT2-Small-SAEs-Reformatted, blocks.8.hook_resid_pre/cfg.json
+    "model_name": "gpt2-small", "hook_point_head_index": None, "dataset_path": "Skylion007/openwebtext",
+    "is_dataset_tokenized": False, "context_size": 128, "use_cached_activations": False, "n_batches_in_buffer": 128,
+    "total_training_tokens": 300000000, "store_batch_size": 32, "device": "cpu", "seed": 42, "dtype": "torch.float32",
+    "b_dec_init_method": "geometric_median", "expansion_factor": 32, "from_pretrained_path": None, "l1_coefficient": 8e-05,
+    "lr": 0.0004, "lr_scheduler_name": None, "lr_warm_up_steps": 5000, "train_batch_size": 4096, "use_ghost_grads": False,
+}  # fmt: skip
+OAI_V5 = {  # jbloom/GPT2-Small-OAI-v5-32k-attn-out-SAEs
+    "model_name": "gpt2-small", "hook_head_index": None, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 6},
+    "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "sae_lens_training_version": None, "prepend_bos": False,
+    "dataset_path": "Skylion007/openwebtext", "context_size": 64, "normalize_activations": "layer_norm", "dtype": "float32",
+    "device": "cpu", "architecture": "standard",
+}  # fmt: skip
+PYTHIA = {  # ctigges/pythia-70m-deduped__res-sm_processed
+    "d_sae": WIDTH, "model_name": "EleutherAI/pythia-70m-deduped", "hook_head_index": None, "activation_fn_str": "relu",
+    "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "sae_lens_training_version": None, "prepend_bos": True,
+    "dataset_path": "EleutherAI/the_pile_deduplicated", "context_size": 128, "normalize_activations": "none",
+    "dtype": "float32", "device": "cpu",
+}  # fmt: skip
+
+
+def tensors(seed, d=D, width=WIDTH):
+    random = torch.Generator().manual_seed(seed)
+    made = {"W_enc": torch.randn(d, width, generator=random) / d**0.5, "W_dec": torch.randn(width, d, generator=random) / d**0.5}
+    return made | {"b_enc": 0.1 * torch.randn(width, generator=random), "b_dec": 0.1 * torch.randn(d, generator=random)}
+
+
+def folders(hooks, config):
+    def write(snapshot):
+        for layer, (folder, hook) in enumerate(hooks.items()):
+            (snapshot / folder).mkdir(parents=True)
+            save_file(tensors(layer), snapshot / folder / "sae_weights.safetensors")
+            own = {"hook_point": hook, "hook_point_layer": layer} if "hook_point_head_index" in config else {"hook_name": hook, "hook_layer": layer}
+            (snapshot / folder / "cfg.json").write_text(json.dumps(config | own | {"d_in": D, "d_sae": WIDTH}))
+
+    return write
+
+
+def llama_scope(snapshot):
+    for layer in range(3):
+        folder = snapshot / f"Llama3_1-8B-Base-L{layer}R-8x"
+        (folder / "checkpoints").mkdir(parents=True)
+        t = tensors(layer)
+        save_file(
+            {
+                "encoder.weight": t["W_enc"].T.contiguous(), "encoder.bias": t["b_enc"],
+                "decoder.weight": t["W_dec"].T.contiguous(), "decoder.bias": t["b_dec"],
+            },
+            folder / "checkpoints" / "final.safetensors",
+        )  # fmt: skip
+        hook = f"blocks.{layer}.hook_resid_post"
+        config = {
+            "hook_point_in": hook, "hook_point_out": hook, "use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False,
+            "expansion_factor": 8, "d_model": D, "d_sae": WIDTH, "norm_activation": "dataset-wise", "act_fn": "jumprelu",
+            "dataset_average_activation_norm": {"in": 9.0, "out": 9.0}, "jump_relu_threshold": 0.4, "top_k": 50,
+            "sparsity_include_decoder_norm": True, "use_glu_encoder": False, "sae_type": "sae",
+        }  # fmt: skip
+        (folder / "hyperparams.json").write_text(json.dumps(config))
+
+
+RELEASES = {
+    "gpt2-small-res-jb": ("jbloom/GPT2-Small-SAEs-Reformatted", {f"blocks.{i}.hook_resid_pre": f"blocks.{i}.hook_resid_pre" for i in range(3)}, RES_JB),
+    "gpt2-small-attn-out-v5-32k": (
+        "jbloom/GPT2-Small-OAI-v5-32k-attn-out-SAEs", {f"v5_32k_layer_{i}": f"blocks.{i}.hook_attn_out" for i in range(3)}, OAI_V5,
+    ),
+    "pythia-70m-deduped-res-sm": (
+        "ctigges/pythia-70m-deduped__res-sm_processed", {f"{i}-res-sm": f"blocks.{i}.hook_resid_post" for i in range(3)}, PYTHIA,
+    ),
+    "llama_scope_lxr_8x": ("fnlp/Llama3_1-8B-Base-LXR-8x", {}, {}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_release_is_opened_by_name_from_an_offline_cache(release, hub):
+    repo, names, config = RELEASES[release]
+    hub_cache(hub, repo, llama_scope if not names else folders(names, config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SAELens' own
+        dictionary = tlc.load_dictionary(release, layers=range(3))
+        from sae_lens.saes.sae import SAE
+
+        entry = __import__("sae_lens.loading.pretrained_saes_directory", fromlist=["x"]).get_pretrained_saes_directory()[release]
+        for layer in range(3):
+            hook = dictionary.input_hook(layer)
+            sae_id = f"l{layer}r_8x" if "llama" in release else hook
+            assert sae_id in entry.saes_map
+            assert_saelens_own(dictionary, SAE.from_pretrained(release, sae_id), layer)
+        single = tlc.load_dictionary(release, ids=sae_id)
+    assert list(single.layers) == [2] and torch.equal(single[2].W_enc, dictionary[2].W_enc)
+    assert dictionary.made_for == entry.model
+    assert dictionary.prompt_rule.prepend is (release != "gpt2-small-attn-out-v5-32k") and dictionary.prompt_rule.skip_first == 1
+    architecture = {"gpt2": "gpt2", "pyth": "neox", "llam": "llama"}[release[:4]]
+    with tlc.attach(tiny_bridge(architecture), dictionary) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+    assert graph.completeness_error() < 1e-4 and graph.is_kind("feature").sum() > 5
+
+
+def test_gemma_scope_is_jumprelu_as_its_npz_says(hub):
+    """Its 16,384 features, one layer; the formula is that of the Gemma Scope tutorial."""
+    d, width, random = 2304, 16384, np.random.default_rng(0)
+    t = {"W_enc": np.zeros((d, width), np.float32), "W_dec": np.zeros((width, d), np.float32)}
+    t["W_enc"][:, :20], t["W_dec"][:20] = random.normal(size=(d, 20)) / d**0.5, random.normal(size=(20, d)) / d**0.5
+    t |= {"b_enc": np.zeros(width, np.float32), "b_dec": np.full(d, 0.1, np.float32), "threshold": np.full(width, 0.5, np.float32)}
+
+    def write(snapshot):
+        folder = snapshot / "layer_20/width_16k/average_l0_71"
+        folder.mkdir(parents=True)
+        np.savez_compressed(folder / "params.npz", **t)
+
+    hub_cache(hub, "google/gemma-scope-2b-pt-res", write)
+    dictionary = tlc.load_dictionary("gemma-scope-2b-pt-res-canonical", ids="layer_20/width_16k/canonical")
+    assert dictionary.name == "gemma-scope-2b-pt-res-canonical//layer_*/width_16k/canonical"
+    assert dictionary.input_hook(20) == dictionary.output_hook(20) == "blocks.20.hook_resid_post"
+    x = torch.tensor(random.normal(size=(3, d)), dtype=torch.float32)
+    pre = x @ torch.tensor(t["W_enc"])
+    acts = torch.relu(pre) * (pre > 0.5)
+    ours = dictionary.activate(20, dictionary.pre_activations(20, x), x)
+    assert torch.allclose(ours, acts, atol=1e-5) and (ours > 0).any()  # float32, another order of sums
+
+
+def test_neuronpedias_pages_are_those_of_the_ids_that_were_opened():
+    from tl_circuits.dictionaries.source_sets import known_source_set
+
+    found = known_source_set("gemma-scope-2b-pt-res-canonical//layer_*/width_65k/canonical")
+    assert found.source(3) == "3-gemmascope-res-65k" and found.model == "gemma-2-2b"
+    assert known_source_set("gpt2-small-attn-out-v5-32k").source(0) == "0-att_32k-oai"
+    assert known_source_set("gemma-scope-2b-pt-res//layer_*/width_16k/average_l0_*") is None  # named by layer
+
+
+def test_what_a_release_does_not_have_is_said(hub):
+    with pytest.raises(DictionaryError, match="several autoencoders for a layer .* Choose with width="):
+        tlc.load_dictionary("gemma-scope-2b-pt-res-canonical")
+    with pytest.raises(DictionaryError, match="has no id 'blocks.99.hook_resid_pre'"):
+        tlc.load_dictionary("gpt2-small-res-jb", ids="blocks.99.hook_resid_pre")
+    with pytest.raises(DictionaryError, match="both of layer 11"):
+        tlc.load_dictionary("gpt2-small-res-jb", ids=["blocks.11.hook_resid_pre", "blocks.11.hook_resid_post"])
+    with pytest.raises(DictionaryError, match="has no layers 40"):
+        tlc.load_dictionary("gpt2-small-res-jb", layers=[40])
+    with pytest.raises(DictionaryError, match="is of no block"):
+        tlc.load_dictionary("gemma-scope-2b-pt-res", ids="embedding/width_4k/average_l0_6")
+    with pytest.raises(DictionaryError, match="ids= is for a SAELens release"):
+        tlc.load_dictionary("tiny-facts", ids="x")
+    with pytest.raises(DownloadError, match="blocks.0.hook_resid_pre"):
+        tlc.load_dictionary("gpt2-small-res-jb", layers=[0])
+
+
+@pytest.mark.parametrize("kind", ["Standard", "Gated", "TopK"])
+def test_a_folder_that_saelens_saved_is_opened(kind, tmp_path):
+    for layer in range(3):
+        autoencoder(kind, layer, normalize_activations="layer_norm").save_model(tmp_path / f"layer_{layer}")
+    dictionary = tlc.load_dictionary(tmp_path)
+    for layer in range(3):
+        assert_saelens_own(dictionary, autoencoder(kind, layer, normalize_activations="layer_norm"), layer)
+    (tmp_path / "layer_1" / "sae_weights.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DictionaryError, match="layer_1.* cannot open"):
+        tlc.load_dictionary(tmp_path)

@@ -1,0 +1,204 @@
+"""Head loadings in graphs with autoencoders or passed MLPs.
+
+Between two attentions everything acts at one position: the residual stream, skips, and MLPs with held ratios. So a source
+that has passed no head stands at its own position still, and a target that no head has carried back stands at its own. The
+loading of a head is what the source gives the head's values, times how the head's output reaches the target, times how
+much the head looks from one position to the other. A rebuilt stream ends both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_circuits.attention.head_paths import EdgeParts, Head, LayerHeads, layer_heads
+from tl_circuits.attribution.engines.site_maps import BlockMaps
+from tl_circuits.attribution.engines.site_sweep import SiteEngine
+from tl_circuits.attribution.targets import Targets
+
+_ATTENTION = ("attn.hook_z", "hook_attn_out")
+
+
+@dataclass(frozen=True)
+class SiteWriter:
+    """What a source writes, ``vector``, at its position and its layer's site; ``layer`` is -1 for a token."""
+
+    layer: int
+    position: int
+    vector: Float[Tensor, " d"]
+
+
+@dataclass(frozen=True)
+class SiteArrival:
+    """A target carried back without passing a head.
+
+    ``heads``: by layer, its gradient at the outputs of the layer's heads. ``writes``: by layer, its gradient at the site where
+    that layer's dictionary writes; -1 is the first block's input.
+    """
+
+    position: int
+    heads: dict[int, Float[Tensor, "n_heads d_head"]]
+    writes: dict[int, Float[Tensor, " d"]]
+
+
+class SitePaths:
+    """All heads of a retraced prompt, between the sites of its dictionaries."""
+
+    def __init__(self, engine: SiteEngine):
+        self._engine = engine
+        self._heads: dict[int, LayerHeads] = {}
+
+    def _layer_heads(self, layer: int) -> LayerHeads:
+        if layer not in self._heads:
+            block = self._engine.blocks[layer]
+            into = block.own_heads.into if block.site == "attn.hook_z" else block.attention
+            self._heads[layer] = layer_heads(into)
+        return self._heads[layer]
+
+    def arrive(self, target: Targets) -> SiteArrival:
+        """Carry one target back through all blocks, along the stream and through MLPs alone."""
+        return _Backward(self._engine, target).run()
+
+    def parts(self, writer: SiteWriter, arrival: SiteArrival, edge: float) -> EdgeParts:
+        """Split the edge from a source to a target."""
+        residual = 0.0
+        if writer.position == arrival.position and writer.layer in arrival.writes:
+            residual = float(writer.vector.double() @ arrival.writes[writer.layer].double())
+        found: dict[Head, float] = {}
+        for layer, x in self._leave(writer).items():
+            if layer in arrival.heads:
+                heads = self._layer_heads(layer)
+                products = (heads.values(x[None])[:, 0] * arrival.heads[layer]).double().sum(-1)
+                values = products * heads.mix[:, arrival.position, writer.position]
+                found |= {(layer, head): value for head, value in enumerate(values.tolist())}
+        return EdgeParts(residual, found, [], edge - residual - sum(found.values()))
+
+    def _leave(self, writer: SiteWriter) -> dict[int, Float[Tensor, " d_model"]]:
+        """The source on the stream that each block's attention reads, as far as it reaches along the stream alone."""
+        engine, at = self._engine, torch.tensor([writer.position])
+        x = writer.vector if writer.layer < 0 else None
+        entering = {}
+        for layer, block in enumerate(engine.blocks):
+            own = writer.vector if layer == writer.layer else None
+            if block.site == "hook_resid_pre":
+                x = own
+            if x is not None:
+                entering[layer] = x
+            before = x
+            if block.site in _ATTENTION and own is not None:
+                x = _plus(x, own if block.heads is None else _out_of_heads(block, own, writer.position))
+            if block.site == "hook_resid_mid":
+                x = own
+            through = before if engine.parallel else x
+            if through is not None and block.site != "hook_mlp_out":
+                x = _plus(x, self._through_mlp(layer, block, through, at))
+            if own is not None and block.site in (None, "hook_mlp_out"):
+                norm = engine.sources.layers[layer].norm
+                x = _plus(x, own if norm is None else norm.push(own[None], at)[0])
+            if block.site == "hook_resid_post":
+                x = own
+        return entering
+
+    def _through_mlp(self, layer: int, block: BlockMaps, x: Float[Tensor, " d_model"], at: Tensor) -> Tensor | None:
+        source = self._engine.sources.layers[layer]
+        if block.passed is not None:
+            return block.passed.linear(x[None], at)[0]
+        if source.skip is None or int(at) in self._engine.sources.skipped:
+            return None
+        read = block.own_read
+        if read.norm is not None and read.stage == "normed":
+            x = read.norm.push(x[None], at)[0]
+        elif read.norm is not None and read.stage == "normalized":
+            x = (x - x.mean() if read.norm.weights.centred else x) / read.norm.scale[at][0]
+        out = x @ source.skip.T
+        return out if source.norm is None else source.norm.push(out[None], at)[0]
+
+
+class _Backward:
+    """One target's gradient, from where it reads down to the first block's input."""
+
+    def __init__(self, engine: SiteEngine, target: Targets):
+        self._engine, self._target = engine, target
+        self._layer, self._at = int(target.layer[0]), target.position
+        self._heads: dict[int, Tensor] = {}
+        self._writes: dict[int, Tensor] = {}
+
+    def run(self) -> SiteArrival:
+        engine, g = self._engine, None
+        if self._layer == len(engine.blocks):
+            g = engine.read_final.transpose(self._vector(engine.sources.tokens.shape[1])[None], self._at)[0][0]
+        for layer in range(min(self._layer, len(engine.blocks) - 1), -1, -1):
+            g = self._block(layer, engine.blocks[layer], g)
+        if g is not None:
+            self._writes[-1] = g
+        return SiteArrival(int(self._at), self._heads, self._writes)
+
+    def _vector(self, width: int) -> Tensor:
+        return self._target.vector[0, :width]
+
+    def _rebuilt(self, layer: int, g: Tensor | None) -> Tensor | None:
+        """The gradient below a rebuilt stream: it ends, and begins anew if the target reads here."""
+        self._write(layer, g)
+        return self._vector(self._engine.sources.tokens.shape[1]) if layer == self._layer else None
+
+    def _write(self, layer: int, g: Tensor | None) -> None:
+        if g is not None:
+            self._writes[layer] = g
+
+    def _block(self, layer: int, block: BlockMaps, g: Tensor | None) -> Tensor | None:
+        if block.site == "hook_resid_post":
+            g = self._rebuilt(layer, g)
+        end, back = g, self._through_mlp(layer, block, g)
+        g = g if self._engine.parallel else _plus(g, back)
+        if block.site == "hook_resid_mid":
+            g = self._rebuilt(layer, g)
+        attended = end if self._engine.parallel else g
+        self._attention(layer, block, attended)
+        g = _plus(g, back) if self._engine.parallel else g
+        return self._rebuilt(layer, g) if block.site == "hook_resid_pre" else g
+
+    def _through_mlp(self, layer: int, block: BlockMaps, g: Tensor | None) -> Tensor | None:
+        """What comes back through the MLP to the stream that it reads, the target's own reading there included."""
+        engine, reads = self._engine, layer == self._layer
+        vector = self._vector(engine.sources.tokens.shape[1])
+        if block.site == "hook_mlp_out":
+            self._write(layer, g)
+            return block.own_passed.transpose(vector[None], self._at)[0] if reads else None
+        if block.passed is not None:
+            return None if g is None else block.passed.transpose(g[None], self._at)[0]
+        if block.read is None:
+            return None
+        norm = engine.sources.layers[layer].norm
+        if g is not None:
+            self._write(layer, g if norm is None else norm.transpose(g[None], self._at)[0])
+        through = None if g is None else engine.writes[layer].through_skip(g[None, None], int(self._at))
+        back = None if through is None else through[0, 0]
+        return _plus(back, block.read.transpose(vector[None], self._at)[0][0]) if reads else back
+
+    def _attention(self, layer: int, block: BlockMaps, g: Tensor | None) -> None:
+        """The gradient at the outputs of a block's heads; none if what they write is rebuilt and another node reads it."""
+        n_heads, d_head = block.attention.W_O.shape[:2]
+        if block.site in _ATTENTION:
+            if g is not None:
+                self._writes[layer] = g if block.heads is None else block.heads.back(g[None], self._at)[0]
+            if layer == self._layer:
+                if block.heads is None:
+                    self._heads[layer] = self._at_heads(block, self._vector(self._engine.sources.tokens.shape[1]))
+                else:
+                    self._heads[layer] = self._vector(n_heads * d_head).unflatten(0, (n_heads, d_head))
+        elif g is not None:
+            self._heads[layer] = self._at_heads(block, g)
+
+    def _at_heads(self, block: BlockMaps, g: Tensor) -> Tensor:
+        return block.attention.at_heads(g[None])[:, 0]
+
+
+def _out_of_heads(block: BlockMaps, z: Float[Tensor, " z"], position: int) -> Float[Tensor, " d_model"]:
+    heads = block.own_heads
+    out = z @ heads.W_O
+    return out if heads.after is None else out / heads.after[position]
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

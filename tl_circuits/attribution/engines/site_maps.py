@@ -1,0 +1,217 @@
+"""What the any-site engine knows of one prompt: every block's frozen maps and constants, compared with the model's own.
+
+A block is cut at the sites of autoencoders. Between two sites everything is affine: attention with its pattern held, norms
+with their denominators held, MLPs with their activation ratios held (docs/method.md, "Any site").
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.attribution.engines.linear import explained_logits
+from tl_circuits.attribution.engines.passed import held_mlps
+from tl_circuits.attribution.sources import Sources
+from tl_circuits.errors import ArchitectureError
+from tl_circuits.hooks import (
+    FrozenAttention,
+    FrozenHeads,
+    FrozenNorm,
+    HeldMLP,
+    ReadMap,
+    Recording,
+    frozen_attention,
+    frozen_heads,
+    frozen_norm,
+    largest_gap,
+    own_site,
+    passing_points,
+    read_map,
+    resid_mid,
+    rounding_within,
+    write_norm,
+)
+
+_ROUNDING = 1e-5  # of float32 sums over everything written to the stream, relative to its largest entry
+LOGITS_COMPARED = 4096  # tokens whose logits are checked
+
+
+@dataclass(frozen=True)
+class PassedMLP:
+    """A passed MLP as a map of the residual stream: the norm before it, the MLP with held ratios, the norm behind it."""
+
+    read: ReadMap
+    mlp: HeldMLP
+    norm: FrozenNorm | None
+    const: Float[Tensor, "pos d_model"]
+
+    def linear(self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """What the MLP adds to the stream, without the constant, from streams at some positions."""
+        y = self.mlp.linear_at(x if self.read.norm is None else self.read.norm.push(x, positions), positions)
+        return y if self.norm is None else self.norm.push(y, positions)
+
+    def transpose(self, g: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """Gradients at the stream that the MLP reads, from gradients at what it adds to the stream."""
+        g = g if self.norm is None else self.norm.transpose(g, positions)
+        return replace(self.read, rounding=None).transpose(self.mlp.transpose(g, positions), positions)[0]
+
+
+@dataclass(frozen=True)
+class BlockMaps:
+    """One block: its autoencoder's site (None if it has none), its attention, and its MLP if that is passed.
+
+    ``read``: how a transcoder or neurons of this block read the stream. ``rounding``: the stream behind the block minus the
+    sum of what was written to it, which is not zero in half precision; ``before_mid``: the same for the stream in the
+    block's middle, if the autoencoder is there. Both are None in float32.
+    """
+
+    site: str | None
+    attention: FrozenAttention
+    heads: FrozenHeads | None
+    passed: PassedMLP | None
+    read: ReadMap | None
+    rounding: Float[Tensor, "pos d_model"] | None
+    before_mid: Float[Tensor, "pos d_model"] | None
+
+    @property
+    def own_heads(self) -> FrozenHeads:
+        """The two halves of attention, which a block with an autoencoder of ``attn.hook_z`` has."""
+        assert self.heads is not None
+        return self.heads
+
+    @property
+    def own_passed(self) -> PassedMLP:
+        """The passed MLP, which a block with an autoencoder has."""
+        assert self.passed is not None
+        return self.passed
+
+    @property
+    def own_read(self) -> ReadMap:
+        """How transcoders or neurons read the stream, in a block that has them."""
+        assert self.read is not None
+        return self.read
+
+
+def block_maps(model: Any, recording: Recording, sources: Sources) -> list[BlockMaps]:
+    """The maps of every recorded block, compared with what the model computed on this prompt.
+
+    Raises:
+        ArchitectureError: a map gives something else than the model, so the closed form does not know this architecture.
+    """
+    if len({*sources.devices, recording.resid_final.device}) > 1:
+        raise ArchitectureError(
+            "the model's layers lie on several devices, and the closed form with autoencoders or passed MLPs knows one only. "
+            'Use engine="autograd".'
+        )
+    dictionary, held = sources.dictionary, held_mlps(model, recording, sources)
+    exact = recording.dtype == torch.float32
+    blocks = []
+    for layer in range(len(sources.layers)):
+        site = own_site(dictionary, layer)
+        attention = _attention(model, recording, layer)
+        heads = None if site != "attn.hook_z" else _heads(model, recording, layer, attention)
+        passed = _passed(model, recording, sources, layer, held[layer]) if layer in held else None
+        read = None if site is not None or layer not in dictionary.layers else _read(model, recording, sources, layer)
+        at_mid = site == "hook_resid_mid"
+        rounding = None if exact else _behind(recording, sources, layer, read, at_mid)
+        before_mid = _before_mid(recording, layer) if at_mid and not exact else None
+        blocks.append(BlockMaps(site, attention, heads, passed, read, rounding, before_mid))
+    _check_streams(model, recording)
+    return blocks
+
+
+def final_map(model: Any, recording: Recording) -> ReadMap:
+    """How logits read the stream; the stream itself if the recording ends below the last layer."""
+    if recording.logits is None:
+        return ReadMap("residual", None)
+    final = ReadMap("normed", frozen_norm(model, recording, "ln_final"))
+    some = slice(None, None, max(1, recording.logits.numel() // LOGITS_COMPARED))
+    _compare("logits", explained_logits(model, recording, final, some), recording.logits[some], recording.dtype)
+    return final
+
+
+def _compare(what: str, ours: Tensor, models: Tensor, dtype: torch.dtype) -> None:
+    gap, within = largest_gap(ours - models.float(), models.float(), _ROUNDING), rounding_within(dtype)
+    if not gap <= within:
+        raise ArchitectureError(
+            f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance {within:.2%}), so this "
+            'architecture is not one the linear engine knows. Use engine="autograd".'
+        )
+
+
+def _attention(model: Any, recording: Recording, layer: int) -> FrozenAttention:
+    attention = frozen_attention(model, recording, layer)
+    x, models = recording.resid_pre[layer], recording.attn_out[layer].float()
+    ours = attention.forward(x)
+    _compare(f"attention of layer {layer}", ours, models, recording.dtype)
+    return attention if recording.dtype == torch.float32 else replace(attention, const=attention.const + models - ours)
+
+
+def _heads(model: Any, recording: Recording, layer: int, attention: FrozenAttention) -> FrozenHeads:
+    """Attention cut at ``attn.hook_z``; both halves are compared with the model."""
+    made = frozen_heads(model, recording, layer, attention)
+    z, added = recording.sites[f"blocks.{layer}.attn.hook_z"].float(), recording.attn_out[layer].float()
+    arriving, leaving = made.into.forward(recording.resid_pre[layer]), made.out(z)
+    _compare(f"attn.hook_z of layer {layer}", arriving, z, recording.dtype)
+    _compare(f"attention of layer {layer} behind hook_z", leaving, added, recording.dtype)
+    if recording.dtype == torch.float32:
+        return made
+    return replace(made, into=replace(made.into, const=made.into.const + z - arriving), const=made.const + added - leaving)
+
+
+def _passed(model: Any, recording: Recording, sources: Sources, layer: int, mlp: HeldMLP) -> PassedMLP:
+    hook_in, hook_out = passing_points(model, sources.dictionary, (layer,))
+    x, written = resid_mid(recording, model, layer), recording.sites[hook_out].float()
+    read = read_map(model, recording, layer, hook_in)
+    _compare(hook_in, read.forward(x), recording.sites[hook_in], recording.dtype)
+    norm = write_norm(model, recording, layer, hook_out)
+    made = PassedMLP(read, mlp, norm, torch.zeros_like(x))
+    models = recording.mlp_out[layer].float()
+    added = written if norm is None else norm.forward(written)
+    _compare(f"{hook_out}, as it is added to the stream", added, models, recording.dtype)
+    # At the prompt the held ratios give the MLP's own output (held_mlp compares them); the rest is a constant.
+    return replace(made, const=models - made.linear(x, torch.arange(len(x), device=x.device)))
+
+
+def _read(model: Any, recording: Recording, sources: Sources, layer: int) -> ReadMap:
+    if sources.layers[layer].share != 1.0:
+        raise ArchitectureError(
+            f"layer {layer} multiplies its MLP's output by {sources.layers[layer].share:.4g} on its way to the residual stream, "
+            'which the closed form does not know. Use engine="autograd", or output_hook="hook_mlp_out".'
+        )
+    hook = sources.dictionary.input_hook(layer)
+    read = read_map(model, recording, layer, hook)
+    ours, models = read.forward(resid_mid(recording, model, layer)), recording.sites[hook].float()
+    _compare(hook, ours, models, recording.dtype)
+    return read if recording.dtype == torch.float32 else replace(read, rounding=models - ours)
+
+
+def _behind(
+    recording: Recording, sources: Sources, layer: int, read: ReadMap | None, at_mid: bool
+) -> Float[Tensor, "pos d_model"]:
+    """The stream behind a block minus the sum of what was written to it, from the block's input on or from its middle."""
+    source, written = sources.layers[layer], recording.mlp_out[layer].float()
+    hooks = sources.dictionary
+    if source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself
+        written = source.norm.forward(recording.sites[hooks.output_hook(layer)])
+    before = recording.resid_pre[layer].float() + recording.attn_out[layer].float()
+    gap = recording.streams[layer + 1].float() - written - (recording.sites[hooks.input_hook(layer)].float() if at_mid else before)
+    if source.skip is not None and read is not None and read.rounding is not None:
+        through = read.rounding @ source.skip.T
+        through[list(sources.skipped)] = 0.0  # there the whole output is constant already
+        gap = gap + (through if source.norm is None else source.norm.push(through, torch.arange(len(gap), device=gap.device)))
+    return gap
+
+
+def _before_mid(recording: Recording, layer: int) -> Float[Tensor, "pos d_model"]:
+    """The stream in a block's middle minus the block's input and what attention added."""
+    middle = recording.sites[f"blocks.{layer}.hook_resid_mid"].float()
+    return middle - recording.resid_pre[layer].float() - recording.attn_out[layer].float()
+
+
+def _check_streams(model: Any, recording: Recording) -> None:
+    for layer in range(len(recording.attn_out)):
+        ours = recording.resid_pre[layer].float() + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
+        _compare(f"residual stream after layer {layer}", ours, recording.streams[layer + 1], recording.dtype)

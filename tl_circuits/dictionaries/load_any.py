@@ -1,0 +1,111 @@
+"""``tlc.load_dictionary``: open any dictionary: transcoders, autoencoders at any site, or several together."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tl_circuits.dictionaries.base import Dictionary
+from tl_circuits.dictionaries.combined import combined
+from tl_circuits.dictionaries.load import load_transcoders
+from tl_circuits.dictionaries.residency import Residency
+from tl_circuits.dictionaries.saelens import is_saelens, layer_of_saelens
+from tl_circuits.dictionaries.saelens_releases import open_release
+from tl_circuits.errors import DictionaryError
+from tl_circuits.hooks import PromptRule
+from tl_circuits.support.checked import checked
+
+
+@checked
+def load_dictionary(
+    source: Any,
+    *,
+    ids: str | Iterable[str] | None = None,
+    width: int | str | None = None,
+    l0: int | float | str | None = None,
+    layers: Iterable[int] | None = None,
+    input_hook: str | None = None,
+    output_hook: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    residency: Residency = "auto",
+    cache_dir: str | Path | None = None,
+    name: str | None = None,
+    prompt_rule: PromptRule | None = None,
+    progress: bool = False,
+) -> Dictionary:
+    """Open any dictionary: transcoders, SAELens autoencoders at any site, or several of them as one.
+
+    Args:
+        source: anything that :func:`load_transcoders` takes; a SAELens release of autoencoders, such as
+            ``"gemma-scope-2b-pt-res-canonical"``; one SAELens object, or a list of them, each for the layer that its hook
+            names; or a list of dictionaries that have no layer in common, which become one.
+        ids: which autoencoders of a release, by SAELens' ids, such as ``"blocks.8.hook_resid_pre"``. Without ids, ``width``
+            and ``l0`` choose; if a layer then has autoencoders at several sites, those at the release's most frequent site
+            are taken.
+        width: as for :func:`load_transcoders`.
+        l0: as for :func:`load_transcoders`.
+        layers: as for :func:`load_transcoders`. A release of autoencoders may have any layers; None takes all it has.
+        input_hook: as for :func:`load_transcoders`.
+        output_hook: as for :func:`load_transcoders`.
+        device: as for :func:`load_transcoders`.
+        dtype: as for :func:`load_transcoders`.
+        residency: as for :func:`load_transcoders`.
+        cache_dir: as for :func:`load_transcoders`. Releases of autoencoders are kept in the hub library's own folder.
+        name: as for :func:`load_transcoders`.
+        prompt_rule: as for :func:`load_transcoders`.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The dictionary, for :func:`attach`. A feature's number is its row in the decoder, as in SAELens.
+
+    Raises:
+        DictionaryError: the source does not exist or cannot be read; two dictionaries are given for one layer; or an option
+            does not apply to it.
+        DownloadError: files cannot be downloaded.
+
+    Examples:
+        An autoencoder of the residual stream behind block 1, and the built-in transcoder of block 3:
+
+        >>> import torch
+        >>> random = torch.Generator().manual_seed(0)
+        >>> W = torch.randn(200, 96, generator=random) / 10
+        >>> site = dict(input_hook="hook_resid_post", output_hook="hook_resid_post")
+        >>> mine = tlc.Transcoder(W, W, b_enc=torch.zeros(200), b_dec=torch.zeros(96), **site)
+        >>> both = tlc.load_dictionary(
+        ...     [tlc.load_dictionary({1: mine}, layers=[1]), tlc.load_dictionary(transcoders, layers=[3])]
+        ... )
+        >>> both.layers, both.output_hook(1), both.output_hook(3)
+        ((1, 3), 'blocks.1.hook_resid_post', 'blocks.3.hook_mlp_out')
+    """
+    options: dict[str, Any] = dict(
+        width=width, l0=l0, layers=layers, input_hook=input_hook, output_hook=output_hook, device=device, dtype=dtype,
+        residency=residency, cache_dir=cache_dir, name=name, prompt_rule=prompt_rule, progress=progress,
+    )  # fmt: skip
+    if is_saelens(source):
+        source = [source]
+    if isinstance(source, (list, tuple)) and source:
+        if all(isinstance(part, Dictionary) for part in source):
+            source = combined(source)
+        elif all(is_saelens(part) for part in source):
+            source = _by_layer(source)
+            options["layers"] = list(source) if layers is None else layers
+    elif ids is not None:
+        return open_release(source, ids=ids, **options)
+    if ids is not None:
+        raise DictionaryError(f"ids={ids!r} chooses among the autoencoders of a SAELens release; leave ids= out here.")
+    return load_transcoders(source, **options)
+
+
+def _by_layer(saes: Iterable[Any]) -> Mapping[int, Any]:
+    """SAELens objects by their layers, ascending."""
+    found: dict[int, Any] = {}
+    for sae in saes:
+        layer = layer_of_saelens(sae)
+        if layer in found:
+            hooks = [other.cfg.metadata.hook_name for other in (found[layer], sae)]
+            what = f"two are at one site, {hooks[0]}" if hooks[0] == hooks[1] else f"{hooks[0]} and {hooks[1]} are of one layer"
+            raise DictionaryError(f"{what}; a graph has one dictionary for each layer. Give one of them.")
+        found[layer] = sae
+    return dict(sorted(found.items()))
