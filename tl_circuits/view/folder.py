@@ -42,7 +42,7 @@ class GraphFolder:
             raise GraphFileError(f"there is no file or folder {path}.")
         self.path = path
         self.traced_here: set[str | None] = set()  # ids of graphs that this server made
-        self._lock = threading.Lock()  # two tabs may save at the same time
+        self._lock = threading.RLock()  # two tabs may save, or open graphs, at the same time
         self._loaded: dict[str, tuple[float, AttributionGraph, dict[str, Any]]] = {}
 
     def entries(self) -> list[Entry]:
@@ -60,15 +60,16 @@ class GraphFolder:
         return made
 
     def _open(self, entry: Entry) -> tuple[AttributionGraph, dict[str, Any]]:
-        with boundary(GraphFileError, entry.path):  # a link may lead nowhere
-            changed = entry.path.stat().st_mtime
-        if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
-            if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
-                self._loaded.pop(next(iter(self._loaded)))
-            # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
-            self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})
-        _, graph, data = self._loaded[entry.id]
-        return graph, data
+        with self._lock:
+            with boundary(GraphFileError, entry.path):  # a link may lead nowhere
+                changed = entry.path.stat().st_mtime
+            if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
+                if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
+                    self._loaded.pop(next(iter(self._loaded)))
+                # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
+                self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})
+            _, graph, data = self._loaded[entry.id]
+            return graph, data
 
     def graphs(self) -> list[AttributionGraph]:
         """All graphs that can be read, sorted by name."""
