@@ -13,23 +13,15 @@ where it is active on “is”.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import comb
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
-from tl_circuits.feature_labels.top_firing import EXAMPLES
+from tl_circuits.feature_labels.token_space import AGREE, FEWEST, TokenSpace, plain
 from tl_circuits.graph.graph import AttributionGraph
 
-FEWEST = 3  # examples that a name needs
 BACK = 4  # tokens before the strongest one that are compared
-_AGREE = 0.6  # share of the examples that have to be alike
 _CHANCE = 1e-4  # how likely the same tokens before may be by chance, for one feature
-_DRAWS = 500
 _SHOWN = 3  # tokens in a name
 _LONG = 24  # characters of one token in a name
 
@@ -75,148 +67,6 @@ class Place:
     tokens: tuple[int, ...]
 
 
-class TokenSpace:
-    """How alike and how common the tokens of a text are.
-
-    Args:
-        pieces: the text, as pieces of token ids.
-        embeddings: the model's token embeddings.
-        texts: by token, its text.
-        also: tokens that do not occur in the text, and that are asked about.
-    """
-
-    def __init__(
-        self,
-        pieces: Sequence[Sequence[int]],
-        embeddings: Float[Tensor, "d_vocab d_model"],
-        texts: Mapping[int, str],
-        also: Sequence[int] = (),
-    ):
-        self._pieces, self._texts = pieces, texts
-        ids = torch.tensor([i for piece in pieces for i in piece])
-        distinct, counts = torch.cat([ids, torch.tensor(list(also), dtype=torch.long)]).unique(return_counts=True)
-        share = counts / counts.sum()
-        self._rows = {token: row for row, token in enumerate(distinct.tolist())}
-        self.spaced = any(text.startswith(" ") for text in texts.values())
-        names = [plain(texts[token]) for token in self._rows]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        self._share: Counter[str] = Counter()
-        for name, part in zip(names, share.tolist(), strict=True):
-            self._share[name] += part
-        self._name = torch.tensor([numbers[name] for name in names])
-        self._places = torch.searchsorted(distinct, ids)
-        vectors = embeddings[distinct.to(embeddings.device)].detach().float().cpu()
-        self._vectors = torch.nn.functional.normalize(vectors - (vectors * share[:, None]).sum(0), dim=1)
-
-    def share(self, text: str) -> float:
-        """How large a part of the text a token is, whatever its case and the space before it."""
-        return self._share[plain(text)]
-
-    @cached_property
-    def start_share(self) -> float:
-        """How large a part of the text stands at the start of a piece."""
-        return len(self._pieces) / max(1, len(self._places))
-
-    def rule_share(self, tokens: Collection[str], phrase: Mapping[int, str]) -> float:
-        """How large a part of the text are places with one of ``tokens`` (any, if there are none) after a phrase."""
-        if not phrase:
-            return sum(self._share[token] for token in tokens)
-        nearest = max(phrase)
-        count = 0
-        for number, at in self._where.get(phrase[nearest], ()):
-            piece, end = self._pieces[number], at - nearest
-            if end >= len(piece) or end + min(phrase) < 0 or (tokens and plain(self._texts[piece[end]]) not in tokens):
-                continue
-            count += all(plain(self._texts[piece[end + offset]]) == text for offset, text in phrase.items())
-        return count / max(1, len(self._places))
-
-    def share_before(self, text: str, offset: int, tokens: Collection[str]) -> float:
-        """Of the places where one of ``tokens`` stands, the share that has ``text`` at ``offset`` before it."""
-        found = self._before(offset, tokens)
-        return sum(there == plain(text) for there in found) / max(1, len(found))
-
-    def _before(self, offset: int, tokens: Collection[str]) -> list[str]:
-        places = [place for token in tokens for place in self._where.get(token, ())]
-        return [plain(self._texts[self._pieces[p][at + offset]]) if at + offset >= 0 else "" for p, at in places]
-
-    @cached_property
-    def _where(self) -> dict[str, list[tuple[int, int]]]:
-        found: dict[str, list[tuple[int, int]]] = {}
-        for number, piece in enumerate(self._pieces):
-            for at, token in enumerate(piece):
-                found.setdefault(plain(self._texts[token]), []).append((number, at))
-        return found
-
-    def fits(self, name: "FiringName", place: Place) -> bool:
-        """Whether a name is true of a node that stands at ``place``."""
-        if not name.rule:
-            return len(place.tokens) == 1
-        for offset, asked in name.rule.items():
-            if len(place.tokens) < 1 - offset:
-                return False
-            here = place.tokens[offset - 1]
-            if plain(self._texts[here]) in {plain(self._texts[t]) for t in asked}:
-                continue
-            if offset != 0 or len(asked) < FEWEST:
-                return False
-            cosines, n = self.alike([*asked, here]), len(asked)
-            usual = float((cosines[:n, :n].sum() - n) / (n * (n - 1)))
-            if float(cosines[n, :n].mean()) < 0.5 * usual:
-                return False
-        return True
-
-    def alike(self, tokens: Sequence[int]) -> Float[Tensor, "n n"]:
-        """The cosines of tokens with each other; 1 for tokens that differ in case or space only."""
-        return self._alike(torch.tensor([[self._rows[t] for t in tokens]]))[0]
-
-    def _alike(self, rows: Int[Tensor, "draw n"]) -> Float[Tensor, "draw n n"]:
-        vectors, names = self._vectors[rows], self._name[rows]
-        return torch.where(names[:, :, None] == names[:, None], 1.0, vectors @ vectors.mT)
-
-    @cached_property
-    def _by_chance(self) -> dict[tuple[int, int], float]:
-        """For n tokens drawn at random, of which the k most alike are kept: a mean cosine that no draw reached.
-
-        Half of the draws take places of the text, where common tokens repeat; half take distinct tokens, since rare
-        ones have embeddings of their own kind.
-        """
-        generator, found = torch.Generator().manual_seed(0), {}
-        for n in range(FEWEST, EXAMPLES + 1):
-            places = self._places[torch.randint(len(self._places), (_DRAWS, n), generator=generator)]
-            drawn = torch.cat([places, torch.randint(len(self._rows), (_DRAWS, n), generator=generator)])
-            for kept, mean in _most_alike(self._alike(drawn)):
-                found[n, int(kept[0].sum())] = float(mean.max())
-        return found
-
-    def most_alike(self, tokens: Sequence[int]) -> list[int]:
-        """Which of the tokens are more alike than chance gives: their places in ``tokens``, as many as possible. Empty
-        if fewer than the share that a name needs are.
-        """
-        for kept, mean in _most_alike(self.alike(tokens)[None]):
-            n = int(kept[0].sum())
-            if n < _AGREE * len(tokens):
-                break
-            # Where chance gives the same token again and again, only the same token everywhere says something.
-            if float(mean[0]) > min(self._by_chance[len(tokens), n], 0.999):
-                return kept[0].nonzero()[:, 0].tolist()
-        return []
-
-
-def _most_alike(cosines: Float[Tensor, "draw n n"]) -> list[tuple[Bool[Tensor, "draw n"], Float[Tensor, " draw"]]]:
-    """All tokens with their mean cosine, then without the one that fits worst, and so on down to three."""
-    kept, found = torch.ones(cosines.shape[:2], dtype=torch.bool), []
-    for n in range(cosines.shape[1], FEWEST - 1, -1):
-        sums = (cosines * kept[:, None]).sum(2)
-        found.append((kept.clone(), ((sums * kept).sum(1) - n) / (n * (n - 1))))
-        kept[torch.arange(len(kept)), sums.masked_fill(~kept, torch.inf).argmin(1)] = False
-    return found
-
-
-def plain(text: str) -> str:
-    """A token's text without its case and the spaces around it; a token of spaces alone stays."""
-    return text.strip().casefold() or text
-
-
 def name_from(examples: Sequence[Fired], space: TokenSpace) -> FiringName | None:
     """Name a feature after its strongest examples, strongest first.
 
@@ -230,14 +80,15 @@ def name_from(examples: Sequence[Fired], space: TokenSpace) -> FiringName | None
     if not examples or examples[0].strength <= 0:
         return None
     told = {tuple(map(plain, e.texts)): e for e in reversed(examples)}  # the same words again say nothing new
-    strong = [e for e in told.values() if e.strength >= 0.5 * examples[0].strength][::-1]
+    strong = sorted((e for e in told.values() if e.strength >= 0.5 * examples[0].strength), key=lambda e: -e.strength)
     if len(strong) < FEWEST:
         return None
-    enough = max(FEWEST, _AGREE * len(strong))
+    enough = max(FEWEST, AGREE * len(strong))
     starts = [i for i, e in enumerate(strong) if len(e.tokens) == 1]
-    alike = [i for i in space.most_alike([e.tokens[-1] for e in strong]) if "\ufffd" not in strong[i].texts[-1]]
     if len(starts) >= enough:
         return FiringName("at the start of a text", _sharpness(strong, starts, space.start_share), {})
+    # A part of a character has no text that could stand in a name.
+    alike = [i for i in space.most_alike([e.tokens[-1] for e in strong]) if "\ufffd" not in strong[i].texts[-1]]
     alike = alike if len(alike) >= enough else []
     phrase = _phrase(strong, space, bool(alike))
     both = [i for i in alike or range(len(strong)) if all(_has(strong[i], offset, text) for offset, text in phrase.items())]
@@ -248,8 +99,27 @@ def name_from(examples: Sequence[Fired], space: TokenSpace) -> FiringName | None
     else:
         return None
     rule = {offset: _ids_there(strong, covered, offset) for offset in (*phrase, *([0] if alike else []))}
-    share = space.rule_share({plain(strong[i].texts[-1]) for i in alike and covered}, phrase)
+    share = space.rule_share({plain(strong[i].texts[-1]) for i in covered} if alike else (), phrase)
     return FiringName(_words(strong, covered, phrase, bool(alike), space.spaced), _sharpness(strong, covered, share), rule)
+
+
+def fits(name: FiringName, place: Place, space: TokenSpace) -> bool:
+    """Whether a name is true of a node that stands at ``place``."""
+    if not name.rule:
+        return len(place.tokens) == 1
+    for offset, asked in name.rule.items():
+        if len(place.tokens) < 1 - offset:
+            return False
+        here = place.tokens[offset - 1]
+        if plain(space.text(here)) in {plain(space.text(t)) for t in asked}:
+            continue
+        if offset != 0 or len(asked) < FEWEST:
+            return False
+        cosines, n = space.alike([*asked, here]), len(asked)
+        usual = float((cosines[:n, :n].sum() - n) / (n * (n - 1)))
+        if float(cosines[n, :n].mean()) < 0.5 * usual:
+            return False
+    return True
 
 
 def _phrase(strong: Sequence[Fired], space: TokenSpace, alike: bool) -> dict[int, str]:
@@ -284,7 +154,7 @@ def _same_before(strong: Sequence[Fired], space: TokenSpace, tokens: Collection[
         text, count = there.most_common(1)[0]
         p = min(1.0, max(space.share(text), space.share_before(text, offset, tokens)))
         by_chance = sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(count, n + 1))
-        if count >= max(FEWEST, _AGREE * n) and by_chance < _CHANCE:
+        if count >= max(FEWEST, AGREE * n) and by_chance < _CHANCE:
             found[offset] = text
     return found
 
@@ -293,7 +163,7 @@ def _words(strong: Sequence[Fired], covered: Sequence[int], phrase: dict[int, st
     counts = Counter(plain(strong[i].texts[-1]) for i in covered)
     forms = {name: Counter(e.texts[-1] for e in strong if plain(e.texts[-1]) == name).most_common(1)[0][0] for name in counts}
     named = [name for name, _ in counts.most_common(_SHOWN)]
-    if counts[named[0]] >= _AGREE * len(covered):
+    if counts[named[0]] >= AGREE * len(covered):
         named = named[:1]
     if not phrase:
         return f"on {quoted([forms[name] for name in named])}"

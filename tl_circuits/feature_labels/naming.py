@@ -17,8 +17,9 @@ from tl_circuits.feature_labels.family_names import family_firing, family_name
 from tl_circuits.feature_labels.feature_files import EXAMPLES_KEPT, FeatureFiles
 from tl_circuits.feature_labels.firing import Firing, Pieces, cut
 from tl_circuits.feature_labels.firing_cache import firing_of
-from tl_circuits.feature_labels.firing_names import BACK, Fired, FiringName, Place, TokenSpace, name_from, place_of
+from tl_circuits.feature_labels.firing_names import BACK, Fired, FiringName, Place, fits, name_from, place_of
 from tl_circuits.feature_labels.record_names import record_names
+from tl_circuits.feature_labels.token_space import TokenSpace
 from tl_circuits.feature_labels.top_firing import BEFORE
 from tl_circuits.feature_labels.vocabulary import FEATURES_AT_ONCE, active_side, strongest_tokens, vocabulary_products
 from tl_circuits.feature_labels.weight_names import WeightName, sharpest_weight_name, usual_products
@@ -79,7 +80,7 @@ def name_features(
     Examples:
         >>> named = tlc.name_features(replacement, graph)
         >>> named.nodes.set_index("id").label["L0/F308@7"]
-        'on “Dallas”'
+        'on “Dallas, Waco, Austin”'
         >>> example = named.labels[named.node_numbers["L0/F308@7"]].examples[0]
         >>> " ".join(example.tokens)
         'the capital of the state containing Dallas is Austin .'
@@ -225,7 +226,7 @@ class FiringReader:
             ids = self._firing.pieces.ids[number][max(0, at - BACK) : at + 1]
             fired.append(Fired(ids, self.texts(ids), (strength - sign * mean) / max(spread, 1e-30)))
         name = name_from(fired, self._space) if fired else None
-        fitting = name if name is not None and self._space.fits(name, place) else None
+        fitting = name if name is not None and fits(name, place, self._space) else None
         return Examples(fitting, self.shown(layer, row, side, EXAMPLES_KEPT))
 
     def _kept(self, layer: int, row: int, side: int) -> list[tuple[int, int, float]]:

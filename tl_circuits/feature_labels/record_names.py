@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_circuits.feature_labels.feature_files import EXAMPLES_KEPT, FeatureFiles, example_of
-from tl_circuits.feature_labels.firing_names import BACK, Fired, FiringName, Place, TokenSpace, name_from, place_of
+from tl_circuits.feature_labels.firing_names import BACK, Fired, FiringName, Place, fits, name_from, place_of
+from tl_circuits.feature_labels.token_space import TokenSpace
 from tl_circuits.feature_labels.top_firing import EXAMPLES
 from tl_circuits.feature_labels.vocabulary import active_side
 from tl_circuits.graph.graph import AttributionGraph
@@ -57,7 +58,7 @@ def _named(
             fired.append(Fired(tuple(vocabulary[t] for t in texts), tuple(texts), (values[at] - mean) / spread))
     fired.sort(key=lambda one: -one.strength)
     name = name_from(fired[:EXAMPLES], space) if fired else None
-    return name if name is not None and space.fits(name, place) else None, tuple(shown[:EXAMPLES_KEPT])
+    return name if name is not None and fits(name, place, space) else None, tuple(shown[:EXAMPLES_KEPT])
 
 
 def _usual(record: Mapping[str, Any]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.feature_labels.firing_names import plain
+from tl_circuits.feature_labels.token_space import plain
 from tl_circuits.feature_labels.vocabulary import vocabulary_products
 from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
 
