@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookFiringError
+from .repeatable import require_repeatable
 from .sites import Model, put_hook, resolve, with_its_layer
 
 
@@ -68,6 +69,7 @@ def collect_sites(
 
         return function
 
+    require_repeatable(model)
     with ExitStack() as stack, torch.no_grad():
         for name in names:
             stack.callback(put_hook(resolve(model, name), keep(name)))

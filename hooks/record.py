@@ -14,6 +14,7 @@ from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
 from .norms import is_inner_norm, is_norm, norm_names, norm_weights, require_norm_weights
 from .patterns import Pattern
+from .repeatable import require_repeatable
 from .sites import (
     Model,
     find,
@@ -121,6 +122,7 @@ class Listener:
         self._model = model
 
     def __enter__(self) -> "Listener":
+        require_repeatable(self._model)
         with ExitStack() as stack:
             for name in self._counts:
                 stack.callback(put_hook(resolve(self._model, name), self._keep(name)))

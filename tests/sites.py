@@ -134,7 +134,7 @@ def plain_effects(model, dictionary, tokens, targets, skipped=(0,)):
             t, x = dictionary[layer], reads[layer][0, position].float()
             value = normalised(t, x) @ t.W_enc[feature] + t.b_enc[feature]
         grads = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)
-        found.append((_effects(dictionary, leaves, reads, grads, skipped), float(value)))
+        found.append((_effects(dictionary, leaves, reads, grads, skipped), float(value.detach())))
     return found
 
 

@@ -1,5 +1,6 @@
 """The page from a real server with a real model, in a real browser."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -185,6 +186,77 @@ def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):
         ):  # fmt: skip
             line.send(wish)
             assert reason in json.loads(line.recv(timeout=60))["error"]
+
+
+def test_a_tab_closed_while_the_model_works_does_not_disturb_the_next_one(served):
+    url, home = served
+    found, graph = graph_id(url), tlc.load_graph(home / "capital.graph.safetensors")
+    features = [i for i in graph.node_ids if "/F" in i]
+    address = url.replace("http", "ws") + f"/live?token={TOKEN}"
+
+    def wish(k):
+        return json.dumps({"do": "steer", "graph": found, "number": k, "nodes": [features[k]], "factor": 0})
+
+    def asked(k):
+        with connect(address) as line:
+            line.send(wish(k))
+            return json.loads(line.recv(timeout=60))["result"]
+
+    alone = [asked(k) for k in range(4)]
+    for k in range(24):
+        with connect(address) as line:
+            line.send(wish(k % 5))
+            time.sleep(0.003 * (k % 12))  # seconds: before the job starts, while it runs, and after it
+        assert asked(k % 4) == alone[k % 4]
+
+
+def test_one_job_at_a_time_also_when_the_waiting_for_it_is_given_up(monkeypatch):
+    from tl_circuits.view import live_model
+
+    model, running, most = tiny_bridge("llama"), [], []
+
+    def slow(replacement, graph, boxes, factor):
+        running.append(boxes)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.remove(boxes)
+        return [{"factor": factor}]
+
+    monkeypatch.setattr(live_model, "measure_boxes", slow)
+
+    async def tabs(live, graph):
+        for _ in range(5):
+            given_up = asyncio.create_task(live.steer(graph, ["a"], 1.0, lambda: True))
+            await asyncio.sleep(0.01)
+            given_up.cancel()
+            assert await live.steer(graph, ["b"], 2.0, lambda: True) == {"factor": 2.0}
+
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, prompt(5), max_nodes=5, progress=False)
+        asyncio.run(tabs(LiveModel(replacement), graph))
+    assert max(most) == 1 and len(most) == 10
+
+
+def test_every_wish_is_answered(served, monkeypatch):
+    from tl_circuits.view import live_model
+
+    url, home = served
+    found, graph = graph_id(url), tlc.load_graph(home / "capital.graph.safetensors")
+
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(live_model, "measure_boxes", broken)
+    steer = {"do": "steer", "graph": found, "number": 7, "nodes": [graph.node_ids[0]], "factor": 0}
+    with connect(url.replace("http", "ws") + f"/live?token={TOKEN}") as line:
+        for text, words in (
+            (json.dumps(steer), "RuntimeError: out of memory"), (json.dumps(steer).replace('"factor": 0', '"factor": 1e400'), "factor"),
+            (json.dumps(steer | {"nodes": 5}), "not iterable"), ("[" * 5000, "JSON object"), (json.dumps(steer | {"factor": []}), "float"),
+        ):  # fmt: skip
+            line.send(text)
+            assert words in json.loads(line.recv(timeout=30))["error"]
+    body = b'{"notes": ' + b"[" * 5000
+    assert ask(url, f"graphs/{found}/notes", "PUT", body)[0] == 422
 
 
 def test_a_tab_asks_which_heads_carried_any_link_while_another_steers(served):

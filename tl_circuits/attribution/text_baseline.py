@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -112,7 +112,7 @@ class Baseline:
                     parts[part][int(layer)] = tensor
             first = tuple(map(int, content["first"]))
             return cls(str(content["name"]), origin, int(content["n_tokens"]), first, tensors["embedding"], **parts)
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except Exception as error:
             raise GraphFileError(f"{path} is not a baseline of tl_circuits: {type(error).__name__}: {error}.") from error
 
     def __repr__(self) -> str:

@@ -50,8 +50,9 @@ class LayerActive:
         return self._each(lambda column: column[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "LayerActive":
-        baseline = None if self.baseline is None else change(self.baseline)
-        return LayerActive(change(self.position), change(self.feature), change(self.pre), change(self.activation), baseline)
+        baseline, scale = (None if column is None else change(column) for column in (self.baseline, self.scale))
+        found = change(self.position), change(self.feature), change(self.pre), change(self.activation)
+        return LayerActive(*found, baseline, scale)
 
 
 class Dictionary(ABC):

@@ -28,6 +28,7 @@ from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import PromptRule, wholes
 from tl_circuits.models import BUILTIN
 from tl_circuits.support.checked import checked
+from tl_circuits.support.reading import boundary
 
 
 @checked
@@ -129,7 +130,8 @@ def load_transcoders(
             "{layer: tlc.Transcoder}."
         )
     hub_cache = None if cache_dir is None else Path(cache_dir)
-    published = _find(source, hub_cache)
+    with boundary(DictionaryError, source):
+        published = _find(source, hub_cache)
     chosen = select(published.name, published.candidates, width, l0, layers)
     _fetch(chosen.values())
     hints = Hints(
@@ -144,7 +146,8 @@ def load_transcoders(
     loaded: dict[int, LayerWeights] = {}
     shared: dict[Tensor, Tensor] = {}
     for layer, candidate in tqdm(chosen.items(), desc="opening transcoders", unit="layer", disable=not progress):
-        read = candidate.layout.read(candidate.repository, candidate.entry, hints)
+        with boundary(DictionaryError, f"layer {layer} of {source} ({', '.join(candidate.entry.files)})"):
+            read = candidate.layout.read(candidate.repository, candidate.entry, hints)
         files = [candidate.repository.local(file) for file in candidate.entry.files]
         if read.decoder is not None and len(chosen) < len({c.entry.layer for c in published.candidates}):
             raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")

@@ -21,6 +21,16 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.support.files import atomic_file
+from tl_circuits.support.reading import (
+    LARGEST_CONFIG,
+    LARGEST_JSON,
+    LARGEST_RECORD,
+    boundary,
+    gunzip,
+    parse_json,
+    quoted,
+    read_bytes,
+)
 
 ORIGIN = "features.origin.json"  # beside the folder of the records, whose files other programs read
 TOKENS_KEPT, EXAMPLES_KEPT, WINDOW = 5, 3, 24
@@ -44,11 +54,9 @@ class FeatureFiles:
         path = self.folder.parent / ORIGIN
         if not path.is_file():
             return None
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+        with boundary(GraphFileError, path):
+            said = parse_json(read_bytes(path, LARGEST_CONFIG, GraphFileError), path, GraphFileError)
             return Origin(str(said["model"]), str(said["dictionary"]), int(said["n_layers"]), read_sample(said["sample"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GraphFileError(f"{path} is damaged ({error}).") from error
 
     def require_of(self, graph: AttributionGraph) -> None:
         """Raise BelongingError if the records are known to be of another model or dictionary than the graph."""
@@ -57,12 +65,11 @@ class FeatureFiles:
 
     @cached_property
     def _index(self) -> dict[str, Any]:
-        try:
-            index = json.loads(gzip.decompress((self.folder / "index.json.gz").read_bytes()))
+        path = self.folder / "index.json.gz"
+        with boundary(GraphFileError, path):
+            index = parse_json(gunzip(path, LARGEST_JSON, GraphFileError), path, GraphFileError)
             entries = enumerate(index) if isinstance(index, list) else index.items()
-            return {str(layer): entry for layer, entry in entries if entry}
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise GraphFileError(f"{self.folder}/index.json.gz is damaged ({error}).") from error
+            return {str(int(layer)): entry for layer, entry in entries if entry}
 
     @property
     def layers(self) -> list[int]:
@@ -76,26 +83,39 @@ class FeatureFiles:
             GraphFileError: if it is damaged.
         """
         entry = self._index.get(str(layer))
-        if entry is None or not 0 <= feature < len(entry["offsets"]) - 1:
-            return None
-        path, (start, stop) = self.folder / entry["filename"], entry["offsets"][feature : feature + 2]
+        with boundary(GraphFileError, f"{self.folder}/index.json.gz"):
+            if entry is None or not 0 <= feature < len(entry["offsets"]) - 1:
+                return None
+            name, (start, stop) = entry["filename"], entry["offsets"][feature : feature + 2]
+            if Path(name).name != name:  # the index may name files of its own folder only
+                raise GraphFileError(f"{self.folder}/index.json.gz names the file {quoted(name)}, which is not in its folder.")
+            path = self.folder / name
         if start == stop:
             return None
-        try:
+        with boundary(GraphFileError, f"{path}: feature {feature}"):
+            if not 0 < stop - start <= LARGEST_RECORD:
+                raise GraphFileError(f"{path}: feature {feature} is damaged: its record has {stop - start:,} bytes.")
             with path.open("rb") as file:
                 file.seek(start)
                 data = file.read(stop - start)
             (length,) = struct.unpack("<I", data[:4])
-            return json.loads(zlib.decompress(data[4 : 4 + length]))
-        except (OSError, struct.error, zlib.error, ValueError) as error:
-            raise GraphFileError(f"{path}: feature {feature} is damaged ({error}).") from error
+            unpacked = zlib.decompressobj().decompress(data[4 : 4 + length], LARGEST_RECORD)
+            record = parse_json(unpacked, f"{path}: feature {feature} is damaged: its record", GraphFileError)
+            if not isinstance(record, dict):
+                raise GraphFileError(f"{path}: feature {feature} is damaged: its record is a {type(record).__name__}.")
+            return record
 
     def label(self, layer: int, feature: int) -> Label | None:
         """The record of one feature as a label with examples; None if there is none."""
         record = self.read(layer, feature)
         if record is None:
             return None
-        promotes, suppresses = (tuple(record.get(name, ())[:TOKENS_KEPT]) for name in ("top_logits", "bottom_logits"))
+        with boundary(GraphFileError, f"{self.folder}: the record of feature {feature} of layer {layer}"):
+            return self._label(record, layer, feature)
+
+    @staticmethod
+    def _label(record: dict[str, Any], layer: int, feature: int) -> Label:
+        promotes, suppresses = (tuple(map(str, record.get(name, ())[:TOKENS_KEPT])) for name in ("top_logits", "bottom_logits"))
         rows = [e for quantile in record.get("examples_quantiles", ()) for e in quantile["examples"]][:EXAMPLES_KEPT]
         short = "say " + ", ".join(f"“{token}”" for token in promotes[:2]) if promotes else f"feature {feature} of layer {layer}"
         return Label(short, promotes, suppresses, (), "feature files", tuple(map(example_of, rows)))

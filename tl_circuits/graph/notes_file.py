@@ -15,6 +15,7 @@ from tl_circuits.errors import GraphFileError, OutputError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Notes
 from tl_circuits.support.files import atomic_file
+from tl_circuits.support.reading import LARGEST_NOTES, boundary, parse_json, read_bytes
 
 NOTES_VERSION = 1
 ENDING = ".notes.json"
@@ -156,17 +157,13 @@ def parse_notes(content: Any) -> tuple[Notes, str]:
     Raises:
         GraphFileError: if the JSON is not that of a notes file.
     """
-    try:
+    with boundary(GraphFileError, "the text given as notes"):
         if content["version"] > NOTES_VERSION:
             raise GraphFileError(f"notes of format {content['version']} need a newer tl_circuits.")
         groups = tuple((_text(label), tuple(map(_text, ids))) for label, *ids in content["groups"])
         names = {_text(node): _text(name) for node, name in content["names"].items()}
         notes = Notes(groups, tuple(map(_text, content["pins"])), names, _text(content["text"]))
         return notes, _text(content["graph"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, GraphFileError):
-            raise
-        raise GraphFileError(f"these are not notes of tl_circuits: {type(error).__name__}: {error}.") from error
 
 
 def _text(value: Any) -> str:
@@ -182,8 +179,8 @@ def read_notes(path: Path) -> NotesFile:
         GraphFileError: if it cannot be read, or is not a notes file.
     """
     try:
-        return NotesFile(path, *parse_notes(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError) as error:
+        return NotesFile(path, *parse_notes(parse_json(read_bytes(path, LARGEST_NOTES, GraphFileError), path, GraphFileError)))
+    except GraphFileError as error:
         raise GraphFileError(f"cannot read the notes {path}: {error}") from error
 
 

@@ -14,10 +14,12 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes, read_baselines
 from tl_circuits.graph.notes_file import save_notes_beside, with_notes_beside
 from tl_circuits.graph.scores import Edges
+from tl_circuits.graph.sound import require_sound
 from tl_circuits.hooks import Sample
 from tl_circuits.support.checked import checked
 from tl_circuits.support.files import atomic_file
 from tl_circuits.support.outputs import output
+from tl_circuits.support.reading import LARGEST_GRAPH_FILE, boundary, parse_json
 
 FORMAT = "tl_circuits.graph"
 FORMAT_VERSION = 1
@@ -71,29 +73,30 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     path = Path(path)
     if not path.is_file():
         raise GraphFileError(f"there is no graph file at {path}.")
-    if _is_foreign(path):
-        graph = output("read another program's file")(path)
+    with boundary(GraphFileError, path):
+        if path.stat().st_size > LARGEST_GRAPH_FILE:
+            raise GraphFileError(f"{path} has more than {LARGEST_GRAPH_FILE:,} bytes, which no graph has.")
+        graph = output("read another program's file")(path) if _is_foreign(path) else _read_ours(path)
+        require_sound(graph, str(path))
         return with_notes_beside(graph, path) if notes else graph
+
+
+def _read_ours(path: Path) -> AttributionGraph:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if FORMAT not in metadata:
                 raise GraphFileError(f"{path} is a safetensors file, but not an attribution graph of ours.")
-            content = json.loads(metadata[FORMAT])
+            content = parse_json(metadata[FORMAT], f"{path}: its description", GraphFileError)
             if content["format_version"] > FORMAT_VERSION:
                 raise GraphFileError(
                     f"{path} was written by a newer tl_circuits (format {content['format_version']}, "
                     f"this one reads up to {FORMAT_VERSION}). Upgrade tl_circuits."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        graph = _build(content, tensors)
-        return with_notes_beside(graph, path) if notes else graph
-    except GraphFileError:
-        raise
     except SafetensorError as error:
         raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise GraphFileError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+    return _build(content, tensors)
 
 
 def _is_foreign(path: Path) -> bool:

@@ -18,6 +18,7 @@ from tl_circuits.interventions.intervene import InterventionResult, edits_of, in
 from tl_circuits.support.checked import checked
 
 TOP = 5
+RUNS_AT_ONCE = 128  # whose logits are computed together
 FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by chance
 
 
@@ -89,12 +90,13 @@ def measure_boxes(
     predicted = predicted_effects(graph, members, direct=False, factor=factor)
     target = int(graph._nodes.weight.argmax())
     reads = _target_vector(replacement, graph, target)
+    answers = _answers(replacement.model, free, len(boxes))
     found = []
     for row, ids in enumerate(boxes):
-        one: dict[str, Any] = {"nodes": list(ids)} | _answer(free[row])
+        one: dict[str, Any] = {"nodes": list(ids)} | answers[row]
         if controls:
             start = len(boxes) + row * controls
-            one |= _against_chance(one, free[start : start + controls])
+            one |= _against_chance(one, answers[start : start + controls])
         if reads is not None:
             kept = free[row] if held[row].diverged else held[row]
             one |= {
@@ -108,23 +110,35 @@ def measure_boxes(
     return found
 
 
-def _answer(result: InterventionResult) -> dict[str, Any]:
-    """What a run with nothing held says next, and what became of the untouched run's answer."""
-    top = result.top(TOP).head(TOP)
-    answer = int(result.baseline_logits[-1].argmax())
-    before, after = (part.exp()[answer] for part in result._last)
-    return {
-        "top": [{"token": r.token, "before": round(float(r.before), 6), "after": round(float(r.after), 6)} for r in top.itertuples()],
-        "answer": token_text(result.model, answer),
-        "before": round(float(before), 6),
-        "after": round(float(after), 6),
-        "logit": round(float(result.last_logits[answer] - result.baseline_logits[-1, answer]), 5),
-    }
+def _answers(model: Any, results: Sequence[InterventionResult], boxes: int) -> list[dict[str, Any]]:
+    """What runs with nothing held say next, and what became of the untouched run's answer.
+
+    All runs' logits are computed together, as reading the unembedding once for each run would take longer than the runs. The
+    likeliest tokens are listed for the first ``boxes`` runs only; the others are random sets.
+    """
+    unembed = unembed_weights(model)
+    before = unembed.logits(results[0].baseline_final[-1:])[0]
+    answer, likely = int(before.argmax()), before.softmax(-1)
+    common = {"answer": token_text(model, answer), "before": round(float(likely[answer]), 6)}
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(results), RUNS_AT_ONCE):
+        part = results[start : start + RUNS_AT_ONCE]
+        logits = unembed.logits(torch.stack([result.final[-1] for result in part]))
+        shares = logits.softmax(-1)
+        for row, share in enumerate(shares):
+            one = common | {"after": round(float(share[answer]), 6), "logit": round(float(logits[row, answer] - before[answer]), 5)}
+            found.append(one | ({"top": _top(model, likely, share)} if start + row < boxes else {}))
+    return found
 
 
-def _against_chance(one: dict[str, Any], results: Sequence[InterventionResult]) -> dict[str, Any]:
+def _top(model: Any, before: Float[Tensor, " d_vocab"], after: Float[Tensor, " d_vocab"]) -> list[dict[str, Any]]:
+    """The likeliest next tokens of either run, with both probabilities."""
+    either = torch.maximum(before, after).topk(TOP).indices.tolist()
+    return [{"token": token_text(model, i), "before": round(float(before[i]), 6), "after": round(float(after[i]), 6)} for i in either]
+
+
+def _against_chance(one: dict[str, Any], random: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The same of random sets. A box is tested if its answer's odds move further than those of every random set."""
-    random = [_answer(result) for result in results]
     odds = [abs(_odds(r["after"]) - _odds(r["before"])) for r in (one, *random)]
     return {
         "random": sorted(r["after"] for r in random),

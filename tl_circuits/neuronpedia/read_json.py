@@ -1,7 +1,7 @@
 """Read graphs from the JSON of Neuronpedia, circuit-tracer, Anthropic's viewer and llamascopium."""
 
-import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from tl_circuits.neuronpedia.export import STORED_INFO, unescape_token
 from tl_circuits.neuronpedia.ids import KIND_OF, parse_node_id
 from tl_circuits.neuronpedia.read_links import read_links
 from tl_circuits.neuronpedia.read_notes import notes_from_params, translated
+from tl_circuits.support.reading import MOST_NODES, quoted
 
 # What our tables or the export itself say; everything else a node carries is kept as it is.
 _NODE_KEYS = {
@@ -27,6 +28,10 @@ _NODE_KEYS = {
 }  # fmt: skip
 _METADATA_KEYS = {
     "tl_circuits", "prompt", "prompt_tokens", "schema_version", "replacement_score", "completeness_score",
+}  # fmt: skip
+_METADATA_TYPES = {
+    "scan": str, "slug": str, "prompt": str, "prompt_tokens": list, "info": dict, "feature_details": dict, "transcoder_list": list,
+    "tl_circuits": dict,
 }  # fmt: skip
 
 
@@ -54,12 +59,18 @@ def graph_from_json(content: Any, where: str) -> AttributionGraph:
     for key in ("metadata", "nodes", "links"):
         if not isinstance(content, dict) or key not in content:
             raise GraphFileError(f"{where} is not an attribution graph: it has no {key!r}.")
-    metadata = content["metadata"]
+    metadata, raws = content["metadata"], content["nodes"]
     for key in ("prompt_tokens", "prompt"):
         if not isinstance(metadata, dict) or key not in metadata:
             raise GraphFileError(f"{where} is not an attribution graph: its metadata has no {key!r}.")
+    if not isinstance(raws, list) or not 0 < len(raws) <= MOST_NODES:
+        given = len(raws) if isinstance(raws, list) else type(raws).__name__
+        raise GraphFileError(f"{where}: 'nodes' must be a list of 1 to {MOST_NODES:,} nodes, got {given}.")
+    for key, wanted in _METADATA_TYPES.items():
+        if metadata.get(key) is not None and not isinstance(metadata[key], wanted):
+            raise GraphFileError(f"{where}: its metadata has {key!r} of the type {type(metadata[key]).__name__}, expected {wanted.__name__}.")
     doubled = "scan" not in metadata and "qParams" not in content  # llamascopium: attention 2L, MLP 2L+1
-    nodes = [_node(raw, i, where, metadata, doubled) for i, raw in enumerate(content["nodes"])]
+    nodes = [_node(raw, i, where, metadata, doubled) for i, raw in enumerate(raws)]
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].kind)  # stable: the file's order within a kind
     edges = read_links(content["links"], [n.raw["node_id"] for n in nodes], [n.kind for n in nodes],
                        [n.layer for n in nodes], order, where)  # fmt: skip
@@ -68,7 +79,8 @@ def graph_from_json(content: Any, where: str) -> AttributionGraph:
     table = _table(nodes, info)
     graph = AttributionGraph(info, table, edges, _labels(nodes))
     if len(set(graph.node_ids)) < len(graph):
-        twice = next(i for i, name in enumerate(graph.node_ids) if name in graph.node_ids[:i])
+        counts = Counter(graph.node_ids)
+        twice = next(i for i, name in enumerate(graph.node_ids) if counts[name] > 1)
         raise GraphFileError(f"{where}: node {nodes[twice].raw['node_id']!r} stands for what another node is already.")
     return _with_the_rest(graph, content, nodes)
 
@@ -77,14 +89,14 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
     for key in ("node_id", "feature_type", "layer", "ctx_idx"):
         if not isinstance(raw, dict) or key not in raw:
             raise GraphFileError(f"{where}: nodes[{number}] has no {key!r}.")
-    if raw["feature_type"] not in KIND_OF:
+    if str(raw["feature_type"]) not in KIND_OF:
         known = ", ".join(map(repr, KIND_OF))
-        raise GraphFileError(f"{where}: nodes[{number}] has the feature_type {raw['feature_type']!r}; known are {known}.")
-    kind = KIND_OF[raw["feature_type"]]
+        raise GraphFileError(f"{where}: nodes[{number}] has the feature_type {quoted(raw['feature_type'])!r}; known are {known}.")
+    kind = KIND_OF[str(raw["feature_type"])]
     try:
         layer = -1 if kind == "embedding" or raw["layer"] == "E" else int(raw["layer"])
         position = int(raw["ctx_idx"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise GraphFileError(f"{where}: nodes[{number}] has a layer or ctx_idx that is not a number ({error}).") from error
     code, said = raw.get("feature"), parse_node_id(str(raw["node_id"]))
     if doubled and layer >= 0:
@@ -149,7 +161,7 @@ def _info(metadata: dict[str, Any], nodes: list[_Node], doubled: bool) -> GraphI
     own = metadata.get("tl_circuits") or {}
     logits = [n for n in nodes if n.kind == Kind.LOGIT]
     names = [_logit_name(n) for n in logits]
-    if len(own.get("target_names", ())) == len(logits):
+    if "target_names" in own and len(own["target_names"]) == len(logits):
         names = list(own["target_names"])
     probabilities = tuple(_probability(n, len(logits)) for n in logits)
     ids = {n.position: n.feature for n in nodes if n.kind == Kind.EMBEDDING}
@@ -259,14 +271,3 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     made = AttributionGraph(graph.info, graph._nodes, graph._edges, graph.labels, source_file=source_file, head_stories=stories)
     return made.with_notes(notes)
 
-
-def parse(data: bytes, where: str) -> Any:
-    """The parsed JSON.
-
-    Raises:
-        GraphFileError: if it cannot be parsed; it names the place.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise GraphFileError(f"{where} is not JSON, or was cut off ({error}).") from error

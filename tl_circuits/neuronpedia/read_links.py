@@ -9,6 +9,7 @@ import torch
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.scores import Edges
+from tl_circuits.support.reading import quoted
 
 _ERRORS = (Kind.ERROR, Kind.ATTENTION_ERROR)
 
@@ -20,7 +21,7 @@ def read_links(
     order.
 
     Raises:
-        GraphFileError: for ids used twice, links to missing nodes, links given twice or without a number, and cycles.
+        GraphFileError: for ids used twice, links to missing nodes, links given twice or without a number.
     """
     index, shared = _index(ids, kinds, where)
     if not isinstance(links, list):
@@ -49,10 +50,8 @@ def read_links(
     twice = (sorted_keys[1:] == sorted_keys[:-1]).nonzero()[:, 0]
     if len(twice):
         link = links[int(by[int(twice[0]) + 1])]
-        raise GraphFileError(f"{where}: the link from {link['source']!r} to {link['target']!r} is given twice.")
-    edges = Edges(source[by], target[by], weight[by])
-    _require_acyclic(edges, len(ids), where)
-    return edges
+        raise GraphFileError(f"{where}: the link from {quoted(link['source'])!r} to {quoted(link['target'])!r} is given twice.")
+    return Edges(source[by], target[by], weight[by])  # storage.load_graph then refuses circles
 
 
 def _index(ids: Sequence[str], kinds: Sequence[int], where: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -70,7 +69,7 @@ def _index(ids: Sequence[str], kinds: Sequence[int], where: str) -> tuple[dict[s
             index[name], shared[name] = feature, error
         else:
             raise GraphFileError(
-                f"{where}: nodes[{i}] has the id {name!r}, as nodes[{index[name]}] has. Ids must differ, or links "
+                f"{where}: nodes[{i}] has the id {quoted(name)!r}, as nodes[{index[name]}] has. Ids must differ, or links "
                 "cannot say which node they mean."
             )
     return index, shared
@@ -83,9 +82,9 @@ def _bad_link(links: list[Any], index: dict[str, int], where: str) -> GraphFileE
                 return GraphFileError(f"{where}: links[{i}] has no {end!r}.")
         for end in ("source", "target"):
             if not isinstance(link[end], str) or link[end] not in index:
-                return GraphFileError(f"{where}: links[{i}] has the {end} {link[end]!r}, and no node has that id.")
+                return GraphFileError(f"{where}: links[{i}] has the {end} {quoted(link[end])!r}, and no node has that id.")
         if not isinstance(link["weight"], (int, float)):
-            return GraphFileError(f"{where}: links[{i}] has the weight {link['weight']!r}, expected a number.")
+            return GraphFileError(f"{where}: links[{i}] has the weight {quoted(link['weight'])!r}, expected a number.")
     return GraphFileError(f"{where}: its links cannot be read.")
 
 
@@ -120,17 +119,3 @@ def _separate(
                 f"{where}: links[{i}] comes from {name!r}, which is a feature of layer {layers[source]} and the error of "
                 f"layer {layers[error]}, and nothing tells which. Load circuit-tracer's .pt of the graph instead."
             )
-
-
-def _require_acyclic(edges: Edges, n_nodes: int, where: str) -> None:
-    """Raise GraphFileError if influence could run in a circle."""
-    inputs = torch.bincount(edges.target, minlength=n_nodes)
-    left = torch.ones(n_nodes, dtype=torch.bool)
-    while True:
-        free = left & (inputs == 0)
-        if not free.any():
-            break
-        left &= ~free
-        inputs = inputs - torch.bincount(edges.target[free[edges.source]], minlength=n_nodes)
-    if left.any():
-        raise GraphFileError(f"{where}: its links run in a circle, so it is not an attribution graph.")

@@ -40,15 +40,17 @@ def group_ids(supernodes: Any, ours: dict[str, str]) -> Groups:
     """
     groups: dict[str, tuple[str, ...]] = {}
     taken: set[str] = set()
+    used: dict[str, int] = {}  # how often a label came before, so that a thousand groups of one label take no longer
     for row in supernodes if isinstance(supernodes, list) else ():
         if not isinstance(row, list) or not row:
             continue
         ids = tuple(dict.fromkeys(ours[i] for i in row[1:] if i in ours and ours[i] not in taken))
         if not ids:
             continue
-        label, number = str(row[0]).strip() or "group", 2
+        wished = label = str(row[0]).strip() or "group"
         while label in groups:
-            label, number = f"{str(row[0]).strip() or 'group'} ({number})", number + 1
+            used[wished] = used.get(wished, 1) + 1
+            label = f"{wished} ({used[wished]})"
         groups[label] = ids
         taken.update(ids)
     return tuple(groups.items())
@@ -62,23 +64,31 @@ def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[
         return {}
     named = {}
     n = graph._nodes
+    same_feature = _by_feature(graph)
     for i, name in enumerate(graph.node_ids):
         if int(n.kind[i]) not in NUMBERED:
             continue
         layer, feature, position = int(n.layer[i]), int(n.feature[i]), int(n.position[i])
         code = cantor_pair(layer, feature)
         # A name we know to be of another position's node was given to that one alone.
-        elsewhere = any(known.get(other) == pairs.get(str(code)) for other in _same_feature(graph, i)) and name not in known
+        elsewhere = any(known.get(other) == pairs.get(str(code)) for other in same_feature[_feature(graph, i)] if other != name) and name not in known
         text = pairs.get(f"{layer}_{code}_{position}") or (None if elsewhere else pairs.get(str(code)))
         if text:
             named[name] = str(text)
     return named
 
 
-def _same_feature(graph: AttributionGraph, index: int) -> list[str]:
+def _feature(graph: AttributionGraph, index: int) -> tuple[int, int, int]:
     n = graph._nodes
-    same = (n.kind == n.kind[index]) & (n.layer == n.layer[index]) & (n.feature == n.feature[index])
-    return [graph.node_ids[i] for i in same.nonzero()[:, 0].tolist() if i != index]
+    return int(n.kind[index]), int(n.layer[index]), int(n.feature[index])
+
+
+def _by_feature(graph: AttributionGraph) -> dict[tuple[int, int, int], list[str]]:
+    """The ids of the nodes of each feature, at all positions."""
+    found: dict[tuple[int, int, int], list[str]] = {}
+    for i, name in enumerate(graph.node_ids):
+        found.setdefault(_feature(graph, i), []).append(name)
+    return found
 
 
 def translated(results: Any, ids: dict[str, str]) -> Any:

@@ -1,6 +1,8 @@
 """Read circuit-tracer's ``.pt`` files without running anything in them."""
 
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Nodes
 from tl_circuits.graph.scores import Edges
+from tl_circuits.support.reading import quoted
 
 
 class _LogitTarget(NamedTuple):
@@ -47,6 +50,7 @@ def read_pt(path: Path) -> AttributionGraph:
         GraphFileError: if the file holds anything but tensors, plain values and two known classes, such as code to run
             (it names what it found), or if it is damaged.
     """
+    _refuse_packed(path)
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -55,15 +59,35 @@ def read_pt(path: Path) -> AttributionGraph:
             f"{path} holds more than a circuit-tracer graph: {_first_line(error)} Nothing of it was run. If you trust "
             "the file, open it with circuit-tracer and export JSON."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # torch lets through whatever a damaged pickle raises
         raise GraphFileError(f"{path} is not a whole torch file ({_first_line(error)}). Was it cut off?") from error
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
         raise GraphFileError(f"{path} is a torch file, but not a circuit-tracer graph: it has no {missing[0]!r}.")
+    _refuse_expanded(content, path)
     try:
         return _build(content)
-    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+    except GraphFileError:
+        raise
+    except Exception as error:
         raise GraphFileError(f"{path} is a damaged circuit-tracer graph: {_first_line(error)}.") from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raise GraphFileError for a zip file with packed members: torch stores them as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED or m.file_size > m.compress_size]
+    if packed:
+        raise GraphFileError(f"{path} holds the packed part {quoted(packed[0])}, which torch never writes. It is not unpacked.")
+
+
+def _refuse_expanded(content: dict[str, Any], path: Path) -> None:
+    """Raise GraphFileError for a tensor that claims more numbers than the file holds for it."""
+    for name, value in content.items():
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise GraphFileError(f"{path}: {quoted(name)} claims the shape {tuple(value.shape)}, more than the file holds.")
 
 
 def _first_line(error: Exception) -> str:
@@ -149,12 +173,23 @@ def _nodes(
     return Nodes(**columns)
 
 
+# A name on the hub: "org/name" or "name". Anything else, such as a path, would open what the file's author chose.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
 def _texts(tokenizer_name: str, tokens: list[int]) -> list[str]:
-    """The tokens' texts if their tokenizer is on this computer, else ``#id``; the file does not hold the texts."""
+    """The tokens' texts if their tokenizer is in the hub's cache on this computer, else ``#id``; the file does not hold
+    the texts.
+
+    The name stands in the file, so it may only name a repository: no folder of this machine is opened, and no code of
+    the repository is run.
+    """
+    if not _HUB_NAME.fullmatch(tokenizer_name) or Path(tokenizer_name).exists():
+        return [f"#{t}" for t in tokens]
     try:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, local_files_only=True, trust_remote_code=False)
         return [str(tokenizer.decode([t])) for t in tokens]
-    except (ImportError, OSError, ValueError, KeyError, TypeError):
+    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
         return [f"#{t}" for t in tokens]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.notes import Notes
 from tl_circuits.graph.notes_file import belongs, find_notes, notes_json, parse_notes, replace_notes, with_notes_beside
 from tl_circuits.graph.storage import load_graph
+from tl_circuits.support.reading import boundary
 from tl_circuits.view.page_data import page_data
 
-LARGEST_FILE = 2 * 1024**3
 ENDINGS = (".safetensors", ".json", ".pt")
 FIELDS = ("groups", "pins", "names", "text")
 
@@ -27,6 +28,11 @@ class Entry:
     path: Path
     problem: str = ""
 
+    @property
+    def name(self) -> str:
+        """The file's name as text that can be sent: names of files may hold bytes that are no text."""
+        return self.path.name.encode("utf-8", "replace").decode()
+
 
 class GraphFolder:
     """The graphs under one path. Pages ask for them by id, never by path."""
@@ -36,7 +42,7 @@ class GraphFolder:
             raise GraphFileError(f"there is no file or folder {path}.")
         self.path = path
         self.traced_here: set[str | None] = set()  # ids of graphs that this server made
-        self._lock = threading.Lock()  # two tabs may save at the same time
+        self._lock = threading.RLock()  # two tabs may save, or open graphs, at the same time
         self._loaded: dict[str, tuple[float, AttributionGraph, dict[str, Any]]] = {}
 
     def entries(self) -> list[Entry]:
@@ -46,24 +52,24 @@ class GraphFolder:
         return [self._entry(path) for path in files]
 
     def _entry(self, path: Path) -> Entry:
-        made = Entry(hashlib.sha256(path.name.encode()).hexdigest()[:12], path)
-        if path.stat().st_size > LARGEST_FILE:
-            return Entry(made.id, path, f"{path.name} is larger than {LARGEST_FILE // 1024**3} GB.")
+        made = Entry(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12], path)
         try:
             self._open(made)
-        except (GraphFileError, OSError) as error:
-            return Entry(made.id, path, str(error).replace(str(path), path.name))
+        except GraphFileError as error:
+            return Entry(made.id, path, str(error).replace(str(path), made.name))
         return made
 
     def _open(self, entry: Entry) -> tuple[AttributionGraph, dict[str, Any]]:
-        changed = entry.path.stat().st_mtime
-        if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
-            if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
-                self._loaded.pop(next(iter(self._loaded)))
-            # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
-            self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})
-        _, graph, data = self._loaded[entry.id]
-        return graph, data
+        with self._lock:
+            with boundary(GraphFileError, entry.path):  # a link may lead nowhere
+                changed = entry.path.stat().st_mtime
+            if entry.id not in self._loaded or self._loaded[entry.id][0] != changed:
+                if len(self._loaded) > 8:  # graphs are large, so only some are kept: drop the one loaded first
+                    self._loaded.pop(next(iter(self._loaded)))
+                # The notes beside it are read and judged when asked for: damaged ones must not hide the graph.
+                self._loaded[entry.id] = (changed, load_graph(entry.path, notes=False), {})
+            _, graph, data = self._loaded[entry.id]
+            return graph, data
 
     def graphs(self) -> list[AttributionGraph]:
         """All graphs that can be read, sorted by name."""

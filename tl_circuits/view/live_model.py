@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tl_circuits.attention.stories import edge_stories, story_data
@@ -48,7 +49,17 @@ class LiveModel:
     def __init__(self, replacement: Replacement, max_nodes: int = MAX_NODES) -> None:
         self.replacement = replacement
         self.max_nodes = max_nodes  # features traced of a new prompt
-        self._turn = asyncio.Lock()
+        # One thread owns the model. A tab that is closed ends its waiting, not the work: the next job starts when the
+        # model is free, never beside another one.
+        self._worker = ThreadPoolExecutor(1, "model")
+
+    async def _done(self, work: Callable[..., Any], *args: Any, still_wanted: Callable[[], bool] = lambda: True) -> Any:
+        """What ``work(*args)`` gives, once the model is free; None if it is no longer wanted by then."""
+
+        def job() -> Any:
+            return work(*args) if still_wanted() else None
+
+        return await asyncio.wrap_future(self._worker.submit(job))
 
     async def steer(
         self, graph: AttributionGraph, nodes: list[str], factor: float, still_wanted: Callable[[], bool]
@@ -61,10 +72,8 @@ class LiveModel:
         """
         if not 0 < len(nodes) <= MOST_STEERED or not abs(factor) <= LARGEST_FACTOR:
             raise ValueError(f"steer 1 to {MOST_STEERED} nodes by a factor between -{LARGEST_FACTOR} and {LARGEST_FACTOR}.")
-        async with self._turn:
-            if not still_wanted():
-                return None
-            return (await asyncio.to_thread(measure_boxes, self.replacement, graph, [nodes], factor))[0]
+        found = await self._done(measure_boxes, self.replacement, graph, [nodes], factor, still_wanted=still_wanted)
+        return None if found is None else found[0]
 
     async def heads(
         self, graph: AttributionGraph, source: str, target: str, still_wanted: Callable[[], bool]
@@ -75,10 +84,7 @@ class LiveModel:
         Raises:
             TargetError: for edges that do not exist, or that are not those of this model and dictionary.
         """
-        async with self._turn:
-            if not still_wanted():
-                return None
-            return await asyncio.to_thread(self._heads, graph, source, target)
+        return await self._done(self._heads, graph, source, target, still_wanted=still_wanted)
 
     def _heads(self, graph: AttributionGraph, source: str, target: str) -> dict[str, Any]:
         (story,) = edge_stories(self.replacement, graph, [(source, target)], heads=HEADS_EXPLAINED)
@@ -86,8 +92,7 @@ class LiveModel:
 
     async def label(self, graph: AttributionGraph) -> AttributionGraph:
         """The graph with labels on the :data:`LABELS_AT_ONCE` most influential features that have none."""
-        async with self._turn:
-            return await asyncio.to_thread(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
+        return await self._done(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
 
     async def trace(self, prompt: str, report: Callable[[str], None]) -> AttributionGraph:
         """A new graph of ``prompt``. ``report`` is called, from another thread, with what is being done.
@@ -97,8 +102,7 @@ class LiveModel:
         """
         if not 0 < len(prompt) <= LONGEST_PROMPT:
             raise ValueError(f"a prompt has 1 to {LONGEST_PROMPT} characters.")
-        async with self._turn:
-            return await asyncio.to_thread(self._trace, prompt, report)
+        return await self._done(self._trace, prompt, report)
 
     def _trace(self, prompt: str, report: Callable[[str], None]) -> AttributionGraph:
         from tl_circuits.attribution import attribute

@@ -6,7 +6,6 @@ browser to get in. All addresses in the page are relative, so it works behind a 
 """
 
 import asyncio
-import json
 import re
 import secrets
 import socket
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from tl_circuits.errors import GraphFileError, TLCircuitsError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.support.extras import how_to_install
+from tl_circuits.support.reading import parse_json
 from tl_circuits.view.bundle import page_file, script
 from tl_circuits.view.folder import GraphFolder
 from tl_circuits.view.live_model import LABELS_AT_ONCE, LiveModel, unlabelled
@@ -85,7 +85,7 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
 
     @app.get("/graphs")
     def graphs() -> Any:
-        return [{"id": e.id, "name": e.path.name, "problem": e.problem} for e in folder.entries()]
+        return [{"id": e.id, "name": e.name, "problem": e.problem.encode("utf-8", "replace").decode()} for e in folder.entries()]
 
     @app.get("/graphs/{graph_id}")
     def graph(graph_id: str) -> Any:
@@ -125,7 +125,7 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
 
 
 def _save(folder: GraphFolder, graph_id: str, body: bytes) -> dict[str, bool]:
-    given = json.loads(body)
+    given = parse_json(body, "the body", GraphFileError)
     if not isinstance(given, dict) or not isinstance(given.get("fields"), list):
         raise GraphFileError("expected {notes, fields}.")
     folder.save_notes(graph_id, given.get("notes"), given["fields"])
@@ -140,7 +140,8 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
     jobs: set[asyncio.Task[None]] = set()
 
     async def work(wish: dict[str, Any], kind: str, number: int) -> None:
-        known = {"number": wish.get("number")}
+        said = wish.get("number")  # sent back as it is, so only what JSON can hold
+        known = {"number": said if isinstance(said, (int, str)) else None}
         try:
             if kind == "trace":
                 await socket.send_json(await _trace(socket, folder, live, str(wish.get("prompt", ""))))
@@ -152,8 +153,12 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
                 return
             result = await _asked(wish, kind, live, graph, lambda: number == latest[kind])
             await socket.send_json(known | ({"skipped": True} if result is None else {"result": result}))
-        except (TLCircuitsError, ValueError, KeyError, TypeError) as error:
-            await socket.send_json(known | {"error": str(error.args[0] if error.args else error)})
+        except Exception as error:  # every wish gets an answer, or its tab waits for ever
+            if _is_gone(socket):
+                return
+            ours = isinstance(error, (TLCircuitsError, ValueError, KeyError, TypeError))
+            text = str(error.args[0] if error.args else error)
+            await socket.send_json(known | {"error": text if ours else f"{type(error).__name__}: {text}"})
 
     try:
         while True:
@@ -162,8 +167,8 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
                 await socket.close(1009)
                 return
             try:
-                wish = json.loads(text)
-            except ValueError:
+                wish = parse_json(text, "the wish", GraphFileError)
+            except GraphFileError:
                 wish = None
             kind = wish.get("do") if isinstance(wish, dict) else None
             if kind not in WISHES:
@@ -177,6 +182,11 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
         latest = dict.fromkeys(latest, -1)
         for job in jobs:
             job.cancel()
+
+
+def _is_gone(socket: Any) -> bool:
+    """Whether the tab was closed, so that no answer can be sent."""
+    return "DISCONNECTED" in (socket.client_state.name, socket.application_state.name)
 
 
 async def _asked(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_circuits.dictionaries.formats.reading import SMALL
 from tl_circuits.errors import DictionaryError
+from tl_circuits.support.reading import LARGEST_CONFIG
 
 ROUGHLY_SQUEEZED = 20  # weights hardly compress, so an archive that unpacks to more than this factor is a zip bomb
 
@@ -82,7 +82,7 @@ def _refuse_strange_members(path: Path, archive: zipfile.ZipFile) -> None:
     for member in archive.infolist():
         if "/" in member.filename or "\\" in member.filename or not member.filename.endswith(".npy"):
             raise DictionaryError(f"{path}: the archive's member {member.filename!r} is not a plain NumPy array.")
-        if member.file_size > ROUGHLY_SQUEEZED * member.compress_size + SMALL:
+        if member.file_size > ROUGHLY_SQUEEZED * member.compress_size + LARGEST_CONFIG:
             raise DictionaryError(
                 f"{path}: {member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes, "
                 "which weights never do. It is not unpacked."

@@ -9,15 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from tl_circuits.errors import DictionaryError
-
-SMALL = 1 << 20  # bytes; a larger file is no config and is not read
+from tl_circuits.support.reading import LARGEST_CONFIG, boundary, require_plain
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; DictionaryError if it holds anything else."""
     try:
         content = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DictionaryError(f"{path} is not JSON: {error}.") from error
     return _mapping(path, content)
 
@@ -28,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:  # a date of month 13, a list as a key
         raise DictionaryError(f"{path} is not plain YAML: {' '.join(str(error).split())}.") from error
     return _mapping(path, content)
 
@@ -36,10 +35,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _text(path: Path) -> str:
     if not path.is_file():
         raise DictionaryError(f"there is no file {path}.")
-    if path.stat().st_size > SMALL:
-        raise DictionaryError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {SMALL:,}.")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise DictionaryError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {LARGEST_CONFIG:,}.")
+    with boundary(DictionaryError, path):
+        data = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DictionaryError(f"{path} is not text: {error}.") from error
 
@@ -47,6 +48,7 @@ def _text(path: Path) -> str:
 def _mapping(path: Path, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DictionaryError(f"{path} holds a {type(content).__name__}, expected fields with values.")
+    require_plain(content, path, DictionaryError)
     return content
 
 
