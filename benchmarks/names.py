@@ -30,7 +30,7 @@ from tl_circuits.hooks import collect_sites, embed_weights, flat, token_text
 
 POSITIVE, NEGATIVE, FEATURES = 5, 20, 100
 PROMPTS = {
-    "smollm2-135m": ("The capital of France is", "When Mary and John went to the store, John gave a drink to", "The opposite of small is"),
+    "smollm2-135m": ("The capital of France is", "The opposite of small is"),
     "tiny-facts": ("the capital of the state containing Dallas is", "the opposite of hot is", "36 + 22 ="),
 }
 TOKENS = {"smollm2-135m": 30_000, "tiny-facts": 12_000}
