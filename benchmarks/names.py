@@ -26,7 +26,7 @@ from tl_circuits.feature_labels.naming import SHARP, FiringReader
 from tl_circuits.feature_labels.token_space import TokenSpace, plain
 from tl_circuits.feature_labels.vocabulary import active_side, vocabulary_products
 from tl_circuits.feature_labels.weight_names import usual_products, weight_names
-from tl_circuits.hooks import collect_sites, embed_weights, token_text
+from tl_circuits.hooks import collect_sites, embed_weights, flat, token_text
 
 POSITIVE, NEGATIVE, FEATURES = 5, 20, 100
 PROMPTS = {
@@ -100,7 +100,7 @@ def best_in_pieces(replacement, pieces, where):
             sites = collect_sites(replacement.model, tokens, list(dict.fromkeys(hooks.values())))
             acts = {}
             for layer, hook in hooks.items():
-                x = sites[hook][0, max(1, len(pieces.first)) :]
+                x = flat(sites[hook])[0, max(1, len(pieces.first)) :]
                 acts[layer] = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
             for i, (layer, feature, side) in where.items():
                 values = acts[layer][:, feature] * side

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import tl_circuits as tlc
+from tests.sites import autoencoders
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.cli.trace import show
 from tl_circuits.errors import PromptError
@@ -97,6 +98,24 @@ def test_neurons_fire_where_the_plain_model_says_on_both_sides_of_zero(smollm2):
     means = torch.tensor([top.mean_and_spread(f) for f in range(1536)])
     assert torch.allclose(means[:, 0], counted.mean(0), atol=1e-3)  # rounding as above
     assert torch.allclose(means[:, 1], counted.std(0, correction=0), atol=1e-3)
+
+
+def test_features_of_autoencoders_on_head_outputs_fire_where_their_hook_shows(tmp_path):
+    model, words = tiny_bridge("llama"), tmp_path / "words.txt"
+    words.write_text("\n\n".join(" ".join(f"w{(i * j) % 90}" for j in range(1, 9)) for i in range(1, 30)))
+    with tlc.attach(model, autoencoders(model, {1: "attn.hook_z"})) as replacement:
+        pieces = cut(replacement, file_passages(words), 1000)
+        width = replacement.dictionary.width(1)
+        top = where_features_fire(replacement, pieces, {1: torch.arange(width)}).layers[1]
+        shown = []
+        for ids in pieces.ids:
+            _, cache = model.run_with_cache(torch.tensor([[*pieces.first, *ids]]))
+            shown.append(cache[f"{replacement.site(1)}.hook_sae_acts_post"][0, 1:].amax(0))
+        graph = tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
+        named = tlc.name_features(replacement, graph, words)
+    expected = torch.stack(shown).sort(0, descending=True).values[:8]
+    assert torch.allclose(top.strength[0], expected, atol=1e-5) and expected.any()  # float32, another order of sums
+    assert any(label.examples for label in named.labels.values())
 
 
 def test_an_examples_activations_stand_on_their_tokens(facts, graph):

@@ -14,6 +14,7 @@ from tl_circuits.hooks import (
     collect_sites,
     context_length,
     first_tokens,
+    flat,
     left_out,
     model_device,
     plain_ids,
@@ -105,7 +106,7 @@ def where_features_fire(
             counted = real & ~_left_out(replacement, tokens)
             seen = collect_sites(replacement.model, tokens.to(model_device(replacement.model)), hooks) if tops else {}
             for layer, top in tops.items():
-                x = seen[names[layer]]
+                x = flat(seen[names[layer]])
                 acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
                 if len(top.feature) < acts.shape[-1]:
                     acts = acts[..., top.feature.long().to(acts.device)]
