@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
 
 PATHS_TOLD = 5
 EDGES_TOLD = 3
+LITTLE, MUCH = 0.4, 0.8  # correlations of predicted and measured changes, with nothing held
+CONTROLS = 20  # random sets that each box is compared with
 EDGES_EXPLAINED = 12  # with --heads; all of them go into the files, EDGES_TOLD are printed
 
 
@@ -124,7 +126,9 @@ def _run(
         graph = named(replacement, graph, text, no_examples, shown)
         if heads:
             graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, progress=shown)
-        removed = tlc.box_ablations(replacement, graph, progress=shown) if ablations else None
+        # A baseline made from texts is not kept in the graph, so random sets cannot be set to it.
+        controls = 0 if graph.info.compared_with and not graph.info.baseline else CONTROLS
+        removed = tlc.box_ablations(replacement, graph, controls=controls, progress=shown) if ablations else None
         return graph, report, removed
 
 
@@ -218,9 +222,7 @@ def show(
         console.print(Text(f"\nWhat acts on “{first}” most directly, and where that came from"), style="bold")
         for path in facts["paths"]:
             console.print(Text(f"  {path['share']:6.1%}  {path['sentence']}"))
-        console.print(
-            Text(LEGEND, style="dim")
-        )
+        console.print(Text(LEGEND, style="dim"))
     console.print(Text("\nHow much is explained"), style="bold")
     console.print(
         f"  {facts['features_traced']} of {facts['features_active']} active features traced; they and the tokens "
@@ -266,3 +268,15 @@ def show_check(report: "FaithfulnessReport", console: Console) -> None:
             str(row.diverged),
         )
     console.print(table)
+    rows = report.summary().set_index("freeze")
+    if "none" in rows.index:
+        console.print(Text(f"  {_what_follows(float(rows.correlation['none']))}", style="dim"))
+
+
+def _what_follows(correlation: float) -> str:
+    """What the last row of the check means for a reader."""
+    if not correlation >= LITTLE:  # also for NaN
+        return "With nothing held, the predictions say little about the model: trust what removing a box does, not what the graph predicts."
+    if correlation < MUCH:
+        return "With nothing held, the predictions hold only in part: they say what matters, not by how much."
+    return "With nothing held, the predictions still hold."

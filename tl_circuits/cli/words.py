@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 LISTED = 8  # words printed, those with the largest shares, in the prompt's order
 LEAST = 0.02  # a word below this share of all words' effects is not printed
+TESTED = 2  # boxes printed, those that move the answer most
 BAR = 24  # characters of the longest bar
 
 
@@ -37,14 +38,14 @@ def show_words(graph: "AttributionGraph", console: Console) -> None:
 
 
 def show_tested(graph: "AttributionGraph", removed: list[dict[str, Any]], console: Console) -> None:
-    """Print what removing boxes did: the tested one that moved the answer most, and how many others passed."""
+    """Print what removing boxes did: the tested ones that moved the answer most, and how many passed."""
     own = {frozenset(ids): label for label, ids in graph.supernodes().groups}
     boxes = [one for one in removed if frozenset(one["nodes"]) in own and one.get("random")]
     if not boxes:
         return
     tested = sorted((one for one in boxes if one["tested"]), key=lambda one: -abs(one["after"] - one["before"]))
     console.print(Text("\nTested in the model", style="bold"))
-    for one in tested[:1]:
+    for one in tested[:TESTED]:
         random = one["random"]
         chance = f"{random[len(random) // 2]:.0%} ({random[0]:.0%} to {random[-1]:.0%})"
         console.print(
