@@ -16,7 +16,7 @@ Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="Where the
 Width = Annotated[str | None, typer.Option("--width", help="Which of several published sets, by its width, such as 16k.")]
 L0 = Annotated[str | None, typer.Option("--l0", help="Which of several published sets, by its sparsity: small, or a number.")]
 
-COMMAND_NODES = 2000  # fewer than in Python: a person waits for a command
+COMMAND_NODES = 1000  # fewer than in Python: a person waits for a command
 
 Layers = Annotated[list[int] | None, typer.Option("--layer", help="Use only this layer's transcoder (repeatable). The MLPs of all other layers become error nodes.")]
 
