@@ -83,8 +83,9 @@ class Replacement:
     attached.
 
     Examples:
-        >>> replacement
+        >>> print(replacement)
         Replacement(TranscoderSet('tiny-facts', layers 0..3), attached, layers [0, 1, 2, 3])
+        hook points of layer 0: blocks.0.hook_mlp_out. + hook_sae_input, ...
         >>> replacement.site(2)  # its hook points begin with this
         'blocks.2.hook_mlp_out'
         >>> name = f"{replacement.site(2)}.hook_sae_acts_post"

@@ -11,7 +11,17 @@ import torch
 from transformer_lens import HookedTransformer
 
 import tl_circuits as tlc
-from tests.tiny import CONFIGS, checkpoint, command, cross_layer, prompt, tiny_bridge, tiny_folder, transcoders
+from tests.tiny import (
+    CONFIGS,
+    checkpoint,
+    command,
+    cross_layer,
+    prompt,
+    run_async,
+    tiny_bridge,
+    tiny_folder,
+    transcoders,
+)
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import BelongingError, EditError, TargetError
 from tl_circuits.hooks.identity import first_difference, model_sample, spread
@@ -211,8 +221,6 @@ def test_asking_whether_a_graph_belongs_costs_a_fiftieth_of_a_trace_at_most():
 
 
 def test_the_server_says_which_graphs_are_of_another_dictionary_and_answers_nothing_about_them(own, other, tmp_path):
-    import asyncio
-
     own.save(tmp_path / "own.graph.safetensors")
     tlc.attribute(other, prompt(), max_nodes=30, progress=False).save(tmp_path / "theirs.graph.safetensors")
     (tmp_path / "foreign.json").write_text("{}")
@@ -222,7 +230,7 @@ def test_the_server_says_which_graphs_are_of_another_dictionary_and_answers_noth
     edge = own.edges.iloc[-1]
     for wish in (live.label(own), live.steer(own, [own.node_ids[0]], 0.0, lambda: True), live.heads(own, edge.source, edge.target, lambda: True)):
         with pytest.raises(BelongingError):
-            asyncio.run(wish)
+            run_async(wish)
 
 
 def test_feature_files_of_another_dictionary_label_nothing(own, other, tmp_path):

@@ -204,6 +204,6 @@ def test_an_architecture_without_frozen_maps_is_refused(traced, monkeypatch):
     def refuse(*_):
         raise ArchitectureError("attention of layer 0: the frozen linear map is off.")
 
-    monkeypatch.setattr("tl_circuits.attention.retrace.LinearEngine", refuse)
+    monkeypatch.setattr("tl_circuits.attention.retrace.closed_form", refuse)
     with pytest.raises(ArchitectureError, match="does not tell heads apart"):
         tlc.head_loadings(replacement, graph, "token@0", "logit:0")

@@ -15,7 +15,7 @@ import pytest
 
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
-from tests.tiny import prompt, tiny_bridge
+from tests.tiny import prompt, run_async, tiny_bridge
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -213,7 +213,7 @@ def test_a_tab_closed_while_the_model_works_does_not_disturb_the_next_one(served
 def test_one_job_at_a_time_also_when_the_waiting_for_it_is_given_up(monkeypatch):
     from tl_circuits.view import live_model
 
-    model, running, most = tiny_bridge("llama"), [], []
+    model, running, most = tiny_bridge("gpt2"), [], []  # another model than the server's
 
     def slow(replacement, graph, boxes, factor):
         running.append(boxes)
@@ -233,7 +233,7 @@ def test_one_job_at_a_time_also_when_the_waiting_for_it_is_given_up(monkeypatch)
 
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(5), max_nodes=5, progress=False)
-        asyncio.run(tabs(LiveModel(replacement), graph))
+        run_async(tabs(LiveModel(replacement), graph))
     assert max(most) == 1 and len(most) == 10
 
 

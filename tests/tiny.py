@@ -1,8 +1,10 @@
 """Small random models of every architecture, and random dictionaries for them."""
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -67,6 +69,12 @@ def checkpoint(config, folder: str, seed: int = 0) -> str:
 @cache
 def tiny_folder(architecture: str) -> str:
     return checkpoint(CONFIGS[architecture], tempfile.mkdtemp(prefix=f"tiny-{architecture}-"))
+
+
+def run_async(coroutine):
+    """The result of a coroutine, run in a thread of its own: the browser's tests keep a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 @cache

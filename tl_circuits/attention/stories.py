@@ -168,7 +168,7 @@ def word_stories(
         >>> from tl_circuits.attention.stories import word_stories
         >>> (story,) = word_stories(replacement, graph, [7])
         >>> story.source, story.heads[0]
-        ('@7', (2, 1))
+        ('@7', (3, 0))
     """
     (end,) = node_indices(graph, target)
     into = graph._edges.target == end

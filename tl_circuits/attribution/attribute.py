@@ -140,8 +140,8 @@ def attribute(
         >>> into = contrast.edges[contrast.edges.target == "logit:0"]
         >>> print(into.nlargest(2, "weight").round(2).to_string(index=False))
            source  target  weight
-        L0/F308@7 logit:0    3.12
-          token@7 logit:0    1.59
+        L0/F308@7 logit:0    3.77
+          token@7 logit:0    2.95
     """
     replacement.require_attached()
     if max_nodes < 1:

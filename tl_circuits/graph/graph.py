@@ -258,7 +258,7 @@ class AttributionGraph:
         Examples:
             >>> node = graph.node("L3/F667@8")
             >>> node.token, round(float(node.activation), 1)
-            ('is', 9.4)
+            ('is', 1.1)
         """
         if name not in self.node_numbers:
             near = get_close_matches(str(name), self.node_ids, n=3, cutoff=0.5)
@@ -307,9 +307,9 @@ class AttributionGraph:
 
         Examples:
             >>> graph.words.nlargest(2, "effect").round(2)
-               position   token  effect  share
-            7         7  Dallas    9.42   0.43
-            2         2 capital    3.99   0.18
+               position    token  effect  share
+            7         7   Dallas   15.18   0.65
+            2         2  capital    5.57   0.24
         """
         return output("words")(self)
 
@@ -448,6 +448,10 @@ class AttributionGraph:
 
         Raises:
             ValueError: if the notes name a node that the graph does not have.
+
+        Examples:
+            >>> graph.with_notes_read(tlc.Notes(pins=("L0/F308@7",))).pins
+            ('L0/F308@7',)
         """
         return replace(self.with_notes(notes), _notes_read=notes)
 

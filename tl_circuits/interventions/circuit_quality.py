@@ -202,7 +202,7 @@ def common_circuit(graphs: Sequence[AttributionGraph]) -> list[str]:
         >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
         >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=20) for text in family]
         >>> tlc.common_circuit(graphs)[0]
-        'L3/F667@8'
+        'L0/F308@7'
     """
     if not graphs:
         raise ArgumentError("common_circuit needs at least one graph, got an empty list.")

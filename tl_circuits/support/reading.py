@@ -36,8 +36,8 @@ def quoted(value: Any) -> str:
 
     Examples:
         >>> from tl_circuits.support.reading import quoted
-        >>> quoted("a" * 200)[-12:]
-        'aaaaaaaaaa…'
+        >>> quoted("a" * 200)[-4:]
+        'aaa…'
     """
     if isinstance(value, (str, bytes)):
         value = value[: 2 * LONGEST_QUOTED]  # a long text is not copied as a whole
