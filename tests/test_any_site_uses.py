@@ -166,3 +166,10 @@ def test_a_baseline_of_texts_is_refused():
     with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
         with pytest.raises(BaselineError, match="transcoders and neurons"):
             tlc.make_baseline(replacement, ["w5 w6 w7 w9"])
+
+
+def test_boxes_of_autoencoders_are_removed_beside_random_sets(traced):
+    replacement, graph = traced
+    removed = tlc.box_ablations(replacement, graph, controls=10)
+    assert removed and all(len(one["random"]) == 10 and 0 <= one["after"] <= 1 for one in removed)
+    assert all(one["measured"] == one["measured"] for one in removed)  # no NaN

@@ -15,12 +15,12 @@ from tl_circuits.attention.retrace import Columns, Retraced, columns_of, retrace
 from tl_circuits.attention.site_paths import SitePaths, SiteWriter
 from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.sources import Sources
-from tl_circuits.attribution.targets import Targets, as_targets, resolve_logits
+from tl_circuits.attribution.targets import Targets, as_targets, kept_vector, resolve_logits
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.hooks import Replacement, frozen_norm, rounding_within, unembed_weights
+from tl_circuits.hooks import Replacement, frozen_norm, rounding_within
 from tl_circuits.support.checked import checked
 
 _AT_ONCE = 32  # targets in one sweep when edges are computed again
@@ -273,13 +273,11 @@ class _Reads:
         return (dictionary.silent_vectors if silent else dictionary.read_vectors)(layer, feature, x)[0][0]
 
     def _logit(self, node: int, position: int) -> Tensor:
-        local, graph, token = self._local, self._graph, int(self._graph._nodes.feature[node])
-        if token >= 0:
-            vector = unembed_weights(local.model).columns(torch.tensor([token]))[:, 0]
-            return vector - local.replacement.mean_unembedding[0]
+        local, graph = self._local, self._graph
+        kept = kept_vector(local.replacement, graph, node)
+        if kept is not None:
+            return kept
         index = node - int(graph.is_kind("logit").nonzero()[0])
-        if graph.target_vectors is not None:
-            return graph.target_vectors[index]
         if self._given is None:
             raise TargetError(
                 f"{graph.node_ids[node]!r} is not a single token, and this graph's file does not say what it reads. Give "

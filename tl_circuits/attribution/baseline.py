@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.family import Family
-from tl_circuits.attribution.sources import Sources, add_decoded, find_sources
+from tl_circuits.attribution.sources import Sources, add_decoded, find_sources, recorded_sites
 from tl_circuits.dictionaries.base import LayerActive
 from tl_circuits.errors import BaselineError, NotFiniteError
 from tl_circuits.hooks import Recording, Replacement, record
@@ -58,7 +58,7 @@ def position_means(replacement: Replacement, family: Family, sources: Sources, p
     """
     total = _Sums(sources)
     model, dictionary = replacement.model, sources.dictionary
-    sites = [f(layer) for layer in dictionary.layers for f in (dictionary.input_hook, dictionary.output_hook)]
+    sites = recorded_sites(model, dictionary)
     answers = []
     for member in family.members:
         tokens = torch.tensor(member.token_ids)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.errors import TargetError
+from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement, is_whole, shown, token_text, unembed_weights, whole
 
 TOP_PROBABILITY = 0.95
@@ -179,6 +180,21 @@ def token_id(model: Any, token: Any) -> int:
     if text and _bare(text) != _bare(token):
         raise TargetError(f"the model's tokenizer reads the target {token!r} as {text!r}; give that text, or the id {found}, if it is meant.")
     return found
+
+
+def kept_vector(replacement: Replacement, graph: AttributionGraph, node: int) -> Float[Tensor, " d_model"] | None:
+    """What a logit node of a graph reads of the final norm's output.
+
+    None if it is no logit, or is a difference or direction of a graph whose file does not say what it reads.
+    """
+    if not graph.is_kind("logit")[node]:
+        return None
+    token = int(graph._nodes.feature[node])
+    if token >= 0:
+        vector = unembed_weights(replacement.model).columns(torch.tensor([token]))[:, 0]
+        return vector - replacement.mean_unembedding[0].to(vector.device)
+    first = int(graph.is_kind("logit").nonzero()[0])
+    return None if graph.target_vectors is None else graph.target_vectors[node - first]
 
 
 def _names(model: Any, tokens: Sequence[int]) -> str:

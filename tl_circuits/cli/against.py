@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -66,8 +66,3 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except OSError:  # longer than any file's name
         return False
-
-
-def aligned(align_end: bool) -> Any:
-    """``align=`` of :func:`tl_circuits.attribute`."""
-    return "end" if align_end else None

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_circuits.cli.against import Against, AlignEnd, aligned, read_against
+from tl_circuits.cli.against import Against, AlignEnd, read_against
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
@@ -66,7 +66,7 @@ def trace(
         require_text(text, no_examples)
         baseline = read_against(against)
         graph, report, removed = _run(
-            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, aligned(align_end), position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations, no_examples, text
+            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, "end" if align_end else None, position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations, no_examples, text
         )
         graph.save(files["graph"], overwrite=force)
         graph.to_html(files["page"], overwrite=force, ablations=removed)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.attribution.targets import kept_vector
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError
 from tl_circuits.graph.drawn import LEVELS, page_graph
@@ -89,7 +90,7 @@ def measure_boxes(
     held = intervene_many(replacement, graph, edits, freeze="attention", progress=progress)
     predicted = predicted_effects(graph, members, direct=False, factor=factor)
     target = int(graph._nodes.weight.argmax())
-    reads = _target_vector(replacement, graph, target)
+    reads = kept_vector(replacement, graph, target)
     answers = _answers(replacement.model, free, len(boxes))
     found = []
     for row, ids in enumerate(boxes):
@@ -156,15 +157,3 @@ def _moved(graph: AttributionGraph, target: int, reads: Float[Tensor, " d_model"
     """How far the target moved, before any soft cap."""
     moved = (result.final - result.baseline_final)[int(graph._nodes.position[target])].float()
     return round(float(moved @ reads.to(moved.device)), 5)
-
-
-def _target_vector(replacement: Replacement, graph: AttributionGraph, target: int) -> Float[Tensor, " d_model"] | None:
-    """What the target reads of the final norm's output; None if the graph does not say, or explains a feature."""
-    if not graph.is_kind("logit")[target]:
-        return None
-    token = int(graph._nodes.feature[target])
-    if token >= 0:
-        vector = unembed_weights(replacement.model).columns(torch.tensor([token]))[:, 0]
-        return vector - replacement.mean_unembedding[0].to(vector.device)
-    first = int(graph.is_kind("logit").nonzero()[0])
-    return None if graph.target_vectors is None else graph.target_vectors[target - first]

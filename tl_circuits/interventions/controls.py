@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tl_circuits.attribution.compare import compare_again
-from tl_circuits.attribution.sources import Sources, find_sources
+from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Edit, Replacement, Set, read_prompt, record
 
@@ -42,9 +42,8 @@ def random_sets(
 def _sources(replacement: Replacement, graph: AttributionGraph) -> Sources:
     model, dictionary = replacement.model, replacement.dictionary
     prompt = read_prompt(model, dictionary, graph)
-    sites = [hook(layer) for layer in dictionary.layers for hook in (dictionary.input_hook, dictionary.output_hook)]
     with torch.no_grad():
-        recording = record(model, prompt.tokens, len(prompt.tokens) - 1, sites)
+        recording = record(model, prompt.tokens, len(prompt.tokens) - 1, recorded_sites(model, dictionary))
         sources = find_sources(model, dictionary, recording, prompt.skipped)
         return compare_again(replacement, sources, recording, graph.info)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attention.qk import QKAttribution
+from tl_circuits.attribution.targets import kept_vector
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, EditError
 from tl_circuits.graph.graph import AttributionGraph
@@ -24,7 +25,6 @@ from tl_circuits.hooks import (
     clean_run,
     read_prompt,
     require_freeze,
-    unembed_weights,
 )
 from tl_circuits.interventions.intervene import DIVERGED, edited_batches, edits_of, growth
 from tl_circuits.interventions.score_checks import score_effects
@@ -294,17 +294,14 @@ def _logit_changes(
     nodes: Int[Tensor, " n"],
     moved: Float[Tensor, "removal pos d_model"],
 ) -> Float[Tensor, "removal n"]:
-    tokens = graph._nodes.feature[nodes]
-    if graph.target_vectors is not None:
-        first = int(graph.is_kind("logit").nonzero()[0])
-        directions = graph.target_vectors[nodes - first].T
-    elif (tokens < 0).any():
-        raise EditError("a target is a difference or direction, and this graph's file does not say what it reads. Trace it again.")
-    else:
-        mean, _ = replacement.mean_unembedding
-        directions = unembed_weights(replacement.model).columns(tokens) - mean[:, None]
+    directions = []
+    for node in nodes.tolist():
+        vector = kept_vector(replacement, graph, node)
+        if vector is None:
+            raise EditError("a target is a difference or direction, and this graph's file does not say what it reads. Trace it again.")
+        directions.append(vector.to(moved.device))
     position = graph._nodes.position[nodes].to(moved.device)
-    return torch.einsum("bnd,dn->bn", moved[:, position], directions.to(moved.device)).cpu()
+    return torch.einsum("bnd,nd->bn", moved[:, position], torch.stack(directions)).cpu()
 
 
 def _frame(
