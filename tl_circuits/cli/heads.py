@@ -47,7 +47,7 @@ def heads(
             from tl_circuits.attention.stories import edge_stories, story_data, word_stories
 
             loaded = tlc.load_graph(graph)
-        features = Features(transcoders or features_named([loaded]))
+        features = Features(transcoders or features_named([loaded.info]))
         with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
             progress = terminal(stderr=True).is_terminal
             if _WORD.fullmatch(ends[0]):

@@ -6,20 +6,19 @@ browser to get in. All addresses in the page are relative, so it works behind a 
 """
 
 import asyncio
-import re
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tl_circuits.errors import GraphFileError, TLCircuitsError
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.support.endings import stem_for
 from tl_circuits.support.extras import how_to_install
 from tl_circuits.support.reading import parse_json
 from tl_circuits.view.bundle import page_file, script
-from tl_circuits.view.folder import GraphFolder
+from tl_circuits.view.folder import GraphFolder, sendable
 from tl_circuits.view.live_model import LABELS_AT_ONCE, LiveModel, unlabelled
 from tl_circuits.view.page_data import naming_data, story_on_page
 
@@ -85,7 +84,11 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
 
     @app.get("/graphs")
     def graphs() -> Any:
-        return [{"id": e.id, "name": e.name, "problem": e.problem.encode("utf-8", "replace").decode()} for e in folder.entries()]
+        where = "in the folder of this list" if folder.path.is_dir() else f"beside {sendable(folder.path.name)}"
+        return [
+            {"id": e.id, "name": e.name, "problem": e.problem, "saved": f"saved as {e.name} {where}" if e.traced_here else ""}
+            for e in folder.entries()
+        ]
 
     @app.get("/graphs/{graph_id}")
     def graph(graph_id: str) -> Any:
@@ -147,7 +150,7 @@ async def _converse(socket: Any, folder: GraphFolder, live: LiveModel) -> None:
                 await socket.send_json(await _trace(socket, folder, live, str(wish.get("prompt", ""))))
                 return
             graph_id = str(wish.get("graph"))
-            graph = folder.graph(graph_id)
+            graph = await asyncio.to_thread(folder.graph, graph_id)  # reading a file must not hold up other tabs
             if kind == "labels":
                 await _label(socket, folder, live, graph_id)
                 return
@@ -202,11 +205,12 @@ async def _asked(
 
 async def _label(socket: Any, folder: GraphFolder, live: LiveModel, graph_id: str) -> None:
     """Label features that have no label, the strongest first, while the tab already shows the picture."""
-    todo = unlabelled(folder.graph(graph_id))
+    graph = await asyncio.to_thread(folder.graph, graph_id)
+    todo, ours = unlabelled(graph), folder.find(graph_id).traced_here
     for start in range(0, len(todo), LABELS_AT_ONCE):
-        graph = await live.label(folder.graph(graph_id))
+        graph = await live.label(await asyncio.to_thread(folder.graph, graph_id))
         last = start + LABELS_AT_ONCE >= len(todo)
-        await asyncio.to_thread(folder.keep_labels, graph_id, graph, last and graph_id in folder.traced_here)
+        await asyncio.to_thread(folder.keep_labels, graph_id, graph, last and ours)
         if start == 0 or last:
             await socket.send_json({"labels": await asyncio.to_thread(naming_data, graph)})
 
@@ -217,14 +221,9 @@ async def _trace(socket: Any, folder: GraphFolder, live: LiveModel, prompt: str)
     def report(text: str) -> None:
         asyncio.run_coroutine_threadsafe(socket.send_json({"progress": text}), loop)
 
-    graph = await live.trace(prompt, report)
-    home = folder.path if folder.path.is_dir() else folder.path.parent
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "trace"
-    path = home / f"{slug}-{secrets.token_hex(3)}.graph.safetensors"
-    await asyncio.to_thread(graph.save, path)
-    found = next((e.id for e in folder.entries() if e.path == path), None)
-    folder.traced_here.add(found)
-    return {"traced": found, "file": path.name}
+    folder.require_writable()
+    made = await live.trace(prompt, report, lambda graph: folder.add(graph, stem_for(prompt)))
+    return {"traced": made.id, "file": made.name}
 
 
 def _shell(live: bool) -> str:
@@ -261,11 +260,11 @@ def require_token(host: str, token: str | None) -> None:
         raise ValueError(f"--host {host} lets other machines in. Choose a token that they must give: --token SOMETHING-LONG.")
 
 
-def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any, proxies: Sequence[str] = ()) -> None:
+def serve(folder: GraphFolder, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any, proxies: Sequence[str] = ()) -> None:
     """Serve until interrupted.
 
     Args:
-        path: a graph file or a folder of graphs.
+        folder: the graphs.
         host: the address to listen on.
         port: the first port to try.
         token: what every request must carry; None for a random one.
@@ -279,7 +278,7 @@ def serve(path: Path, host: str, port: int, token: str | None, live: LiveModel |
     require_token(host, token)
     public = host not in LOOPBACK
     secret = token or secrets.token_urlsafe(16)
-    app = make_app(GraphFolder(path), secret, None if public else (*LOOPBACK, *proxies), live)
+    app = make_app(folder, secret, None if public else (*LOOPBACK, *proxies), live)
     import uvicorn
 
     port = free_port(host, port)
