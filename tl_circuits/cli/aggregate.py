@@ -54,6 +54,8 @@ def aggregate(
 
 
 def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console) -> None:
+    from tl_circuits.graph.visible import visible
+
     features = circuit.features
     console.print(
         f"\n{len(features)} features and {len(circuit.edges)} edges are found in at least {circuit.min_share:.0%} of "
@@ -61,7 +63,7 @@ def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console)
     )
     table = Table("feature", "prompts", "mean influence", "", box=None, padding=(0, 3, 0, 0))
     for row in features.sort_values("influence", ascending=False, kind="stable").head(FEATURES_SHOWN).itertuples():
-        table.add_row(row.id, f"{row.share:.0%}", f"{row.influence:.3f}", Text(row.label))
+        table.add_row(row.id, f"{row.share:.0%}", f"{row.influence:.3f}", Text(visible(row.label)))
     console.print(table)
     console.print(f"\n  {paths['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {paths['page']}   open it in a browser", soft_wrap=True)

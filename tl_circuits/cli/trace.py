@@ -195,6 +195,8 @@ def show(
     graph: "AttributionGraph", files: dict[str, Path], console: Console, removed: list[dict[str, Any]] | None = None
 ) -> None:
     """Print the summary for a person; ``removed`` is what removing boxes did."""
+    from tl_circuits.graph.visible import visible
+
     facts = summary(graph, files)
     console.print()
     console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
@@ -203,7 +205,7 @@ def show(
     predictions = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for target in facts["targets"][:5]:
         bar = "█" * max(1, round(30 * min(1.0, target["weight"])))
-        predictions.add_row(Text(f"“{target['token']}”"), f"{target['weight']:.1%}", Text(bar, style="blue"))
+        predictions.add_row(Text(f"“{visible(target['token'])}”"), f"{target['weight']:.1%}", Text(bar, style="blue"))
     if graph.info.compared_with:
         console.print(Text(f"\n{graph.info.question}"), style="bold")
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tl_circuits.cli.app import app, clear_errors, terminal, wrong_usage
+from tl_circuits.cli.app import app, clear_errors, harmless, terminal, wrong_usage
 from tl_circuits.cli.loading import COMMAND_NODES, Features, features_named, open_replacement
 
 
@@ -43,7 +43,7 @@ def view(
             replacement = stack.enter_context(open_replacement(model, features, device, dtype))
             live = LiveModel(replacement, COMMAND_NODES)
             for other in foreign(replacement, folder):
-                typer.echo(other, err=True)
+                typer.echo(harmless(other), err=True)
 
         def ready(address: str, taken: int) -> None:
             if taken != port:
