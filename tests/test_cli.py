@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 import tl_circuits as tlc
 from tests.tiny import command, tiny_folder
+from tl_circuits.cli.app import terminal
 
 PROGRAM = str(Path(sys.executable).parent / "tl-circuits")
 
@@ -113,6 +115,18 @@ def test_an_error_ends_a_process_of_its_own_with_one_and_its_last_line_says_why(
     assert done.returncode == 1 and own_lines(done.stderr) == 1 and "Traceback" not in done.stderr
     assert "3 tokens" in done.stderr.splitlines()[-1]
     assert os.listdir(tmp_path) == []
+
+
+def test_help_in_an_error_keeps_its_lines_and_no_control_character_reaches_the_terminal(tmp_path):
+    done = command("steer", "w1", "-e", "L24/F1005 = 0\x1b]0;x\x07", cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.exit_code == 1 and "            L3/error@2    the error term of layer 3" in lines
+    assert lines[-1].startswith("tl-circuits: cannot read the edit") and "names no position: @9" in lines[-1]
+    console = terminal()
+    with console.capture() as captured:
+        console.print(Text("a\x1b[31mb\x9b1mc\n\td"))
+        console.print("in \x1b]0;title\x07 words")
+    assert captured.get().split() == ["a�[31mb�1mc", "d", "in", "�]0;title", "words"]  # rich itself leaves bells out
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -26,7 +26,7 @@ from websockets.sync.client import connect  # noqa: E402
 from tl_circuits.view.folder import GraphFolder  # noqa: E402
 from tl_circuits.view.kept_graphs import MOST_KEPT  # noqa: E402
 from tl_circuits.view.live_model import LiveModel  # noqa: E402
-from tl_circuits.view.server import LARGEST_BODY, LOOPBACK, free_port, make_app, serve  # noqa: E402
+from tl_circuits.view.server import LARGEST_BODY, LOOPBACK, free_port, make_app, serve, settings  # noqa: E402
 
 TOKEN = "not-a-guess"
 
@@ -36,7 +36,7 @@ def listening(folder, live):
     """A server of ``folder`` on a free port of this machine; its address."""
     port = free_port("127.0.0.1", 18100)
     app = make_app(folder, TOKEN, LOOPBACK, live)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(settings(app, "127.0.0.1", port))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -259,12 +259,15 @@ def test_every_wish_is_answered(served, monkeypatch):
     with connect(url.replace("http", "ws") + f"/live?token={TOKEN}") as line:
         for text, words in (
             (json.dumps(steer), "RuntimeError: out of memory"), (json.dumps(steer).replace('"factor": 0', '"factor": 1e400'), "factor"),
-            (json.dumps(steer | {"nodes": 5}), "not iterable"), ("[" * 5000, "JSON object"), (json.dumps(steer | {"factor": []}), "float"),
+            (json.dumps(steer | {"nodes": 5}), "nodes: Input should be a valid list"), ("[" * 5000, "JSON object"),
+            (json.dumps(steer | {"factor": []}), "factor: Input should be a valid number"), (json.dumps(steer | {"graph": None}), "graph"),
         ):  # fmt: skip
             line.send(text)
-            assert words in json.loads(line.recv(timeout=30))["error"]
-    body = b'{"notes": ' + b"[" * 5000
-    assert ask(url, f"graphs/{found}/notes", "PUT", body)[0] == 422
+            answer = json.loads(line.recv(timeout=30))
+            assert words in answer["error"] and answer["number"] == (None if "JSON object" in words else 7)
+    nested = b'{"notes": ' + b"[" * 5000
+    for body in (nested, b"[]", b'{"fields": 5}', b'{"notes": 1, "fields": ["text"]}', b"\xff\xfe", b'{"notes": NaN, "fields": [1]}'):
+        assert ask(url, f"graphs/{found}/notes", "PUT", body)[0] == 422
 
 
 def test_a_tab_asks_which_heads_carried_any_link_while_another_steers(served):
@@ -454,6 +457,53 @@ def test_a_taken_port_gives_the_next_free_one(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         assert port < free_port("127.0.0.1", port) < port + 50
+
+
+def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once(served, monkeypatch):
+    from tl_circuits.view import patience
+
+    monkeypatch.setattr(patience, "SECONDS_FOR_GUESS", 0.5)
+    monkeypatch.setattr(patience, "MOST_GUESSES_WAITING", 3)
+    began = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        guesses = [pool.submit(ask, served[0], "graphs", **{"x-token": f"guess {k}"}) for k in range(6)]
+        assert ask(served[0], "graphs")[0] == 200
+        answers = sorted(guess.result()[0] for guess in guesses)
+    assert answers == [403, 403, 403, 429, 429, 429]
+    assert time.monotonic() - began > 3 * 0.5  # seconds: three answers, one after the other
+
+
+def test_requests_that_never_become_whole_are_given_up(served, monkeypatch):
+    from tl_circuits.view import patience
+
+    monkeypatch.setattr(patience, "SECONDS_FOR_HEAD", 0.4)
+    whole = f"GET /graphs HTTP/1.1\r\nHost: localhost\r\nx-token: {TOKEN}\r\n\r\n".encode()
+    for start, answered in ((b"", False), (b"GET /graphs HT", False), (whole + b"GET /gr", True)):
+        with socket.create_connection(("127.0.0.1", int(served[0].rsplit(":", 1)[1])), timeout=20) as line:
+            line.sendall(start)
+            said = b""
+            while part := line.recv(65536):  # ends when the server closes; a timeout would raise
+                said += part
+            assert said.startswith(b"HTTP/1.1 200") == answered
+    with connect(served[0].replace("http", "ws") + f"/live?token={TOKEN}") as line:
+        time.sleep(1)  # longer than a request has: a websocket may be silent
+        line.send("[]")
+        assert "JSON object" in json.loads(line.recv(timeout=20))["error"]
+
+
+def test_the_token_leaves_the_address_bar_and_the_tab_keeps_it(browser, served):
+    url, _ = served
+    with tab(browser, f"{url}/?token={TOKEN}&graph={graph_id(url)}", allowed=(url, url.replace("http", "ws"))) as page:
+        assert page.url == f"{url}/?graph={graph_id(url)}"
+        page.reload()
+        page.wait_for_selector(".tlc svg .unit")
+        assert TOKEN not in page.url and TOKEN not in page.content()
+
+
+@pytest.mark.parametrize("token", ["short", "a" * 40, "abcdefg" * 5])
+def test_a_token_that_can_be_guessed_is_refused_for_a_public_address(tmp_path, token):
+    with pytest.raises(ValueError, match="can be guessed"):
+        serve(GraphFolder(tmp_path), "0.0.0.0", 7860, token, None, print)
 
 
 def test_a_public_address_needs_a_token_of_ones_own(tmp_path):

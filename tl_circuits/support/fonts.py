@@ -56,7 +56,7 @@ def _fonts_with(characters: set[str]) -> tuple[list[str], set[str]]:
     for path in sorted(set(findSystemFonts()) - known):
         try:
             fontManager.addfont(path)
-        except Exception:  # noqa: BLE001  # a font that cannot be opened is no font for us, whatever is wrong with it
+        except (OSError, RuntimeError, ValueError):  # a damaged file
             continue
     has: dict[str, set[str]] = {}
     for entry in sorted(fontManager.ttflist, key=lambda e: (e.name, e.style != "normal", abs(_weight(e.weight) - 400), e.fname)):

@@ -1,7 +1,21 @@
 // The page from a server: a list of graphs, notes that the server keeps, and a model to steer.
 import { button, el } from "./dom.js";
 import { render } from "./page.js";
-const token = new URLSearchParams(location.search).get("token") ?? "";
+
+// The token is taken out of the address bar, so that it is not in bookmarks, screenshots and copied addresses. This tab
+// keeps it for later loads. Where storage is switched off it stays in the address, or a reload would lose it.
+function takeToken() {
+  const kept = `tl_circuits token ${location.pathname}`, address = new URL(location.href), given = address.searchParams.get("token");
+  try {
+    if (given === null) return sessionStorage.getItem(kept) ?? "";
+    sessionStorage.setItem(kept, given);
+    address.searchParams.delete("token");
+    history.replaceState(history.state, "", address);
+  } catch { /* storage is switched off */ }
+  return given ?? "";
+}
+
+const token = takeToken();
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: { "x-token": token, "content-type": "application/json" } });
