@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from rich.text import Text
@@ -146,6 +148,23 @@ def test_ctrl_c_leaves_no_file(tmp_path):
             process.communicate(timeout=2)
     assert process.returncode != 0
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_ends_the_server_in_order_also_with_a_request_that_never_became_whole(tmp_path):
+    process = subprocess.Popen([PROGRAM, "view", ".", "--port", "18400"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = urlsplit(process.stdout.readline().removeprefix("Open ").strip())
+    for _ in range(300):
+        try:
+            line = socket.create_connection((address.hostname, address.port))
+            break
+        except ConnectionRefusedError:  # the address is printed just before the server listens
+            time.sleep(0.1)
+    with line:
+        line.sendall(b"GET /graphs HT")
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in said and own_lines(said) == 0, said
 
 
 def test_models_and_doctor_say_what_there_is(tmp_path):

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -213,7 +214,8 @@ def serve(folder: GraphFolder, host: str, port: int, token: str | None, live: Li
     port = free_port(host, port)
     name = f"[{host}]" if ":" in host else host
     ready(f"http://{name}:{port}/?token={quote(secret, safe='')}", port)
-    uvicorn.Server(settings(app, host, port)).run()
+    with suppress(KeyboardInterrupt):  # uvicorn ends in order and then raises it again; for a person that is no failure
+        uvicorn.Server(settings(app, host, port)).run()
 
 
 def settings(app: Any, host: str, port: int) -> Any:
