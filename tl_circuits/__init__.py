@@ -152,6 +152,7 @@ _OUTPUTS = {
     "neuronpedia": "tl_circuits.neuronpedia.export:export",
     "neuronpedia address": "tl_circuits.neuronpedia.urls:neuronpedia_url",
     "parquet": "tl_circuits.graph.tables:to_parquet",
+    "carried": "tl_circuits.graph.carried:carried_by",
     "pinned scores": "tl_circuits.graph.pinned:pinned_scores",
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
