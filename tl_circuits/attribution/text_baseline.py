@@ -25,6 +25,7 @@ from tl_circuits.hooks import (
     at_any_site,
     collect_sites,
     first_tokens,
+    in_turn,
     model_device,
     plain_ids,
     to_tokens,
@@ -123,6 +124,7 @@ _PARTS = ("activation", "frequency", "error")
 
 
 @checked
+@in_turn
 def make_baseline(
     replacement: Replacement, texts: Any, *, context: int = 128, progress: bool = True
 ) -> Baseline:
