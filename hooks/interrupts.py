@@ -23,7 +23,8 @@ class _Waiting:
 
     def put_back(self) -> None:
         """Install the handler that was there before, if this one is still installed."""
-        if signal.getsignal(signal.SIGINT) is self:
+        installed: Any = signal.getsignal(signal.SIGINT)
+        if installed is self:
             signal.signal(signal.SIGINT, self._before)
 
     def pass_on(self) -> None:

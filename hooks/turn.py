@@ -30,7 +30,7 @@ class _Lock:
         self._lock = RLock()
 
     def mine(self) -> bool:
-        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+        return self._lock._is_owned()  # type: ignore[attr-defined]
 
     def take(self) -> None:
         self._lock.acquire()
