@@ -22,20 +22,23 @@ def carried_saes(model: Model) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Lifted:
-    """What is needed to put one wrapper back: where it was, its entries in the model's tables, and its stand-in."""
+    """What is needed to put one wrapper back: where it was, its entries in the model's tables, and its stand-in.
+
+    ``entries``: each table, the wrapper's own entries in it, and the order of all its names.
+    """
 
     parent: torch.nn.Module
     attribute: str
     wrapper: Any
     name: str
-    entries: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    entries: tuple[tuple[dict[str, Any], dict[str, Any], list[str]], ...]
     plain: HookPoint
     plain_name: str | None
 
     def take_off(self) -> None:
         setattr(self.parent, self.attribute, self.plain)
         self.plain.name = self.name
-        for table, own in self.entries:
+        for table, own, _ in self.entries:
             for key in own:
                 del table[key]
             table[self.name] = self.plain
@@ -43,9 +46,11 @@ class _Lifted:
     def put_back(self) -> None:
         setattr(self.parent, self.attribute, self.wrapper)
         self.plain.name = self.plain_name
-        for table, own in self.entries:
+        for table, own, order in self.entries:
             table.pop(self.name, None)
             table.update(own)
+            for key in [*(key for key in order if key in table), *(table.keys() - set(order))]:
+                table[key] = table.pop(key)
 
 
 def lift(model: Model) -> None:
@@ -84,7 +89,7 @@ def _lifted(model: Model, name: str, alias: Any) -> _Lifted:
     if wrapper is None:
         raise AttachError(f"SAELens attached a dictionary at {name!r}, but nothing is there. Call model.reset_saes().")
     entries = tuple(
-        (table, {key: value for key, value in table.items() if key == name or key.startswith(f"{name}.")})
+        (table, {key: value for key, value in table.items() if key == name or key.startswith(f"{name}.")}, list(table))
         for table in point_tables(model)
     )
     # On a bridge, the alias `hook_mlp_out` still refers to the point that was there before add_sae.
