@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def try_all(operation: Operation, numbers: list[int], by_signal: bool) -> list[T
     before = whole_state(operation.model)
     trials = []
     for number in numbers:
-        line = interrupt(lambda: operation.run(subject), number, by_signal)
+        line = interrupt(partial(operation.run, subject), number, by_signal)
         if line is None:
             continue
         left = differences(before, whole_state(operation.model))
