@@ -30,6 +30,7 @@ class _Lock:
         self._lock = RLock()
 
     def mine(self) -> bool:
+        """Whether this thread has it, by the question that Python's own threading.Condition asks."""
         return self._lock._is_owned()  # type: ignore[attr-defined]
 
     def take(self) -> None:
