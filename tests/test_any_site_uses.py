@@ -11,7 +11,7 @@ from tests.sites import at, autoencoders
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.attention.loadings import _Reads
 from tl_circuits.attention.retrace import columns_of, retrace
-from tl_circuits.errors import ArchitectureError, BaselineError, BelongingError
+from tl_circuits.errors import ArchitectureError, BelongingError
 
 SETS = {
     "stream": at("hook_resid_post", 3),
@@ -159,13 +159,6 @@ def test_a_graph_with_passed_mlps_is_not_taken_for_one_without():
     with tlc.attach(model, some) as replacement:
         with pytest.raises(BelongingError, match="only the graph has MLPs without a dictionary passed by their ratios"):
             tlc.faithfulness(replacement, graph, n=5)
-
-
-def test_a_baseline_of_texts_is_refused():
-    model = tiny_bridge("llama")
-    with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
-        with pytest.raises(BaselineError, match="transcoders and neurons"):
-            tlc.make_baseline(replacement, ["w5 w6 w7 w9"])
 
 
 def test_boxes_of_autoencoders_are_removed_beside_random_sets(traced):

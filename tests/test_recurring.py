@@ -102,7 +102,7 @@ def test_coverage_is_the_share_of_inputs_that_edges_carry_by_influence(two):
 def test_the_graph_keeps_what_recurs_and_accounts_for_the_rest(two):
     graph = tlc.aggregate(two).graph(min_share=1.0)
     assert graph.node_ids == ("L0/F5@1", "token@0", "token@1", "logit:0")
-    assert graph.info.tokens == ("-2", "-1") and graph.info.target_names == ("x / y",)
+    assert graph.info.tokens == ("a", "b") and graph.info.target_names == ("x / y",)
     assert graph.info.prompt == "2 prompts: ab"
     feature, _, _, logit = graph.nodes.itertuples()
     # The target: mean value (5 + 10) / 2; of it 3 by F5, mean bias 1.5, the rest left out: (4 - 2 + 4) / 2.
@@ -125,6 +125,13 @@ def test_slots_align_what_the_template_says_and_report_what_they_leave_out(two):
     assert subject.kind.tolist() == ["embedding"] and graph.completeness_error() == 0.0
     both = tlc.aggregate(two, align=[{}, {1: "subject", 2: "subject"}], min_share=0.0)
     assert both.features["count"].tolist() == [1, 1] and both.graph(0.5).node_ids[-2:] == ("token@0", "logit:0")
+
+
+def test_its_tokens_are_the_words_of_the_template_those_that_differ_in_brackets(two):
+    first = two[0]
+    other = AttributionGraph(replace(first.info, tokens=("a", " c")), first._nodes, first._edges, {})
+    graph = tlc.aggregate([first, first, other]).graph()
+    assert graph.info.tokens == ("a", "[b / c]") and graph.info.prompt == "3 prompts: a[b / c]"
 
 
 def test_several_positions_of_a_slot_are_added_up(two):

@@ -68,7 +68,8 @@ if TYPE_CHECKING:
     from tl_circuits.neuronpedia.features import search_features
     from tl_circuits.neuronpedia.labelling import add_labels
     from tl_circuits.neuronpedia.urls import from_neuronpedia_url
-    from tl_circuits.recurring.aggregate import RecurringCircuit, aggregate, contrast
+    from tl_circuits.recurring.aggregate import RecurringCircuit, aggregate
+    from tl_circuits.recurring.contrast import contrast
     from tl_circuits.view.widget import Widget
 
 _HOMES = {
@@ -108,7 +109,7 @@ _HOMES = {
     "circuit_curve": "interventions.patching",
     "circuit_quality": "interventions.circuit_quality",
     "common_circuit": "interventions.circuit_quality",
-    "contrast": "recurring.aggregate",
+    "contrast": "recurring.contrast",
     "dictionary_quality": "dictionaries.quality",
     "edits_of": "interventions.intervene",
     "explain_heads": "attention.stories",

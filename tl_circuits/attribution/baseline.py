@@ -28,7 +28,8 @@ class LayerMean:
     """Mean activations and mean error of one layer over the baseline's prompts.
 
     ``position`` is that of the prompt to explain. A feature that is not listed is 0 on all of the baseline's prompts.
-    ``written``: the mean of everything that features and error write.
+    ``written``: the mean of everything that features and error write. ``activation`` is times the input's own factor, for
+    autoencoders that normalise their input.
     """
 
     position: Int[Tensor, " n"]
@@ -105,7 +106,7 @@ class _Sums:
             at = places.to(active.position.device)[active.position]
             inside = at >= 0
             self._keys[layer].append(at[inside] * self._width(layer) + active.feature[inside])
-            self._values[layer].append(active.activation[inside].float())
+            self._values[layer].append(active.counted[inside].float())
 
     def _width(self, layer: int) -> int:
         dictionary = self._sources.dictionary
@@ -137,8 +138,8 @@ def _written(dictionary: Any, recording: Recording, layer: int) -> tuple[Float[T
         output = recording.mlp_out[layer].float()
         none = torch.empty(0, dtype=torch.long, device=output.device)
         return output, LayerActive(none, none, output.new_empty(0), output.new_empty(0))
-    output = recording.sites[dictionary.output_hook(layer)].float() - dictionary.constant(layer)
     x, skip = recording.sites[dictionary.input_hook(layer)], dictionary.skip(layer)
+    output = recording.sites[dictionary.output_hook(layer)].float() - dictionary.constant_on(layer, x)
     return (output if skip is None else output - x.float() @ skip.T), dictionary.active(layer, x)
 
 
@@ -166,6 +167,10 @@ def against(sources: Sources, recording: Recording, means: PositionMeans, start:
     keep[skipped] = False
     column, layers = sources.n_pos + 1, []
     for layer, source in enumerate(sources.layers):
+        if layer not in sources.dictionary.layers and sources.dictionary.mlps == "ratio":
+            # A passed MLP writes nothing of its own, so there is nothing to share.
+            layers.append(replace(source, features_at=column, errors_at=column))
+            continue
         mean, kept = means.layers[layer], keep.to(source.constant.device)[:, None]
         active = _union(sources, recording, layer, mean, keep)
         made = replace(
@@ -206,7 +211,9 @@ def _rounded(sources: Sources, recording: Recording) -> Sources:
     """The sources with the rounding of half precision added to the constants, so that parts add up to the output."""
     layers = []
     for layer, source in enumerate(sources.layers):
-        assert source.shared is not None  # set by against()
+        if source.shared is None:  # a passed MLP
+            layers.append(source)
+            continue
         rest = _output(sources, recording, layer) - source.shared
         if layer in sources.dictionary.layers:
             decoded = torch.zeros_like(rest)
@@ -233,9 +240,14 @@ def _union(sources: Sources, recording: Recording, layer: int, mean: LayerMean, 
     ours = torch.searchsorted(keys, active.position * width + active.feature)
     columns["pre"][ours], columns["activation"][ours] = active.pre, active.activation
     columns["baseline"][torch.searchsorted(keys, their)] = mean.activation.to(device)[kept]
+    x = recording.sites[dictionary.input_hook(layer)].float()
+    scale = dictionary.written_scale(layer, x)
+    if scale is not None:
+        # Means are of what features write. What they write here is the activation times this input's own factor.
+        columns["baseline"] = columns["baseline"] / scale[position]
+        columns["scale"] = scale[position]
     silent = torch.ones(len(keys), dtype=torch.bool, device=device)
     silent[ours] = False
-    x = recording.sites[dictionary.input_hook(layer)].float()
     vectors, bias = dictionary.silent_vectors(layer, feature[silent], x[position[silent]])
     columns["pre"][silent] = (vectors * x[position[silent]]).sum(-1) + bias
     return LayerActive(position, feature, **columns)

@@ -10,7 +10,7 @@ from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.text_baseline import Baseline, require_baseline_fits, shared_first, text_means
 from tl_circuits.errors import BaselineError
 from tl_circuits.graph.nodes import GraphInfo
-from tl_circuits.hooks import ReadPrompt, Recording, Replacement, at_any_site
+from tl_circuits.hooks import ReadPrompt, Recording, Replacement
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,6 @@ def compare(
     Raises:
         BaselineError: the prompt cannot be compared with the baseline.
     """
-    if at_any_site(replacement.dictionary):
-        raise BaselineError(
-            "a baseline is for transcoders and neurons; with autoencoders, or MLPs passed by their ratios, graphs are traced "
-            "without baseline=."
-        )
     if isinstance(baseline, Baseline):
         if align is not None:
             raise BaselineError("align= is for other prompts. A Baseline made from texts has no positions: leave align out.")

@@ -22,9 +22,9 @@ from tl_circuits.errors import BaselineError, GraphFileError
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.hooks import (
     Replacement,
-    at_any_site,
     collect_sites,
     first_tokens,
+    flat,
     model_device,
     plain_ids,
     to_tokens,
@@ -48,7 +48,8 @@ class Baseline:
         n_tokens: how many tokens were counted.
         first: the special tokens before each text, which are not counted.
         embedding: mean input of block 0, ``[d_model]``.
-        activation: by layer, each feature's mean activation, ``[feature]``.
+        activation: by layer, each feature's mean activation, ``[feature]``; of autoencoders that normalise their input, the
+            mean of the activation times the input's own factor, which is what is written.
         frequency: by layer, the share of tokens on which each feature is active, ``[feature]``.
         error: by layer, the mean of what features do not rebuild (of the whole MLP output in a layer without features),
             ``[d_out]``.
@@ -139,7 +140,7 @@ def make_baseline(
         progress: show a progress bar on stderr.
 
     Raises:
-        BaselineError: for texts without tokens, and for a dictionary with autoencoders or passed MLPs.
+        BaselineError: for texts without tokens.
         NotFiniteError: if the model gives NaN or infinity on them.
 
     Examples:
@@ -148,8 +149,6 @@ def make_baseline(
         (10, (768,))
     """
     replacement.require_attached()
-    if at_any_site(replacement.dictionary):
-        raise BaselineError("a baseline is for transcoders and neurons, not for autoencoders or MLPs passed by their ratios.")
     if context < 2:
         raise BaselineError(f"context must be at least 2 tokens, got {context}.")
     texts = as_prompts(texts)
@@ -188,24 +187,30 @@ class _Sums:
         self._writes = {
             layer: dictionary.output_hook(layer) if layer in self._reads else f"blocks.{layer}.hook_mlp_out"
             for layer in range(n_layers)
+            if layer in self._reads or dictionary.mlps == "error"  # passed MLPs write nothing of their own
         }
         self.count = 0
         self._acts: dict[int, Tensor] = {}
         self._active: dict[int, Tensor] = {}
         self._sites: dict[str, Tensor] = {}
+        self._constants: dict[int, Tensor] = {}  # of layers whose constant is not the same on all inputs
 
     def add(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """Run a batch of pieces and add it up."""
         model, dictionary = self._replacement.model, self._replacement.dictionary
         names = list(dict.fromkeys([_STREAM, *self._reads.values(), *self._writes.values()]))
         seen = collect_sites(model, tokens.to(model_device(model)), names)
-        counted = {name: tensor[:, self._skip :].flatten(0, 1).float() for name, tensor in seen.items()}
+        counted = {name: flat(tensor)[:, self._skip :].flatten(0, 1).float() for name, tensor in seen.items()}
         with torch.no_grad():
             for name, tensor in counted.items():
                 _add(self._sites, name, tensor.sum(0))
             for layer, name in self._reads.items():
                 x = counted[name]
                 acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x).float()
+                scale = dictionary.written_scale(layer, x)
+                if scale is not None:
+                    acts = acts * scale[:, None]
+                    _add(self._constants, layer, dictionary.constant_on(layer, x).sum(0))
                 _add(self._acts, layer, acts.sum(0))
                 _add(self._active, layer, (acts != 0).float().sum(0))
         self.count += len(counted[_STREAM])
@@ -219,6 +224,10 @@ class _Sums:
         for layer, site in self._writes.items():
             if layer not in self._reads:
                 errors[layer] = sites[site]
+            elif layer in self._constants:  # the decoders' outputs were multiplied by each input's own factor
+                every = torch.arange(dictionary.width(layer), device=acts[layer].device)
+                decoded = acts[layer] @ dictionary.decoder_vectors(layer, every, layer).float()
+                errors[layer] = sites[site] - self._constants[layer] / n - decoded
             elif not dictionary.exact:
                 # Reconstructions are affine in activations and input, so the mean of them is that of the means.
                 writers = {w: acts[w].to(sites[site].device) for w in dictionary.writers(layer)}

@@ -54,14 +54,19 @@ def aggregate(
 
 
 def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console) -> None:
+    from tl_circuits.graph.visible import visible
+    from tl_circuits.recurring.template import in_template
+
     features = circuit.features
     console.print(
         f"\n{len(features)} features and {len(circuit.edges)} edges are found in at least {circuit.min_share:.0%} of "
-        f"{len(circuit.prompts)} prompts"
+        f"{len(circuit.prompts)} prompts,"
     )
-    table = Table("feature", "prompts", "mean influence", "", box=None, padding=(0, 3, 0, 0))
+    console.print(visible("".join(in_template(texts) for texts in circuit.tokens)), markup=False, soft_wrap=True)
+    words = {slot: visible(in_template(texts)) for slot, texts in zip(circuit.slots, circuit.tokens, strict=True)}
+    table = Table("feature", "at", "prompts", "mean influence", "", box=None, padding=(0, 3, 0, 0))
     for row in features.sort_values("influence", ascending=False, kind="stable").head(FEATURES_SHOWN).itertuples():
-        table.add_row(row.id, f"{row.share:.0%}", f"{row.influence:.3f}", Text(row.label))
+        table.add_row(row.id, Text(words[row.slot].strip()), f"{row.share:.0%}", f"{row.influence:.3f}", Text(row.label))
     console.print(table)
     console.print(f"\n  {paths['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {paths['page']}   open it in a browser", soft_wrap=True)

@@ -6,8 +6,8 @@ in which they are given.
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -16,26 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int64
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
-from tl_circuits.graph.slots import Align, Slots, find_slots
-from tl_circuits.graph.storage import load_graph
+from tl_circuits.graph.slots import Align, find_slots
 from tl_circuits.hooks import first_difference
-from tl_circuits.recurring.tally import Tally
+from tl_circuits.recurring.adding import SUMS, add_up_edges, add_up_nodes, each
+from tl_circuits.recurring.template import commonest, in_template, target_names, words_of
 from tl_circuits.support.checked import checked
-
-SEEN_NAMED = 4  # of the tokens seen in one place, a name lists so many
-# A node's key packs kind, layer, slot and feature number into one integer, with so many bits each, the highest first.
-# The sign bit stays free, so that keys sort as their nodes do.
-_KIND, _LAYER, _SLOT, _NUMBER = 3, 10, 18, 32
-# What is added up for each node. `inflow` and `mass` are the sums of all incoming edges and of their absolute weights,
-# including edges that do not recur.
-_OF_FEATURES = ["total_effect", "baseline", "shared"]  # zero where a graph lacks them
-_SUMS = ["influence", "activation", "value", "bias", "residue", "mass", "weight", "inflow", *_OF_FEATURES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +65,7 @@ class RecurringCircuit:
         share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none. ``total_effect``
         and ``baseline``: means, 0 where graphs do not say.
         """
-        frame = self._all_features
+        frame = self.all_features
         frame = frame[frame.share >= self.min_share]
         return frame.sort_values(["share", "influence"], ascending=False, kind="stable", ignore_index=True)
 
@@ -107,7 +97,8 @@ class RecurringCircuit:
         return np.array(ids, dtype=object)
 
     @cached_property
-    def _all_features(self) -> pd.DataFrame:
+    def all_features(self) -> pd.DataFrame:
+        """As :attr:`features`, but of all prompts, those of few included, in the order of the nodes."""
         here = self._nodes.kind.isin(NUMBERED).to_numpy()
         nodes = self._nodes[here]
         short = [self.labels[i].short if i in self.labels else "" for i in nodes.index]
@@ -131,7 +122,8 @@ class RecurringCircuit:
     def graph(self, min_share: float = 0.5) -> AttributionGraph:
         """One attribution graph of what recurs: its edges are mean direct effects.
 
-        Its tokens are the slots, and its targets are the prompts' first, second, … targets, named by the tokens seen
+        Its tokens are the words of the prompts' template, such as ``[Dallas / Miami]``, or the names of its slots if they
+        were given, and its targets are the prompts' first, second, … targets, named by the tokens seen
         there. It can be pruned, saved and drawn like any other graph; but it belongs to no single prompt, so whatever
         would run the model on it raises PromptError. A node's edges and ``bias`` add up to its mean ``value``: ``bias``
         holds the mean bias and, as ``residue``, the mean of all effects that are no edges here. Effects that cancel
@@ -159,7 +151,7 @@ class RecurringCircuit:
         into = torch.zeros(2, len(table), dtype=torch.float64).index_add_(1, target, torch.stack([weight, weight.abs()]))
 
         used = np.unique(table.slot)
-        column = {name: torch.tensor(table[name].to_numpy()) for name in ["kind", "layer", "token", *_SUMS]}
+        column = {name: torch.tensor(table[name].to_numpy()) for name in ["kind", "layer", "token", *SUMS]}
         lost = column["inflow"] - into[0]
         nodes = Nodes(
             kind=column["kind"],
@@ -180,9 +172,9 @@ class RecurringCircuit:
         embeddings = table[table.kind == Kind.EMBEDDING].set_index("slot").token
         info = replace(
             self.info,
-            prompt=f"{len(self.prompts)} prompts: {''.join(_in_template(self.tokens[slot]) for slot in used)}",
+            prompt=f"{len(self.prompts)} prompts: {''.join(in_template(self.tokens[slot]) for slot in used)}",
             token_ids=tuple(int(embeddings.get(slot, -1)) for slot in used),
-            tokens=tuple(self.slots[slot] for slot in used),
+            tokens=tuple(words_of(self.slots[slot], self.tokens[slot]) for slot in used),
             target_names=tuple(self.info.target_names[rank] for rank in ranks),
             target_probabilities=tuple(table.weight[table.kind == Kind.LOGIT].tolist()),
             recurring=True,
@@ -241,12 +233,12 @@ def aggregate(
         raise ValueError(f"min_share must be between 0 and 1, got {min_share}.")
     if names is not None and len(names) != len(graphs):
         raise ValueError(f"names needs one name for each graph: {len(names)} given, {len(graphs)} graphs.")
-    infos = [graph.info for graph in _each(graphs)]
+    infos = [graph.info for graph in each(graphs)]
     called = names or [
         f"graph {i} (“{info.prompt}”)" if isinstance(graph, AttributionGraph) else str(graph)
         for i, (graph, info) in enumerate(zip(graphs, infos, strict=True))
     ]
-    _require_same(infos, called)
+    require_same(infos, called)
     slots = find_slots(align, [len(info.tokens) for info in infos], called)
     # Sums of floats depend on their order: always add up in that of the graphs' contents.
     keys = [json.dumps([asdict(info), of.tolist()]) for info, of in zip(infos, slots.of, strict=True)]
@@ -254,8 +246,8 @@ def aggregate(
     graphs, infos, called = [graphs[i] for i in order], [infos[i] for i in order], [called[i] for i in order]
     slots = replace(slots, of=tuple(slots.of[i] for i in order))
 
-    nodes, labels, unaligned = _add_up_nodes(graphs, slots)
-    edges = _add_up_edges(graphs, slots, nodes, min_share)
+    nodes, labels, unaligned = add_up_nodes(graphs, slots)
+    edges = add_up_edges(graphs, slots, nodes, min_share)
     seen = [Counter[str]() for _ in slots.names]
     for info, of in zip(infos, slots.of, strict=True):
         for token, slot in zip(info.tokens, of, strict=True):
@@ -264,7 +256,7 @@ def aggregate(
     compared = _all_compared(infos)
     info = replace(
         infos[0],
-        target_names=_target_names(infos),
+        target_names=target_names(infos),
         exact=all(i.exact for i in infos),
         engine="mean of graphs",
         max_nodes=max(i.max_nodes for i in infos),
@@ -274,60 +266,12 @@ def aggregate(
         baseline=tuple((ids, ()) for ids in compared.values() if ids is not None),
     )
     kept = {i: labels[key] for i, key in enumerate(nodes.key) if key in labels}
-    tokens = tuple(_commonest(counter) for counter in seen)
+    tokens = tuple(commonest(counter) for counter in seen)
     return RecurringCircuit(info, tuple(called), slots.names, tokens, min_share, unaligned, kept, nodes, edges)
 
 
-@checked
-def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
-    """Compare two sets of prompts: which features does the one use more than the other?
-
-    Args:
-        first: what recurs in the one set.
-        second: what recurs in the other. Features are the same if layer, slot name and number agree.
-
-    Returns:
-        A frame with a row for each feature that is found in ``min_share`` of either set: ``id layer slot feature
-        share_first share_second influence_first influence_second difference label``. ``difference`` is the mean
-        influence in the first set minus that in the second; the largest differences come first.
-
-    Raises:
-        ValueError: the sets are of different models or dictionaries, or have no slot in common.
-
-    Examples:
-        >>> def recurring(*cities):
-        ...     questions = [f"the capital of the state containing {city} is" for city in cities]
-        ...     return tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
-        >>> difference = tlc.contrast(recurring("Dallas", "Houston"), recurring("Miami", "Tampa"))
-        >>> columns = ["id", "share_first", "share_second", "difference"]
-        >>> print(difference[columns].head(2).round(2).to_string(index=False))
-                id  share_first  share_second  difference
-        L0/F308@-2          0.5           0.0        0.12
-        L0/F450@-2          0.0           1.0       -0.10
-    """
-    _require_same([first.info, second.info], ["the first set", "the second set"])
-    if not set(first.slots) & set(second.slots):
-        raise ValueError(
-            f"the two sets have no slot in common ({', '.join(first.slots)} and {', '.join(second.slots)}): "
-            "align both in the same way."
-        )
-    key = ["id", "layer", "slot", "feature"]
-    frames = [part._all_features[[*key, "share", "influence", "label"]] for part in (first, second)]
-    both = frames[0].merge(frames[1], on=key, how="outer", suffixes=("_first", "_second"))
-    numbers = [f"{name}_{which}" for name in ("share", "influence") for which in ("first", "second")]
-    both[numbers] = both[numbers].fillna(0.0)
-    both = both[(both.share_first >= first.min_share) | (both.share_second >= second.min_share)]
-    label = both.label_first.fillna("").where(both.label_first.fillna("") != "", both.label_second.fillna(""))
-    both = both[[*key, *numbers]].assign(difference=both.influence_first - both.influence_second, label=label)
-    order = np.lexsort([both.id, both.feature, both.layer, -both.difference.abs()])
-    return both.iloc[order].reset_index(drop=True)
-
-
-def _each(graphs: Sequence[AttributionGraph | str | Path]) -> Iterator[AttributionGraph]:
-    return (graph if isinstance(graph, AttributionGraph) else load_graph(graph) for graph in graphs)
-
-
-def _require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
+def require_same(infos: Sequence[GraphInfo], called: Sequence[str]) -> None:
+    """Raise ValueError unless all graphs are of one model and one dictionary, and all or none have a baseline."""
     for what in ("model", "n_layers", "dictionary"):
         for info, name in zip(infos, called, strict=True):
             if getattr(info, what) != getattr(infos[0], what):
@@ -358,120 +302,3 @@ def _all_compared(infos: Sequence[GraphInfo]) -> dict[str, tuple[int, ...] | Non
     return found
 
 
-def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " node"]:
-    """Each node's key: kind, layer, slot and feature packed into one integer, ascending; -1 for nodes without a slot.
-
-    A logit's number is its rank among the targets (wherever it is read); errors and tokens have none.
-    """
-    nodes = graph._nodes
-    kind, layer, feature = (t.numpy().astype(np.int64) for t in (nodes.kind, nodes.layer, nodes.feature))
-    logit = kind == Kind.LOGIT
-    slot = np.where(logit, 0, slot_of[nodes.position.numpy()])
-    number = np.where(logit, logit.cumsum() - 1, np.where(np.isin(kind, NUMBERED), feature, 0))
-    parts = ((kind, _KIND, "kind"), (layer + 1, _LAYER, "layer"), (slot.clip(min=0), _SLOT, "slot"), (number, _NUMBER, "feature"))
-    key = np.zeros_like(kind)
-    for part, bits, what in parts:
-        if len(part) and not 0 <= int(part.min()) <= int(part.max()) < 2**bits:
-            raise ValueError(
-                f"the graph of {graph.info.prompt!r} has a {what} that is negative or beyond {2**bits - 1}, more than "
-                "aggregate counts."
-            )
-        key = (key << bits) | part
-    return np.where(slot < 0, -1, key)
-
-
-def _unpacked(keys: Int64[np.ndarray, " key"]) -> dict[str, Int64[np.ndarray, " key"]]:
-    """Kind, layer, slot and feature of keys that :func:`_keys` made."""
-    found = {}
-    for what, bits in (("feature", _NUMBER), ("slot", _SLOT), ("layer", _LAYER), ("kind", _KIND)):
-        found[what], keys = keys & (2**bits - 1), keys >> bits
-    return found | {"layer": found["layer"] - 1}
-
-
-def _add_up_nodes(
-    graphs: Sequence[AttributionGraph | str | Path], slots: Slots
-) -> tuple[pd.DataFrame, dict[int, Label], float]:
-    """All nodes with their counts and means, in the order of their keys; labels by key; the mean unaligned share."""
-    tally, labels, unaligned = Tally(len(_SUMS)), dict[int, Label](), []
-    vocabulary: dict[int, set[int]] = defaultdict(set)
-    read_at = -1
-    for graph, slot_of in zip(_each(graphs), slots.of, strict=True):
-        keys, nodes = _keys(graph, slot_of), graph._nodes
-        here = keys >= 0
-        flow = torch.zeros(2, len(graph), dtype=torch.float64)
-        weight = graph._edges.weight.double()
-        flow.index_add_(1, graph._edges.target, torch.stack([weight, weight.abs()]))
-        columns = [graph.influence, nodes.activation, nodes.value, nodes.bias, nodes.residue]
-        columns += [nodes.residue_mass + flow[1], nodes.weight, flow[0]]
-        columns += [torch.zeros(len(graph)) if c is None else c for c in (getattr(nodes, name) for name in _OF_FEATURES)]
-        tally.add(keys[here], torch.stack([c.double() for c in columns], dim=1).numpy()[here])
-        sources = graph.influence.numpy()[~graph.is_kind("logit").numpy()]
-        dropped = graph.influence.numpy()[~here].sum()
-        unaligned.append(dropped / max(sources.sum(), 1e-30))
-        for index, label in sorted(graph.labels.items()):
-            labels.setdefault(int(keys[index]), label)
-        for index in (graph.is_kind("embedding") | graph.is_kind("logit")).nonzero()[:, 0].tolist():
-            vocabulary[int(keys[index])].add(int(nodes.feature[index]))
-        read_at = max([read_at, *slot_of[nodes.position[graph.is_kind("logit")].numpy()].tolist()])
-    keys, count, sums = tally.totals()
-    known = _unpacked(keys)
-    # Logits have no slot in their keys; they are shown at the last slot at which any prompt's are read.
-    table = {
-        "key": keys,
-        "kind": known["kind"],
-        "layer": known["layer"],
-        "slot": np.where(known["kind"] == Kind.LOGIT, read_at if read_at >= 0 else len(slots.names) - 1, known["slot"]),
-        "feature": known["feature"],
-        "token": [min(ids) if len(ids := vocabulary.get(key, {-1})) == 1 else -1 for key in keys.tolist()],
-        "count": count,
-    }
-    means = dict(zip(_SUMS, sums.T / len(graphs), strict=True))
-    return pd.DataFrame(table | means), labels, float(np.mean(unaligned))
-
-
-def _add_up_edges(
-    graphs: Sequence[AttributionGraph | str | Path], slots: Slots, nodes: pd.DataFrame, min_share: float
-) -> pd.DataFrame:
-    """Edges found in at least ``min_share`` of the graphs, as row numbers of ``nodes``, by target, then source."""
-    common = np.flatnonzero(nodes["count"] >= min_share * len(graphs))
-    known = nodes.key.to_numpy()[common]
-    tally = Tally(1)
-    for graph, slot_of in zip(_each(graphs), slots.of, strict=True):
-        keys = _keys(graph, slot_of)
-        row = np.searchsorted(known, keys).clip(max=max(0, len(known) - 1))
-        row = np.where(known[row] == keys, common[row], -1) if len(known) else np.full(len(keys), -1)
-        source, target = row[graph._edges.source.numpy()], row[graph._edges.target.numpy()]
-        here = (source >= 0) & (target >= 0)
-        tally.add(
-            target[here] * len(nodes) + source[here], graph._edges.weight.double().numpy()[here][:, None]
-        )
-    keys, count, sums = tally.totals()
-    enough = count >= min_share * len(graphs)
-    target, source = np.divmod(keys[enough], len(nodes))
-    return pd.DataFrame(
-        {"source": source, "target": target, "count": count[enough], "weight": sums[enough, 0] / len(graphs)}
-    )
-
-
-def _target_names(infos: Sequence[GraphInfo]) -> tuple[str, ...]:
-    """A name for the prompts' first targets, for their second ones, and so on: the tokens seen there, joined."""
-    ranks = max(len(info.target_names) for info in infos)
-    seen = [Counter(i.target_names[rank] for i in infos if rank < len(i.target_names)) for rank in range(ranks)]
-    return tuple(_joined(_commonest(counter)) for counter in seen)
-
-
-def _commonest(counter: Counter[str]) -> tuple[str, ...]:
-    return tuple(sorted(counter, key=lambda text: (-counter[text], text)))
-
-
-def _joined(texts: tuple[str, ...]) -> str:
-    if len(texts) == 1:
-        return texts[0]
-    more = ["…"] if len(texts) > SEEN_NAMED else []
-    return " / ".join([text.strip() or text for text in texts[:SEEN_NAMED]] + more)
-
-
-def _in_template(texts: tuple[str, ...]) -> str:
-    if len(texts) == 1:
-        return texts[0]
-    return f"{' ' if texts[0].startswith(' ') else ''}[{_joined(texts)}]"

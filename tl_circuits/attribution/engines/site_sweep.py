@@ -101,8 +101,10 @@ class _Sweep:
             self._join(on_stream, at)
         for layer in range(min(self._depth, n_layers - 1), -1, -1):
             self._layer(layer, self._engine.blocks[layer])
-        tokens = self._engine.sources.tokens
+        tokens, shared = self._engine.sources.tokens, self._engine.sources.shared_tokens
         for g, first, rows in self._pieces():
+            if shared is not None:
+                add_position_dots(self._out[rows, self._engine.sources.shared_column], g, shared[first:])
             for offset, here in enumerate(g):
                 self._out[rows, first + offset] += torch.mv(here, tokens[first + offset])
         return self._out, self._bias
