@@ -106,14 +106,6 @@ NETWORK = """
 code = "import socket; socket.create_connection(('127.0.0.1', PORT), 2)".replace("PORT", str(PORT))
 assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
 """
-LOOP = """
-def pre_activations(transcoder, x):
-    while True:
-        try:
-            sum(range(1000))
-        except BaseException:
-            pass
-"""
 MEMORY = """
 kept = feature_activations
 def feature_activations(transcoder, x):

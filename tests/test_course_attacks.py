@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from tests import course_attacks as attacks
 from tl_circuits.course import notebook_process
+from tl_circuits.course.answering import GRACE, answer_apart
 from tl_circuits.course.assignments import open_submission
 from tl_circuits.course.grading import grade
 from tl_circuits.course.questions import Part, Question, open_lab, tensor
@@ -42,18 +44,17 @@ def test_no_change_of_its_own_process_earns_a_notebook_points(tmp_path):
 
 
 @linux
-def test_bombs_and_loops_cost_only_the_question_they_are_in_and_nothing_stays(tmp_path):
+def test_bombs_cost_only_the_question_they_are_in_and_nothing_stays(tmp_path):
     mark = f"left-by-{os.getpid()}"
     with socket.create_server(("127.0.0.1", 0)) as server:
         harm = f"MARK = {mark!r}\nFOLDER = {str(tmp_path / 'a')!r}\nPORT = {server.getsockname()[1]}\n" + attacks.HARM
-        cells = [harm, attacks.FILL, attacks.OUTSIDE, attacks.NETWORK, attacks.LOOP, attacks.MEMORY, attacks.FORKS]
+        cells = [harm, attacks.FILL, attacks.OUTSIDE, attacks.NETWORK, attacks.MEMORY, attacks.FORKS]
         folder = write(tmp_path / "a", attacks.notebook(*cells, functions=attacks.solved()))
-        report = check(folder, time_limit=40.0)
+        report = check(folder)
     earned = {given["function"]: given["earned"] for given in report.marks}
     assert earned == {
-        "activations_at": 4, "pre_activations": 0, "feature_activations": 4, "reconstruction_error": 4, "ablate": 0,
+        "activations_at": 4, "pre_activations": 4, "feature_activations": 4, "reconstruction_error": 4, "ablate": 0,
     }, report  # fmt: skip
-    assert "StillRunning" in report.marks[1]["remarks"][0]
     *crashes, last = report.remarks
     assert "started more than 64 processes and was stopped in `ablate`" in last
     assert "OSError" in crashes[0] and "big" not in os.listdir(folder)
@@ -95,6 +96,38 @@ def test_a_notebook_that_loops_for_ever_is_stopped_with_its_children(namespaces,
     assert namespaces or "allows no namespaces" in report.not_kept_out[0]
     assert "took longer than 3 s and was stopped in code cell 1" in report.remarks[0]
     assert not _processes(mark)
+
+
+def loop_for_ever(begun):
+    begun()
+    while True:
+        with suppress(BaseException):
+            sum(range(1000))
+
+
+def leave_a_child_with_the_pipe(begun):
+    begun()
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(5)
+        os._exit(0)
+    os._exit(3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs copies of processes")
+@pytest.mark.parametrize(
+    ("run", "answer"),
+    [
+        (lambda begun: begun() or pack({"returned": 7, "hooks": 0}), {"returned": 7, "hooks": 0}),
+        (loop_for_ever, {"raised": "StillRunning: ended after 0.3 s", "unwritten": False, "looped": True}),
+        (leave_a_child_with_the_pipe, {"raised": "", "ended": 3, "unwritten": False, "looped": True}),
+        (lambda begun: begun() or os.kill(os.getpid(), 9), {"raised": "", "ended": -9, "unwritten": False, "looped": True}),
+    ],
+)
+def test_whatever_a_function_does_to_its_process_the_next_is_asked_as_ever(run, answer):
+    began = time.monotonic()
+    assert unpack(answer_apart(0.3, run)) == answer
+    assert time.monotonic() - began < 4.0 + GRACE  # the child that holds the pipe is not waited for
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")

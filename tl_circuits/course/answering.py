@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,19 @@ from tl_circuits.course.handouts import Opener
 from tl_circuits.course.student_code import Failure, caught
 from tl_circuits.course.wire import LARGEST_MESSAGE, pack, unpack
 
+BEGUN = b"+"
 FAULT = 70  # the exit code of a copy in which something else than the function went wrong
+OPENING = 60.0  # seconds that opening the arguments, such as a model, may take on a busy machine
 GRACE = 1.0  # seconds that a function gets to end after it was interrupted
 
 
-def answer(request: bytes, seconds: float, namespace: dict[str, Any], references: Callable[[], dict[str, Any]]) -> bytes:
+def answer(
+    request: bytes,
+    seconds: float,
+    namespace: dict[str, Any],
+    references: Callable[[], dict[str, Any]],
+    opened: Callable[[], None] = lambda: None,
+) -> bytes:
     """Call a function of the notebook.
 
     Args:
@@ -29,6 +38,7 @@ def answer(request: bytes, seconds: float, namespace: dict[str, Any], references
         seconds: how long the function may take.
         namespace: what the notebook defined.
         references: gives reference functions by name.
+        opened: called when the arguments are there and the function's time begins.
 
     Returns:
         A packed dict: ``returned`` and ``hooks`` (how many stayed on the model), or ``raised`` and more of its failure.
@@ -41,6 +51,7 @@ def answer(request: bytes, seconds: float, namespace: dict[str, Any], references
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
+    opened()
     failures: list[Failure] = []
     returned, hooks = None, 0
     with caught(failures), Deadline.after(seconds).interrupting():
@@ -60,18 +71,18 @@ def n_hooks(opener: Opener) -> int:
     return sum(len(point.fwd_hooks) for point in opener.model.hook_dict.values())
 
 
-def answer_apart(seconds: float, run: Callable[[], bytes]) -> bytes:
+def answer_apart(seconds: float, run: Callable[[Callable[[], None]], bytes]) -> bytes:
     """Let a copy of this process answer, so that whatever happens in it ends with it.
 
     Args:
         seconds: how long it may take. After :data:`GRACE` more, the copy is ended.
-        run: makes the answer.
+        run: makes the answer. It is given a function to call when its time begins.
 
     Returns:
         Its answer, or a packed dict ``looped`` or ``ended`` (its exit code) with ``raised`` in words.
     """
     if not hasattr(os, "fork"):
-        return run()
+        return run(lambda: None)
     message, code = _answered(seconds, run)
     if message is None and code == FAULT:  # not the function's fault, so it gets another try
         message, code = _answered(seconds, run)
@@ -82,7 +93,7 @@ def answer_apart(seconds: float, run: Callable[[], bytes]) -> bytes:
     return pack({"raised": "", "ended": code, "unwritten": False, "looped": True})
 
 
-def _answered(seconds: float, run: Callable[[], bytes]) -> tuple[bytes | None, int | None]:
+def _answered(seconds: float, run: Callable[[Callable[[], None]], bytes]) -> tuple[bytes | None, int | None]:
     """The answer of a copy of this process, or None; and the copy's exit code, None if its time was over."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -90,7 +101,7 @@ def _answered(seconds: float, run: Callable[[], bytes]) -> tuple[bytes | None, i
         code = FAULT
         try:  # whatever happens, this copy must not run on as if it were the process itself
             os.setpgid(0, 0)
-            message = run()
+            message = run(partial(_tell, writer))
             with os.fdopen(writer, "wb") as file:
                 file.write(struct.pack(">Q", len(message)) + message)
             code = 0
@@ -105,17 +116,23 @@ def _answered(seconds: float, run: Callable[[], bytes]) -> tuple[bytes | None, i
         os.close(reader)
 
 
+def _tell(writer: int) -> None:
+    os.write(writer, BEGUN)
+
+
 def _collected(child: int, reader: int, seconds: float) -> tuple[bytes | None, int | None]:
-    until = time.monotonic() + seconds + GRACE
-    data, wanted, code = b"", 8, None
+    until = time.monotonic() + OPENING
+    data, wanted, code = b"", 1, None  # one byte says that it has begun, eight the length of what follows
     while len(data) < wanted and time.monotonic() < until:
         if select.select([reader], [], [], 0.05)[0]:
             part = os.read(reader, min(wanted - len(data), 1 << 20))
             if not part:
                 break
             data += part
-            if len(data) == 8:
-                wanted += min(int.from_bytes(data, "big"), LARGEST_MESSAGE)
+            if len(data) == 1:
+                until, wanted = time.monotonic() + seconds + GRACE, 9
+            elif len(data) == 9:
+                wanted += min(int.from_bytes(data[1:], "big"), LARGEST_MESSAGE)
         elif code is not None:  # ended, and the pipe is empty: only something that it started still holds the pipe
             break
         else:
@@ -124,8 +141,8 @@ def _collected(child: int, reader: int, seconds: float) -> tuple[bytes | None, i
     _end_group(child)
     if code is None:
         code = _exit_code(child)
-    whole = len(data) == wanted and wanted > 8
-    return data[8:] if whole else None, None if late else code
+    whole = len(data) == wanted and wanted > 9
+    return data[9:] if whole else None, None if late else code
 
 
 def _exit_code(child: int, how: int = 0) -> int | None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import psutil
 
 from tl_circuits.course import confine
-from tl_circuits.course.answering import GRACE
+from tl_circuits.course.answering import GRACE, OPENING
 from tl_circuits.course.assignments import Submission
 from tl_circuits.course.channel import Inbox, send
 from tl_circuits.course.deadline import Deadline
@@ -24,7 +24,7 @@ from tl_circuits.errors import CourseError
 from tl_circuits.support.reading import quoted
 
 START_LIMIT = 120.0  # seconds for Python to import everything; they do not count against the student's time
-SLACK = 5.0  # seconds that sending, copying and opening may take besides the time a function is given
+SLACK = 5.0  # seconds that sending and copying may take besides the time a function is given
 MEMORY = confine.MEMORY  # bytes that the notebook's processes may use together
 PROCESSES = 64  # that a notebook may have at once
 CELLS_SHARE = 0.75  # of the time that cells may use; the rest is kept for the questions
@@ -139,7 +139,7 @@ class NotebookProcess:
             Ended: if the process ended, or had to be ended.
         """
         self._send(struct.pack(">d", seconds) + request)
-        return self._next(min(self._until, time.monotonic() + seconds) + GRACE + SLACK)
+        return self._next(time.monotonic() + seconds + OPENING + GRACE + SLACK)
 
     def _send(self, message: bytes) -> None:
         try:

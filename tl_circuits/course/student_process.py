@@ -72,7 +72,7 @@ def main(missing: list[str]) -> None:
 
     def respond(request: bytes) -> bytes:
         seconds = struct.unpack(">d", request[:8])[0]
-        return answer_apart(seconds, lambda: answer(request[8:], seconds, namespace, references))
+        return answer_apart(seconds, lambda opened: answer(request[8:], seconds, namespace, references, opened))
 
     while request := receive(requests):
         send(answers, respond(request))
