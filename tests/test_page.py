@@ -246,6 +246,22 @@ def test_every_key_of_the_help_works_and_the_help_lists_them(page):
         assert page.get_attribute(f"button[data-view={view}]", "aria-pressed") == "true"
 
 
+def test_the_key_for_steering_says_why_where_there_is_nothing_to_steer(browser, graph, tmp_path):
+    with tab(browser, graph.to_html(tmp_path / "bare.html").as_uri()) as page:  # nothing was measured, and there is no model
+
+        def said():
+            page.keyboard.press("s")
+            return page.locator(".card .said").all_inner_texts()
+
+        assert said() == said() == ["Choose a box first, then S steers it."]
+        page.locator(".unit.target").first.click()
+        assert said() == ["Only boxes of the story can be steered or removed here. Choose a box."]
+        box(page).click()
+        assert page.locator(".card .said").count() == 0
+        (words,) = said()
+        assert "has not been measured" in words and "tl-circuits view FILE --model NAME" in words
+
+
 def test_undo_takes_back_only_what_this_tab_changed_and_tabs_keep_each_others_fields(browser, page, graph, file):
     with tab(browser, file, context=page.context) as other:
         page.evaluate("(id) => tlc.book.togglePins([id])", graph.node_ids[0])

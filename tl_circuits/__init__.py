@@ -156,6 +156,7 @@ _OUTPUTS = {
     "carried": "tl_circuits.graph.carried:carried_by",
     "pinned scores": "tl_circuits.graph.pinned:pinned_scores",
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
+    "read the beginning of another program's file": "tl_circuits.neuronpedia.read_beginning:read_beginning",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",
     "words": "tl_circuits.graph.words:word_effects",

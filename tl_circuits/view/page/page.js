@@ -78,6 +78,14 @@ class App {
     this.book.load().then((other) => { if (other) this.offerNotes(other); });
   }
 
+  // A sentence on top of the card, until something else is chosen.
+  say(words) {
+    this.card.querySelector(".said")?.remove();
+    const said = el("p", { class: "warning said", role: "status" }, words);
+    this.card.prepend(said);
+    said.scrollIntoView({ block: "nearest" });
+  }
+
   offerNotes(other) {
     this.offer.hidden = false;
     this.offer.replaceChildren("The notes kept here were made for another graph. ",
