@@ -104,7 +104,7 @@ def test_one_is_counted_as_one():
 def test_the_small_print_fits_the_width_of_the_figure():
     from matplotlib.textpath import TextPath
 
-    line = "Less than half is explained by this picture: 32 % of the influence on the answer runs through what is drawn, 65 % through features that are not drawn, 2.9 % starts in MLP output that the features miss."
+    line = "Less than half is explained by this picture. The boxes carry 32 % of the answer: without them, its lead over what the others give goes from 12.5 to 8.51 in the replacement model. 2.9 % of the influence starts in MLP output that the features miss."
     for text in (line, line[:120]):
         assert TextPath((0, 0), text, size=small_print(text)).get_extents().width < 72 * (WIDE - 0.3)
 

@@ -102,7 +102,7 @@ def test_no_sentence_is_told_if_boxes_carry_little(browser, tmp_path):
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(), max_nodes=3, progress=False)
     story = story_of(graph)
-    assert story.meter.boxes < 0.1 and story.sentences == ()
+    assert story.carried.share < 0.1 and story.sentences == ()
     assert "other prompts to compare with, transcoders instead of neurons or more nodes" in too_little(story, graph)
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as page:
         assert page.inner_text(".tale").startswith("The boxes carry") and page.locator(".sentences").count() == 0
@@ -149,7 +149,7 @@ def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
 
 
 def test_when_little_is_shown_the_page_says_so_first(page, graph):
-    assert story_of(graph).meter.shown < 0.5
+    assert story_of(graph).carried.share < 0.5
     assert page.locator(".meter.few").inner_text().startswith("Less than half is explained")
     assert page.evaluate("document.querySelector('.meter').compareDocumentPosition(document.querySelector('.sentences'))") == 4
 
