@@ -39,6 +39,7 @@ from tl_circuits.hooks import (
     ReadPrompt,
     Recording,
     Replacement,
+    in_turn,
     left_out,
     prompt_text,
     read_prompt,
@@ -50,6 +51,7 @@ from tl_circuits.support.checked import checked
 
 
 @checked
+@in_turn
 def attribute(
     replacement: Replacement,
     prompt: Any,

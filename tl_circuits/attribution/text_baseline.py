@@ -25,6 +25,7 @@ from tl_circuits.hooks import (
     collect_sites,
     first_tokens,
     flat,
+    in_turn,
     model_device,
     plain_ids,
     to_tokens,
@@ -124,6 +125,7 @@ _PARTS = ("activation", "frequency", "error")
 
 
 @checked
+@in_turn
 def make_baseline(
     replacement: Replacement, texts: Any, *, context: int = 128, progress: bool = True
 ) -> Baseline:

@@ -18,14 +18,7 @@ from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.hooks import (
-    FREEZE_MODES,
-    CleanRun,
-    Replacement,
-    clean_run,
-    read_prompt,
-    require_freeze,
-)
+from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, clean_run, in_turn, read_prompt, require_freeze
 from tl_circuits.interventions.intervene import DIVERGED, edited_batches, edits_of, growth
 from tl_circuits.interventions.score_checks import score_effects
 from tl_circuits.support.checked import checked
@@ -103,6 +96,7 @@ class FaithfulnessReport:
 
 
 @checked
+@in_turn
 def faithfulness(
     replacement: Replacement,
     graph: AttributionGraph,

@@ -26,6 +26,7 @@ from tl_circuits.hooks import (
     Set,
     clean_run,
     edit_hooks,
+    in_turn,
     make_plan,
     read_prompt,
     require_freeze,
@@ -191,6 +192,7 @@ def growth(
 
 
 @checked
+@in_turn
 def intervene(
     replacement: Replacement,
     prompt: Any,
@@ -235,6 +237,7 @@ def intervene(
 
 
 @checked
+@in_turn
 def intervene_many(
     replacement: Replacement,
     prompt: Any,
@@ -371,6 +374,7 @@ def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.
 
 
 @checked
+@in_turn
 def intervention_hooks(
     replacement: Replacement, prompt: Any, edits: Sequence[Any] | Any, *, freeze: str = "attention"
 ) -> HookList:
