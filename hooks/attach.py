@@ -23,6 +23,7 @@ from .holding import Holds
 from .identity import Sample, model_sample
 from .inner_norms import inner_norm_points
 from .numbers import whole
+from .places import by_place, place_number, places, sites_of
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
 from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights, weights_state
@@ -94,10 +95,10 @@ class Replacement:
         [66, 0, 0, 0, 0, 0, 0, 1, 18]
     """
 
-    def __init__(self, model: Model, dictionary: Any, undo: ExitStack, layers: "dict[int, AttachedLayer]"):
+    def __init__(self, model: Model, dictionary: Any, undo: ExitStack, attached: "dict[int, AttachedLayer]"):
         self.model = model
         self.dictionary = dictionary
-        self._layers = layers
+        self._attached = attached  # by number of the place
         self._undo: ExitStack | None = undo
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
@@ -121,7 +122,8 @@ class Replacement:
         """
         layers = range(int(self.model.cfg.n_layers))
         outputs = {layer: mlp_output(self.dictionary, layer) for layer in layers}
-        inputs = [self.dictionary.input_hook(layer) for layer in self.dictionary.layers]
+        placed = by_place(self.dictionary)
+        inputs = [placed.input_hook(place) for place in placed.layers]
         inputs += passing_points(self.model, self.dictionary, layers)[::2]
         any_tokens = probe_tokens(self.model) if tokens is None else tokens
 
@@ -155,14 +157,22 @@ class Replacement:
         passed: Sample = ((PASSED, ()),) if getattr(self.dictionary, "mlps", "error") == "ratio" else ()
         return model_sample(self.model) + (() if own is None else own()) + passed
 
-    def site(self, layer: int) -> str:
-        """The hook name ``S`` of a layer's output site; its points are ``S.hook_sae_acts_post`` and so on."""
+    def site(self, layer: int, site: str | None = None) -> str:
+        """The hook name ``S`` of a layer's output site; its points are ``S.hook_sae_acts_post`` and so on.
+
+        Args:
+            layer: the layer.
+            site: which one, such as ``"resid_post"``, if the layer has several dictionaries.
+
+        Raises:
+            DictionaryError: if the layer has no dictionary there, or several and ``site`` is missing; it lists those there are.
+        """
         layer = whole(layer, "a layer", DictionaryError)
-        if layer not in self._layers:
+        if layer not in self.dictionary.layers:
             raise DictionaryError(
-                f"layer {layer} has no dictionary; the attached ones are {sorted(self._layers)}."
+                f"layer {layer} has no dictionary; the attached ones are {sorted(self.dictionary.layers)}."
             )
-        return self._layers[layer].site
+        return self._attached[place_number(self.dictionary, layer, site)].site
 
     def require_attached(self) -> None:
         """Raise AttachError if it was detached."""
@@ -197,22 +207,28 @@ class Replacement:
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
-        head = f"Replacement({self.dictionary!r}, {state}, layers {sorted(self._layers)})"
-        if not self.attached or not self._layers:
+        layers = sorted(self.dictionary.layers)
+        head = f"Replacement({self.dictionary!r}, {state}, layers {layers})"
+        if not self.attached or not layers:
             return head
-        first = self._layers[min(self._layers)].site
+        first = self._attached[min(self._attached)].site
         points = ", ".join(POINTS)
-        return f"{head}\nhook points of layer {min(self._layers)}: {first}. + {points}; of other layers: replacement.site(layer)"
+        return f"{head}\nhook points of layer {layers[0]}: {first}. + {points}; of other layers: replacement.site(layer)"
 
 
-def output_site(replacement: Replacement, layer: int) -> str:
-    """The hook at which a layer's dictionary is edited and held; of a layer without one, that of its MLP's output."""
-    dictionary = replacement.dictionary
-    return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
+def output_site(replacement: Replacement, place: int) -> str:
+    """The hook at which a place's dictionary is edited and held; of a layer without one, that of its MLP's output."""
+    dictionary = by_place(replacement.dictionary)
+    if place in dictionary.layers:
+        return dictionary.output_hook(place)
+    return f"blocks.{places(dictionary, int(replacement.model.cfg.n_layers))[place].layer}.hook_mlp_out"
 
 
 class AttachedLayer:
-    """One layer's six HookPoints, and the two hooks on the model that run them (``on_input`` and ``on_output``)."""
+    """One dictionary's six HookPoints, and the two hooks on the model that run them (``on_input`` and ``on_output``).
+
+    ``layer`` is the number of the dictionary's place: its layer, unless some layer has several dictionaries.
+    """
 
     def __init__(self, dictionary: Attachable, layer: int, points: dict[str, HookPoint], run: "_Run"):
         self.layer = layer
@@ -239,8 +255,8 @@ class AttachedLayer:
         if run.needs_encoding(layer):
             if layer not in run.inputs:
                 raise HookFiringError(
-                    f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so layer "
-                    f"{layer}'s dictionary has no input. Check that the model runs that hook."
+                    f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so the dictionary there "
+                    "has no input. Check that the model runs that hook."
                 )
             # The input may have been seen before it was moved to this layer's device.
             run.inputs[layer] = run.inputs[layer].to(output.device)
@@ -321,12 +337,15 @@ def attach_dictionary(model: Model, dictionary: Any) -> Replacement:
             undo.enter_context(mlp_points(model, layer))
         undo.enter_context(inner_norm_points(model))
         dictionary.check(model)
-        run = _Run(dictionary)
+        placed = by_place(dictionary)
+        run = _Run(placed)
         undo.callback(run.forget)
-        for layer in dictionary.layers:
-            run.layers[layer] = _attach_layer(model, dictionary, layer, run, undo)
+        for place in placed.layers:
+            run.layers[place] = _attach_layer(model, placed, place, run, undo)
         # Whatever an earlier pass left behind, such as one that raised, is dropped when the next one begins.
-        first = resolve(model, dictionary.input_hook(dictionary.layers[0]))
+        first = resolve(model, placed.input_hook(placed.layers[0]))
+        if len(sites_of(dictionary, dictionary.layers[0])) > 1:  # in parallel blocks, an MLP may be read before attention
+            first = resolve(model, f"blocks.{dictionary.layers[0]}.hook_resid_pre")
         undo.callback(put_lasting_hook(first, lambda tensor, hook: run.forget(), first=True))
         return Replacement(model, dictionary, undo.pop_all(), run.layers)
     raise AssertionError("unreachable")
