@@ -80,11 +80,11 @@ from .prompt import (
 from .proof import prove
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
 from .record import Recording, final_hook, final_stream, record, resid_mid
+from .restore import restore
 from .sites import (
     ACTIVATIONS,
     MLPWeights,
     Model,
-    added_hooks,
     attention_weights,
     context_length,
     embed_weights,
@@ -99,8 +99,9 @@ from .sites import (
     with_its_layer,
 )
 from .softcap import soft_capped, without_soft_cap
-from .takeover import carried_saes, lifted
+from .takeover import carried_saes
 from .tolerances import largest_gap, rounding_within
+from .turn import added_hooks, in_turn, turn
 
 __all__ = [
     "ACTIVATIONS",
@@ -175,11 +176,11 @@ __all__ = [
     "frozen_scores",
     "held_head_norms",
     "hold_hooks",
+    "in_turn",
     "is_parallel",
     "is_whole",
     "layer_device",
     "left_out",
-    "lifted",
     "make_plan",
     "mlp_norms",
     "mlp_site",
@@ -203,6 +204,7 @@ __all__ = [
     "require_freeze",
     "resid_mid",
     "resolve",
+    "restore",
     "rounded",
     "run_edited",
     "short_site",
@@ -218,6 +220,7 @@ __all__ = [
     "text_to_ids",
     "to_tokens",
     "token_text",
+    "turn",
     "unembed_weights",
     "was_folded",
     "whole",

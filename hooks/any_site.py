@@ -20,7 +20,8 @@ from .maps import attention_norms, mlp_site
 from .norms import is_norm
 from .places import by_place, places
 from .record import Listener, final_hook, final_stream
-from .sites import Model, added_hooks, attention_weights, find, is_parallel
+from .sites import Model, attention_weights, find, is_parallel
+from .turn import added_hooks
 
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """The sites at which the whole residual stream is rebuilt."""

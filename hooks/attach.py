@@ -7,8 +7,8 @@ same work as before and gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import cached_property
+from threading import local
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,12 +21,17 @@ from .any_site import flat, mlp_output, passing_points, require_effective
 from .errors import AttachError, DictionaryError, HookFiringError
 from .holding import Holds
 from .identity import Sample, model_sample
-from .inner_norms import inner_norm_points
+from .inner_norms import add_inner_norm_points
+from .mlp_points import add_mlp_points
 from .numbers import whole
+from .owned import is_ours, put_lasting_hook, register_point
 from .places import by_place, place_number, places, sites_of
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
-from .sites import Model, mlp_points, put_lasting_hook, register_point, resolve, unembed_weights, weights_state
+from .restore import restore
+from .sites import Model, registry, resolve, unembed_weights, weights_state
+from .takeover import lift
+from .turn import in_turn, turn
 
 POINTS = (
     "hook_sae_input",
@@ -95,11 +100,10 @@ class Replacement:
         [66, 0, 0, 0, 0, 0, 0, 1, 18]
     """
 
-    def __init__(self, model: Model, dictionary: Any, undo: ExitStack, attached: "dict[int, AttachedLayer]"):
+    def __init__(self, model: Model, dictionary: Any, attached: "dict[int, AttachedLayer]"):
         self.model = model
         self.dictionary = dictionary
         self._attached = attached  # by number of the place
-        self._undo: ExitStack | None = undo
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
     def remembered(self, what: tuple[Any, ...], find: Callable[[], Any]) -> Any:
@@ -109,6 +113,7 @@ class Replacement:
             self._remembered[key] = find()
         return self._remembered[key]
 
+    @in_turn
     def holds(self, tokens: Int[Tensor, " pos"] | None) -> Holds:
         """How attention patterns and norm denominators can be held on this model.
 
@@ -137,8 +142,10 @@ class Replacement:
 
     @property
     def attached(self) -> bool:
-        """Whether the dictionary is still on the model; False after :meth:`detach`."""
-        return self._undo is not None
+        """Whether the dictionary is still on the model; False after :meth:`detach` and ``tlc.detach(model)``."""
+        mine = self._attached[min(self._attached)].points[POINTS[0]]
+        # All points are taken off together. Names are not asked: `enable_compatibility_mode` may have given others.
+        return any(point is mine for point in registry(self.model).values())
 
     @property
     def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
@@ -176,26 +183,13 @@ class Replacement:
 
     def require_attached(self) -> None:
         """Raise AttachError if it was detached."""
-        self._undo_of_ours()
-
-    def _undo_of_ours(self) -> ExitStack:
-        if self._undo is None:
+        if not self.attached:
             raise AttachError("this replacement was detached; call tlc.attach(model, ...) again.")
-        return self._undo
-
-    def also_undo(self, undo: ExitStack) -> None:
-        """Also close ``undo`` on detaching, after everything of ours has been removed."""
-        ours = self._undo_of_ours()
-        both = ExitStack()
-        both.push(undo)
-        both.push(ours)
-        self._undo = both
 
     def detach(self) -> None:
         """Take the dictionary off: remove all its HookPoints and hooks. Calling it again does nothing."""
-        if self._undo is not None:
-            self._undo.close()
-            self._undo = None
+        if self.attached:
+            restore(self.model)
 
     def __enter__(self) -> "Replacement":
         return self
@@ -297,11 +291,14 @@ class AttachedLayer:
         return point(tensor.clone() if point._forward_hooks else tensor)
 
 
-class _Run:
-    """What must be remembered during a forward pass, from a layer's input until all layers it writes to have run."""
+class _Run(local):
+    """What must be remembered during a forward pass, from a layer's input until all layers it writes to have run.
 
-    def __init__(self, dictionary: Attachable) -> None:
-        self.layers: dict[int, AttachedLayer] = {}
+    Each thread has its own, as several may run the model at once.
+    """
+
+    def __init__(self, dictionary: Attachable, layers: dict[int, AttachedLayer]) -> None:
+        self.layers = layers
         self.inputs: dict[int, Tensor] = {}
         self.clean: dict[int, Tensor] = {}
         self.edited: dict[int, Tensor] = {}
@@ -323,50 +320,72 @@ class _Run:
         self.edited.clear()
 
 
-def attach_dictionary(model: Model, dictionary: Any) -> Replacement:
+def attach_dictionary(model: Model, dictionary: Any, take_over: bool = False) -> Replacement:
     """Add a dictionary's HookPoints to a model. If it fails half-way, everything is removed again.
+
+    Args:
+        model: the model.
+        dictionary: the dictionary.
+        take_over: take off what SAELens attached, until detaching, instead of refusing it.
 
     Raises:
         AttachError: the model already carries a dictionary.
         UnknownHookError: the dictionary names a hook that the model does not have.
         DictionaryError: ``dictionary.check(model)`` finds that it does not fit.
     """
-    _refuse_second(model)
-    with ExitStack() as undo:
-        for layer in range(int(model.cfg.n_layers)):
-            undo.enter_context(mlp_points(model, layer))
-        undo.enter_context(inner_norm_points(model))
-        dictionary.check(model)
-        placed = by_place(dictionary)
-        run = _Run(placed)
-        undo.callback(run.forget)
-        for place in placed.layers:
-            run.layers[place] = _attach_layer(model, placed, place, run, undo)
-        # Whatever an earlier pass left behind, such as one that raised, is dropped when the next one begins.
-        first = resolve(model, placed.input_hook(placed.layers[0]))
-        if len(sites_of(dictionary, dictionary.layers[0])) > 1:  # in parallel blocks, an MLP may be read before attention
-            first = resolve(model, f"blocks.{dictionary.layers[0]}.hook_resid_pre")
-        undo.callback(put_lasting_hook(first, lambda tensor, hook: run.forget(), first=True))
-        return Replacement(model, dictionary, undo.pop_all(), run.layers)
-    raise AssertionError("unreachable")
+    begun = False
+    try:
+        with turn(model):
+            _refuse_second(model, take_over)
+            begun = True
+            if take_over:
+                lift(model)
+            return _attach(model, dictionary)
+    except BaseException:
+        if begun:
+            restore(model)
+        raise
 
 
-def _attach_layer(model: Model, dictionary: Any, layer: int, run: _Run, undo: ExitStack) -> AttachedLayer:
+def _attach(model: Model, dictionary: Any) -> Replacement:
+    for layer in range(int(model.cfg.n_layers)):
+        add_mlp_points(model, layer)
+    add_inner_norm_points(model)
+    dictionary.check(model)
+    attached: dict[int, AttachedLayer] = {}
+    placed = by_place(dictionary)
+    run = _Run(placed, attached)
+    for place in placed.layers:
+        attached[place] = _attach_layer(model, placed, place, run)
+    # Whatever an earlier pass left behind, such as one that raised, is dropped when the next one begins.
+    first = resolve(model, placed.input_hook(placed.layers[0]))
+    if len(sites_of(dictionary, dictionary.layers[0])) > 1:  # in parallel blocks, an MLP may be read before attention
+        first = resolve(model, f"blocks.{dictionary.layers[0]}.hook_resid_pre")
+    put_lasting_hook(first, lambda tensor, hook: run.forget(), first=True)
+    return Replacement(model, dictionary, attached)
+
+
+def _attach_layer(model: Model, dictionary: Any, layer: int, run: _Run) -> AttachedLayer:
     site = dictionary.output_hook(layer)
     owner = resolve(model, site)
-    for name in POINTS:
-        undo.callback(register_point(model, f"{site}.{name}", owner, name))
-    attached = AttachedLayer(dictionary, layer, {name: resolve(model, f"{site}.{name}") for name in POINTS}, run)
-    source = resolve(model, dictionary.input_hook(layer))
-    undo.callback(put_lasting_hook(source, attached.on_input))
-    undo.callback(put_lasting_hook(owner, attached.on_output))
+    points = {name: register_point(model, f"{site}.{name}", owner, name) for name in POINTS}
+    attached = AttachedLayer(dictionary, layer, points, run)
+    put_lasting_hook(resolve(model, dictionary.input_hook(layer)), attached.on_input)
+    put_lasting_hook(owner, attached.on_output)
     return attached
 
 
-def _refuse_second(model: Model) -> None:
-    taken = sorted(name for name in model.hook_dict if name.endswith(POINTS[-1]))
-    if taken:
+def _refuse_second(model: Model, take_over: bool) -> None:
+    ours = sorted(name for name, point in registry(model).items() if is_ours(point))
+    if ours:
         raise AttachError(
-            f"the model already carries a dictionary ({len(taken)} layers, first {taken[0]!r}). "
-            "Call replacement.detach() first (or model.reset_saes() for one that SAELens attached)."
+            f"the model already carries a dictionary ({len(ours)} hook points, first {ours[0]!r}). Call replacement.detach() or "
+            "tlc.detach(model) first."
+        )
+    theirs = sorted(name for name in model.hook_dict if name.endswith(POINTS[-1]))
+    if theirs and not take_over:
+        undo = " (or take it off with model.reset_saes())" if hasattr(model, "reset_saes") else ""
+        raise AttachError(
+            f"the model already carries a dictionary of SAELens ({len(theirs)} layers, first {theirs[0]!r}). Call "
+            f"tlc.attach(model) without transcoders to take it over{undo}."
         )

@@ -9,8 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookFiringError
+from .owned import put_hook
 from .repeatable import require_repeatable
-from .sites import Model, put_hook, resolve, with_its_layer
+from .sites import Model, resolve, with_its_layer
+from .turn import in_turn
 
 
 class _Enough(Exception):
@@ -36,6 +38,7 @@ def stopping_at(model: Model, name: str) -> Iterator[None]:
         undo()
 
 
+@in_turn
 def collect_sites(
     model: Model, tokens: Int[Tensor, "batch pos"], names: Sequence[str]
 ) -> dict[str, Float[Tensor, "batch pos *_"]]:

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import ArchitectureError
+from .owned import put_module_hook
 from .sites import Model
+from .turn import turn
 
 
 class CachedModel:
@@ -78,7 +80,7 @@ def _caches_read(model: Model) -> Iterator[None]:
         cache = kwargs.get("cache")
         return None if cache is None else (args, kwargs | {"past_key_values": cache})
 
-    with ExitStack() as stack:
+    with turn(model), ExitStack() as stack:
         for block in model.blocks:
-            stack.callback(block.attn.register_forward_pre_hook(rename, with_kwargs=True).remove)
+            stack.callback(put_module_hook(block.attn, rename, before=True, with_kwargs=True))
         yield

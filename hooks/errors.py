@@ -28,6 +28,10 @@ class AttachError(TLCircuitsError, RuntimeError):
     """A dictionary cannot be attached or detached now; for instance, the model carries one already."""
 
 
+class BusyError(TLCircuitsError, RuntimeError):
+    """A thread ran a model while another thread was tracing or editing it."""
+
+
 class ArchitectureError(TLCircuitsError, ValueError):
     """The model's architecture does not allow what was asked for."""
 

@@ -9,9 +9,11 @@ from transformer_lens.hook_points import HookPoint
 
 from .holding import Holds, edits_expected, hold_hooks
 from .record import Listener
-from .sites import Model, added_hooks
+from .sites import Model
+from .turn import added_hooks, in_turn
 
 
+@in_turn
 def differentiable_run(
     model: Model,
     tokens: Int[Tensor, " pos"],

@@ -179,6 +179,10 @@ def can_replay_norm(model: Model, name: str) -> bool:
 @contextmanager
 def edits_expected() -> Iterator[None]:
     """Silence the bridge's warning about edited denominators, which here are edited on purpose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+    before = warnings.filters
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        warnings.filters = before  # catch_warnings does so too, unless an exception comes just as it begins to

@@ -5,31 +5,28 @@ the one of Gemma 4's router) run inside a Hugging Face module that the bridge us
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from transformer_lens.hook_points import HookPoint
 
 from .norms import acts_as_norm, has_matrices, is_inner_norm
-from .sites import Model, blocks_of, register_point, walk
+from .owned import put_module_hook, register_point
+from .sites import Model, blocks_of, walk
 
 _WRAPPED = "_original_component"
 
 
-def inner_norm_points(model: Model) -> ExitStack:
+def add_inner_norm_points(model: Model) -> None:
     """Make ``NORM.hook_in`` and ``NORM.hook_out`` exist for the norms in a bridge's blocks that have no hooks.
 
-    Closing the stack that is returned removes them.
+    They stay until everything of ours is taken off the model.
     """
-    with ExitStack() as stack:
-        seen: set[int] = set()  # layers may share a module
-        for layer, block in enumerate(blocks_of(model)):
-            if hasattr(block, "original_component"):
-                for name, norm in _without_hooks(model, f"blocks.{layer}", block, seen):
-                    _give_points(model, name, norm, stack)
-        return stack.pop_all()
-    raise AssertionError("unreachable")
+    seen: set[int] = set()  # layers may share a module
+    for layer, block in enumerate(blocks_of(model)):
+        if hasattr(block, "original_component"):
+            for name, norm in _without_hooks(model, f"blocks.{layer}", block, seen):
+                _give_points(model, name, norm)
 
 
 def _without_hooks(model: Model, path: str, module: Any, seen: set[int]) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -50,11 +47,11 @@ def _without_hooks(model: Model, path: str, module: Any, seen: set[int]) -> Iter
             yield from _without_hooks(model, own, child, seen)
 
 
-def _give_points(model: Model, name: str, norm: torch.nn.Module, stack: ExitStack) -> None:
+def _give_points(model: Model, name: str, norm: torch.nn.Module) -> None:
     for attribute in ("hook_in", "hook_out"):
-        stack.callback(register_point(model, f"{name}.{attribute}", norm, attribute))
-    stack.callback(norm.register_forward_pre_hook(_fire_input, with_kwargs=True).remove)
-    stack.callback(norm.register_forward_hook(lambda module, args, output: module.hook_out(output)).remove)
+        register_point(model, f"{name}.{attribute}", norm, attribute)
+    put_module_hook(norm, _fire_input, before=True, with_kwargs=True, lasting=True)
+    put_module_hook(norm, lambda module, args, output: module.hook_out(output), lasting=True)
 
 
 def _fire_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -33,7 +33,8 @@ from .record import (
     stream_points,
     unembedding_only,
 )
-from .sites import added_hooks, layer_of, with_its_layer
+from .sites import layer_of, with_its_layer
+from .turn import added_hooks, in_turn
 
 FREEZE_MODES = ("all", "attention", "none")
 _STREAM = "blocks.0.hook_resid_pre"
@@ -68,6 +69,7 @@ class CleanRun:
         return self.held_mlps[layer]
 
 
+@in_turn
 def clean_run(
     replacement: Replacement, tokens: Int[Tensor, " pos"], skipped: Sequence[int] = ()
 ) -> CleanRun:
@@ -292,6 +294,7 @@ class _Changes:
         return through
 
 
+@in_turn
 def run_edited(
     replacement: Replacement,
     tokens: Int[Tensor, "batch pos"],

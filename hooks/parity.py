@@ -5,7 +5,7 @@ the original (another kind of rotation, another order of norm and gain), all hoo
 each of these modules is run again in Hugging Face's version, on the same inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .errors import ArchitectureError
-from .sites import Model, has_others_hooks
+from .owned import has_others_hooks, put_module_hook
+from .sites import Model
 from .tolerances import largest_gap
+from .turn import turn
 
 _ATTENTION, _NORMS = ("attn",), ("ln1", "ln1_post", "ln2", "ln2_post")
 _REST = (*_NORMS, "mlp")
@@ -68,14 +70,14 @@ def watching(model: Model, attention_only: bool = False) -> Iterator[Seen]:
     """Collect the calls of these modules during one forward pass; with ``attention_only``, only of attention."""
     seen = Seen()
     ends = (0, int(model.cfg.n_layers) - 1)
-    with ExitStack() as stack:
+    with turn(model), ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
             # Attention may differ from layer to layer (rotation, window), so all layers' are compared. MLPs are alike
             # and expensive, so the first and the last must do.
             for part in _ATTENTION if attention_only else _ATTENTION + _REST if layer in ends else _ATTENTION + _NORMS:
                 module = getattr(block, part, None)
                 if isinstance(getattr(module, "original_component", None), torch.nn.Module) and _comparable(module):
-                    stack.callback(_watch(module, f"blocks.{layer}.{part}", seen).remove)
+                    stack.callback(_watch(module, f"blocks.{layer}.{part}", seen))
         yield seen
 
 
@@ -85,8 +87,8 @@ def _comparable(module: Any) -> bool:
     return module.name is not None and not any(has_others_hooks(point) for point in points)
 
 
-def _watch(module: Any, name: str, seen: Seen) -> Any:
+def _watch(module: Any, name: str, seen: Seen) -> Callable[[], None]:
     def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         seen.keep(name, module, args, kwargs, output)
 
-    return module.register_forward_hook(keep, with_kwargs=True)
+    return put_module_hook(module, keep, with_kwargs=True)

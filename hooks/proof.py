@@ -33,6 +33,7 @@ from .holding import (
     scale_point,
 )
 from .norms import is_mlp_norm, norm_names
+from .owned import put_module_hook
 from .parity import watching
 from .record import (
     FIRING_OPTIONS,
@@ -44,7 +45,8 @@ from .record import (
     require_finite_tensor,
     stream_points,
 )
-from .sites import Model, added_hooks, find, model_device, walk, with_its_layer
+from .sites import Model, find, model_device, walk, with_its_layer
+from .turn import added_hooks, in_turn
 
 PROBED = 4  # tokens of the prompt that the proof runs on
 STREAMS = 3  # x, x + step, x + 2 step
@@ -56,6 +58,7 @@ _AFFINE_WITHIN = {torch.float32: 2e-3, torch.float64: 2e-3, torch.float16: 5e-2,
 _FORKS = ("use_split_qkv_input", "use_attn_in")  # attention then reads copies of the stream, each with its own norm
 
 
+@in_turn
 def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: Iterable[str]) -> Holds:
     """Find a way to hold all patterns and denominators, and prove it on the first tokens of a prompt.
 
@@ -107,6 +110,7 @@ def probe_tokens(model: Model) -> Int[Tensor, " pos"]:
     return torch.arange(PROBED, device=model_device(model)) % int(model.cfg.d_vocab)
 
 
+@in_turn
 def moves_pattern(model: Model, layer: int) -> bool:
     """Whether a hook that adds to a layer's attention scores changes its pattern as softmax would."""
     tokens, query, added = probe_tokens(model), PROBED - 1, 1.0
@@ -267,7 +271,7 @@ def _returned(model: Model, norms: Iterable[str]) -> Iterator[dict[str, Tensor]]
 
     with ExitStack() as stack:
         for name in norms:
-            stack.callback(walk(model, name).register_forward_hook(keeper(name)).remove)
+            stack.callback(put_module_hook(walk(model, name), keeper(name)))
         yield seen
 
 

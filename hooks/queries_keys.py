@@ -20,6 +20,7 @@ from .norms import require_norm_weights
 from .record import Listener, Recording, record, scores_name
 from .sites import Model, find, scores_scale, scores_softcap
 from .softcap import without_soft_cap
+from .turn import in_turn
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class FrozenScores:
         return rows[:-1], rows[-1]
 
 
+@in_turn
 def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScores:
     """Queries and keys of ``layer`` on a recorded prompt, from its weights and a forward pass that stops at its scores.
 
@@ -110,6 +112,7 @@ def frozen_scores(model: Model, recording: Recording, layer: int) -> FrozenScore
     return _frozen(model, recording, layer, listener)
 
 
+@in_turn
 def record_below(
     model: Model, tokens: Int[Tensor, " pos"], layer: int, sites: Iterable[str] = ()
 ) -> tuple[Recording, FrozenScores]:
@@ -215,6 +218,7 @@ def _flip_adjacent(x: Tensor) -> Tensor:
     return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
 
 
+@in_turn
 def held_head_norms(
     model: Model, tokens: Int[Tensor, " pos"], layer: int
 ) -> list[tuple[str, Callable[[Tensor, Any], Tensor]]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .collect import stopping_at
 from .errors import ArchitectureError, HookFiringError, NotFiniteError
 from .norms import is_inner_norm, is_norm, norm_names, norm_weights, require_norm_weights
+from .owned import put_hook
 from .patterns import Pattern
 from .repeatable import require_repeatable
 from .sites import (
@@ -20,7 +21,6 @@ from .sites import (
     find,
     is_parallel,
     layer_device,
-    put_hook,
     resolve,
     scores_scale,
     scores_softcap,
@@ -28,6 +28,7 @@ from .sites import (
     with_its_layer,
 )
 from .tolerances import rounding_within
+from .turn import in_turn, turn
 
 LONG = 1024  # on prompts with more positions, patterns are not kept but computed again from queries and keys
 
@@ -124,6 +125,7 @@ class Listener:
     def __enter__(self) -> "Listener":
         require_repeatable(self._model)
         with ExitStack() as stack:
+            stack.enter_context(turn(self._model))
             for name in self._counts:
                 stack.callback(put_hook(resolve(self._model, name), self._keep(name)))
             self._undo = stack.pop_all()
@@ -198,6 +200,7 @@ def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[T
     return seen.float() if norm is None else seen.float() * norm.weight.to(seen.device) + norm.bias.to(seen.device)
 
 
+@in_turn
 def record(
     model: Model, tokens: Int[Tensor, " pos"], position: int, sites: Iterable[str] = (), below: int | None = None
 ) -> Recording:

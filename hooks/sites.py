@@ -5,8 +5,7 @@ hook names, ``cfg`` and weight properties. Where the two differ, or architecture
 """
 
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,93 +81,6 @@ def registry(model: Model) -> dict[str, HookPoint]:
     return table if table is not None else model.hook_dict
 
 
-def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: str) -> Callable[[], None]:
-    """Add a HookPoint as ``owner.attribute``, known to the model as ``name``; returns a function that undoes it."""
-    point = HookPoint()
-    point.name = name
-    tables = [registry(model)]
-    if isinstance(model.__dict__.get("mod_dict"), dict):
-        tables.append(model.mod_dict)  # HookedTransformer.add_hook looks names up here
-    owner.add_module(attribute, point)
-    for table in tables:
-        table[name] = point
-
-    def undo() -> None:
-        for table in tables:
-            # enable_compatibility_mode replaces a bridge's table and may have given the point another name
-            names = [name] if table.get(name) is point else [key for key, value in table.items() if value is point]
-            for own in names:
-                del table[own]
-        if owner._modules.get(attribute) is point:
-            del owner._modules[attribute]
-
-    return undo
-
-
-def put_hook(point: HookPoint, function: Callable[..., Any]) -> Callable[[], None]:
-    """Add a TransformerLens hook to a point; returns a function that removes exactly this hook.
-
-    PyTorch's ``register_forward_hook`` would not do: some points (Granite's) fire only if TransformerLens knows of a
-    hook on them.
-    """
-    before = list(point.fwd_hooks)
-    point.add_hook(function)
-    return _undo_of(point, before)
-
-
-def put_lasting_hook(point: HookPoint, function: Callable[..., Any], first: bool = False) -> Callable[[], None]:
-    """Add a hook that even ``reset_hooks(including_permanent=True)`` does not remove; returns a function that does.
-
-    It is a PyTorch hook. An empty TransformerLens hook is added beside it, because some points fire only for those.
-    """
-
-    def call(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        conversion = point.hook_conversion  # as TransformerLens shows the tensor to its own hooks
-        seen = output if conversion is None else conversion.convert(output)
-        result = function(seen, point)
-        return result if result is None or conversion is None else conversion.revert(result)
-
-    handle = point.register_forward_hook(call, prepend=first)
-    before = list(point.fwd_hooks)
-    point.add_hook(_only_listens, is_permanent=True)
-    announced = _undo_of(point, before)
-
-    def undo() -> None:
-        handle.remove()
-        announced()
-
-    return undo
-
-
-def has_others_hooks(point: HookPoint) -> bool:
-    """Whether a point carries hooks that are not ours; they may change what it passes on."""
-    return any(getattr(handle, "user_hook", None) is not _only_listens for handle in point.fwd_hooks)
-
-
-def _only_listens(tensor: Tensor, hook: HookPoint) -> None:
-    """A hook that changes nothing (see :func:`put_lasting_hook`)."""
-
-
-def _undo_of(point: HookPoint, before: list[Any]) -> Callable[[], None]:
-    added = next(h for h in point.fwd_hooks if h not in before)
-
-    def undo() -> None:
-        added.hook.remove()
-        if added in point.fwd_hooks:
-            point.fwd_hooks.remove(added)
-
-    return undo
-
-
-@contextmanager
-def added_hooks(model: Model, hooks: list[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
-    """Put TransformerLens hooks on a model while the context is open, and then remove exactly these."""
-    with ExitStack() as stack:
-        for name, function in hooks:
-            stack.callback(put_hook(resolve(model, name), function))
-        yield
-
-
 def mlp_module(model: Model, layer: int) -> Any:
     """A layer's MLP; raises ArchitectureError for a block without one."""
     mlp = getattr(blocks_of(model)[layer], "mlp", None)
@@ -178,64 +90,6 @@ def mlp_module(model: Model, layer: int) -> Any:
             "could replace. Only models with attention and an MLP in every block can be explained."
         )
     return mlp
-
-
-def mlp_points(model: Model, layer: int) -> ExitStack:
-    """Make ``blocks.L.mlp.hook_in`` and ``.hook_out`` exist while the context is open.
-
-    TransformerBridge has both points; but if the Hugging Face block has no MLP module and holds its two matrices itself
-    (OPT, XGLM), neither fires, so they are fired by the input of the first matrix and the output of the second.
-    HookedTransformer has neither (SAELens' subclass has ``hook_in``); what is missing is created and fired by the MLP
-    module's own forward hooks.
-
-    Raises:
-        ArchitectureError: the block has no MLP.
-    """
-    stack = ExitStack()
-    prefix = f"blocks.{layer}.mlp"
-    mlp = mlp_module(model, layer)
-    missing = [end for end in ("hook_in", "hook_out") if find(model, f"{prefix}.{end}") is None]
-    if not missing:
-        inner = [find(model, f"{prefix}.{part}") for part in ("in.hook_in", "out.hook_out")]
-        points = [point for point in inner if point is not None]
-        # A bridge's placeholder, which never runs, has no name.
-        if getattr(mlp, "name", prefix) is None and len(points) == len(inner):
-            for point, outer in zip(points, (mlp.hook_in, mlp.hook_out), strict=True):
-                stack.callback(_fired_along(outer, point))
-        return stack
-    with stack:
-        for attribute in missing:
-            stack.callback(register_point(model, f"{prefix}.{attribute}", mlp, attribute))
-        if "hook_in" in missing:
-            before = mlp.register_forward_pre_hook(lambda mod, args: (mod.hook_in(args[0]), *args[1:]))
-            stack.callback(before.remove)
-        if "hook_out" in missing:
-            after = mlp.register_forward_hook(lambda mod, args, output: mod.hook_out(output))
-            stack.callback(after.remove)
-        return stack.pop_all()
-    raise AssertionError("unreachable")
-
-
-def _fired_along(outer: HookPoint, inner: HookPoint) -> Callable[[], None]:
-    """Fire ``outer`` whenever ``inner`` fires, unless the model has just done so itself (transformer_lens 4).
-
-    Returns a function that undoes it.
-    """
-    fired: list[bool] = []
-    handle = outer.register_forward_hook(lambda module, args, output: fired.append(True))
-
-    def fire(tensor: Tensor, hook: HookPoint) -> Tensor | None:
-        result = None if fired else outer(tensor)
-        fired.clear()
-        return result
-
-    taken_off = put_lasting_hook(inner, fire)
-
-    def undo() -> None:
-        handle.remove()
-        taken_off()
-
-    return undo
 
 
 def is_parallel(model: Model) -> bool:

@@ -1,13 +1,17 @@
 """Take off the wrappers that SAELens' ``add_sae`` put on a model, and put the same ones back later."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformer_lens.hook_points import HookPoint
 
 from .errors import AttachError
-from .sites import Model, registry, walk
+from .owned import point_tables
+from .sites import Model, walk
+
+_LIFTED = "_tl_circuits_lifted"
+"""The attribute of the model that lists what was taken off, while there is anything."""
 
 
 def carried_saes(model: Model) -> dict[str, Any]:
@@ -16,15 +20,60 @@ def carried_saes(model: Model) -> dict[str, Any]:
     return {} if not isinstance(wrappers, dict) else {name: wrapper.sae for name, wrapper in wrappers.items()}
 
 
-@contextmanager
-def lifted(model: Model) -> Iterator[None]:
-    """Replace SAELens' wrappers by plain HookPoints while the context is open."""
-    with ExitStack() as stack:
-        outputs = getattr(model, "_transcoder_output_hooks", {})
-        for read, sae in carried_saes(model).items():
-            alias = walk(model, sae.cfg.metadata.hook_name_out or read)
-            _lift(model, outputs.get(read, _own_name(model, read)), alias, stack)
-        yield
+@dataclass(frozen=True, eq=False)
+class _Lifted:
+    """What is needed to put one wrapper back: where it was, its entries in the model's tables, and its stand-in.
+
+    ``entries``: each table, the wrapper's own entries in it, and the order of all its names.
+    """
+
+    parent: torch.nn.Module
+    attribute: str
+    wrapper: Any
+    name: str
+    entries: tuple[tuple[dict[str, Any], dict[str, Any], list[str]], ...]
+    plain: HookPoint
+    plain_name: str | None
+
+    def take_off(self) -> None:
+        setattr(self.parent, self.attribute, self.plain)
+        self.plain.name = self.name
+        for table, own, _ in self.entries:
+            for key in own:
+                del table[key]
+            table[self.name] = self.plain
+
+    def put_back(self) -> None:
+        setattr(self.parent, self.attribute, self.wrapper)
+        self.plain.name = self.plain_name
+        for table, own, order in self.entries:
+            table.pop(self.name, None)
+            table.update(own)
+            for key in [*(key for key in order if key in table), *(table.keys() - set(order))]:
+                table[key] = table.pop(key)
+
+
+def lift(model: Model) -> None:
+    """Replace SAELens' wrappers by plain HookPoints, until :func:`give_back`.
+
+    Raises:
+        AttachError: SAELens lists a wrapper that is not on the model.
+    """
+    outputs = getattr(model, "_transcoder_output_hooks", {})
+    for read, sae in carried_saes(model).items():
+        alias = walk(model, sae.cfg.metadata.hook_name_out or read)
+        lifted = _lifted(model, outputs.get(read, _own_name(model, read)), alias)
+        model.__dict__.setdefault(_LIFTED, []).append(lifted)  # written down before it is done
+        lifted.take_off()
+
+
+def give_back(model: Model) -> None:
+    """Put back what :func:`lift` took off, from any state that an exception left behind."""
+    lifted = model.__dict__.get(_LIFTED, [])
+    while lifted:
+        lifted[-1].put_back()
+        lifted.pop()
+    model.__dict__.pop(_LIFTED, None)
 
 
 def _own_name(model: Model, name: str) -> str:
@@ -33,28 +82,16 @@ def _own_name(model: Model, name: str) -> str:
     return name if resolve_alias is None else resolve_alias(name)
 
 
-def _lift(model: Model, name: str, alias: Any, stack: ExitStack) -> None:
+def _lifted(model: Model, name: str, alias: Any) -> _Lifted:
     parent_name, attribute = name.rsplit(".", 1)
     parent = walk(model, parent_name)
     wrapper = getattr(parent, attribute, None)
     if wrapper is None:
         raise AttachError(f"SAELens attached a dictionary at {name!r}, but nothing is there. Call model.reset_saes().")
-    tables = [registry(model)]
-    if isinstance(model.__dict__.get("mod_dict"), dict):
-        tables.append(model.mod_dict)
+    entries = tuple(
+        (table, {key: value for key, value in table.items() if key == name or key.startswith(f"{name}.")}, list(table))
+        for table in point_tables(model)
+    )
     # On a bridge, the alias `hook_mlp_out` still refers to the point that was there before add_sae.
     plain = alias if isinstance(alias, HookPoint) else HookPoint()
-    plain.name = name
-    setattr(parent, attribute, plain)
-    stack.callback(setattr, parent, attribute, wrapper)
-    for table in tables:
-        own = {key: value for key, value in table.items() if key == name or key.startswith(f"{name}.")}
-        for key in own:
-            del table[key]
-        table[name] = plain
-        stack.callback(_restore, table, name, own)
-
-
-def _restore(table: dict[str, Any], name: str, own: dict[str, Any]) -> None:
-    table.pop(name, None)
-    table.update(own)
+    return _Lifted(parent, attribute, wrapper, name, entries, plain, plain.name)

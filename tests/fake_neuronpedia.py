@@ -20,7 +20,7 @@ KEY = "sk-np-very-secret"
 class FakeNeuronpedia:
     """What the server holds, what it was asked, and the faults it is to show.
 
-    ``faults``: kinds used up one by question: slow, reset, cut-gzip, not-json, 429, 500.
+    ``faults``: kinds used up one by question: slow, reset, cut-gzip, not-json, drip, drip-head, large, echo, 429, 500.
     """
 
     def __init__(self):
@@ -138,6 +138,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(429, b'{"error": "Too many requests"}', {"Retry-After": "0.2"})
         if fault == 500:
             return self.reply(500, b"oops")
+        if fault == "drip":  # a byte now and then, for ever: no time limit of a socket ever passes
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            try:
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+            except OSError:
+                return
+        if fault == "drip-head":
+            self.close_connection = True
+            try:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while True:
+                    self.wfile.write(b"a")
+                    time.sleep(0.05)
+            except OSError:
+                return
+        if fault == "large":
+            return self.reply(200, gzip.compress(b" " * (8 * 2**20)), {"Content-Encoding": "gzip"})
+        if fault == "echo":
+            return self.reply(400, json.dumps({"error": f"no such key: {self.headers.get('x-api-key')}\x1b[31m" + "x" * 10_000}).encode())
         status, answer = fake.answer(self.command, self.path, body, self.headers)
         data, extra = json.dumps(answer).encode(), {}
         if fault in ("cut", "cut-gzip") or "gzip" in self.headers.get("Accept-Encoding", "") and len(data) > 1000:

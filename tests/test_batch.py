@@ -1,5 +1,6 @@
 """Many prompts: written as they finish, resumed, on Ray."""
 
+import hashlib
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ from tests.conftest import need
 from tests.tiny import tiny_bridge, transcoders
 from tl_circuits.batch import one as tracing
 from tl_circuits.batch import store as stores
-from tl_circuits.errors import OutputError, PromptError
+from tl_circuits.batch.jobs import Job, read_jobs
+from tl_circuits.errors import ArgumentError, GraphFileError, OutputError, PromptError
 
 PROMPTS = ["w1 w2 w3 w4", "w5 w6 w7", "w8 w9 w10 w11 w12"]
 
@@ -197,3 +199,110 @@ def test_targets_in_a_file_are_written_as_on_the_command_line_and_numbers_may_be
     assert tlc.load_graph(tmp_path / summary.file["difference"]).info.target_names == ("w5 − w9",)
     assert "unknown token '<unk>'" in summary.error["unknown"] and "tokens or token ids" in summary.error["prompt 5"]
     assert summary.key["numpy"] == summary.key["plain"]
+
+
+def test_lines_of_any_kind_are_errors_of_their_own_and_ids_never_collide(tmp_path):
+    text = [
+        json.dumps({"id": "line 2", "prompt": "w1 w2"}).encode(),
+        b"[" * 100_000,
+        b'{"prompt": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "w1", "targets": 5.5}',
+        b'{"prompt": "w1 \\ud800"}',
+        b'{"prompt": "w1", "id": "\\udfff"}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "w1", "id": [1]}',
+        json.dumps({"prompt": "w1\u2028w2"}, ensure_ascii=False).encode() + b"\r",
+        json.dumps({"id": "line 10 (2)", "prompt": "w5"}).encode(),
+        b'{"prompt": "w7"}',
+    ]
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join(text))
+    jobs = read_jobs(tmp_path / "p.jsonl")
+    assert len(jobs) == len(text) == len({job.id for job in jobs})
+    good = [job for job in jobs if isinstance(job, Job)]
+    assert [job.id for job in good] == ["line 2", "line 9", "line 10 (2)", "line 11"]
+    assert good[1].prompt == "w1\u2028w2"
+    told = {job.id: job.error for job in jobs if not isinstance(job, Job)}
+    assert "nested too deeply" in told["line 2 (2)"] and told["line 2 (2)"].startswith("line 2: ")
+    assert "not JSON" in told["line 3"] and "'targets' must be" in told["line 4"]
+    assert "'prompt' holds half of a surrogate pair" in told["line 5"] and "'id' holds half" in told["line 6"]
+    assert "not JSON" in told["line 7"] and "'id' must be text" in told["line 8"]
+    assert all(len(error) < 400 for error in told.values())
+
+
+def test_a_bad_line_is_not_done_because_another_line_is_called_like_it(replacement, tmp_path):
+    file = lines(tmp_path / "p.jsonl", {"id": "line 2", "prompt": "w1 w2"}, "{not json", {"prompt": "w1 \ud800"})
+    summary = tlc.trace_many(replacement, file, tmp_path / "out", max_nodes=5, progress=False)
+    assert summary.status.tolist() == ["done", "failed", "failed"]
+    assert summary.id.tolist() == ["line 2", "line 2 (2)", "line 3"]
+
+
+def test_a_graph_that_was_cut_off_or_changed_and_a_broken_record_are_noticed(replacement, tmp_path):
+    first = tlc.trace_many(replacement, PROMPTS, tmp_path, max_nodes=5, progress=False)
+    whole = [(tmp_path / file).read_bytes() for file in first.file]
+    (tmp_path / first.file[0]).write_bytes(whole[0][:-1])
+    record = json.loads((tmp_path / f"{first.key[1]}.json").read_text())
+    broken = [[], {}, {"status": "done"}, record | {"file": "../x"}, record | {"nodes": "many"}, record | {"prompt": None}]
+    for text in (*map(json.dumps, broken), "[" * 100_000, "\xff"):
+        (tmp_path / f"{first.key[1]}.json").write_text(text)
+        assert stores.Store(str(tmp_path)).record(first.key[1]) is None
+    again = tlc.trace_many(replacement, PROMPTS, tmp_path, max_nodes=5, progress=False)
+    assert again.status.tolist() == ["done"] * 3
+    assert [(tmp_path / file).read_bytes() for file in again.file] == whole
+    record = json.loads((tmp_path / f"{first.key[2]}.json").read_text())
+    assert record["bytes"] == len(whole[2]) and record["sha256"] == hashlib.sha256(whole[2]).hexdigest()
+    (tmp_path / first.file[2]).write_bytes(whole[1] + bytes(max(0, len(whole[2]) - len(whole[1]))))
+    with pytest.raises(GraphFileError, match="its hash differs"):
+        stores.Store(str(tmp_path)).graph(record)
+
+
+def test_records_of_earlier_versions_count_where_their_graph_is_whole(replacement, tmp_path):
+    first = tlc.trace_many(replacement, PROMPTS[:2], tmp_path, max_nodes=5, progress=False)
+    for key in first.key:
+        record = json.loads((tmp_path / f"{key}.json").read_text())
+        del record["bytes"], record["sha256"]
+        (tmp_path / f"{key}.json").write_text(json.dumps(record))
+    (tmp_path / first.file[1]).write_bytes((tmp_path / first.file[1]).read_bytes()[:-9])
+    store = stores.Store(str(tmp_path))
+    assert store.record(first.key[0]) is not None and store.record(first.key[1]) is None
+
+
+def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(replacement, tmp_path):
+    done = tlc.trace_many(replacement, PROMPTS[:1], tmp_path, max_nodes=5, progress=False)
+    old, young = (tmp_path / f".{done.file[0]}.{name}.part" for name in ("0" * 32, "1" * 32))
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    (tmp_path / done.file[0]).unlink()
+    tlc.trace_many(replacement, PROMPTS[:1], tmp_path, max_nodes=5, progress=False)
+    assert young.exists() and not old.exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_anything_is_traced(replacement, tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileSystem
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "touch", full)
+    monkeypatch.setattr(tracing, "attribute", None)
+    with pytest.raises(OutputError, match="No space left"):
+        tlc.trace_many(replacement, PROMPTS, tmp_path, progress=False)
+
+
+def test_ray_without_authentication_or_too_old_is_refused(tmp_path, monkeypatch):
+    need(find_spec("ray") is not None, "ray")
+    import ray
+
+    monkeypatch.setattr(ray, "init", None)  # nothing may start
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for mode in ("disabled", "k8s", "DISABLED"):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        with pytest.raises(ArgumentError, match="without authentication"):
+            tlc.trace_many(opened, PROMPTS, tmp_path, name="tiny", workers=1, progress=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(ArgumentError, match="not set"):
+        tlc.trace_many(opened, PROMPTS, tmp_path, name="tiny", workers=1, progress=False)
+    monkeypatch.setattr(ray, "__version__", "2.59.1")
+    with pytest.raises(ImportError, match=r"2\.59\.1 lets anybody"):
+        tlc.trace_many(opened, PROMPTS, tmp_path, name="tiny", workers=1, progress=False)

@@ -3,16 +3,20 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from rich.text import Text
 
 import tl_circuits as tlc
 from tests.tiny import command, tiny_folder
+from tl_circuits.cli.app import terminal
 
 PROGRAM = str(Path(sys.executable).parent / "tl-circuits")
 
@@ -115,6 +119,18 @@ def test_an_error_ends_a_process_of_its_own_with_one_and_its_last_line_says_why(
     assert os.listdir(tmp_path) == []
 
 
+def test_help_in_an_error_keeps_its_lines_and_no_control_character_reaches_the_terminal(tmp_path):
+    done = command("steer", "w1", "-e", "L24/F1005 = 0\x1b]0;x\x07", cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.exit_code == 1 and "            L3/error@2    the error term of layer 3" in lines
+    assert lines[-1].startswith("tl-circuits: cannot read the edit") and "names no position: @9" in lines[-1]
+    console = terminal()
+    with console.capture() as captured:
+        console.print(Text("a\x1b[31mb\x9b1mc\n\td"))
+        console.print("in \x1b]0;title\x07 words")
+    assert captured.get().split() == ["a�[31mb�1mc", "d", "in", "�]0;title", "words"]  # rich itself leaves bells out
+
+
 def test_debug_shows_the_traceback(tmp_path):
     done = command("trace", "", "--model", tiny_folder("gemma3"), "--debug", cwd=tmp_path)
     assert done.exit_code == 1 and "Traceback" in done.stderr
@@ -132,6 +148,23 @@ def test_ctrl_c_leaves_no_file(tmp_path):
             process.communicate(timeout=2)
     assert process.returncode != 0
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_ends_the_server_in_order_also_with_a_request_that_never_became_whole(tmp_path):
+    process = subprocess.Popen([PROGRAM, "view", ".", "--port", "18400"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = urlsplit(process.stdout.readline().removeprefix("Open ").strip())
+    for _ in range(300):
+        try:
+            line = socket.create_connection((address.hostname, address.port))
+            break
+        except ConnectionRefusedError:  # the address is printed just before the server listens
+            time.sleep(0.1)
+    with line:
+        line.sendall(b"GET /graphs HT")
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in said and own_lines(said) == 0, said
 
 
 def test_models_and_doctor_say_what_there_is(tmp_path):

@@ -103,6 +103,27 @@ def test_a_question_is_given_up_when_its_time_is_over_however_many_tries_are_lef
     assert 2 < len(site.asked) < 10  # twelve, each after twice the time, would take more than a minute
 
 
+@pytest.mark.parametrize("fault", ["drip", "drip-head"])
+def test_the_deadline_holds_against_a_server_that_answers_byte_by_byte(site, fault):
+    site.faults = [fault] * 5
+    began = time.monotonic()
+    with pytest.raises(NeuronpediaError, match="no whole answer in time"):
+        Client(site.url, deadline=0.6, timeout=0.3).get("/api/feature/tiny-model/0-tiny-set/1")
+    assert time.monotonic() - began < 3  # seconds: 0.6, and what a busy machine adds
+
+
+def test_an_answer_without_end_is_refused_and_a_key_that_a_server_repeats_is_not_shown(site, monkeypatch):
+    from tl_circuits.neuronpedia import client
+
+    monkeypatch.setattr(client, "LARGEST_ANSWER", 2**20)
+    site.faults = ["large", "echo"]
+    with pytest.raises(NeuronpediaError, match="more than 1,048,576 bytes"):
+        Client(site.url).get("/api/feature/tiny-model/0-tiny-set/1")
+    with pytest.raises(NeuronpediaError, match="no such key: … ") as refused:
+        Client(site.url, KEY).get("/api/feature/tiny-model/0-tiny-set/1")
+    assert KEY not in str(refused.value) and "\x1b" not in str(refused.value) and len(str(refused.value)) < 500
+
+
 def test_a_server_that_is_gone_costs_labels_but_never_the_call(site, graph, caplog):
     site.stop()
     assert not tlc.add_labels(graph, deadline=0.5, **MODEL).labels and "no connection" in caplog.text

@@ -148,3 +148,23 @@ def test_an_id_that_circuit_tracer_gives_to_two_nodes_is_not_guessed():
     with pytest.raises(NeuronpediaError, match=r"feature 5 of layer 0 and of the error of layer 5.*tlc\.Ablate\(0, 3, 5\) or tlc\.ErrorEdit\(5, 3\)"):
         found.edits()
     assert found.edits("sure") == [tlc.Ablate(0, 3, 36), tlc.Ablate(1, 3, 5)]
+
+
+@pytest.mark.parametrize("start", ["http://localhost:8032/index.html", "http://localhost:8032/", "http://gpu-box:8046/index.html", "http://127.0.0.1:8032/index.html"])
+def test_addresses_of_circuit_tracers_own_page_are_read_as_its_own_function_reads_them(start):
+    query = "slug=dallas&pinnedIds=14_2268_9%2CE_26865_9&supernodes=%5B%5B%22Texas%22%2C%2220_15589_10%22%5D%2C%5B%22Texas%22%2C%223_5_1%22%5D%5D"
+    shown = tlc.from_neuronpedia_url(f"{start}?{query}", n_layers=26)
+    assert (shown.model, shown.slug) == ("unknown", "dallas")
+    # By hand from circuit-tracer's documentation of its function: ids are layer_feature_position, doubled names get numbers.
+    place = {label: [(p.layer, p.position, p.feature) for p in places] for label, places in shown.groups.items()}
+    assert place == {"Texas": [(20, 10, 15589)], "Texas (2)": [(3, 1, 5)]}
+    assert [(p.kind, p.layer, p.position, p.feature) for p in shown.pins] == [("feature", 14, 9, 2268), ("embedding", -1, 9, 26865)]
+    assert shown.edits("Texas") == [tlc.Ablate(20, 10, 15589)]
+    with pytest.raises(tlc.errors.NeuronpediaError, match="may be a feature or an output"):
+        tlc.from_neuronpedia_url(f"{start}?{query}").edits("Texas")
+
+
+def test_other_pages_are_not_taken_for_circuit_tracers():
+    for url in ("http://localhost:8032/scan?slug=a", "http://example.org/index.html", "http://example.org/?slug=a"):
+        with pytest.raises(tlc.errors.NeuronpediaError, match="not an address|not the address"):
+            tlc.from_neuronpedia_url(url)

@@ -78,10 +78,13 @@ def test_a_notebook_finds_no_name_that_another_left(kernel, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_notebook_starts_with_a_badge_and_an_install_and_ends_with_what_could_fool_you(name):
+    from docs.make.address import BADGE, BY_HAND
+
     notebook = read(name)
     nbformat.validate(notebook)
     first, install, *_, last = notebook.cells
-    assert "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/" in first.source
+    # A badge opens this notebook; without an address of the project there is a line in its place, not a badge to a front page.
+    assert (f"{BADGE}(https://colab.research.google.com/github/" in first.source) != (BY_HAND in first.source)
     assert install.cell_type == "code" and 'find_spec("tl_circuits") is None' in install.source and install.outputs == []
     assert "## What could fool you" in last.source
     assert 8 <= len(notebook.cells) <= 15

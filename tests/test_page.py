@@ -102,7 +102,7 @@ def test_no_sentence_is_told_if_boxes_carry_little(browser, tmp_path):
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(), max_nodes=3, progress=False)
     story = story_of(graph)
-    assert story.meter.boxes < 0.1 and story.sentences == ()
+    assert story.carried.share < 0.1 and story.sentences == ()
     assert "other prompts to compare with, transcoders instead of neurons or more nodes" in too_little(story, graph)
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as page:
         assert page.inner_text(".tale").startswith("The boxes carry") and page.locator(".sentences").count() == 0
@@ -149,7 +149,7 @@ def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
 
 
 def test_when_little_is_shown_the_page_says_so_first(page, graph):
-    assert story_of(graph).meter.shown < 0.5
+    assert story_of(graph).carried.share < 0.5
     assert page.locator(".meter.few").inner_text().startswith("Less than half is explained")
     assert page.evaluate("document.querySelector('.meter').compareDocumentPosition(document.querySelector('.sentences'))") == 4
 
@@ -244,6 +244,22 @@ def test_every_key_of_the_help_works_and_the_help_lists_them(page):
     for key, view in (("2", "nodes"), ("3", "table"), ("1", "story")):
         page.keyboard.press(key)
         assert page.get_attribute(f"button[data-view={view}]", "aria-pressed") == "true"
+
+
+def test_the_key_for_steering_says_why_where_there_is_nothing_to_steer(browser, graph, tmp_path):
+    with tab(browser, graph.to_html(tmp_path / "bare.html").as_uri()) as page:  # nothing was measured, and there is no model
+
+        def said():
+            page.keyboard.press("s")
+            return page.locator(".card .said").all_inner_texts()
+
+        assert said() == said() == ["Choose a box first, then S steers it."]
+        page.locator(".unit.target").first.click()
+        assert said() == ["Only boxes of the story can be steered or removed here. Choose a box."]
+        box(page).click()
+        assert page.locator(".card .said").count() == 0
+        (words,) = said()
+        assert "has not been measured" in words and "tl-circuits view FILE --model NAME" in words
 
 
 def test_undo_takes_back_only_what_this_tab_changed_and_tabs_keep_each_others_fields(browser, page, graph, file):

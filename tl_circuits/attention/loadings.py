@@ -21,7 +21,7 @@ from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.hooks import Replacement, frozen_norm, rounding_within
+from tl_circuits.hooks import Replacement, frozen_norm, in_turn, rounding_within
 from tl_circuits.support.checked import checked
 
 _AT_ONCE = 32  # targets in one sweep when edges are computed again
@@ -31,6 +31,7 @@ Node = str | int
 
 
 @checked
+@in_turn
 def head_loadings(
     replacement: Replacement,
     graph: AttributionGraph,
@@ -90,6 +91,7 @@ def head_loadings(
 
 
 @checked
+@in_turn
 def top_head_loadings(
     replacement: Replacement,
     graph: AttributionGraph,

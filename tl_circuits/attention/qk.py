@@ -23,7 +23,7 @@ from tl_circuits.attribution.targets import Targets, resolve_position
 from tl_circuits.errors import ArchitectureError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
-from tl_circuits.hooks import FrozenScores, Replacement, rounding_within
+from tl_circuits.hooks import FrozenScores, Replacement, in_turn, rounding_within
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
 from tl_circuits.support.outputs import output
@@ -126,6 +126,7 @@ class Sides:
 
 
 @checked
+@in_turn
 def qk_attribution(
     replacement: Replacement,
     graph: AttributionGraph,

@@ -18,7 +18,7 @@ from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.hooks import Replacement, left_out
+from tl_circuits.hooks import Replacement, in_turn, left_out
 from tl_circuits.support.checked import checked
 
 
@@ -50,6 +50,7 @@ class EdgeStory:
 
 
 @checked
+@in_turn
 def explain_heads(
     replacement: Replacement,
     graph: AttributionGraph,
@@ -90,6 +91,7 @@ def explain_heads(
 
 
 @checked
+@in_turn
 def edge_stories(
     replacement: Replacement,
     graph: AttributionGraph,
@@ -133,6 +135,7 @@ def edge_stories(
 
 
 @checked
+@in_turn
 def word_stories(
     replacement: Replacement,
     graph: AttributionGraph,

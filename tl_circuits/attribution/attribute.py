@@ -39,6 +39,7 @@ from tl_circuits.hooks import (
     ReadPrompt,
     Recording,
     Replacement,
+    in_turn,
     left_out,
     place_number,
     prompt_text,
@@ -51,6 +52,7 @@ from tl_circuits.support.checked import checked
 
 
 @checked
+@in_turn
 def attribute(
     replacement: Replacement,
     prompt: Any,

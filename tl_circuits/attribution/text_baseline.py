@@ -26,6 +26,7 @@ from tl_circuits.hooks import (
     collect_sites,
     first_tokens,
     flat,
+    in_turn,
     model_device,
     places,
     plain_ids,
@@ -126,6 +127,7 @@ _PARTS = ("activation", "frequency", "error")
 
 
 @checked
+@in_turn
 def make_baseline(
     replacement: Replacement, texts: Any, *, context: int = 128, progress: bool = True
 ) -> Baseline:

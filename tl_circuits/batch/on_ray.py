@@ -1,5 +1,6 @@
 """Trace many prompts on Ray, with one worker a device, each of which loads model and dictionary once."""
 
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,9 +9,12 @@ from typing import Any
 from tl_circuits.batch.jobs import Job
 from tl_circuits.batch.one import trace_one
 from tl_circuits.batch.store import Store
+from tl_circuits.errors import ArgumentError
 from tl_circuits.hooks import Replacement
 from tl_circuits.support.extras import how_to_install
 
+OLDEST = (2, 60)  # older ones take work from anybody who reaches them, or do not start with authentication
+AUTH_MODE = "RAY_AUTH_MODE"  # Ray's own switch; its value "token" stands for authentication
 SECONDS_TO_ANSWER = 10  # how long to wait for a cluster
 LIVES = 2  # a prompt during which so many workers died counts as failed
 
@@ -28,8 +32,9 @@ def trace_on_ray(
     A worker that dies is replaced, and its prompt is traced again.
 
     Raises:
-        ImportError: Ray is not installed (the extra ``ray``).
+        ImportError: Ray is not installed (the extra ``ray``), or too old.
         ConnectionError: no cluster answers at ``address``.
+        ArgumentError: Ray's authentication is off. Anybody who reaches such a cluster can run code on it.
         ValueError: there are more workers than devices.
         RuntimeError: a worker cannot open the model.
     """
@@ -54,23 +59,55 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         raise ImportError(f"workers run on Ray, which is not installed: {how_to_install('ray')}.") from error
+    if _version(ray.__version__) < OLDEST:
+        raise ImportError(
+            f"Ray {ray.__version__} lets anybody who reaches it over the network run code; at least "
+            f"{'.'.join(map(str, OLDEST))} is needed: {how_to_install('ray')}."
+        )
     return ray
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version: (2, 60) for "2.60.0rc1"."""
+    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")[:2])
+
+
+def _require_authentication(connected: bool) -> None:
+    """Raise ArgumentError if Ray's authentication is off. Ray says so in the environment.
+
+    Args:
+        connected: whether Ray has started. Before, a mode that is not set is right: Ray then chooses.
+    """
+    mode = os.environ.get(AUTH_MODE, "")
+    if mode.lower() == "token" or (not mode and not connected):
+        return
+    raise ArgumentError(
+        f"Ray runs without authentication ({AUTH_MODE}={mode or 'not set'}), so anybody who reaches it over the network could "
+        f"run code. Set {AUTH_MODE}=token for this program and for the cluster; `ray get-auth-token --generate` makes a token."
+    )
 
 
 def _connect(ray: Any, address: str | None) -> bool:
     """Connect to Ray; returns whether that was necessary, since then it must be closed here as well."""
     if ray.is_initialized():
+        _require_authentication(connected=True)
         return False
+    _require_authentication(connected=False)
     try:
         if address:
             _require_open(address)
         dashboard = None if address else False
         ray.init(address=address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level="error")
-    except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
         raise ConnectionError(
             f"no Ray cluster answers at {address or 'this machine'}: {error}. Check the address, or leave it out to start "
             "one here."
         ) from error
+    try:
+        _require_authentication(connected=True)
+    except ArgumentError:
+        ray.shutdown()
+        raise
     return True
 
 

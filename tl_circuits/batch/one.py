@@ -6,7 +6,7 @@ from typing import Any
 from tl_circuits.attribution import attribute
 from tl_circuits.attribution.targets import parse_target
 from tl_circuits.batch.jobs import Job
-from tl_circuits.batch.store import Store
+from tl_circuits.batch.store import Store, graph_file
 from tl_circuits.hooks import Replacement
 
 Record = dict[str, Any]
@@ -32,7 +32,7 @@ def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[st
             "replacement_score": scores.replacement,
             "completeness_score": scores.completeness,
             "coverage": graph.coverage,
-            "file": f"{key}.graph.safetensors",
+            "file": graph_file(key),
         }
         store.write(key, record, graph)
     except Exception as error:  # whatever one prompt's failure is, the others go on

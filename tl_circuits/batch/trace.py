@@ -14,7 +14,7 @@ from tl_circuits.batch.on_ray import trace_on_ray
 from tl_circuits.batch.one import Record, trace_one
 from tl_circuits.batch.store import Store
 from tl_circuits.dictionaries.belonging import require_belonging
-from tl_circuits.errors import ArgumentError, BelongingError
+from tl_circuits.errors import ArgumentError, BelongingError, OutputError
 from tl_circuits.hooks import Replacement
 from tl_circuits.support.checked import checked
 
@@ -60,7 +60,8 @@ def trace_many(
         OutputError: ``out`` cannot be written to.
         BelongingError: ``out`` holds results of the same name that were made with other weights.
         ValueError: settings that do not go together.
-        ImportError: Ray is not installed.
+        ImportError: Ray is not installed, or older than 2.60.
+        ArgumentError: Ray's authentication is off.
         ConnectionError: no cluster answers at ``ray_address``.
 
     Examples:
@@ -90,6 +91,7 @@ def trace_many(
         raise ValueError(f"workers must be at least 1, got {workers}.")
     options = {"max_nodes": max_nodes, "name": label}
     store, jobs = Store(str(out)), read_jobs(prompts)
+    store.require_writable()
     records: dict[str, Record] = {}
     waiting: list[Job] = []
     for job in jobs:
@@ -112,7 +114,10 @@ def trace_many(
             records[record["id"]] = record
             bar.update()
     frame = pd.DataFrame([records[job.id] for job in jobs]).reindex(columns=_COLUMNS)
-    store.write_table(frame)
+    try:
+        store.write_table(frame)
+    except OSError as error:
+        raise OutputError(f"the graphs are written, but not {store.out}/summary.parquet: {error}. Run it again; nothing is traced twice.") from error
     return frame
 
 

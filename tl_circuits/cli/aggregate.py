@@ -66,7 +66,7 @@ def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console)
     words = {slot: visible(in_template(texts)) for slot, texts in zip(circuit.slots, circuit.tokens, strict=True)}
     table = Table("feature", "at", "prompts", "mean influence", "", box=None, padding=(0, 3, 0, 0))
     for row in features.sort_values("influence", ascending=False, kind="stable").head(FEATURES_SHOWN).itertuples():
-        table.add_row(row.id, Text(words[row.slot].strip()), f"{row.share:.0%}", f"{row.influence:.3f}", Text(row.label))
+        table.add_row(row.id, Text(words[row.slot].strip()), f"{row.share:.0%}", f"{row.influence:.3f}", Text(visible(row.label)))
     console.print(table)
     console.print(f"\n  {paths['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {paths['page']}   open it in a browser", soft_wrap=True)

@@ -74,10 +74,12 @@ def batch(
 
 
 def _show(summary: "pd.DataFrame", out: str, console: Console) -> None:
+    from tl_circuits.graph.visible import visible
+
     done, failed = summary[summary.status == "done"], summary[summary.status == "failed"]
     console.print(f"{len(done)} graphs in {out}, {len(failed)} prompts failed; the table is {out.rstrip('/')}/summary.parquet")
     if len(failed):
         table = Table("prompt", "why", title="Failed", title_justify="left")
         for row in failed.head(FAILURES_SHOWN).itertuples():
-            table.add_row(row.id, row.error)
+            table.add_row(visible(row.id), visible(row.error))
         console.print(table)

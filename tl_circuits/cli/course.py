@@ -60,7 +60,8 @@ def check(
             report = grade(folder, time_limit)
         if as_json:
             facts = {"assignment": report.assignment.number, "title": report.assignment.title, "points": report.points}
-            typer.echo(json.dumps(facts | {"earned": report.earned, "questions": report.marks, "remarks": report.remarks}))
+            facts |= {"earned": report.earned, "questions": report.marks, "remarks": report.remarks}
+            typer.echo(json.dumps(facts | {"not_kept_out": report.not_kept_out}))
             return
         console = terminal()
         console.print(Text(f"\n{report.assignment.number}. {report.assignment.title}\n", style="bold"))
@@ -71,4 +72,6 @@ def check(
         console.print(table)
         for remark in report.remarks:
             console.print(Text(f"\nIn the notebook: {remark}"))
+        for remark in report.not_kept_out:
+            console.print(Text(f"\n{remark}", style="dim"))
         console.print(f"\n{report.earned} of {report.points} points", style="bold")

@@ -47,7 +47,7 @@ def heads(
             from tl_circuits.attention.stories import edge_stories, story_data, word_stories
 
             loaded = tlc.load_graph(graph)
-        features = Features(transcoders or features_named([loaded]))
+        features = Features(transcoders or features_named([loaded.info]))
         with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
             progress = terminal(stderr=True).is_terminal
             if _WORD.fullmatch(ends[0]):
@@ -94,7 +94,9 @@ def loading_rows(facts: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str, Any], console: Console) -> None:
-    tokens, other = graph.info.tokens, head["baseline"]
+    from tl_circuits.graph.visible import visible
+
+    tokens, other = [visible(token) for token in graph.info.tokens], head["baseline"]
     instead = f" ({other['score']:+.3f} against “{tokens[other['key']]}” ({other['key']}))" if other else ""
     console.print(
         Text(
@@ -111,11 +113,13 @@ def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str
 
 def _told(graph: "AttributionGraph", name: str, labels: dict[str, str] | None = None) -> str:
     """A node's id with its token, or with its label if it is a feature of the graph."""
+    from tl_circuits.graph.visible import visible
+
     if _WORD.fullmatch(name):
-        return f"“{graph.info.tokens[int(name[1:])]}” ({name[1:]}), all that stands there"
+        return f"“{visible(graph.info.tokens[int(name[1:])])}” ({name[1:]}), all that stands there"
     if name.startswith("token@"):
-        return f"{name} “{graph.info.tokens[int(name[6:])]}”"
+        return f"{name} “{visible(graph.info.tokens[int(name[6:])])}”"
     if labels is not None:
-        return f"{name} {labels[name]}" if name in labels and "/F" in name else name
+        return visible(f"{name} {labels[name]}") if name in labels and "/F" in name else name
     index = graph.node_ids.index(name)
-    return f"{name} {graph.label(index)}"
+    return visible(f"{name} {graph.label(index)}")

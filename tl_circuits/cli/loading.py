@@ -1,6 +1,6 @@
 """Open a model and a dictionary by the names given on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 from tl_circuits.cli.app import terminal
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
-    from tl_circuits.graph.graph import AttributionGraph
+    from tl_circuits.graph.nodes import GraphInfo
     from tl_circuits.hooks import Replacement
 
 Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="Where the features come from: `neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits models`, a SAELens release, a hub repository or a folder.")]
@@ -35,13 +35,13 @@ class Features:
         return " ".join(part for part in parts if part)
 
 
-def features_named(graphs: "Sequence[AttributionGraph]") -> str:
-    """The dictionary to open for ``graphs``: the one that all of them name, or neurons if there are no graphs.
+def features_named(infos: "Iterable[GraphInfo]") -> str:
+    """The dictionary to open for the graphs with these facts: the one that all name, or neurons if there are none.
 
     Raises:
         ValueError: if they name several.
     """
-    named = dict.fromkeys(graph.info.dictionary for graph in graphs)
+    named = dict.fromkeys(info.dictionary for info in infos)
     if len(named) > 1:
         raise ValueError(f"the graphs are of several dictionaries ({', '.join(map(repr, named))}): say which to load with --transcoders.")
     name = next(iter(named), "mlp neurons")

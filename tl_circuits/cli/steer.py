@@ -33,6 +33,7 @@ def steer(
     with clear_errors(debug):
         with loading():
             import tl_circuits as tlc
+            from tl_circuits.graph.visible import visible
 
             edits = [tlc.parse_edit(text) for text in edit]
         with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
@@ -51,7 +52,7 @@ def steer(
         console = terminal()
         table = Table("next token", "before", "after", box=None, padding=(0, 3, 0, 0))
         for row in top.itertuples():
-            table.add_row(Text(f"“{row.token}”"), f"{row.before:.1%}", f"{row.after:.1%}")
+            table.add_row(Text(f"“{visible(row.token)}”"), f"{row.before:.1%}", f"{row.after:.1%}")
         console.print(Text(f"\n{model} on “{prompt}” with {'; '.join(edit)}\n", style="bold"))
         console.print(table)
         console.print(f"\nThe edits move the next token's distribution by {result.kl():.3f} nats (KL), {freeze} held.")

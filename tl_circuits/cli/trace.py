@@ -1,7 +1,6 @@
 """``tl-circuits trace``: from a prompt to a graph file, a page and a summary."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
 from tl_circuits.cli.names import LEGEND, NoExamples, TextFile, named, require_text
 from tl_circuits.cli.words import show_tested, show_words
-from tl_circuits.support.endings import OURS
+from tl_circuits.support.endings import OURS, stem_for
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -59,7 +58,7 @@ def trace(
 ) -> None:
     """Trace one PROMPT: which features, from which tokens, led to the answer?"""
     with clear_errors(debug):
-        name = out if out is not None else Path(_slug(prompt))
+        name = out if out is not None else Path(stem_for(prompt))
         files = {"graph": with_ending(name, OURS), "page": with_ending(name, ".html")}
         for path in files.values():
             refuse_early(path, force)
@@ -144,10 +143,6 @@ def _targets(given: list[str] | None) -> list[Any] | None:
     return [parse_target(text) for text in given] if given else None
 
 
-def _slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48] or "trace"
-
-
 def with_ending(name: Path, ending: str) -> Path:
     """``name`` with ``ending`` added. Dots in the name are kept."""
     return name.with_name(name.name + ending)
@@ -200,6 +195,8 @@ def show(
     graph: "AttributionGraph", files: dict[str, Path], console: Console, removed: list[dict[str, Any]] | None = None
 ) -> None:
     """Print the summary for a person; ``removed`` is what removing boxes did."""
+    from tl_circuits.graph.visible import visible
+
     facts = summary(graph, files)
     console.print()
     console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
@@ -208,7 +205,7 @@ def show(
     predictions = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for target in facts["targets"][:5]:
         bar = "█" * max(1, round(30 * min(1.0, target["weight"])))
-        predictions.add_row(Text(f"“{target['token']}”"), f"{target['weight']:.1%}", Text(bar, style="blue"))
+        predictions.add_row(Text(f"“{visible(target['token'])}”"), f"{target['weight']:.1%}", Text(bar, style="blue"))
     if graph.info.compared_with:
         console.print(Text(f"\n{graph.info.question}"), style="bold")
     else:

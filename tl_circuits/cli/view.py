@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from tl_circuits.cli.app import app, clear_errors, terminal, wrong_usage
+from tl_circuits.cli.app import app, clear_errors, harmless, terminal, wrong_usage
 from tl_circuits.cli.loading import COMMAND_NODES, Features, features_named, open_replacement
 
 
 @app.command()
 def view(
     path: Annotated[Path, typer.Argument(help="A graph file, or a folder of them.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Also load this model. In the page you can then steer boxes and trace new prompts.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also load this model. In the page you can then steer boxes and trace new prompts; their graphs are saved in the folder, or beside the file, under a name made from the prompt.")] = None,
     transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="The transcoders that the graphs were traced with, as for `trace`. Default: those that the graphs name.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on. If other machines can reach it, --token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The first port to try.")] = 7860,
@@ -37,17 +37,18 @@ def view(
 
         with wrong_usage("--host"):
             require_token(host, token)
-        live = None
+        folder, live = GraphFolder(path), None
         if model is not None:
-            features = Features(transcoders or features_named(GraphFolder(path).graphs()))
+            features = Features(transcoders or features_named(info for _, info in folder.infos()))
             replacement = stack.enter_context(open_replacement(model, features, device, dtype))
             live = LiveModel(replacement, COMMAND_NODES)
-            for other in foreign(replacement, GraphFolder(path)):
-                typer.echo(other, err=True)
+            for other in foreign(replacement, folder):
+                typer.echo(harmless(other), err=True)
 
         def ready(address: str, taken: int) -> None:
             if taken != port:
                 typer.echo(f"Port {port} is taken; using {taken}.", err=True)
-            terminal(soft_wrap=True).print(f"Open {address}\nCtrl-C ends it.", highlight=False)
+            saved = "" if live is None else f"\nGraphs that you trace in the page are saved in {folder.home.absolute()}."
+            terminal(soft_wrap=True).print(f"Open {address}{saved}\nCtrl-C ends it.", highlight=False)
 
-        serve(path, host, port, token, live, ready, allow_host or ())
+        serve(folder, host, port, token, live, ready, allow_host or ())

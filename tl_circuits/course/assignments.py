@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_circuits.errors import CourseError, OutputError
+from tl_circuits.support.reading import read_bytes
 
 if TYPE_CHECKING:
     from tl_circuits.course.questions import Question
 
+LARGEST_NOTEBOOK = 64 * 1024**2  # bytes, with its pictures
 STARTERS = Path(__file__).parent / "notebooks"
 
 
@@ -100,7 +102,7 @@ def open_submission(place: Path) -> Submission:
     """
     if not place.exists():
         raise CourseError(f"{place} does not exist; `tl-circuits course start N {place}` makes it.")
-    paths = sorted(place.glob("*.ipynb")) if place.is_dir() else [place]
+    paths = sorted(p for p in place.glob("*.ipynb") if p.is_file()) if place.is_dir() else [place]
     if not paths:
         raise CourseError(f"{place} holds no notebook (*.ipynb); `tl-circuits course start N FOLDER` makes one.")
     known = [path for path in paths if _by_name(path)] or paths
@@ -128,11 +130,13 @@ def _by_metadata(notebook: dict[str, Any]) -> Assignment | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CourseError(f"{path} is not a file; give the notebook or its folder.")
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CourseError(f"cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
+        notebook = json.loads(read_bytes(path, LARGEST_NOTEBOOK, CourseError).decode("utf-8"))
+    except CourseError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CourseError(f"{path} is not a notebook: {error}. Save it again from Jupyter.") from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):

@@ -26,16 +26,25 @@ class Deadline:
         """The moment ``seconds`` from now."""
         return cls(time.monotonic() + seconds)
 
+    @property
+    def seconds(self) -> float:
+        """How many seconds are left."""
+        return self.at - time.monotonic()
+
+    def half(self) -> "Deadline":
+        """The moment at which half of the time that is left will be used up, at least half a second from now."""
+        return Deadline.after(min(max(0.5, self.seconds / 2), 1e6))  # timers take no infinity
+
     @contextmanager
-    def half_of_the_rest(self) -> Iterator[None]:
-        """Raise StillRunning in the block once it has used up half of the time that is left.
+    def interrupting(self) -> Iterator[None]:
+        """Raise StillRunning in the block once the moment has come.
 
         Does nothing where Python cannot be interrupted like this: outside the main thread, and on Windows.
         """
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             yield
             return
-        seconds = min(max(0.5, (self.at - time.monotonic()) / 2), 1e6)  # timers take no infinity
+        seconds = max(0.01, self.seconds)
 
         def stop(*_: Any) -> None:
             raise StillRunning(f"stopped after {seconds:.2g} s")

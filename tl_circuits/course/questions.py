@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from tl_circuits.course.handouts import AllTranscoders, Attached, GraphOf, Recorded, TinyFacts, TranscoderOf
+from tl_circuits.course.wire import Stranger
 from tl_circuits.dictionaries import load_transcoders
 from tl_circuits.dictionaries.attaching import attach
+from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
 from tl_circuits.models import load_model
 
@@ -32,28 +34,28 @@ class Part:
 
 @dataclass(frozen=True)
 class Lab:
-    """What one question has to work with.
+    """What questions have to work with: the reference, and what they hand out.
 
-    The student's function gets a model of its own. Whatever it does to that model does not reach ``ours``, which gives
-    the expected answers, or other questions.
+    ``ours`` gives the expected answers; it never reaches the notebook's process. What a function is given are handouts:
+    that process opens each anew for every call.
     """
 
     ours: Replacement
+    model = TinyFacts()
+    transcoders = AllTranscoders()
+    replacement = Attached()
 
-    @cached_property
-    def model(self) -> Any:
-        """`tiny-facts` for the student, without transcoders attached."""
-        return load_model("tiny-facts", device="cpu")
+    def transcoder(self, layer: int, without: str = "") -> TranscoderOf:
+        """The transcoder of a layer, for the student; the bias ``without``, if any, is zero."""
+        return TranscoderOf(layer, without)
 
-    @cached_property
-    def transcoders(self) -> Any:
-        """The transcoders of `tiny-facts`, for the student."""
-        return load_transcoders("tiny-facts")
+    def recorded(self, cache: Any) -> Recorded:
+        """A TransformerLens cache, for the student."""
+        return Recorded({name: value.detach() for name, value in cache.items()})
 
-    @cached_property
-    def replacement(self) -> Replacement:
-        """The student's model with transcoders attached."""
-        return attach(self.model, self.transcoders)
+    def graph(self, graph: AttributionGraph) -> GraphOf:
+        """A graph, for the student."""
+        return GraphOf.graph(graph)
 
     def cache(self, prompt: str) -> Any:
         """The values at all hook points on ``prompt``: a TransformerLens cache."""
@@ -66,19 +68,34 @@ def open_lab() -> Lab:
     return Lab(attach(load_model("tiny-facts", device="cpu"), load_transcoders("tiny-facts")))
 
 
-Check = Callable[[Callable[..., Any], Lab], Iterator[Part]]
+@runtime_checkable
+class Asking(Protocol):
+    """A function of the notebook, as questions call it.
+
+    Attributes:
+        hooks_left: the most hooks that stayed on the model that a call was given.
+    """
+
+    hooks_left: int
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The notebook's answer."""
+
+
+Check = Callable[[Asking, Lab], Iterator[Part]]
 
 
 @dataclass(frozen=True)
 class Question:
     """A function that the student writes. ``check`` calls it with hidden inputs and yields parts, which add up to
-    ``points``.
+    ``points``. ``reference`` does what is asked: it stands in where other functions need one that never returns.
     """
 
     function: str
     task: str
     points: int
     check: Check
+    reference: Callable[..., Any] | None = None
 
 
 def tensor(answer: Any, shape: Sequence[int], axes: str) -> Tensor:
@@ -104,6 +121,8 @@ def number(answer: Any) -> float:
     """
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()
+    if isinstance(answer, Stranger) and answer.number is not None:
+        return answer.number
     try:
         return float(answer) if not isinstance(answer, str) else _refuse(answer, "a number")
     except (TypeError, ValueError):
@@ -146,7 +165,7 @@ def kind(answer: Any) -> str:
         return "None (is a `return` missing?)"
     if isinstance(answer, Tensor):
         return f"a tensor of shape {tuple(answer.shape)}"
-    name = type(answer).__name__
+    name = answer.name if isinstance(answer, Stranger) else type(answer).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
@@ -170,7 +189,3 @@ def same_effects(got: dict[str, float], want: dict[str, float]) -> bool:
     scale = max([1.0, *(abs(v) for v in want.values())])
     return all(abs(got.get(key, 0.0) - want.get(key, 0.0)) <= TOLERANCE * scale for key in {*got, *want})
 
-
-def n_hooks(model: Any) -> int:
-    """How many hooks are on a model."""
-    return sum(len(point.fwd_hooks) for point in model.hook_dict.values())

@@ -1,27 +1,24 @@
-"""Grade a folder: run its notebook in a process of its own, with a time limit, and put the result together."""
+"""Grade a folder: run its notebook in a process of its own, judge its answers here, and put the result together."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tl_circuits.course.assignments import Assignment, open_submission
+from tl_circuits.course.grading import Ended, Mark, grade
+from tl_circuits.course.notebook_process import GRADING, NotebookProcess
+from tl_circuits.course.questions import Question, open_lab
 from tl_circuits.errors import CourseError
 
 TIME_LIMIT = 120.0
-START_LIMIT = 120.0  # seconds for Python to import everything; they do not count against the student's time
-GRADING = "TL_CIRCUITS_GRADING"
-# The student's folder must not come first on the path, or a file torch.py in it would be imported as torch.
-CODE = (
-    "import sys; sys.path[:] = [p for p in sys.path if p]; "
-    "from tl_circuits.course.student_process import main; main(*sys.argv[1:])"
-)
+NOT_KEPT_OUT = {
+    "namespaces": "This system allows no namespaces (containers often forbid them): the notebook could use the network "
+    "through other programs, write wherever you can, and see and end your processes.",
+    "files": "This system cannot make files read-only for one process: the notebook could write wherever you can.",
+    "processes": "This system hides no processes from the notebook: it could see yours.",
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,13 @@ class Report:
         assignment: the assignment.
         marks: for each question a dict ``function task points earned remarks``.
         remarks: about the notebook as a whole.
+        not_kept_out: what this system could not keep the notebook from, in words.
     """
 
     assignment: Assignment
     marks: tuple[dict[str, Any], ...]
     remarks: tuple[str, ...]
+    not_kept_out: tuple[str, ...] = ()
 
     @property
     def points(self) -> int:
@@ -64,97 +63,32 @@ def check(place: Path, time_limit: float = TIME_LIMIT) -> Report:
     if os.environ.get(GRADING):
         raise CourseError("a notebook that is being graded cannot grade itself.")
     submission = open_submission(place)
-    work = {"assignment": str(submission.assignment.number), "cells": submission.cells, "seconds": time_limit}
-    with tempfile.TemporaryDirectory(prefix="tl-circuits-course-") as made:
-        cells, log, errors = (Path(made) / name for name in ("cells.json", "events", "errors"))
-        cells.write_text(json.dumps(work), encoding="utf-8")
-        log.touch()
-        ended = _run(cells, log, submission.path.resolve().parent, errors, time_limit)
-        events = _events(log)
-        said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if not events:
-        why = f"{START_LIMIT:g} s were not enough" if ended is None else said[-1] if said else f"exit code {ended}"
-        raise CourseError(f"the grading process did not start: {why}.")
-    return _report(submission.assignment, events, ended, time_limit)
+    marks: list[Mark] = []
+    with NotebookProcess(submission, time_limit) as process:
+        # What judges is opened here, where no code of the notebook runs.
+        lab, questions = open_lab(), submission.assignment.questions
+        process.wait_until_ready()
+        ran = process.run_cells()
+        where = f"in code cell {ran.cell}" if ran.cell else "at its start"
 
+        def begun(question: Question) -> None:
+            nonlocal where
+            where = f"in `{question.function}`"
 
-def _run(cells: Path, log: Path, folder: Path, errors: Path, time_limit: float) -> int | None:
-    """The exit code of the student's process; None if it took too long. Everything that it started is ended too."""
-    environment = {
-        **os.environ,
-        GRADING: "1",
-        "HF_HUB_OFFLINE": "1",
-        "MPLBACKEND": "Agg",
-        "TOKENIZERS_PARALLELISM": "false",
-        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
-    }
-    with open(errors, "wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CODE, str(cells), str(log)],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
         try:
-            until = time.monotonic() + START_LIMIT
-            while not log.stat().st_size and process.poll() is None and time.monotonic() < until:
-                time.sleep(0.05)
-            return process.wait(time_limit if log.stat().st_size else 0.1)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            _end(process)
+            for mark in grade(() if ran.ended else questions, ran.defined, process.ask, begun, lab, process.deadline):
+                marks.append(mark)  # one by one, so that those before an end stay
+        except Ended as error:
+            ran = replace(ran, ended=str(error))
+    remarks = [*ran.crashes]
+    if ran.ended:
+        remarks.append(f"the notebook {ran.ended} {where}; what comes after that counts 0 points.")
+    return Report(submission.assignment, _facts(questions, marks), tuple(remarks), tuple(NOT_KEPT_OUT[m] for m in process.missing))
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and its children, that is, its own process group."""
-    try:
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    except (ProcessLookupError, PermissionError):  # nothing is left of it
-        pass
-    process.wait()
-
-
-def _events(log: Path) -> list[dict[str, Any]]:
-    """What the process reported. A last line that was cut off does not count."""
-    events = []
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            break
-    return events
-
-
-def _report(assignment: Assignment, events: list[dict[str, Any]], ended: int | None, time_limit: float) -> Report:
-    remarks = [event["crash"] for event in events if "crash" in event]
-    given = {event["mark"]["function"]: event["mark"] for event in events if "mark" in event}
-    changed = next((event["changed"] for event in events if "changed" in event), None)
-    why = "not checked: the notebook did not get that far."
-    if changed:
-        why = "not checked: the notebook changes the checker."
-        remarks.append(f"the notebook changes the checker ({', '.join(changed)}). Take that out, then it will be graded.")
-    elif {"state": "done"} not in events:
-        last: dict[str, Any] = next((e for e in reversed(events) if "cell" in e or "question" in e), {})
-        where = f"in code cell {last['cell']}" if "cell" in last else f"in `{last['question']}`" if last else "at its start"
-        remarks.append(f"the notebook {_end_of(ended, time_limit)} {where}; what comes after that counts 0 points.")
-    marks = []
-    for question in events[0]["questions"]:
-        marks.append(given.get(question["function"], question | {"earned": 0, "remarks": (why,)}))
-    return Report(assignment, tuple(marks), tuple(remarks))
-
-
-def _end_of(code: int | None, time_limit: float) -> str:
-    """In words, how a process ended that did not get to its end."""
-    if code is None:
-        return f"took longer than {time_limit:g} s and was stopped"
-    if code < 0 and -code in set(signal.Signals):
-        hint = ", perhaps because memory ran out" if -code == 9 else ""
-        return f"was ended by the system ({signal.Signals(-code).name}{hint})"
-    return f"ended its process (exit code {code})"
+def _facts(questions: Sequence[Question], marks: Sequence[Mark]) -> tuple[dict[str, Any], ...]:
+    """The marks, and those of questions that were not reached."""
+    why = ("not checked: the notebook did not get that far.",)
+    missed = (Mark(q.function, q.task, q.points, 0, why) for q in questions[len(marks) :])
+    names = ("function", "task", "points", "earned", "remarks")
+    return tuple({name: getattr(mark, name) for name in names} for mark in (*marks, *missed))

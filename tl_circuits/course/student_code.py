@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from dis import opmap
 from typing import Any
 
-from tl_circuits.course.deadline import NEVER, Deadline
+from tl_circuits.course.deadline import NEVER, Deadline, StillRunning
 
 CELL = re.compile(r"<cell (\d+)>")
 
@@ -23,12 +23,14 @@ class Failure:
         text: the exception and where it was raised.
         unwritten: whether it only means that a function is not written yet.
         name: the name that is missing, if one is.
+        looped: whether it was stopped because its time was over.
         follows: whether it only follows from the failure of an earlier cell, which would have defined ``name``.
     """
 
     text: str
     unwritten: bool
     name: str = ""
+    looped: bool = False
     follows: bool = False
 
 
@@ -39,7 +41,7 @@ def caught(failures: list[Failure]) -> Any:
         yield
     except BaseException as error:
         missing = error.name if isinstance(error, NameError) else None
-        failures.append(Failure(describe(error), _unwritten(error), missing or ""))
+        failures.append(Failure(describe(error), _unwritten(error), missing or "", isinstance(error, StillRunning)))
 
 
 def describe(error: BaseException) -> str:
@@ -95,7 +97,7 @@ def run_cells(
         source = without_magics(source)
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         known = len(failures)
-        with caught(failures), deadline.half_of_the_rest():
+        with caught(failures), deadline.half().interrupting():
             exec(compile(source, name, "exec"), namespace)
         if len(failures) > known:
             failures[-1] = replace(failures[-1], follows=failures[-1].name in missing)

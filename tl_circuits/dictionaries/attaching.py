@@ -1,13 +1,12 @@
 """``tlc.attach``: put a dictionary in any form on a model, or take over what SAELens has attached already."""
 
 import re
-from contextlib import ExitStack
 from typing import Any, Literal
 
 from tl_circuits.dictionaries import Dictionary, load_dictionary
 from tl_circuits.dictionaries.combined import combined, one_a_layer
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, lifted, own_sites
+from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, own_sites, restore
 from tl_circuits.support.checked import checked, require_model
 
 
@@ -60,12 +59,34 @@ def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio"
     sets = [load_dictionary(found, layers=list(found), name=name) for found in one_a_layer(_carried(model))]
     dictionary = combined(sets)
     dictionary = _with_its_layers(model, _with_mlps(dictionary, mlps))
-    with ExitStack() as undo:
-        undo.enter_context(lifted(model))
-        replacement = attach_dictionary(model, dictionary)
-        replacement.also_undo(undo.pop_all())
-        return replacement
-    raise AssertionError("unreachable")
+    return attach_dictionary(model, dictionary, take_over=True)
+
+
+@checked
+def detach(model: Any) -> None:
+    """Give a model back as it was before :func:`attach`, whatever happened since.
+
+    It goes by the marks that everything of this package on a model carries, so it needs no :class:`Replacement`: for
+    instance when Ctrl-C came before ``replacement = tlc.attach(...)`` was done. It takes off the dictionary with its hook
+    points, and hooks that a run left behind; it puts back what ``add_sae`` had attached. Hooks of others stay, also
+    those that you added yourself from :func:`intervention_hooks`. If another thread traces the model, it waits for it.
+    Calling it again, or on a model without a dictionary, does nothing.
+
+    Args:
+        model: any HookedTransformer or TransformerBridge.
+
+    Raises:
+        ArgumentError: ``model`` is not a TransformerLens model.
+
+    Examples:
+        >>> model = tlc.load_model("tiny-facts")
+        >>> lost = tlc.attach(model, transcoders)
+        >>> tlc.detach(model)
+        >>> lost.attached, "blocks.0.hook_mlp_out.hook_sae_acts_post" in model.hook_dict
+        (False, False)
+    """
+    require_model("detach", model)
+    restore(model)
 
 
 def _with_mlps(dictionary: Dictionary, mlps: Literal["auto", "ratio", "error"]) -> Dictionary:

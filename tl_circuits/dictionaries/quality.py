@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.several_sites import refuse_several
 from tl_circuits.errors import PromptError
-from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, own_site, read_prompt, resolve
+from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, in_turn, own_site, read_prompt, resolve
 from tl_circuits.support.checked import checked
 
 POOR = 0.1  # with less explained variance than this, a dictionary is probably on the wrong tensor
@@ -44,6 +44,7 @@ class _Sums:
 
 
 @checked
+@in_turn
 def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, progress: bool = False) -> pd.DataFrame:
     """Measure how well the attached dictionary replaces the model's MLPs on some prompts.
 
@@ -147,6 +148,7 @@ def _without_error(keep: Bool[Tensor, " pos"]) -> Callable[..., Tensor]:
 
 
 @checked
+@in_turn
 def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> str | None:
     """Suggest the right hooks if a dictionary seems to be on the wrong tensors: a sentence, or None if it is not.
 

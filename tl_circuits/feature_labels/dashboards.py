@@ -33,6 +33,7 @@ from tl_circuits.hooks import (
     first_difference,
     first_tokens,
     flat,
+    in_turn,
     model_device,
     plain_ids,
     token_text,
@@ -50,6 +51,7 @@ _LOGITS = 10
 
 
 @checked
+@in_turn
 def make_dashboards(
     replacement: Replacement,
     texts: Sequence[str | Path],

@@ -26,7 +26,7 @@ from tl_circuits.feature_labels.vocabulary import FEATURES_AT_ONCE, active_side,
 from tl_circuits.feature_labels.weight_names import WeightName, sharpest_weight_name, usual_products
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import UNCLEAR, Example, Label
-from tl_circuits.hooks import Replacement, embed_weights, token_text
+from tl_circuits.hooks import Replacement, embed_weights, in_turn, token_text
 from tl_circuits.models import BUILTIN
 from tl_circuits.support.checked import checked
 
@@ -38,6 +38,7 @@ _FAMILY_KEPT = 2
 
 
 @checked
+@in_turn
 def name_features(
     replacement: Replacement,
     graph: AttributionGraph,

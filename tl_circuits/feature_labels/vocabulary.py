@@ -15,7 +15,7 @@ from tl_circuits.feature_labels.directions import read_directions, written_direc
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
-from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
+from tl_circuits.hooks import Replacement, embed_weights, in_turn, token_text, unembed_weights
 from tl_circuits.support.checked import checked
 
 TOKENS_KEPT = 5
@@ -23,6 +23,7 @@ FEATURES_AT_ONCE = 64
 
 
 @checked
+@in_turn
 def label_features(
     replacement: Replacement, graph: AttributionGraph, nodes: Sequence[str | int] | None = None, progress: bool = False
 ) -> AttributionGraph:

@@ -19,7 +19,7 @@ from tl_circuits.graph.kinds import KINDS, OURS, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.notes import Groups, Notes, Supernodes
 from tl_circuits.graph.prune import prune_masks
-from tl_circuits.graph.scores import Edges, Scores, influence, input_shares, scores
+from tl_circuits.graph.scores import Carried, Edges, Scores, influence, input_shares, scores
 from tl_circuits.hooks import whole
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
@@ -368,6 +368,28 @@ class AttributionGraph:
             return output("pinned scores")(self, only)
         is_error = self.is_kind("error") | self.is_kind("attention error")
         return scores(self._edges, self._nodes.weight, is_error, self.is_kind("embedding"))
+
+    @checked
+    def carried(self, nodes: Iterable[str | int]) -> Carried:
+        """How much of the answer runs through some features: the signed sum over all paths of the graph that pass any of
+        them, each path once.
+
+        It is what the graph predicts that the first target loses if all of them are removed together. Paths that cancel count
+        against each other, other than in influence.
+
+        Args:
+            nodes: ids or indices of features, such as those of a box.
+
+        Raises:
+            TargetError: for a node that the graph does not have, or none at all.
+
+        Examples:
+            >>> boxed = [i for _, ids in graph.supernodes().groups for i in ids]
+            >>> found = graph.carried(boxed)
+            >>> round(found.share, 2), round(found.value, 1), round(found.value - found.by, 1)
+            (0.9, 20.0, 2.0)
+        """
+        return output("carried")(self, nodes)
 
     @checked
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":

@@ -26,6 +26,30 @@ class Scores:
     completeness: float
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What some features bring to the answer together; :meth:`AttributionGraph.carried` gives it.
+
+    Attributes:
+        value: the first target's value: the answer's logit minus the mean of all tokens' or, in a contrast graph, of what
+            the other prompts give.
+        whole: the part of it that is to be explained: ``value`` without what is there on any prompt (biases) and what a
+            baseline shares.
+        by: what runs through the features. Without them, the value in the replacement model would be ``value - by``.
+    """
+
+    value: float
+    whole: float
+    by: float
+
+    @property
+    def share(self) -> float:
+        """``by`` as a share of ``whole``: below 0 or above 1 if what runs past the features has the other sign; NaN if
+        there is nothing to explain.
+        """
+        return self.by / self.whole if self.whole else float("nan")
+
+
 @dataclass(frozen=True, eq=False)
 class Edges:
     """Direct effects as a list: ``weight[i]`` is the effect of node ``source[i]`` on node ``target[i]``.

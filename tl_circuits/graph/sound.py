@@ -32,13 +32,13 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
     Raises:
         GraphFileError: for what does not fit; it says which field.
     """
-    _typed(graph.info, f"{where}: info")
+    require_typed(graph.info, f"{where}: info")
     _tables(graph._nodes, graph._edges, where)
     _places(graph, where)
     for index, label in graph.labels.items():
         if not 0 <= index < len(graph):
             raise GraphFileError(f"{where}: there is a label for node {index}, and {len(graph)} nodes.")
-        _typed(label, f"{where}: label of node {index}")
+        require_typed(label, f"{where}: label of node {index}")
         _finite_examples(label, f"{where}: label of node {index}")
     require_plain(graph.source_file, f"{where}: what it says beyond the graph", GraphFileError, MOST_EXTRAS)
     _stories(graph, where)
@@ -48,8 +48,8 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
     return graph
 
 
-def _typed(value: Any, where: str) -> None:
-    """Raise GraphFileError unless each field of a dataclass has the type that it is annotated with."""
+def require_typed(value: Any, where: str) -> None:
+    """Raise GraphFileError, which names the place ``where``, unless each field of a dataclass has the type that it is annotated with."""
     hints = get_type_hints(type(value))
     for field in fields(value):
         said = getattr(value, field.name)

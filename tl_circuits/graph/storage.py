@@ -1,6 +1,8 @@
 """Graphs as files: one safetensors file each, with the metadata inside, written atomically. Never pickle."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -80,30 +82,51 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
     with boundary(GraphFileError, path):
         if path.stat().st_size > LARGEST_GRAPH_FILE:
             raise GraphFileError(f"{path} has more than {LARGEST_GRAPH_FILE:,} bytes, which no graph has.")
-        graph = output("read another program's file")(path) if _is_foreign(path) else _read_ours(path)
+        graph = output("read another program's file")(path) if is_foreign(path) else _read_ours(path)
         require_sound(graph, str(path))
         return with_notes_beside(graph, path) if notes else graph
 
 
 def _read_ours(path: Path) -> AttributionGraph:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if FORMAT not in metadata:
-                raise GraphFileError(f"{path} is a safetensors file, but not an attribution graph of ours.")
-            content = parse_json(metadata[FORMAT], f"{path}: its description", GraphFileError)
-            if content["format_version"] > SITES_VERSION:
-                raise GraphFileError(
-                    f"{path} was written by a newer tl_circuits (format {content['format_version']}, "
-                    f"this one reads up to {SITES_VERSION}). Upgrade tl_circuits."
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
+    with opened(path) as file:
+        content = description(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return _build(content, tensors)
 
 
-def _is_foreign(path: Path) -> bool:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The safetensors file at ``path``, its tables not read yet.
+
+    Raises:
+        GraphFileError: if it is not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise GraphFileError(f"{path} is not a whole safetensors file ({error}). Was it cut off?") from error
+
+
+def description(file: Any, path: Path) -> dict[str, Any]:
+    """What one of our files says beside its tables.
+
+    Raises:
+        GraphFileError: if it is not a graph, or one of a newer format.
+    """
+    metadata = file.metadata() or {}
+    if FORMAT not in metadata:
+        raise GraphFileError(f"{path} is a safetensors file, but not an attribution graph of ours.")
+    content = parse_json(metadata[FORMAT], f"{path}: its description", GraphFileError)
+    if content["format_version"] > SITES_VERSION:
+        raise GraphFileError(
+            f"{path} was written by a newer tl_circuits (format {content['format_version']}, "
+            f"this one reads up to {SITES_VERSION}). Upgrade tl_circuits."
+        )
+    return content
+
+
+def is_foreign(path: Path) -> bool:
     """Whether the file is JSON, gzip or a torch file, rather than our own safetensors."""
     with path.open("rb") as file:
         head = file.read(64)
@@ -122,7 +145,8 @@ def read_sample(stored: Any) -> Sample:
     return tuple((str(name), tuple(map(float, values))) for name, values in stored)
 
 
-def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
+def info_of(content: dict[str, Any]) -> GraphInfo:
+    """What the graph is of, from the description in its file."""
     info = content["info"]
     info |= {name: tuple(info[name]) for name in _TUPLES if name in info}
     info["sample"] = read_sample(info.get("sample", ()))
@@ -130,6 +154,11 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
         info["skip_positions"] = tuple(info["skip_positions"])
     if "baseline" in info:
         info["baseline"] = read_baselines(info["baseline"])
+    return GraphInfo(**info)
+
+
+def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph:
+    info = info_of(content)
     present = [f.name for f in fields(Nodes) if f.default is MISSING or f"nodes.{f.name}" in tensors]
     nodes = Nodes(**{name: tensors[f"nodes.{name}"] for name in present})
     edges = Edges(
@@ -144,7 +173,7 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     if bool((edges.target.diff() < 0).any()):
         raise ValueError("its edges are not in the order of their targets")
     vectors = tensors.get("targets.vector")
-    if vectors is not None and (vectors.ndim != 2 or len(vectors) != len(info["target_names"])):
+    if vectors is not None and (vectors.ndim != 2 or len(vectors) != len(info.target_names)):
         raise ValueError("it has another number of target vectors than of targets")
     labels = {}
     for index, label in content["labels"].items():
@@ -153,6 +182,6 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
         label["examples"] = tuple(Example(tuple(e["tokens"]), tuple(e["activations"])) for e in examples)
         labels[int(index)] = Label(**label)
     return AttributionGraph(
-        GraphInfo(**info), nodes, edges, labels, source_file=content.get("source_file", {}),
+        info, nodes, edges, labels, source_file=content.get("source_file", {}),
         head_stories=tuple(content.get("head_stories", ())), target_vectors=vectors,
     )  # fmt: skip

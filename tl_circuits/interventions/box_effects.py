@@ -12,7 +12,7 @@ from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement, token_text, unembed_weights
+from tl_circuits.hooks import Replacement, in_turn, token_text, unembed_weights
 from tl_circuits.interventions.controls import random_sets
 from tl_circuits.interventions.faithfulness import predicted_effects
 from tl_circuits.interventions.intervene import InterventionResult, edits_of, intervene_many
@@ -24,6 +24,7 @@ FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by cha
 
 
 @checked
+@in_turn
 def box_ablations(
     replacement: Replacement, graph: AttributionGraph, *, controls: int = 20, seed: int = 0, progress: bool = False
 ) -> list[dict[str, Any]]:

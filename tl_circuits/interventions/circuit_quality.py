@@ -21,7 +21,7 @@ from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
-from tl_circuits.hooks import Replacement, place_number, read_prompt, shown, token_text
+from tl_circuits.hooks import Replacement, in_turn, place_number, read_prompt, shown, token_text
 from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, everything, nothing, values_of
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture, figure_class, save_figure
@@ -103,6 +103,7 @@ class CircuitQuality:
 
 
 @checked
+@in_turn
 def circuit_quality(
     replacement: Replacement,
     circuits: Any,

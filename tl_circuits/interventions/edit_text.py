@@ -51,12 +51,13 @@ def parse_edit(text: str) -> Edit:
         return _head_edit(text, head)
     match = _EDIT.match(text)
     if match is None:
-        raise EditError(f"cannot read the edit {text!r}; {GRAMMAR}")
+        unplaced = "" if "@" in text else " It names no position: @9, or @-1 for the last token, or @* for all."
+        raise EditError(f"cannot read the edit {text!r}.{unplaced}\n\n{GRAMMAR}")
     number = _number(text, match["number"])
     where, operator = _where(match["where"]), match["operator"]
     if match["token"] or match["error"]:
         if operator != "*=":
-            raise EditError(f"{text!r}: tokens and errors can only be multiplied (*=); {GRAMMAR}")
+            raise EditError(f"{text!r}: tokens and errors can only be multiplied (*=).\n\n{GRAMMAR}")
         return TokenEdit(where, number) if match["token"] else ErrorEdit(int(match["layer"]), where, number, site=match["site"])
     features: Any = [int(f.strip()[1:]) for f in match["features"].split(",")]
     features = features[0] if len(features) == 1 else tuple(features)
@@ -70,13 +71,13 @@ def _number(text: str, number: str) -> float:
     try:
         return float(number)
     except ValueError:
-        raise EditError(f"cannot read the number {number!r} in the edit {text!r}; {GRAMMAR}") from None
+        raise EditError(f"cannot read the number {number!r} in the edit {text!r}.\n\n{GRAMMAR}") from None
 
 
 def _head_edit(text: str, match: re.Match[str]) -> Edit:
     kind, operator = (ScoreEdit, "+=") if match["score"] else (PatternEdit, "=")
     if match["operator"] != operator:
-        raise EditError(f"{text!r}: patterns can only be set (=) and scores only be added to (+=); {GRAMMAR}")
+        raise EditError(f"{text!r}: patterns can only be set (=) and scores only be added to (+=).\n\n{GRAMMAR}")
     layer, head, query, key = (int(match[part]) for part in ("layer", "head", "query", "key"))
     return kind(layer, head, query, key, value=_number(text, match["number"]))
 

@@ -25,6 +25,7 @@ from tl_circuits.hooks import (
     Replacement,
     by_place,
     clean_run,
+    in_turn,
     read_prompt,
     require_freeze,
 )
@@ -105,6 +106,7 @@ class FaithfulnessReport:
 
 
 @checked
+@in_turn
 def faithfulness(
     replacement: Replacement,
     graph: AttributionGraph,

@@ -15,6 +15,7 @@ from tl_circuits.hooks import (
     added_hooks,
     context_length,
     edit_hooks,
+    in_turn,
     make_plan,
     to_tokens,
     token_text,
@@ -24,6 +25,7 @@ from tl_circuits.support.checked import checked
 
 
 @checked
+@in_turn
 def generate(
     replacement: Replacement,
     prompt: Any,

@@ -28,6 +28,7 @@ from tl_circuits.hooks import (
     by_place,
     clean_run,
     edit_hooks,
+    in_turn,
     make_plan,
     places,
     read_prompt,
@@ -195,6 +196,7 @@ def growth(
 
 
 @checked
+@in_turn
 def intervene(
     replacement: Replacement,
     prompt: Any,
@@ -239,6 +241,7 @@ def intervene(
 
 
 @checked
+@in_turn
 def intervene_many(
     replacement: Replacement,
     prompt: Any,
@@ -384,6 +387,7 @@ def _compare(dictionary: Any, every: Sequence[BlockPlace], clean: CleanRun, inpu
 
 
 @checked
+@in_turn
 def intervention_hooks(
     replacement: Replacement, prompt: Any, edits: Sequence[Any] | Any, *, freeze: str = "attention"
 ) -> HookList:

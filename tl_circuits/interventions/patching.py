@@ -12,7 +12,7 @@ from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement, Set, by_place, clean_run, places, read_prompt, real
+from tl_circuits.hooks import Replacement, Set, by_place, clean_run, in_turn, places, read_prompt, real
 from tl_circuits.interventions.family import Kept, Runs, Values, circuit, everything, values_of
 from tl_circuits.interventions.intervene import intervene_many, require_dictionary
 from tl_circuits.support.checked import checked
@@ -21,6 +21,7 @@ Metric = Callable[[Float[Tensor, " d_vocab"]], Any]
 
 
 @checked
+@in_turn
 def feature_patching(
     replacement: Replacement,
     clean: Any,
@@ -103,6 +104,7 @@ def feature_patching(
 
 
 @checked
+@in_turn
 def circuit_curve(
     replacement: Replacement,
     graph: AttributionGraph,

@@ -1,10 +1,11 @@
-"""A small HTTP client for Neuronpedia: time limits, retries with random pauses, and one clear error."""
+"""A small HTTP client for Neuronpedia: limits of time and size, retries with random pauses, and one clear error."""
 
 import gzip
 import json
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 SITE = "https://www.neuronpedia.org"
 _RETRIED = (429, 500, 502, 503, 504)
 FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+LARGEST_ANSWER = 64 * 1024**2  # bytes, unpacked
+LONGEST_SAID = 300  # characters of what a server says about an error
+_PIECE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Client:
         server: the server's address.
         key: sent to ``server`` alone, and never shown, logged or written.
         timeout: seconds to wait for one answer.
-        deadline: seconds for one question with all its retries.
+        deadline: seconds for one question with all its retries, also if the server sends its answer drop by drop.
         retries: the most retries.
 
     Raises:
@@ -73,7 +77,7 @@ class Client:
         return response
 
     def _limits(self) -> dict[str, Any]:
-        return {"timeout": (min(10.0, self.timeout), self.timeout), "allow_redirects": False}
+        return {"timeout": (min(10.0, self.timeout), self.timeout), "allow_redirects": False, "stream": True}
 
     def _patiently(self, what: str, send: Callable[[Any], Any], as_json: bool = False) -> Any:
         """Send, and try again after failures that may pass.
@@ -85,17 +89,23 @@ class Client:
         wait, started, problem = FIRST_WAIT, time.monotonic(), ""
         for attempt in range(self.retries + 1):
             try:
-                response = send(requests)
-                if response.status_code == 404 and as_json:
+                answer = _whole_answer(lambda: send(requests), started + self.deadline)
+                if answer.status == 404 and as_json:
                     return None
-                if response.status_code < 300:
-                    return response.json() if as_json else None
-                problem = _refusal(response)
-                if response.status_code not in _RETRIED:
+                if answer.status < 300:
+                    return json.loads(answer.body) if as_json else None
+                problem = _refusal(answer, self.key)
+                if answer.status not in _RETRIED:
                     raise NeuronpediaError(f"{what}: {problem}")
-                wait = max(wait, _asked_to_wait(response))
+                wait = max(wait, answer.asked_to_wait)
             except requests.RequestException as error:
                 problem = _failure(error)
+            except (ValueError, RecursionError):
+                problem = "the answer is not JSON."
+            except TimeoutError:
+                problem = "no whole answer in time."
+            except OverflowError:
+                raise NeuronpediaError(f"{what}: the answer has more than {LARGEST_ANSWER:,} bytes, which is refused.") from None
             pause = wait * random.uniform(0.5, 1.0) if wait < _LONGEST_WAIT else wait
             if attempt == self.retries or time.monotonic() - started + pause > self.deadline:
                 break
@@ -103,6 +113,53 @@ class Client:
             time.sleep(pause)
             wait *= 2
         raise NeuronpediaError(f"{what}: {problem} Tried {attempt + 1} times in {time.monotonic() - started:.1f} s.")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A server's answer, read as a whole."""
+
+    status: int
+    body: bytes
+    asked_to_wait: float
+
+
+def _whole_answer(send: Callable[[], Any], until: float) -> _Answer:
+    """The answer to a question, if it is there by the time ``until`` of the monotonic clock.
+
+    Time limits of sockets begin anew with every byte, so a server could hold its asker for ever by sending one byte at a
+    time. Hence the answer is read in a thread of its own, which is left behind when the time is over; what it still reads
+    is bounded.
+
+    Raises:
+        TimeoutError: if it is not.
+        OverflowError: if it is too large.
+    """
+    done: list[_Answer | BaseException] = []
+
+    def read() -> None:
+        try:
+            with send() as response:
+                parts, size = [], 0
+                for part in response.iter_content(_PIECE):
+                    size += len(part)
+                    if size > LARGEST_ANSWER:
+                        raise OverflowError
+                    if time.monotonic() > until:
+                        raise TimeoutError
+                    parts.append(part)
+                done.append(_Answer(response.status_code, b"".join(parts), _asked_to_wait(response)))
+        except BaseException as error:  # it is raised again where the answer is waited for
+            done.append(error)
+
+    thread = threading.Thread(target=read, name="neuronpedia", daemon=True)
+    thread.start()
+    thread.join(max(0.0, until - time.monotonic()))
+    if not done:
+        raise TimeoutError
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
 
 
 def _requests() -> Any:
@@ -121,17 +178,19 @@ def _asked_to_wait(response: Any) -> float:
         return 0.0
 
 
-def _refusal(response: Any) -> str:
-    """What a refusal says, in one line."""
+def _refusal(answer: _Answer, key: str | None) -> str:
+    """What a refusal says, in one line and without the key, which a server may repeat."""
     try:
-        body = response.json()
+        body = json.loads(answer.body)
         said = body.get("error") or body.get("message") or "" if isinstance(body, dict) else ""
         details = body.get("details") if isinstance(body, dict) else None
         said = f"{said} {'; '.join(map(str, details[:3]))}" if isinstance(details, list) else str(said)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = ""
-    hint = {401: " Give a key (NEURONPEDIA_API_KEY).", 429: " Too many questions."}.get(response.status_code, "")
-    return f"the server answers {response.status_code}{': ' + said.strip() if said else ''}.{hint}"
+    said = said.replace(key, "…") if key else said
+    said = "".join(c if c.isprintable() else " " for c in said.strip()[:LONGEST_SAID])
+    hint = {401: " Give a key (NEURONPEDIA_API_KEY).", 429: " Too many questions."}.get(answer.status, "")
+    return f"the server answers {answer.status}{': ' + said if said else ''}.{hint}"
 
 
 def _failure(error: Exception) -> str:

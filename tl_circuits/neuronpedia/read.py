@@ -6,7 +6,7 @@ from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.support.reading import LARGEST_JSON, gunzip, parse_json, read_bytes
 
-_GZIP, _ZIP, _PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x80"
+GZIP, ZIP, PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x80"
 
 
 def read_foreign(path: Path) -> AttributionGraph:
@@ -19,10 +19,10 @@ def read_foreign(path: Path) -> AttributionGraph:
 
     with path.open("rb") as file:
         head = file.read(4)
-    if head.startswith((_ZIP, _PICKLE)):
+    if head.startswith((ZIP, PICKLE)):
         from tl_circuits.neuronpedia.read_pt import read_pt
 
         return read_pt(path)
-    zipped = head.startswith(_GZIP)
+    zipped = head.startswith(GZIP)
     data = gunzip(path, LARGEST_JSON, GraphFileError) if zipped else read_bytes(path, LARGEST_JSON, GraphFileError)
     return graph_from_json(parse_json(data, path, GraphFileError), str(path))

@@ -53,6 +53,30 @@ def graph_from_json(content: Any, where: str) -> AttributionGraph:
         GraphFileError: for missing keys, unknown kinds of nodes, ids used twice, links to missing nodes, texts in place
             of numbers, and cycles. It says at which node or link.
     """
+    content = content_of(content, where)
+    metadata, raws = content["metadata"], content["nodes"]
+    doubled = "scan" not in metadata and "qParams" not in content  # llamascopium: attention 2L, MLP 2L+1
+    nodes = [_node(raw, i, where, metadata, doubled) for i, raw in enumerate(raws)]
+    order = sorted(range(len(nodes)), key=lambda i: nodes[i].kind)  # stable: the file's order within a kind
+    edges = read_links(content["links"], [n.raw["node_id"] for n in nodes], [n.kind for n in nodes],
+                       [n.layer for n in nodes], order, where)  # fmt: skip
+    nodes = [nodes[i] for i in order]
+    info = _info(metadata, nodes, doubled)
+    table = _table(nodes, info)
+    graph = AttributionGraph(info, table, edges, _labels(nodes))
+    if len(set(graph.node_ids)) < len(graph):
+        counts = Counter(graph.node_ids)
+        twice = next(i for i, name in enumerate(graph.node_ids) if counts[name] > 1)
+        raise GraphFileError(f"{where}: node {nodes[twice].raw['node_id']!r} stands for what another node is already.")
+    return _with_the_rest(graph, content, nodes)
+
+
+def content_of(content: Any, where: str) -> dict[str, Any]:
+    """The mapping with ``metadata``, ``nodes`` and ``links`` in parsed JSON, which some programs wrap in another one.
+
+    Raises:
+        GraphFileError: if a part is missing, or of the wrong type or size.
+    """
     if isinstance(content, dict) and isinstance(content.get("graph_data"), dict):
         outer, content = content, content["graph_data"]
         content = {**content, "metadata": {"slug": str(outer.get("name") or ""), **content.get("metadata", {})}}
@@ -69,20 +93,7 @@ def graph_from_json(content: Any, where: str) -> AttributionGraph:
     for key, wanted in _METADATA_TYPES.items():
         if metadata.get(key) is not None and not isinstance(metadata[key], wanted):
             raise GraphFileError(f"{where}: its metadata has {key!r} of the type {type(metadata[key]).__name__}, expected {wanted.__name__}.")
-    doubled = "scan" not in metadata and "qParams" not in content  # llamascopium: attention 2L, MLP 2L+1
-    nodes = [_node(raw, i, where, metadata, doubled) for i, raw in enumerate(raws)]
-    order = sorted(range(len(nodes)), key=lambda i: nodes[i].kind)  # stable: the file's order within a kind
-    edges = read_links(content["links"], [n.raw["node_id"] for n in nodes], [n.kind for n in nodes],
-                       [n.layer for n in nodes], order, where)  # fmt: skip
-    nodes = [nodes[i] for i in order]
-    info = _info(metadata, nodes, doubled)
-    table = _table(nodes, info)
-    graph = AttributionGraph(info, table, edges, _labels(nodes))
-    if len(set(graph.node_ids)) < len(graph):
-        counts = Counter(graph.node_ids)
-        twice = next(i for i, name in enumerate(graph.node_ids) if counts[name] > 1)
-        raise GraphFileError(f"{where}: node {nodes[twice].raw['node_id']!r} stands for what another node is already.")
-    return _with_the_rest(graph, content, nodes)
+    return content
 
 
 def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: bool) -> _Node:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, unquote, urlsplit
 
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL
 from tl_circuits.errors import ExportError, NeuronpediaError
@@ -18,7 +18,9 @@ from tl_circuits.support.checked import checked
 
 SITE = "https://www.neuronpedia.org"
 LONGEST_URL = 6000
-_HOSTS = ("neuronpedia.org", "www.neuronpedia.org", "localhost", "127.0.0.1")
+UNKNOWN = "unknown"
+_OWN = ("localhost", "127.0.0.1", "::1")  # circuit-tracer's page is served by the person's own computer
+_HOSTS = ("neuronpedia.org", "www.neuronpedia.org", *_OWN)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Subgraph:
     """What the address of a Neuronpedia graph shows.
 
     Attributes:
-        model: Neuronpedia's model id.
+        model: Neuronpedia's model id; ``"unknown"`` in an address of circuit-tracer's page.
         slug: the graph's name.
         groups: places by label.
         pins: all pinned places that are in no group.
@@ -136,6 +138,9 @@ def _edit(place: Place, factor: float) -> Edit | None:
 def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
     """The subgraph in the address of a Neuronpedia graph: model, slug, groups, pins and names.
 
+    Addresses of the page that circuit-tracer serves (``http://localhost:8032/index.html?slug=...``) are read as well. They
+    name no model, so :meth:`Subgraph.edits` needs ``n_layers`` or ``replacement`` where an id may be an output.
+
     Args:
         url: the address.
         n_layers: the model's number of layers, which tells outputs from features. It is known for many models on
@@ -154,14 +159,10 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
     if n_layers is not None and n_layers < 1:
         raise NeuronpediaError(f"n_layers must be at least 1, got {n_layers}.")
     parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or parts.hostname not in _HOSTS:
-        raise NeuronpediaError(f"{_short(url)} is not an address of {SITE}.")
     way = [unquote(step) for step in parts.path.split("/") if step]
-    if len(way) != 2 or way[1] != "graph":
-        raise NeuronpediaError(f"{_short(url)} is not the address of a graph; expected {SITE}/<model>/graph?slug=...")
+    model = _model_of(parts, way)
     # The raw query is split first: labels may hold & and # once decoded.
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    model = way[0]
     n_layers = n_layers if n_layers is not None else LAYERS_OF_MODEL.get(model)
     groups: dict[str, tuple[Place, ...]] = {}
     for row in _rows(query, "supernodes"):
@@ -218,6 +219,23 @@ def neuronpedia_url(graph: AttributionGraph, model: str, slug: str, embed: bool 
             "save a subgraph on the site."
         )
     return url
+
+
+def _model_of(parts: SplitResult, way: list[str]) -> str:
+    """The model that an address names; "unknown" for the page that circuit-tracer serves, whose address names none.
+
+    Raises:
+        NeuronpediaError: for an address that is neither of Neuronpedia nor of circuit-tracer's page.
+    """
+    if parts.scheme in ("http", "https") and parts.hostname in _HOSTS:
+        if len(way) == 2 and way[1] == "graph":
+            return way[0]
+        if parts.hostname in _OWN and way in ([], ["index.html"]):
+            return UNKNOWN
+        raise NeuronpediaError(f"{_short(parts.geturl())} is not the address of a graph; expected {SITE}/<model>/graph?slug=...")
+    if parts.scheme in ("http", "https") and way[-1:] == ["index.html"] and {"slug", "pinnedIds", "supernodes"} & set(parse_qs(parts.query)):
+        return UNKNOWN
+    raise NeuronpediaError(f"{_short(parts.geturl())} is not an address of {SITE}, nor of circuit-tracer's page (…/index.html?slug=...).")
 
 
 def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:

@@ -13,7 +13,7 @@ from tl_circuits.feature_labels.vocabulary import label_features
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
 from tl_circuits.interventions.box_effects import measure_boxes
-from tl_circuits.view.folder import GraphFolder
+from tl_circuits.view.folder import Entry, GraphFolder
 
 LONGEST_PROMPT = 2000  # characters
 MOST_STEERED = 2000  # nodes
@@ -33,13 +33,11 @@ def foreign(replacement: Replacement, folder: GraphFolder) -> list[str]:
     asked about it.
     """
     told = []
-    for entry in folder.entries():
-        if entry.problem:
-            continue
+    for entry, info in folder.infos():
         try:
-            require_belonging(replacement, folder.graph(entry.id))
+            require_belonging(replacement, info)
         except BelongingError as error:
-            told.append(f"{entry.path.name} can be looked at, not steered or labelled: {error}")
+            told.append(f"{entry.name} can be looked at, not steered or labelled: {error}")
     return told
 
 
@@ -94,18 +92,26 @@ class LiveModel:
         """The graph with labels on the :data:`LABELS_AT_ONCE` most influential features that have none."""
         return await self._done(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
 
-    async def trace(self, prompt: str, report: Callable[[str], None]) -> AttributionGraph:
-        """A new graph of ``prompt``. ``report`` is called, from another thread, with what is being done.
+    async def trace(self, prompt: str, report: Callable[[str], None], keep: Callable[[AttributionGraph], Entry]) -> Entry:
+        """Trace ``prompt``, and give the new graph to ``keep``, also if nobody waits for it any longer by then.
+
+        Args:
+            prompt: the text.
+            report: called, from another thread, with what is being done.
+            keep: called, from another thread, with the graph.
+
+        Returns:
+            What ``keep`` returned.
 
         Raises:
             ValueError: for a prompt that is empty or too long.
         """
         if not 0 < len(prompt) <= LONGEST_PROMPT:
             raise ValueError(f"a prompt has 1 to {LONGEST_PROMPT} characters.")
-        return await self._done(self._trace, prompt, report)
+        return await self._done(self._trace, prompt, report, keep)
 
-    def _trace(self, prompt: str, report: Callable[[str], None]) -> AttributionGraph:
+    def _trace(self, prompt: str, report: Callable[[str], None], keep: Callable[[AttributionGraph], Entry]) -> Entry:
         from tl_circuits.attribution import attribute
 
         report("tracing the strongest features")
-        return attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes)
+        return keep(attribute(self.replacement, prompt, progress=False, max_nodes=self.max_nodes))

@@ -17,7 +17,7 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, story_of, too_little
+from tl_circuits.view.story import Story, carried_line, story_of, too_little
 
 MOST_LINKS = 60_000
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
@@ -59,7 +59,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
         },
-        "levels": _levels(stories),
+        "levels": _levels(stories, shown),
         "words": _words(graph),
         "weights": [[i, round(float(shown._nodes.weight[i]), 9)] for i in (shown._nodes.weight > 0).nonzero()[:, 0].tolist()],
         "scores": {
@@ -116,7 +116,7 @@ def naming_data(graph: AttributionGraph) -> dict[str, Any]:
     stories = [story_of(shown, boxes) for boxes in LEVELS]
     drawn = sorted({i for story in stories for unit in story.units for i in unit.members})
     nodes = _nodes(shown, drawn)
-    return {"levels": _levels(stories), "label": nodes["label"], "cards": nodes["cards"]}
+    return {"levels": _levels(stories, shown), "label": nodes["label"], "cards": nodes["cards"]}
 
 
 def _words(graph: AttributionGraph) -> dict[str, list[Any]]:
@@ -126,11 +126,11 @@ def _words(graph: AttributionGraph) -> dict[str, list[Any]]:
     return {"position": frame.position.tolist()} | columns
 
 
-def _levels(stories: list[Story]) -> list[dict[str, Any]]:
-    return [_level(story, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)]
+def _levels(stories: list[Story], graph: AttributionGraph) -> list[dict[str, Any]]:
+    return [_level(story, graph, usual=most == LEVELS[1]) for most, story in zip(LEVELS, stories, strict=True)]
 
 
-def _level(story: Story, usual: bool) -> dict[str, Any]:
+def _level(story: Story, graph: AttributionGraph, usual: bool) -> dict[str, Any]:
     boxes = [{"label": u.name, "members": list(u.members)} for u in story.units if u.kind == "box"]
     return {
         "usual": usual,
@@ -138,7 +138,12 @@ def _level(story: Story, usual: bool) -> dict[str, Any]:
         "sentences": list(story.sentences),
         "ways": [[story.units[u].members[0] for u in way] for way in story.ways],
         "lump_error": round(story.lump_error, 4),
+        "carried": {"line": carried_line(story, graph), "share": _finite(story.carried.share)},
     }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def _strongest_links(graph: AttributionGraph, drawn_nodes: list[int]) -> tuple[Int[Tensor, " kept"], float]:

@@ -10,15 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.graph.box_names import place
+from tl_circuits.graph.carried import carried
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import AGAINST_OTHERS
 from tl_circuits.graph.paths import conjugated
+from tl_circuits.graph.scores import Carried
 from tl_circuits.graph.visible import visible
 
 SENTENCES = 3
 ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
 LEAST_ARROW = 0.002  # none below this share of its inputs
-LEAST_TOLD = 0.10  # if boxes carry less of the influence on the answer, no sentence is told
+LEAST_TOLD = 0.10  # if boxes carry less of the answer, no sentence is told
 MOST_TARGETS = 5
 
 
@@ -65,19 +67,18 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Meter:
-    """Where the influence on the targets comes from. The three shares add up to 1.
+    """Where the influence on the targets comes from: all paths by their size, also those that cancel. The three shares add
+    up to 1.
 
     Attributes:
         shown: from tokens, over nothing but what is drawn.
         error: from MLP output that the features miss.
         hidden: through features that are not drawn.
-        boxes: the part of ``shown`` that runs through a box, and not from a token to a target at once.
     """
 
     shown: float
     error: float
     hidden: float
-    boxes: float
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ class Story:
 
     Attributes:
         headline: the question.
-        sentences: the strongest paths in words; none if boxes carry less than :data:`LEAST_TOLD` of the influence.
+        sentences: the strongest paths in words; none if boxes carry less than :data:`LEAST_TOLD` of the answer.
         units: tokens, boxes and targets.
         arrows: the effects between them.
         meter: how much of the influence the picture shows.
+        carried: what all boxes together bring to the first target.
         lump_error: how much is lost by drawing boxes (:class:`Supernodes`).
         ways: for each sentence, the units that its path goes over, from token to target.
     """
@@ -99,6 +101,7 @@ class Story:
     units: tuple[Unit, ...]
     arrows: tuple[Arrow, ...]
     meter: Meter
+    carried: Carried
     lump_error: float
     ways: tuple[tuple[int, ...], ...] = ()  # for each sentence the units it goes over, token to target
 
@@ -111,10 +114,10 @@ def story_of(graph: AttributionGraph, max_boxes: int = 12) -> Story:
     units = (*_tokens(graph), *(_box(graph, label, members) for label, members in boxes), *_targets(graph))
     flows = _flows(graph, units)
     arrows = _arrows(units, flows)
-    shares = meter(graph, units)
-    ways = _told_ways(units, arrows) if shares.boxes >= LEAST_TOLD else ()
+    boxed = carried(graph, [i for _, members in boxes for i in members])
+    ways = _told_ways(units, arrows) if boxed.share >= LEAST_TOLD else ()
     sentences = tuple(_sentence(units, flows, way) for way in ways)
-    return Story(graph.info.question, sentences, units, arrows, shares, found.lump_error, ways)
+    return Story(graph.info.question, sentences, units, arrows, meter(graph, units), boxed, found.lump_error, ways)
 
 
 def _tokens(graph: AttributionGraph) -> list[Unit]:
@@ -253,38 +256,52 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     targets = [unit.members[0] for unit in units if unit.kind == "target"]
     arriving = torch.zeros(len(graph), dtype=torch.float64)
     arriving[targets] = graph._nodes.weight[targets].double()
-    total = float(arriving.sum())
+    whole = max(float(arriving.sum()), 1e-30)
     through = drawn & ~is_token  # influence is followed back through drawn nodes; it ends at tokens
     useful = through[edges.target]
     for at in depth[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers, or at earlier sites
         now = useful & (depth[edges.target] == at)
         arriving.index_add_(0, edges.source[now], arriving[edges.target[now]] * share[now])
-    whole = max(total, 1e-30)
     shown = float(arriving[is_token].sum()) / whole
-    at_once = is_token[edges.source] & torch.isin(edges.target, torch.tensor(targets, dtype=torch.long))
-    direct = float((graph._nodes.weight.double()[edges.target[at_once]] * share[at_once]).sum()) / whole
     error = float(arriving[is_error].sum()) / whole
-    return Meter(shown, error, max(0.0, 1 - shown - error), max(0.0, shown - direct))
+    return Meter(shown, error, max(0.0, 1 - shown - error))
 
 
-def summary_line(story: Story, exact: bool) -> str:
-    """The meter in words. If less than half is shown, it begins by saying so."""
-    m = story.meter
-    parts = f"{_percent(m.shown)} of the influence on the answer runs through what is drawn, "
-    parts += f"{_percent(m.hidden)} through features that are not drawn"
-    parts += "." if exact else f", {_percent(m.error)} starts in MLP output that the features miss."
-    return ("Less than half is explained by this picture: " if m.shown < 0.5 else "") + parts
+def carried_line(story: Story, graph: AttributionGraph) -> str:
+    """How much of the answer the boxes carry, in words; empty if there are no boxes or nothing to explain."""
+    found = story.carried
+    if found.share != found.share or not any(unit.kind == "box" for unit in story.units):
+        return ""
+    first = int(graph._nodes.weight.argmax())
+    if graph.info.compared_with and AGAINST_OTHERS in graph.label(first):
+        what = "its lead over what the others give"
+    elif graph.is_kind("logit")[first] and graph._nodes.feature[first] >= 0:
+        what = "its lead over the average token"
+    else:  # a difference, a direction or a feature
+        what = "it"
+    return (
+        f"The boxes carry {_percent(found.share)} of the answer: without them, {what} goes from {found.value:.3g} to "
+        f"{found.value - found.by:.3g} in the replacement model."
+    )
+
+
+def summary_line(story: Story, graph: AttributionGraph) -> str:
+    """How much the picture explains, in one line. If the boxes carry less than half, it begins by saying so."""
+    few = "Less than half is explained by this picture. " if story.carried.share < 0.5 else ""
+    missed = "" if graph.info.exact else f" {_percent(story.meter.error)} of the influence starts in MLP output that the features miss."
+    return f"{few}{carried_line(story, graph)}{missed}"
 
 
 def too_little(story: Story, graph: AttributionGraph) -> str:
     """Why no sentence is told, and what would show more; empty if sentences are told."""
-    if story.meter.boxes >= LEAST_TOLD or not any(unit.kind == "target" for unit in story.units):
+    share = story.carried.share
+    if share >= LEAST_TOLD or share != share or not any(unit.kind == "target" for unit in story.units):
         return ""
     more = [] if graph.info.compared_with else ["other prompts to compare with"]
     more += ["transcoders instead of neurons"] if graph.info.exact else []
     ways = " or ".join([", ".join([*more, "more nodes"][:-1]), "more nodes"] if more else ["more nodes"])
     return (
-        f"The boxes carry {_percent(story.meter.boxes)} of the influence on the answer, too little to tell a story in sentences. "
+        f"The boxes carry {_percent(share)} of the answer, too little to tell a story in sentences. "
         f"To see more: {ways}."
     )
 

@@ -1,13 +1,13 @@
 """Assignment 4: how far a graph's predictions hold, and where they fail."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
 
 from tl_circuits.attribution import attribute
 from tl_circuits.course.questions import (
+    Asking,
     Lab,
     Part,
     Question,
@@ -23,8 +23,6 @@ from tl_circuits.dictionaries.builtin.world import two_hop
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.interventions.intervene import edits_of, intervene
 
-Student = Callable[..., Any]
-
 
 def _graph(lab: Lab) -> AttributionGraph:
     return attribute(lab.ours, two_hop("Savannah").prompt, progress=False)
@@ -38,18 +36,18 @@ def _strongest(graph: AttributionGraph, kind: str) -> str:
     return str(row.source[row.weight.abs().idxmax()])
 
 
-def predicted(student: Student, lab: Lab) -> Iterator[Part]:
+def predicted(student: Asking, lab: Lab) -> Iterator[Part]:
     graph = _graph(lab)
     source = _strongest(graph, "feature")
     row = graph.edges[graph.edges.source == source]
     want = dict(zip(row.target, (-row.weight).tolist(), strict=True))
-    got = effects(student(graph, source))
+    got = effects(student(lab.graph(graph), source))
     turned = {key: -value for key, value in got.items()}
     yield Part(2, same_effects(got, want) or same_effects(turned, want), "wrong: one entry for every edge that starts at the source.")
     yield Part(1, same_effects(got, want), "the sign: an edge is what the source adds, so removing it takes that away.")
 
 
-def measured(student: Student, lab: Lab) -> Iterator[Part]:
+def measured(student: Asking, lab: Lab) -> Iterator[Part]:
     graph = _graph(lab)
     target = int(graph.nodes[graph.nodes.id == "logit:0"].feature.iloc[0])
     cases = (
@@ -62,16 +60,16 @@ def measured(student: Student, lab: Lab) -> Iterator[Part]:
         result = intervene(lab.ours, graph.info.prompt, edits_of(graph, [source]), freeze=freeze, layers=())
         moved = (result.logits - result.baseline_logits)[-1]
         want = float(moved[target] - moved.mean())
-        got = number(student(lab.replacement, graph, source, freeze))
+        got = number(student(lab.replacement, lab.graph(graph), source, freeze))
         if near(got, float(moved[target])):
             hint = "the graph's targets are logits minus the mean logit; subtract the mean here too."
         yield Part(points, near(got, want), hint)
 
 
-def agreement(student: Student, lab: Lab) -> Iterator[Part]:
+def agreement(student: Asking, lab: Lab) -> Iterator[Part]:
     p = torch.tensor([0.5, -1.0, 2.0, 0.25, -0.125, 3.0])
     m = torch.tensor([0.75, -0.5, 2.5, -0.25, -0.25, 1.0])
-    answer = student(p.clone(), m.clone())
+    answer = student(p, m)
     names = ("correlation", "explained_variance", "sign_agreement")
     if not isinstance(answer, dict) or set(answer) != set(names):
         said = f"a dict with the keys {sorted(map(str, answer))}" if isinstance(answer, dict) else kind(answer)
@@ -90,10 +88,10 @@ def agreement(student: Student, lab: Lab) -> Iterator[Part]:
         yield Part(points, near(number(answer[name]), value), hint)
 
 
-def error_share(student: Student, lab: Lab) -> Iterator[Part]:
+def error_share(student: Asking, lab: Lab) -> Iterator[Part]:
     graph = _graph(lab)
     hint = "wrong: influence of error nodes over that of error and embedding nodes together (`graph.nodes.influence`)."
-    yield Part(2, near(number(student(graph)), 1 - graph.scores().replacement), hint)
+    yield Part(2, near(number(student(lab.graph(graph))), 1 - graph.scores().replacement), hint)
 
 
 def _edges(**weights: float) -> pd.DataFrame:
@@ -101,14 +99,14 @@ def _edges(**weights: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "target", "weight"])
 
 
-def shown(student: Student, lab: Lab) -> Iterator[Part]:
+def shown(student: Asking, lab: Lab) -> Iterator[Part]:
     got = number(student(_edges(a=1.0, b=2.0, c=1.0), _edges(b=2.0, c=1.0), "t"))
     yield Part(1, near(got, 0.75), "wrong: edges into the target that the pruned graph kept, over all edges into it.")
     got = number(student(_edges(a=3.0, b=-2.0, c=-1.0, d=2.0), _edges(a=3.0, b=-2.0), "t"))
     yield Part(2, near(got, 5 / 8), "take absolute values: effects of opposite sign must not cancel.")
 
 
-def worst_targets(student: Student, lab: Lab) -> Iterator[Part]:
+def worst_targets(student: Asking, lab: Lab) -> Iterator[Part]:
     columns = ["source", "target", "predicted", "measured"]
     easy = pd.DataFrame([("a", "x", 1.0, 1.1), ("a", "y", 2.0, 0.0), ("a", "z", 0.0, 1.0)], columns=columns)
     got = sequence(student(easy, 2), str, "a list of node ids")

@@ -1,22 +1,20 @@
 """Assignment 3: find the state between city and capital, and swap it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import torch
 
-from tl_circuits.course.questions import Lab, Part, Question, WrongAnswer, close, near, number, sequence, tensor
+from tl_circuits.course.questions import Asking, Lab, Part, Question, WrongAnswer, close, near, number, sequence, tensor
 from tl_circuits.dictionaries.builtin.state_features import state_features as features_of_states
 from tl_circuits.dictionaries.builtin.state_features import swap_edits as known_swap
 from tl_circuits.dictionaries.builtin.world import STATE_OF, STATES, two_hop
 from tl_circuits.hooks import Ablate, Set
 from tl_circuits.interventions.intervene import intervene
 
-Student = Callable[..., Any]
 
-
-def city_activations(student: Student, lab: Lab) -> Iterator[Part]:
+def city_activations(student: Asking, lab: Lab) -> Iterator[Part]:
     for layer, cities, position in ((1, ["Seattle", "Tacoma", "Miami"], -2), (3, ["Boulder"], -1)):
         point = f"blocks.{layer}.hook_mlp_out.hook_sae_acts_post"
         acts = torch.stack([lab.cache(two_hop(city).prompt)[point][0] for city in cities])
@@ -26,7 +24,7 @@ def city_activations(student: Student, lab: Lab) -> Iterator[Part]:
         yield Part(2, close(got, want), hint)
 
 
-def state_features(student: Student, lab: Lab) -> Iterator[Part]:
+def state_features(student: Asking, lab: Lab) -> Iterator[Part]:
     reach = torch.tensor([[1.0, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 3.0]])
     right = True
     for at_least, want in ((2, [0, 3]), (1, [0, 1, 3])):
@@ -44,7 +42,7 @@ def _edges(*pairs: tuple[str, str]) -> pd.DataFrame:
     return pd.DataFrame([(a, b, 1.0) for a, b in pairs], columns=["source", "target", "weight"])
 
 
-def between(student: Student, lab: Lab) -> Iterator[Part]:
+def between(student: Asking, lab: Lab) -> Iterator[Part]:
     short = _edges(("c", "a"), ("a", "z"), ("c", "b"), ("d", "z"), ("e", "a"))
     got = sequence(student(short, "c", "z"), str, "a set of node ids")
     hint = "wrong on a graph of two steps: only nodes that the start leads to and that lead to the end, without the two."
@@ -54,7 +52,7 @@ def between(student: Student, lab: Lab) -> Iterator[Part]:
     yield Part(2, set(got) == {"a", "b", "d", "y"}, "wrong on a longer graph: a path may have any number of steps.")
 
 
-def swap_edits(student: Student, lab: Lab) -> Iterator[Part]:
+def swap_edits(student: Asking, lab: Lab) -> Iterator[Part]:
     old = [(0, -2, 11), (0, -2, 12), (1, -1, 5)]
     new = {(0, -2, 12): 1.5, (1, -2, 40): 0.25}
     answer = sequence(student(list(old), dict(new)), object, "a list of edits")
@@ -76,7 +74,7 @@ def swap_edits(student: Student, lab: Lab) -> Iterator[Part]:
     yield Part(2, right, "set every feature of the new state to its mean activation.")
 
 
-def share_swapped(student: Student, lab: Lab) -> Iterator[Part]:
+def share_swapped(student: Asking, lab: Lab) -> Iterator[Part]:
     table = features_of_states(lab.ours)
     names = [state.name for state in STATES]
     experiments = []

@@ -61,6 +61,16 @@ function walkNodes(app, key) {
   }
 }
 
+// To the slider or button of what is chosen; if there is none, a sentence says why.
+function steer(app, at) {
+  if (!app.chosen && at) app.chooseUnit(at);
+  const control = app.card.querySelector("input.steer, button.remove");
+  if (control) control.focus();
+  else if (!app.chosen) app.say("Choose a box first, then S steers it.");
+  else if (app.unit(app.chosen.key)?.kind !== "box") app.say("Only boxes of the story can be steered or removed here. Choose a box.");
+  else app.say("What happens without this box has not been measured. “tl-circuits view FILE --model NAME” steers any box; “tl-circuits trace --ablations” measures the removal of each.");
+}
+
 function act(app, event) {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, chosen = focused(app);
   const story = app.view === "story", inCard = app.card.contains(document.activeElement);
@@ -81,7 +91,7 @@ function act(app, event) {
     if (!app.chosen && chosen) app.chooseUnit(chosen);
     return nextLink(app);
   }
-  if (key === "s") return app.card.querySelector("input.steer, button.remove")?.focus();
+  if (key === "s") return steer(app, chosen);
   if (inCard) return false;
   if (app.view === "nodes" && key.startsWith("Arrow") && document.activeElement === app.nodesView.canvas) return walkNodes(app, key);
   if (!story || !app.svg.contains(document.activeElement)) return false;

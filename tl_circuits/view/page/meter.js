@@ -1,15 +1,24 @@
-// How much of the influence on the answer the picture shows: a bar, and the same in words.
+// How much of the answer the boxes carry, in words; below it how much of the influence the picture shows, as a bar and in words.
 import { el, percent, shape } from "./dom.js";
 
-export const little = (meter) => meter.shown < 0.5;
+// What Python says the boxes of this level carry; null if other boxes are drawn, such as a person's new group.
+export function carriedBy(units, level) {
+  const drawn = units.filter((unit) => unit.kind === "box").flatMap((unit) => unit.members).sort((a, b) => a - b);
+  const known = level.boxes.flatMap((box) => box.members).sort((a, b) => a - b);
+  return level.carried.share !== null && drawn.join() === known.join() ? level.carried : null;
+}
 
-export function meterParts(graph, meter) {
-  const parts = [["shown", meter.shown, "of the influence on the answer runs through what is drawn"], ["error", meter.error, "starts in what the features miss"],
-    ["hidden-part", meter.hidden, "runs through features not drawn"]].filter(([name, share]) => name !== "error" || !graph.exact || share > 0);
+export const little = (meter, carried) => (carried === null ? meter.shown : carried.share) < 0.5;
+
+export function meterParts(graph, meter, carried) {
+  const parts = [["shown", meter.shown, "drawn"], ["error", meter.error, "from what the features miss"],
+    ["hidden-part", meter.hidden, "not drawn"]].filter(([name, share]) => name !== "error" || !graph.exact || share > 0);
   const bar = ([name, share]) => shape("svg", { class: name, viewBox: "0 0 1 1", preserveAspectRatio: "none", width: `${100 * share}%`, height: 10 }, shape("rect", { width: 1, height: 1 }));
+  const few = little(meter, carried) ? el("strong", {}, "Less than half is explained by this picture. ") : null;
   return [
+    el("p", { class: "carried" }, few, carried?.line ?? ""),
     el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") }, ...parts.map(bar)),
-    el("p", { class: "soft" }, little(meter) ? el("strong", {}, "Less than half is explained by this picture: ") : null,
+    el("p", { class: "soft", title: "Influence counts all paths by their size, also those that cancel." }, "Of the influence: ",
       ...parts.flatMap(([name, share, words], i) => [i ? ", " : "", el("span", { class: `key ${name}` }, percent(share)), ` ${words}`]), "."),
   ];
 }

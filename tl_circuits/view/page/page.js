@@ -8,7 +8,7 @@ import { describe, drawStory } from "./story_view.js";
 import { tale } from "./sentences.js";
 import { scoresLine } from "./scores.js";
 import { wordsStrip } from "./words.js";
-import { little, meterParts } from "./meter.js";
+import { carriedBy, little, meterParts } from "./meter.js";
 import { NodesView } from "./nodes_view.js";
 import { TableView } from "./table_view.js";
 import { NoteBook } from "./notes.js";
@@ -78,6 +78,14 @@ class App {
     this.book.load().then((other) => { if (other) this.offerNotes(other); });
   }
 
+  // A sentence on top of the card, until something else is chosen.
+  say(words) {
+    this.card.querySelector(".said")?.remove();
+    const said = el("p", { class: "warning said", role: "status" }, words);
+    this.card.prepend(said);
+    said.scrollIntoView({ block: "nearest" });
+  }
+
   offerNotes(other) {
     this.offer.hidden = false;
     this.offer.replaceChildren("The notes kept here were made for another graph. ",
@@ -112,7 +120,7 @@ class App {
     const drawn = drawStory(this.svg, units, arrows, Math.max(300, this.width || NARROW), state);
     this.scene = { units, flows, arrows, ...drawn };
     this.drawTale();
-    this.drawMeter(meter);
+    this.drawMeter(meter, carriedBy(units, level));
     const told = storiesByArrow(graph, units);
     this.linksTable.replaceChildren(...arrows.map((a) => {
       const from = units[a.source], to = units[a.target], story = told.get(`${a.source}>${a.target}`);
@@ -141,12 +149,12 @@ class App {
     this.drawTale();
   }
 
-  drawMeter(meter) {
-    const few = little(meter);
+  drawMeter(meter, carried) {
+    const few = little(meter, carried);
     this.meter.classList.toggle("few", few);
     if (few) this.tale.before(this.meter); // little is explained: say that first
     else this.tale.after(this.meter);
-    this.meter.replaceChildren(...meterParts(this.graph, meter), scoresLine(this) ?? "");
+    this.meter.replaceChildren(...meterParts(this.graph, meter, carried), scoresLine(this) ?? "");
   }
 
   found() {

@@ -1,7 +1,21 @@
 // The page from a server: a list of graphs, notes that the server keeps, and a model to steer.
 import { button, el } from "./dom.js";
 import { render } from "./page.js";
-const token = new URLSearchParams(location.search).get("token") ?? "";
+
+// The token is taken out of the address bar, so that it is not in bookmarks, screenshots and copied addresses. This tab
+// keeps it for later loads. Where storage is switched off it stays in the address, or a reload would lose it.
+function takeToken() {
+  const kept = `tl_circuits token ${location.pathname}`, address = new URL(location.href), given = address.searchParams.get("token");
+  try {
+    if (given === null) return sessionStorage.getItem(kept) ?? "";
+    sessionStorage.setItem(kept, given);
+    address.searchParams.delete("token");
+    history.replaceState(history.state, "", address);
+  } catch { /* storage is switched off */ }
+  return given ?? "";
+}
+
+const token = takeToken();
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: { "x-token": token, "content-type": "application/json" } });
@@ -89,25 +103,50 @@ function goTo(id) {
   location.assign(url);
 }
 
-async function openGraph(id, live, root) {
-  const graphs = await ask("graphs"), readable = graphs.filter((g) => !g.problem);
-  const wanted = readable.find((g) => g.id === id) ?? readable[0];
-  const broken = graphs.filter((g) => g.problem);
+// What is above every graph: the list of graphs, where a new one was saved, the form for new prompts, broken files.
+function barOf(graphs, shown, live) {
+  const readable = graphs.filter((g) => !g.problem), broken = graphs.filter((g) => g.problem);
   const bar = el("div", { class: "served" });
-  if (readable.length > 1) {
-    const select = el("select", { "aria-label": "Graph", onchange: () => goTo(select.value) },
-      ...readable.map((g) => el("option", { value: g.id, selected: g.id === wanted.id }, g.name)));
+  if (readable.length > 1 || (readable.length && !shown)) {
+    const select = el("select", { "aria-label": "Graph", onchange: () => select.value && goTo(select.value) },
+      ...(shown ? [] : [el("option", { value: "" }, "Choose a graph")]),
+      ...readable.map((g) => el("option", { value: g.id, selected: g.id === shown?.id }, g.name)));
     bar.append(select);
   }
+  if (shown?.saved) bar.append(el("span", { class: "soft saved" }, shown.saved));
   if (live) bar.append(traceForm(live));
   if (broken.length) bar.append(el("details", {}, el("summary", {}, `${broken.length} cannot be read`), el("ul", {}, ...broken.map((g) => el("li", {}, g.problem.startsWith(g.name) ? g.problem : `${g.name}: ${g.problem}`)))));
+  return bar;
+}
+
+// The graph with this id, or the first that can be read if none was asked for. Only the beginnings of files are judged
+// when they are listed, so a file can turn out to be damaged when it is read; it is then listed as broken.
+async function load(id) {
+  let graphs = await ask("graphs");
+  for (;;) {
+    const wanted = id ? graphs.find((g) => g.id === id) : graphs.find((g) => !g.problem);
+    if (!wanted) return { graphs, problem: id ? "This graph is not here any more." : "" };
+    if (wanted.problem) return { graphs, problem: wanted.problem };
+    const place = `graphs/${encodeURIComponent(wanted.id)}`;
+    try {
+      const [data, notes] = await Promise.all([ask(place), ask(`${place}/notes`)]);
+      return { graphs, wanted, place, data, notes };
+    } catch (error) {
+      graphs = await ask("graphs");
+      if (id || !graphs.find((g) => g.id === wanted.id)?.problem) return { graphs, problem: error.message };
+    }
+  }
+}
+
+async function openGraph(id, live, root) {
+  const { graphs, wanted, place, data, notes, problem } = await load(id);
+  const bar = barOf(graphs, wanted, live);
   root.classList.add("tlc");
   if (!wanted) {
-    root.replaceChildren(el("h1", {}, "No graph here yet"), el("p", {}, "tl-circuits trace \"The capital of France is\" makes one."), bar);
+    root.replaceChildren(...(problem ? [el("h1", {}, "This graph cannot be shown"), el("p", {}, problem)]
+      : [el("h1", {}, "No graph here yet"), el("p", {}, "tl-circuits trace \"The capital of France is\" makes one.")]), bar);
     return;
   }
-  const place = `graphs/${encodeURIComponent(wanted.id)}`;
-  const [data, notes] = await Promise.all([ask(place), ask(`${place}/notes`)]);
   let saving = Promise.resolve();
   const host = {
     bar, keys: document,

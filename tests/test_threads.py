@@ -1,0 +1,107 @@
+"""Several threads on one model: each gets what it would get alone, or an error that says what to do."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import tl_circuits as tlc
+from tests.tiny import prompt, tiny_bridge, transcoders
+from tl_circuits.errors import BusyError
+from tl_circuits.hooks import added_hooks, turn
+
+TEXT = "the capital of the state containing Dallas is"
+
+
+@pytest.fixture(scope="module")
+def facts():
+    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+        yield replacement
+
+
+def _jobs(replacement):
+    """What threads do: the kind, the work, and what comparing takes from its result."""
+    edit = tlc.Ablate(layer=0, position=7, feature=308)
+    return {
+        "attribute": lambda: tlc.attribute(replacement, TEXT, max_nodes=30, progress=False).adjacency(),
+        "intervene": lambda: tlc.intervene(replacement, TEXT, edit, freeze="attention").logits,
+        "generate": lambda: tlc.generate(replacement, TEXT, edit, max_new_tokens=2),
+        "plain": lambda: _plain(replacement.model),
+    }
+
+
+def _plain(model):
+    with torch.no_grad():
+        return model(TEXT)
+
+
+def test_threads_that_trace_edit_and_run_one_model_get_what_each_gets_alone_or_are_told_that_it_is_busy(facts):
+    jobs = _jobs(facts)
+    alone = {kind: job() for kind, job in jobs.items()}
+    start = threading.Barrier(6)
+
+    def work(kind, times):
+        start.wait()
+        found = []
+        for _ in range(times):
+            try:
+                found.append(jobs[kind]())
+            except BusyError:  # only from a plain pass; any other error ends the test
+                assert kind == "plain"
+                found.append(None)
+        return kind, found
+
+    with ThreadPoolExecutor(6) as pool:
+        wishes = [("attribute", 2), ("attribute", 2), ("intervene", 8), ("generate", 4), ("plain", 60), ("plain", 60)]
+        results = [future.result() for future in [pool.submit(work, *wish) for wish in wishes]]
+    for kind, found in results:
+        for result in found:
+            same = result == alone[kind] if isinstance(result, str) else result is None or torch.equal(result, alone[kind])
+            assert same, kind
+
+
+def test_a_plain_pass_while_another_thread_edits_the_model_is_refused_and_waits_inside_a_turn():
+    model = tiny_bridge("llama")
+    alone = model(prompt()[None])
+    began, go_on = threading.Event(), threading.Event()
+
+    def edit():
+        with added_hooks(model, [("blocks.1.hook_mlp_out", lambda tensor, hook: 2 * tensor)]):
+            began.set()
+            go_on.wait(20)
+
+    def waits():
+        with turn(model):
+            return model(prompt()[None])
+
+    with ThreadPoolExecutor(2) as pool:
+        editing = pool.submit(edit)
+        assert began.wait(20)
+        with pytest.raises(BusyError, match="another thread"):
+            model(prompt()[None])
+        waiting = pool.submit(waits)
+        go_on.set()
+        editing.result(20)
+        assert torch.equal(waiting.result(20), alone)
+
+
+def test_the_same_thread_may_take_its_turn_again_and_other_models_do_not_wait():
+    model, other = tiny_bridge("llama"), tiny_bridge("gpt2")
+    with turn(model), turn(model), tlc.attach(model, transcoders(model)) as replacement:
+        tlc.attribute(replacement, prompt(), max_nodes=10, progress=False)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(lambda: tlc.attach(other, tlc.mlp_neurons(other)).detach()).result(20) is None
+
+
+def test_coroutines_may_hand_work_on_one_model_to_threads(facts):
+    jobs = _jobs(facts)
+    alone = jobs["intervene"]()
+
+    async def both():
+        return await asyncio.gather(*(asyncio.to_thread(jobs["intervene"]) for _ in range(3)))
+
+    with ThreadPoolExecutor(1) as pool:  # the browser's tests keep a loop running in this thread
+        results = pool.submit(asyncio.run, both()).result()
+    assert all(torch.equal(result, alone) for result in results)
