@@ -55,7 +55,7 @@ def test_edges_add_up_engines_agree_and_every_removal_is_minus_its_edges(archite
     assert gap < MEASURED and count > 20
     own = linear.nodes[linear.nodes.kind.isin(["feature", "error"])]
     assert {*zip(own.layer, own.site, strict=True)} <= {(place.layer, place.site) for place in replacement.dictionary.places}
-    assert {*own.site} - {""} == {*linear.info.sites} and len(linear.info.sites) >= 2
+    assert {*own.site} - {""} <= {*linear.info.sites} and len({*own.site}) > 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
