@@ -76,14 +76,13 @@ def operations() -> Iterator[Operation]:
 
 def models() -> Iterator[tuple[str, Any]]:
     """Small models, each used once before so that whatever TransformerLens remembers is remembered."""
-    import transformer_lens
+    from transformer_lens import HookedTransformer, HookedTransformerConfig  # not in transformer_lens 4
 
     yield "bridge", tiny_bridge("gemma3")
-    if hasattr(transformer_lens, "HookedTransformer"):
-        config = transformer_lens.HookedTransformerConfig(
-            n_layers=3, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=VOCAB, device="cpu", seed=0, act_fn="gelu_new"
-        )
-        yield "HookedTransformer", transformer_lens.HookedTransformer(config).eval()
+    config = HookedTransformerConfig(
+        n_layers=3, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=VOCAB, device="cpu", seed=0, act_fn="gelu_new"
+    )
+    yield "HookedTransformer", HookedTransformer(config).eval()
 
 
 def saelens_model() -> Any:

@@ -43,7 +43,8 @@ def whole_state(model: Any) -> dict[Any, Any]:
     return state
 
 
-_CACHES = ("_hook_cache", "_block_alias_cache")  # a bridge makes them anew when it is asked for its hooks
+# A bridge makes the first two anew when it is asked for its hooks; in the third SAELens keeps what its last run read.
+_CACHES = ("_hook_cache", "_block_alias_cache", "_captured_input")
 
 
 def _seen(value: Any) -> Any:
@@ -186,7 +187,8 @@ def try_all(operation: Operation, numbers: list[int], by_signal: bool) -> list[T
         if not left:
             trials.append(Trial(line, ()))
             continue
-        whole = operation.dictionary is None and _wholly_attached(operation.model) and "logits" not in left
+        taken_over = bool(getattr(operation.model, "_acts_to_saes", None))  # SAELens' own attachment gives other logits
+        whole = operation.dictionary is None and _wholly_attached(operation.model) and (taken_over or "logits" not in left)
         tlc.detach(operation.model)
         wrong = differences(bare, whole_state(operation.model))
         trials.append(Trial(line, tuple(left), whole, not wrong and torch.equal(operation.logits(), expected)))

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from tests import course_attacks as attacks
 from tl_circuits.course import notebook_process
 from tl_circuits.course.answering import GRACE, answer_apart
 from tl_circuits.course.assignments import open_submission
+from tl_circuits.course.channel import Inbox, receive, send_within
 from tl_circuits.course.grading import grade
 from tl_circuits.course.questions import Part, Question, open_lab, tensor
 from tl_circuits.course.report import check
@@ -128,6 +130,22 @@ def test_whatever_a_function_does_to_its_process_the_next_is_asked_as_ever(run, 
     began = time.monotonic()
     assert unpack(answer_apart(0.3, run)) == answer
     assert time.monotonic() - began < 4.0 + GRACE  # the child that holds the pipe is not waited for
+
+
+def test_a_process_that_does_not_read_is_not_waited_for_and_messages_may_come_in_pieces():
+    reader, writer = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+    with pytest.raises(TimeoutError):
+        send_within(writer, bytes(1 << 20), time.monotonic() + 0.3, lambda: None)
+    assert receive(reader) == bytes(1 << 20)  # a pipe takes 64 kB at once
+    threading.Timer(0.2, lambda: writer.write(b"\0" * 7)).start()
+    threading.Timer(0.4, lambda: writer.write(b"\3abc" + (1 << 62).to_bytes(8, "big"))).start()
+    inbox = Inbox(reader)
+    assert inbox.next(time.monotonic() + 5, lambda: None) == b"abc"
+    assert inbox.next(time.monotonic() + 5, lambda: None) is None  # one of 2**62 bytes is announced
+    reader.close()
+    with pytest.raises(OSError):
+        send_within(writer, b"x", time.monotonic() + 1, lambda: None)
+    writer.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")

@@ -109,13 +109,14 @@ def test_detach_leaves_hooks_of_others_and_models_without_a_dictionary_alone():
 
 
 def test_detach_restores_a_hooked_transformer():
-    transformer_lens = pytest.importorskip("transformer_lens")
-    if not hasattr(transformer_lens, "HookedTransformer"):
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
         pytest.skip("transformer_lens 4 has no HookedTransformer")
-    config = transformer_lens.HookedTransformerConfig(
+    config = HookedTransformerConfig(
         n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device="cpu", seed=0, act_fn="gelu"
     )
-    model = transformer_lens.HookedTransformer(config).eval()
+    model = HookedTransformer(config).eval()
     expected, before = _logits(model), whole_state(model)
     tlc.attach(model, tlc.mlp_neurons(model))
     tlc.detach(model)
@@ -123,6 +124,7 @@ def test_detach_restores_a_hooked_transformer():
 
 
 def test_detach_gives_back_what_saelens_had_attached():
+    pytest.importorskip("sae_lens")  # does not install beside transformer_lens 4
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
     from tests.test_saelens import saelens_transcoder

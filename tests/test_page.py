@@ -91,7 +91,8 @@ def test_every_step_of_a_sentence_is_a_drawn_arrow_with_its_share(page, graph):
     shares = {(arrow.source, arrow.target): arrow.share for arrow in story.arrows}
     for way, sentence in zip(story.ways, story.sentences, strict=True):
         for step in zip(way, way[1:], strict=False):
-            assert f"{_percent(abs(shares[step]))} of its inputs" in sentence
+            of = "the answer" if story.units[step[1]].kind == "target" else "its inputs"
+            assert f"{_percent(abs(shares[step]))} of {of}" in sentence
     drawn = page.evaluate("() => tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name])")
     for way in story.ways:
         assert all([story.units[s].name, story.units[t].name] in drawn for s, t in zip(way, way[1:], strict=False))
@@ -127,7 +128,7 @@ def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
     flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.5, 0.5
     assert _sentence(units, flows, (0, 1, 2, 3)) == (
         "“a” activates [b] (1 feature, 50 % of its inputs), which holds back [c] (1 feature, 50 % of its inputs); "
-        "[c] would raise “d” (50 % of its inputs)."
+        "[c] would raise “d” (50 % of the answer)."
     )
 
 

@@ -16,7 +16,7 @@ import psutil
 from tl_circuits.course import confine
 from tl_circuits.course.answering import GRACE, OPENING
 from tl_circuits.course.assignments import Submission
-from tl_circuits.course.channel import Inbox, send
+from tl_circuits.course.channel import Inbox, send_within
 from tl_circuits.course.deadline import Deadline
 from tl_circuits.course.ended import in_words
 from tl_circuits.course.grading import Ended
@@ -90,6 +90,7 @@ class NotebookProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            bufsize=0,
             start_new_session=True,
         )
         assert self._process.stdin and self._process.stdout  # both are pipes
@@ -143,8 +144,10 @@ class NotebookProcess:
 
     def _send(self, message: bytes) -> None:
         try:
-            send(self._requests, message)
-        except (OSError, ValueError) as error:  # it has ended, or closed its pipe
+            send_within(self._requests, message, time.monotonic() + SLACK, self._watch)
+        except TimeoutError as error:
+            raise Ended("stopped reading what it is asked and was stopped") from error
+        except OSError as error:  # it has ended, or closed its pipe
             raise Ended(self._how()) from error
 
     def _event(self) -> dict[str, Any]:
@@ -211,12 +214,8 @@ class NotebookProcess:
         """End it, with everything that it started, and remove what it wrote."""
         if hasattr(self, "_process"):
             self._end()
-            for pipe in (self._process.stdin, self._process.stdout):
-                try:
-                    if pipe:
-                        pipe.close()
-                except OSError:  # what was not sent has no reader
-                    pass
+            self._requests.close()
+            self._inbox.close()
         self._errors.close()
         self._scratch.cleanup()
 

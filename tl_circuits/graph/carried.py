@@ -34,6 +34,11 @@ def carried(graph: AttributionGraph, members: Sequence[int]) -> Carried:
         moved = target[passes[target] & ~inside[target]].unique()
         change[moved] = lost[moved] / counted[moved]
     first = int(nodes.weight.argmax())
-    value = float(nodes.value[first])
+    return Carried(float(nodes.value[first]), to_explain(graph, first), -float(lost[first]))
+
+
+def to_explain(graph: AttributionGraph, node: int) -> float:
+    """The part of a node's value that sources of this prompt make: all but biases and what a baseline shares."""
+    nodes = graph._nodes
     # The residue is what features without a node write. It is part of the bias, but to be explained as well.
-    return Carried(value, value - float(nodes.bias[first] - nodes.residue[first]), -float(lost[first]))
+    return float(nodes.value[node] - nodes.bias[node] + nodes.residue[node])

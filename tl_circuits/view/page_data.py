@@ -17,7 +17,7 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, carried_line, story_of, too_little
+from tl_circuits.view.story import Story, answer_scale, carried_line, story_of, too_little
 
 MOST_LINKS = 60_000
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page
@@ -58,6 +58,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
             "too_little": too_little(stories[1], graph),
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],
+            "scales": [float(f"{answer_scale(shown, i):.5g}") for i in targets],
         },
         "levels": _levels(stories, shown),
         "words": _words(graph),

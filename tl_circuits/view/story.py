@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.graph.box_names import place
-from tl_circuits.graph.carried import carried
+from tl_circuits.graph.carried import carried, to_explain
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import AGAINST_OTHERS
 from tl_circuits.graph.paths import conjugated
@@ -56,8 +56,9 @@ class Arrow:
     Attributes:
         source: index of the unit that acts.
         target: index of the unit that is acted on.
-        share: the share of the target's inputs. Above zero, it pushes the target in the direction it went on this
-            prompt (for an output: raises it); below zero, against it.
+        share: into a box, the share of its features' absolute inputs; into a target, the share of what there is to explain
+            about it (:func:`~tl_circuits.graph.carried.to_explain`). Above zero, it pushes the target in the direction it
+            went on this prompt (for an output: raises it); below zero, against it.
     """
 
     source: int
@@ -166,12 +167,24 @@ def _input_mass(graph: AttributionGraph) -> Float[Tensor, " node"]:
     return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs()).clamp_min(1e-30)
 
 
+def answer_scale(graph: AttributionGraph, target: int) -> float:
+    """By what effects on a target are divided for its shares: what there is to explain about it, if that is above zero."""
+    whole = to_explain(graph, target)
+    return whole if whole > 0 else float(_input_mass(graph)[target])
+
+
 def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "unit unit"]:
-    """The signed share of each unit's inputs that comes from each other unit. Rows are acted on, columns act."""
+    """The signed share of each unit's inputs (of a target: of its answer) that comes from each other unit. Rows are acted on,
+    columns act.
+    """
     edges, nodes = graph._edges, graph._nodes
+    scale = _input_mass(graph)
+    for unit in units:
+        if unit.kind == "target":
+            scale[unit.members[0]] = answer_scale(graph, unit.members[0])
     unit_of = _membership(graph, units)
     towards = nodes.towards.double()
-    share = edges.weight.double() / _input_mass(graph)[edges.target] * towards[edges.target]
+    share = edges.weight.double() / scale[edges.target] * towards[edges.target]
     source, target = unit_of[edges.source], unit_of[edges.target]
     both = (source >= 0) & (target >= 0) & (source != target)
     n = len(units)
@@ -235,7 +248,7 @@ def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain:
     words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
         share, unit = float(flows[target, source]), units[target]
-        up, of_it = share >= 0, f"{_percent(abs(share))} of its inputs"
+        up, of_it = share >= 0, f"{_percent(abs(share))} of {'the answer' if unit.kind == 'target' else 'its inputs'}"
         verb = _VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "box"][0 if up else 1]
         count = len(unit.members)
         name = f"{unit.name} ({of_it})" if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)}, {of_it})"

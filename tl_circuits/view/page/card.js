@@ -117,8 +117,8 @@ export function unitCard(app, unit) {
     unit.kind === "errors" ? "The part of each MLP’s output that the features do not rebuild. The graph does not say where it comes from or what it means."
       : `${plural(members.length, "feature")} at ${unit.place}${unit.own ? " · your group" : " · grouped automatically: similar inputs and outputs"}`)];
   if (unit.kind === "box") parts.push(app.boxActions(unit), ...app.effect(unit));
-  parts.push(...rows("Driven by (share of its inputs)", unitItems(app, u, true)));
-  parts.push(...rows("Drives (share of their inputs)", unitItems(app, u, false)));
+  parts.push(...rows(`Driven by (share of ${unit.kind === "target" ? "the answer" : "its inputs"})`, unitItems(app, u, true)));
+  parts.push(...rows("Drives (share of their inputs, or of the answer)", unitItems(app, u, false)));
   parts.push(...rows(unit.kind === "errors" ? "Largest places" : "Its features", members.map((i) => ({
     share: null, name: unit.kind === "errors" ? graph.ids[i] : nodeName(graph, i, app.notes.names), place: nodePlace(graph, i), act: () => app.chooseNode(i) }))));
   return parts.flat();

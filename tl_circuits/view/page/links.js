@@ -50,7 +50,7 @@ function linksOfArrow(app, from, to) {
 export function arrowCard(app, from, to) {
   const { graph, scene } = app, share = scene.flows[scene.units.indexOf(to)][scene.units.indexOf(from)];
   const links = linksOfArrow(app, from, to);
-  return [el("h2", {}, `${from.name} → ${to.name}`), el("p", {}, `${share >= 0 ? "Raises" : "Lowers"} it: ${signed(share)} of its inputs.`),
+  return [el("h2", {}, `${from.name} → ${to.name}`), el("p", {}, `${share >= 0 ? "Raises" : "Lowers"} it: ${signed(share)} of ${to.kind === "target" ? "the answer" : "its inputs"}.`),
     el("h3", {}, plural(links.length, "link")), el("ul", { class: "list" }, ...links.slice(0, LINKS_LISTED).map((e) => {
       const source = graph.source[e], target = graph.target[e], known = storyOf(graph, source, target), value = shareOf(graph, e);
       return el("li", {}, el("button", { type: "button", class: "row", onclick: () => app.chooseLink(source, target) },

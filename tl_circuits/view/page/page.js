@@ -37,7 +37,7 @@ class App {
     this.svg = shape("svg", { role: "group", "aria-label": "The story: the prompt below, the answer above, boxes of features between" });
     this.linksTable = el("tbody");
     this.story = el("div", { class: "story" }, this.svg, el("details", {}, el("summary", {}, "The picture as a table"),
-      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share of its inputs", "carried by"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
+      el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share", "carried by"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
     this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
     this.table = new TableView(this);
     this.card = el("section", { class: "card", "aria-label": "About what is chosen", tabindex: -1 });

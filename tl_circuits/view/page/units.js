@@ -116,15 +116,16 @@ function membership(graph, units) {
   return unitOf;
 }
 
-// flows[target][source]: the source's signed share of the target's inputs.
+// flows[target][source]: the source's signed share of the target's inputs; of an answer, the share of what there is to explain.
 export function makeFlows(graph, units) {
+  const answers = new Map(graph.story.targets.map((i, n) => [i, graph.nodes.mass[i] / graph.story.scales[n]]));
   const unitOf = membership(graph, units), reach = graph.nodes.influence;
   const flows = units.map(() => new Float64Array(units.length));
   const whole = units.map((unit) => unit.members.reduce((sum, i) => sum + Math.max(reach[i], 1e-30), 0));
   for (let e = 0; e < graph.source.length; e += 1) {
     const t = unitOf[graph.target[e]], s = unitOf[graph.source[e]];
     if (t < 0 || s < 0 || s === t) continue;
-    flows[t][s] += graph.share[e] * graph.towards[graph.target[e]] * Math.max(reach[graph.target[e]], 1e-30) / whole[t];
+    flows[t][s] += graph.share[e] * (answers.get(graph.target[e]) ?? 1) * graph.towards[graph.target[e]] * Math.max(reach[graph.target[e]], 1e-30) / whole[t];
   }
   return flows;
 }
