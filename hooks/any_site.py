@@ -1,8 +1,11 @@
 """Dictionaries that rebuild the tensor they read (autoencoders), and what becomes of MLPs that no dictionary replaces.
 
-An autoencoder may sit at six places of a block, listed in :data:`SITES` in the order of the forward pass. What it leaves
+An autoencoder may sit at six sites of a block, listed in :data:`SITES` in the order of the forward pass. What it leaves
 out of account, its error, is added again, so the model computes the same; but in a graph all that is downstream of the
 site reads features and error, and nothing passes the site unseen.
+
+A layer may have several dictionaries, each at a place of its own: see :mod:`.places`. Functions here take a place's number
+where a dictionary is asked about one of them; it is the layer's number unless some layer has several.
 """
 
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from torch import Tensor
 from .errors import ArchitectureError, DictionaryError
 from .maps import attention_norms, mlp_site
 from .norms import is_norm
+from .places import by_place, places
 from .record import Listener, final_hook, final_stream
 from .sites import Model, attention_weights, find, is_parallel
 from .turn import added_hooks
@@ -29,22 +33,37 @@ SITES = ("hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "ho
 _ARRIVES_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
-def own_site(dictionary: Any, layer: int) -> str | None:
-    """The site, by its name within the block, of a layer's autoencoder; None if the layer has a transcoder or nothing."""
-    if layer not in dictionary.layers:
+def own_site(dictionary: Any, place: int) -> str | None:
+    """The site, by its name within the block, of the autoencoder at a place; None for a transcoder, or nothing there."""
+    if place not in dictionary.layers:
         return None
-    read = dictionary.input_hook(layer)
-    return read.split(".", 2)[2] if read == dictionary.output_hook(layer) else None
+    read = dictionary.input_hook(place)
+    return read.split(".", 2)[2] if read == dictionary.output_hook(place) else None
+
+
+def own_sites(dictionary: Any) -> list[str]:
+    """The full names of the hooks at which autoencoders sit, in the order of the forward pass."""
+    placed = by_place(dictionary)
+    return [placed.input_hook(place) for place in placed.layers if own_site(placed, place) is not None]
 
 
 def at_any_site(dictionary: Any) -> bool:
     """Whether graphs need the wider local replacement model: there are autoencoders, or MLPs passed by their ratios."""
-    return getattr(dictionary, "mlps", "error") == "ratio" or any(own_site(dictionary, at) for at in dictionary.layers)
+    return getattr(dictionary, "mlps", "error") == "ratio" or bool(own_sites(dictionary))
+
+
+def mlp_place(dictionary: Any, layer: int) -> int | None:
+    """The number of the place where a transcoder or neurons stand for a layer's MLP; None if no dictionary does."""
+    placed = by_place(dictionary)
+    for number, place in enumerate(places(placed, layer + 1)):
+        if place.layer == layer and number in placed.layers and own_site(placed, number) is None:
+            return number
+    return None
 
 
 def replaces_mlp(dictionary: Any, layer: int) -> bool:
     """Whether the layer has a dictionary that stands for its MLP: a transcoder, or neurons."""
-    return layer in dictionary.layers and own_site(dictionary, layer) is None
+    return mlp_place(dictionary, layer) is not None
 
 
 def passed_mlps(dictionary: Any, n_layers: int) -> tuple[int, ...]:
@@ -56,7 +75,8 @@ def passed_mlps(dictionary: Any, n_layers: int) -> tuple[int, ...]:
 
 def mlp_output(dictionary: Any, layer: int) -> str:
     """The hook at which a layer's MLP output is held or replaced, whether the layer has a dictionary or not."""
-    return dictionary.output_hook(layer) if replaces_mlp(dictionary, layer) else f"blocks.{layer}.hook_mlp_out"
+    place = mlp_place(dictionary, layer)
+    return f"blocks.{layer}.hook_mlp_out" if place is None else by_place(dictionary).output_hook(place)
 
 
 def passing_points(model: Model, dictionary: Any, layers: Sequence[int]) -> list[str]:
@@ -105,7 +125,7 @@ def require_effective(model: Model, tokens: Int[Tensor, " pos"], dictionary: Any
     A hook may show a tensor that the model computes beside the one that it passes on. So a random step is added at every
     site, and then each block must give the stream that the edited tensors make.
     """
-    sites = {layer: site for layer in dictionary.layers if (site := own_site(dictionary, layer)) is not None}
+    sites = own_sites(dictionary)
     if not sites:
         return
     put, generator = {}, torch.Generator().manual_seed(0)
@@ -119,20 +139,29 @@ def require_effective(model: Model, tokens: Int[Tensor, " pos"], dictionary: Any
 
         return add
 
-    hooks = [(f"blocks.{layer}.{site}", step(f"blocks.{layer}.{site}")) for layer, site in sites.items()]
-    needed = sorted({at for layer in sites for at in (layer, layer + 1)})
+    hooks = [(name, step(name)) for name in sites]
+    layers = sorted({_block_and_site(name)[0] for name in sites})
+    needed = sorted({at for layer in layers for at in (layer, layer + 1)})
     n_layers = int(model.cfg.n_layers)
     kinds = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{at}.{kind}" for at in needed if at < n_layers for kind in kinds]
     arrived: dict[str, Tensor] = {}
-    arrivals = [(name, _keeper(arrived, name)) for name in names if name.endswith(("resid_pre", "resid_post"))]
+    # What arrives at a site is compared with what the sites before it make, so an earlier step does not hide a later one.
+    ends = [name for name in names if name.endswith(("resid_pre", "resid_post"))]
+    inner = [name for name in sites if name.endswith(("hook_attn_out", "hook_resid_mid"))]
+    arrivals = [(name, _keeper(arrived, name)) for name in [*ends, *inner]]
     # Hooks run in the order in which they were added: arrivals are seen before the step, the listener sees after it.
     with torch.no_grad(), added_hooks(model, [*arrivals, *hooks]):
         with Listener(model, dict.fromkeys([*names, final_hook(model)])) as listener:
             model(tokens[None])
-    for layer, site in sites.items():
+    for name in sites:
         with torch.no_grad():
-            _require_arrival(model, layer, site, put[f"blocks.{layer}.{site}"], arrived, listener.seen)
+            _require_arrival(model, name, put, arrived, listener.seen)
+
+
+def _block_and_site(name: str) -> tuple[int, str]:
+    _, layer, site = name.split(".", 2)
+    return int(layer), site
 
 
 def _keeper(kept: dict[str, Tensor], name: str) -> Any:
@@ -143,31 +172,39 @@ def _keeper(kept: dict[str, Tensor], name: str) -> Any:
 
 
 def _require_arrival(
-    model: Model, layer: int, site: str, put: Tensor, arrived: dict[str, Tensor], seen: dict[str, Tensor]
+    model: Model, name: str, put: dict[str, Tensor], arrived: dict[str, Tensor], seen: dict[str, Tensor]
 ) -> None:
-    """Compare the stream that leaves the site's block (or enters the next one) with what the edited tensors make."""
+    """Compare what arrives behind the site ``name`` with what the edited tensors make.
+
+    That is the next site's tensor within the block, or the stream that leaves the block (or enters the next one).
+    """
+    layer, site = _block_and_site(name)
     block = f"blocks.{layer}"
     if site == "hook_resid_post":
         following = f"blocks.{layer + 1}.hook_resid_pre"
         if following in arrived:
-            found, expected = arrived[following], put
+            found, expected = arrived[following], put[name]
         else:  # the last block
             found = final_stream(model, seen[final_hook(model)])
-            expected = model.ln_final(put) if is_norm(model, "ln_final") else put
+            expected = model.ln_final(put[name]) if is_norm(model, "ln_final") else put[name]
     elif site == "attn.hook_z":
         if attention_norms(model, layer)[1] is not None:
             return  # a norm follows; the closed form compares the whole map with the model
         weights = attention_weights(model, layer)
-        found = seen[f"{block}.hook_attn_out"]
-        expected = flat(put).float() @ weights.W_O.flatten(0, 1) + weights.b_O
+        found = arrived.get(f"{block}.hook_attn_out", seen[f"{block}.hook_attn_out"])
+        expected = flat(put[name]).float() @ weights.W_O.flatten(0, 1) + weights.b_O
     else:
         attention, mlp = (seen[f"{block}.{kind}"].float() for kind in ("hook_attn_out", "hook_mlp_out"))
-        before = put.float() if site == "hook_resid_mid" else seen[f"{block}.hook_resid_pre"].float() + attention
-        found, expected = arrived[f"{block}.hook_resid_post"], before + mlp
+        middle = f"{block}.hook_resid_mid"
+        before = seen[f"{block}.hook_resid_pre"].float() + attention
+        if middle in put and site in ("hook_resid_pre", "hook_attn_out"):
+            found, expected = arrived[middle], before
+        else:
+            before = put[middle].float() if middle in put else before
+            found, expected = arrived[f"{block}.hook_resid_post"], before + mlp
     gap = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30))
-    if not gap <= _ARRIVES_WITHIN[put.dtype]:
+    if not gap <= _ARRIVES_WITHIN[put[name].dtype]:
         raise ArchitectureError(
-            f"{block}.{site} of this model does not show what the block passes on (an edit there is off by {gap:.0%} downstream), so "
+            f"{name} of this model does not show what the block passes on (an edit there is off by {gap:.0%} downstream), so "
             "an autoencoder at this site would be passed by unseen. Take another site."
         )
-

@@ -25,6 +25,7 @@ from .inner_norms import add_inner_norm_points
 from .mlp_points import add_mlp_points
 from .numbers import whole
 from .owned import is_ours, put_lasting_hook, register_point
+from .places import by_place, place_number, places, sites_of
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
 from .restore import restore
@@ -99,10 +100,10 @@ class Replacement:
         [66, 0, 0, 0, 0, 0, 0, 1, 18]
     """
 
-    def __init__(self, model: Model, dictionary: Any, layers: "dict[int, AttachedLayer]"):
+    def __init__(self, model: Model, dictionary: Any, attached: "dict[int, AttachedLayer]"):
         self.model = model
         self.dictionary = dictionary
-        self._layers = layers
+        self._attached = attached  # by number of the place
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
     def remembered(self, what: tuple[Any, ...], find: Callable[[], Any]) -> Any:
@@ -126,7 +127,8 @@ class Replacement:
         """
         layers = range(int(self.model.cfg.n_layers))
         outputs = {layer: mlp_output(self.dictionary, layer) for layer in layers}
-        inputs = [self.dictionary.input_hook(layer) for layer in self.dictionary.layers]
+        placed = by_place(self.dictionary)
+        inputs = [placed.input_hook(place) for place in placed.layers]
         inputs += passing_points(self.model, self.dictionary, layers)[::2]
         any_tokens = probe_tokens(self.model) if tokens is None else tokens
 
@@ -141,7 +143,7 @@ class Replacement:
     @property
     def attached(self) -> bool:
         """Whether the dictionary is still on the model; False after :meth:`detach` and ``tlc.detach(model)``."""
-        mine = self._layers[min(self._layers)].points[POINTS[0]]
+        mine = self._attached[min(self._attached)].points[POINTS[0]]
         # All points are taken off together. Names are not asked: `enable_compatibility_mode` may have given others.
         return any(point is mine for point in registry(self.model).values())
 
@@ -162,14 +164,22 @@ class Replacement:
         passed: Sample = ((PASSED, ()),) if getattr(self.dictionary, "mlps", "error") == "ratio" else ()
         return model_sample(self.model) + (() if own is None else own()) + passed
 
-    def site(self, layer: int) -> str:
-        """The hook name ``S`` of a layer's output site; its points are ``S.hook_sae_acts_post`` and so on."""
+    def site(self, layer: int, site: str | None = None) -> str:
+        """The hook name ``S`` of a layer's output site; its points are ``S.hook_sae_acts_post`` and so on.
+
+        Args:
+            layer: the layer.
+            site: which one, such as ``"resid_post"``, if the layer has several dictionaries.
+
+        Raises:
+            DictionaryError: if the layer has no dictionary there, or several and ``site`` is missing; it lists those there are.
+        """
         layer = whole(layer, "a layer", DictionaryError)
-        if layer not in self._layers:
+        if layer not in self.dictionary.layers:
             raise DictionaryError(
-                f"layer {layer} has no dictionary; the attached ones are {sorted(self._layers)}."
+                f"layer {layer} has no dictionary; the attached ones are {sorted(self.dictionary.layers)}."
             )
-        return self._layers[layer].site
+        return self._attached[place_number(self.dictionary, layer, site)].site
 
     def require_attached(self) -> None:
         """Raise AttachError if it was detached."""
@@ -191,22 +201,28 @@ class Replacement:
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
-        head = f"Replacement({self.dictionary!r}, {state}, layers {sorted(self._layers)})"
-        if not self.attached or not self._layers:
+        layers = sorted(self.dictionary.layers)
+        head = f"Replacement({self.dictionary!r}, {state}, layers {layers})"
+        if not self.attached or not layers:
             return head
-        first = self._layers[min(self._layers)].site
+        first = self._attached[min(self._attached)].site
         points = ", ".join(POINTS)
-        return f"{head}\nhook points of layer {min(self._layers)}: {first}. + {points}; of other layers: replacement.site(layer)"
+        return f"{head}\nhook points of layer {layers[0]}: {first}. + {points}; of other layers: replacement.site(layer)"
 
 
-def output_site(replacement: Replacement, layer: int) -> str:
-    """The hook at which a layer's dictionary is edited and held; of a layer without one, that of its MLP's output."""
-    dictionary = replacement.dictionary
-    return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
+def output_site(replacement: Replacement, place: int) -> str:
+    """The hook at which a place's dictionary is edited and held; of a layer without one, that of its MLP's output."""
+    dictionary = by_place(replacement.dictionary)
+    if place in dictionary.layers:
+        return dictionary.output_hook(place)
+    return f"blocks.{places(dictionary, int(replacement.model.cfg.n_layers))[place].layer}.hook_mlp_out"
 
 
 class AttachedLayer:
-    """One layer's six HookPoints, and the two hooks on the model that run them (``on_input`` and ``on_output``)."""
+    """One dictionary's six HookPoints, and the two hooks on the model that run them (``on_input`` and ``on_output``).
+
+    ``layer`` is the number of the dictionary's place: its layer, unless some layer has several dictionaries.
+    """
 
     def __init__(self, dictionary: Attachable, layer: int, points: dict[str, HookPoint], run: "_Run"):
         self.layer = layer
@@ -233,8 +249,8 @@ class AttachedLayer:
         if run.needs_encoding(layer):
             if layer not in run.inputs:
                 raise HookFiringError(
-                    f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so layer "
-                    f"{layer}'s dictionary has no input. Check that the model runs that hook."
+                    f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so the dictionary there "
+                    "has no input. Check that the model runs that hook."
                 )
             # The input may have been seen before it was moved to this layer's device.
             run.inputs[layer] = run.inputs[layer].to(output.device)
@@ -336,14 +352,17 @@ def _attach(model: Model, dictionary: Any) -> Replacement:
         add_mlp_points(model, layer)
     add_inner_norm_points(model)
     dictionary.check(model)
-    layers: dict[int, AttachedLayer] = {}
-    run = _Run(dictionary, layers)
-    for layer in dictionary.layers:
-        layers[layer] = _attach_layer(model, dictionary, layer, run)
+    attached: dict[int, AttachedLayer] = {}
+    placed = by_place(dictionary)
+    run = _Run(placed, attached)
+    for place in placed.layers:
+        attached[place] = _attach_layer(model, placed, place, run)
     # Whatever an earlier pass left behind, such as one that raised, is dropped when the next one begins.
-    first = resolve(model, dictionary.input_hook(dictionary.layers[0]))
+    first = resolve(model, placed.input_hook(placed.layers[0]))
+    if len(sites_of(dictionary, dictionary.layers[0])) > 1:  # in parallel blocks, an MLP may be read before attention
+        first = resolve(model, f"blocks.{dictionary.layers[0]}.hook_resid_pre")
     put_lasting_hook(first, lambda tensor, hook: run.forget(), first=True)
-    return Replacement(model, dictionary, layers)
+    return Replacement(model, dictionary, attached)
 
 
 def _attach_layer(model: Model, dictionary: Any, layer: int, run: _Run) -> AttachedLayer:

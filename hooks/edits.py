@@ -1,7 +1,7 @@
 """Edits: what to change in a run of the model (features, error terms, tokens, attention), and at which positions."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from .any_site import flat
 from .errors import ArgumentError, EditError
 from .numbers import real, shown, whole, wholes
+from .places import BlockPlace, by_place, place_number, places
 from .prompt import to_tokens
 from .record import Listener
 from .sites import Model, layer_device, with_its_layer
@@ -47,13 +48,29 @@ class _Edit:
 
 
 @dataclass(frozen=True)
-class Ablate(_Edit):
+class _SiteEdit(_Edit):
+    """What edits of a dictionary's features or error share.
+
+    ``site``: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
+    """
+
+    site: str | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        names = [f.name for f in fields(self) if f.repr and f.name != "site"]
+        names += [] if self.site is None else ["site"]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Ablate(_SiteEdit):
     """Take features out: set their activations to zero.
 
     Args:
         layer: the features' layer.
         position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
         feature: one feature's number, or several.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.Ablate(layer=0, position=7, feature=308), freeze="none")
@@ -67,8 +84,8 @@ class Ablate(_Edit):
     feature: Several
 
 
-@dataclass(frozen=True)
-class Set(_Edit):
+@dataclass(frozen=True, repr=False)
+class Set(_SiteEdit):
     """Set features' activations to a value.
 
     Args:
@@ -76,6 +93,7 @@ class Set(_Edit):
         position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
         feature: one feature's number, or several.
         value: the new activation.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.Set(0, 7, 308, value=4.0), freeze="all")
@@ -90,8 +108,8 @@ class Set(_Edit):
     value: Real
 
 
-@dataclass(frozen=True)
-class Scale(_Edit):
+@dataclass(frozen=True, repr=False)
+class Scale(_SiteEdit):
     """Multiply features' activations by a factor: 0 takes them out, -1 turns them around.
 
     Args:
@@ -99,6 +117,7 @@ class Scale(_Edit):
         position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
         feature: one feature's number, or several.
         factor: what the activations are multiplied by.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.Scale(0, 7, 308, factor=-1), freeze="none")
@@ -113,8 +132,8 @@ class Scale(_Edit):
     factor: Real
 
 
-@dataclass(frozen=True)
-class Add(_Edit):
+@dataclass(frozen=True, repr=False)
+class Add(_SiteEdit):
     """Add a number to features' activations.
 
     Args:
@@ -122,6 +141,7 @@ class Add(_Edit):
         position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
         feature: one feature's number, or several.
         value: what is added.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.Add(0, 7, 308, value=1.0), freeze="all")
@@ -136,8 +156,8 @@ class Add(_Edit):
     value: Real
 
 
-@dataclass(frozen=True)
-class Patch(_Edit):
+@dataclass(frozen=True, repr=False)
+class Patch(_SiteEdit):
     """Give features the activations that they have at the same positions of another prompt.
 
     Args:
@@ -145,6 +165,7 @@ class Patch(_Edit):
         position: where: one position, several, a slice, or None for all; negative ones count from the prompt's end.
         feature: one feature's number, or several.
         source: the other prompt: text, token ids or a graph.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Examples:
         >>> other = "the capital of the state containing Oakland is"
@@ -159,14 +180,15 @@ class Patch(_Edit):
     source: Any
 
 
-@dataclass(frozen=True)
-class ErrorEdit(_Edit):
-    """Multiply a layer's error term: the part of the MLP's output that the dictionary misses.
+@dataclass(frozen=True, repr=False)
+class ErrorEdit(_SiteEdit):
+    """Multiply a layer's error term: the part of the MLP's output, or of an autoencoder's tensor, that the dictionary misses.
 
     Args:
         layer: the layer. Without a dictionary, the whole output of its MLP is error.
         position: where, as for :class:`Ablate`.
         factor: what the error is multiplied by; 0 removes it.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.ErrorEdit(layer=0, position=7), freeze="none")
@@ -281,7 +303,7 @@ Edit = _CellEdit | HeadEdit
 
 @dataclass(frozen=True)
 class Ops:
-    """Edits of one kind at one layer, worked out entry by entry: ``new = gain · old + shift``.
+    """Edits of one kind at one place, worked out entry by entry: ``new = gain · old + shift``.
 
     ``row`` is the number of the run in the batch; ``feature`` is -1 for error terms and tokens.
     """
@@ -327,7 +349,10 @@ class HeadOps:
 
 @dataclass(frozen=True)
 class Plan:
-    """All edits of a batch of runs, by layer, on the layer's device."""
+    """All edits of a batch of runs, on the layer's device.
+
+    Those of features and errors are by number of the place (:mod:`.places`), those of attention by layer.
+    """
 
     features: dict[int, Ops]
     errors: dict[int, Ops]
@@ -395,35 +420,36 @@ def make_plan(
         n_total: the length with generated tokens.
 
     Raises:
-        EditError: a layer, position or feature does not exist, a layer has no dictionary, a value is not finite, or
-            two edits of a run change the same thing.
+        EditError: a layer, position or feature does not exist, a layer has no dictionary, or several and the edit does
+            not say which, a value is not finite, or two edits of a run change the same thing.
     """
+    every = places(dictionary, int(model.cfg.n_layers))
     entries: dict[tuple[str, int], list[tuple[int, int, int, float, float]]] = {}
     for row, edits in enumerate(edit_sets):
         taken: set[tuple[str, int, int, int]] = set()
         for edit in edits:
             if isinstance(edit, HeadEdit):
                 continue
-            kind, layer, cells = _resolve(model, dictionary, edit, n_prompt, n_total)
+            kind, at, cells = _resolve(model, dictionary, edit, n_prompt, n_total)
             for position, feature, gain, shift in cells:
-                place = (kind, layer, position, feature)
-                if place in taken:
+                cell = (kind, at, position, feature)
+                if cell in taken:
                     raise EditError(
-                        f"{edit} edits what another edit of the same run edits already ({_name(place)}); "
+                        f"{edit} edits what another edit of the same run edits already ({_name(cell, every)}); "
                         "merge them into one."
                     )
-                taken.add(place)
-                entries.setdefault((kind, layer), []).append((row, position, feature, gain, shift))
+                taken.add(cell)
+                entries.setdefault((kind, at), []).append((row, position, feature, gain, shift))
 
-    def ops(layer: int, cells: list[tuple[int, int, int, float, float]]) -> Ops:
-        device = layer_device(model, max(layer, 0))
+    def ops(at: int, cells: list[tuple[int, int, int, float, float]]) -> Ops:
+        device = layer_device(model, every[at].layer if at >= 0 else 0)
         row, position, feature, gain, shift = zip(*cells, strict=True)
         whole = [torch.tensor(column, device=device) for column in (row, position, feature)]
         real = [torch.tensor(column, device=device, dtype=torch.float32) for column in (gain, shift)]
         return Ops(*whole, *real)
 
     by_kind = {
-        kind: {layer: ops(layer, cells) for (k, layer), cells in sorted(entries.items()) if k == kind}
+        kind: {at: ops(at, cells) for (k, at), cells in sorted(entries.items()) if k == kind}
         for kind in ("feature", "error", "token")
     }
     patterns, scores = (_head_ops(model, edit_sets, kind, n_prompt, n_total) for kind in (PatternEdit, ScoreEdit))
@@ -470,11 +496,13 @@ def _require_number(edit: Any, name: str) -> None:
     real(getattr(edit, name, 0.0), f"{edit}: {name}", EditError)
 
 
-def _name(place: tuple[str, int, int, int]) -> str:
-    kind, layer, position, feature = place
+def _name(cell: tuple[str, int, int, int], every: Sequence[BlockPlace]) -> str:
+    kind, at, position, feature = cell
+    place = every[at]
+    where = f"layer {place.layer}" + (f", {place.site}," if place.site else "")
     return {
-        "feature": f"feature {feature} of layer {layer} at position {position}",
-        "error": f"the error of layer {layer} at position {position}",
+        "feature": f"feature {feature} of {where} at position {position}",
+        "error": f"the error of {where} at position {position}",
         "token": f"the token at position {position}",
     }[kind]
 
@@ -482,7 +510,7 @@ def _name(place: tuple[str, int, int, int]) -> str:
 def _resolve(
     model: Model, dictionary: Any, edit: Any, n_prompt: int, n_total: int
 ) -> tuple[str, int, list[tuple[int, int, float, float]]]:
-    """Kind, layer, and ``(position, feature, gain, shift)`` of every cell an edit touches."""
+    """Kind, number of the place (-1 for tokens), and ``(position, feature, gain, shift)`` of every cell an edit touches."""
     if not isinstance(edit, _CellEdit):  # edits of heads are no cells, and were taken out before
         raise EditError(
             "an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, "
@@ -490,16 +518,16 @@ def _resolve(
         )
     for name in ("value", "factor"):
         _require_number(edit, name)
-    places = positions_of(edit.position, n_prompt, n_total)
+    where = positions_of(edit.position, n_prompt, n_total)
     if isinstance(edit, TokenEdit):
-        return "token", -1, [(p, -1, float(edit.factor), 0.0) for p in places]
+        return "token", -1, [(p, -1, float(edit.factor), 0.0) for p in where]
     n_layers = int(model.cfg.n_layers)
     if type(edit.layer) is not int or not 0 <= edit.layer < n_layers:
         raise EditError(f"{edit}: layer {shown(edit.layer)} is not in 0..{n_layers - 1}.")
     if isinstance(edit, ErrorEdit):
         if edit.layer not in dictionary.layers and getattr(dictionary, "mlps", "error") == "ratio":
             raise EditError(f"{edit}: layer {edit.layer} has no error; its MLP has no dictionary and is passed with its ratios held.")
-        return "error", edit.layer, [(p, -1, float(edit.factor), 0.0) for p in places]
+        return "error", _place(dictionary, edit), [(p, -1, float(edit.factor), 0.0) for p in where]
     if edit.layer not in dictionary.layers:
         raise EditError(
             f"{edit}: layer {edit.layer} has no dictionary; the attached ones are "
@@ -510,37 +538,45 @@ def _resolve(
         features = [found] if isinstance(found, int) else list(found)
     except (ArgumentError, TypeError) as error:  # TypeError: None and slices, which name no feature
         raise EditError(f"{edit}: a feature is a whole number, or several.") from error
-    width = dictionary.width(edit.layer)
+    at, placed = _place(dictionary, edit), by_place(dictionary)
+    width = placed.width(at)
     for feature in features:
         if not 0 <= feature < width:
             raise EditError(f"{edit}: feature {feature!r} is not in 0..{width - 1} of layer {edit.layer}.")
     if isinstance(edit, Patch):
-        return "feature", edit.layer, _patched(model, dictionary, edit, places, features)
+        return "feature", at, _patched(model, placed, at, edit, where, features)
     gain, shift = {
         Ablate: (0.0, 0.0),
         Set: (0.0, float(getattr(edit, "value", 0.0))),
         Scale: (float(getattr(edit, "factor", 1.0)), 0.0),
         Add: (1.0, float(getattr(edit, "value", 0.0))),
     }[type(edit)]
-    return "feature", edit.layer, [(p, f, gain, shift) for p in places for f in features]
+    return "feature", at, [(p, f, gain, shift) for p in where for f in features]
+
+
+def _place(dictionary: Any, edit: Any) -> int:
+    try:
+        return place_number(dictionary, edit.layer, edit.site, EditError)
+    except EditError as error:
+        raise EditError(f"{edit}: {error}") from error
 
 
 def _patched(
-    model: Model, dictionary: Any, edit: Patch, places: list[int], features: list[int]
+    model: Model, dictionary: Any, at: int, edit: Patch, where: list[int], features: list[int]
 ) -> list[tuple[int, int, float, float]]:
     tokens = to_tokens(model, edit.source, dictionary.prompt_rule)
-    if max(places) >= tokens.numel():
+    if max(where) >= tokens.numel():
         raise EditError(
-            f"{edit}: the source prompt has {tokens.numel()} tokens, position {max(places)} is not among them."
+            f"{edit}: the source prompt has {tokens.numel()} tokens, position {max(where)} is not among them."
         )
-    name = dictionary.input_hook(edit.layer)
+    name = dictionary.input_hook(at)
     with torch.no_grad(), Listener(model, [name]) as listener:
         model(tokens[None])
     x = with_its_layer(model, name, flat(listener.seen[name])[0])
     index = torch.tensor(features, device=x.device)
     cells = []
-    for position in places:
-        at = x[position].expand(len(features), -1)
-        values = dictionary.activations_at(edit.layer, index, at).tolist()
+    for position in where:
+        inputs = x[position].expand(len(features), -1)
+        values = dictionary.activations_at(at, index, inputs).tolist()
         cells += [(position, f, 0.0, v) for f, v in zip(features, values, strict=True)]
     return cells

@@ -8,20 +8,20 @@ effects only. (Where MLPs are passed in graphs, ``"all"`` holds their activation
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from .any_site import flat, own_site, passed_mlps, passing_points
+from .any_site import flat, own_sites, passed_mlps, passing_points
 from .attach import Replacement, output_site
 from .edits import Ops, Plan
 from .errors import EditError
 from .head_edits import head_edit_hooks, held_pattern_edits
 from .held_mlp import HeldMLP, held_mlp
 from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point, why_loose
+from .places import by_place, places
 from .record import (
     Listener,
     denominators,
@@ -78,30 +78,25 @@ def clean_run(
     At ``skipped`` positions a graph counts the whole MLP output as constant. So if MLP outputs are held, changes do not
     pass through a transcoder's skip connection there.
     """
-    model, dictionary = replacement.model, replacement.dictionary
+    model, dictionary = replacement.model, by_place(replacement.dictionary)
     layers = range(int(model.cfg.n_layers))
     holds = replacement.holds(tokens)
     names = [*stream_points(model, holds.norms), *(pattern_point(layer) for layer in layers)]
-    names += [output_site(replacement, layer) for layer in layers]
+    names += [output_site(replacement, place) for place in range(len(places(dictionary, len(layers))))]
     names += passing_points(model, dictionary, layers)
-    names += [dictionary.input_hook(layer) for layer in dictionary.layers] + [_STREAM, final_hook(model)]
+    names += [dictionary.input_hook(place) for place in dictionary.layers] + [_STREAM, final_hook(model)]
     inner = inner_points(model, holds.norms)
     with torch.no_grad(), Listener(model, dict.fromkeys(names), None, inner) as listener, unembedding_only(model, -1):
         logits = model(tokens[None])[0, -1]
     listener.check()
     seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
-    seen |= {name: flat(seen[name]) for name in _own_sites(dictionary)}
+    seen |= {name: flat(seen[name]) for name in own_sites(dictionary)}
     for layer in layers:
         require_causal(seen[pattern_point(layer)][0], layer)
     seen |= {scale_point(name): scale for name, scale in denominators(model, holds.norms, seen).items()}
     final = final_stream(model, seen[final_hook(model)][0])
     require_logits(model, final[-1], logits)
     return CleanRun(seen, holds, final, tuple(skipped))
-
-
-def _own_sites(dictionary: Any) -> list[str]:
-    """The full names of all autoencoders' sites."""
-    return [dictionary.input_hook(layer) for layer in dictionary.layers if own_site(dictionary, layer) is not None]
 
 
 def edit_hooks(
@@ -119,7 +114,7 @@ def edit_hooks(
         plan: the edits.
         clean: the run whose values are held; may be None if nothing is.
         freeze: what is held: ``"none"``, ``"attention"`` or ``"all"``.
-        constrained_layers: layers whose dictionary's output, or MLP output, is held in addition.
+        constrained_layers: layers whose dictionaries' outputs, or MLP output, are held in addition.
         arrivals: filled, when the hooks run, with what autoencoders read, before edits change it.
 
     Raises:
@@ -128,30 +123,32 @@ def edit_hooks(
     """
     require_freeze(freeze)
     model, n_layers = replacement.model, int(replacement.model.cfg.n_layers)
-    held = set(range(n_layers)) if freeze == "all" else set(constrained_layers)
+    layers = set(range(n_layers)) if freeze == "all" else set(constrained_layers)
+    held = {number for number, place in enumerate(places(replacement.dictionary, n_layers)) if place.layer in layers}
     hooks: HookList = []
     if freeze == "none":
         hooks += head_edit_hooks(replacement, plan)
     if clean is None:
         if freeze != "none" or held:
             raise EditError(
-                f"freeze={freeze!r} with constrained_layers={sorted(held)} holds values of a run without edits, and "
+                f"freeze={freeze!r} with constrained_layers={sorted(layers)} holds values of a run without edits, and "
                 "clean is None; give clean=clean_run(replacement, tokens)."
             )
     elif freeze != "none":
-        _require_norms_held(clean.holds, held)
+        _require_norms_held(clean.holds, layers)
         hooks += hold_hooks(model, clean.holds, clean.seen, held_pattern_edits(plan))
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
     if freeze == "all" and clean is not None:
         for layer in passed_mlps(replacement.dictionary, n_layers):
             hooks += _passing(replacement, clean, layer)
-            held -= set() if layer in replacement.dictionary.layers else {layer}
+        if passed_mlps(replacement.dictionary, n_layers):  # a layer without a dictionary holds nothing beyond these ratios
+            held &= set(by_place(replacement.dictionary).layers)
     if arrivals is not None:
-        hooks += [(name, _arrival(arrivals, name)) for name in _own_sites(replacement.dictionary)]
+        hooks += [(name, _arrival(arrivals, name)) for name in own_sites(replacement.dictionary)]
     changes = _Changes(replacement, plan, clean, held)
-    for layer in range(n_layers):
-        hooks += changes.hooks(layer)
+    for place in range(len(places(replacement.dictionary, n_layers))):
+        hooks += changes.hooks(place)
     return hooks
 
 
@@ -196,68 +193,68 @@ def _passing(replacement: Replacement, clean: CleanRun, layer: int) -> HookList:
 
 
 class _Changes:
-    """The hooks for edits of features and errors: changes are computed at a layer's input, added where it writes."""
+    """The hooks for edits of features and errors: changes are computed at a dictionary's input, and added where it writes."""
 
     def __init__(self, replacement: Replacement, plan: Plan, clean: CleanRun | None, held: set[int]):
         self._replacement, self._plan, self._held = replacement, plan, held
         self._seen: dict[str, Tensor] = {} if clean is None else clean.seen
         self._skipped = [] if clean is None else list(clean.skipped)
         self._inputs: dict[int, Tensor] = {}
-        dictionary = replacement.dictionary
-        # An error term is the output minus all features that write to the layer, so all their inputs are needed.
+        dictionary = self._dictionary = by_place(replacement.dictionary)
+        # An error term is the output minus all features that write to the place, so all their inputs are needed.
         self._read = set(plan.features).union(
-            *(dictionary.writers(layer) for layer in plan.errors if layer in dictionary.layers)
+            *(dictionary.writers(place) for place in plan.errors if place in dictionary.layers)
         )
 
-    def hooks(self, layer: int) -> HookList:
-        dictionary = self._replacement.dictionary
-        has = layer in dictionary.layers
-        writers = [w for w in (dictionary.writers(layer) if has else ()) if w in self._plan.features]
-        held, error = layer in self._held, self._plan.errors.get(layer)
+    def hooks(self, place: int) -> HookList:
+        dictionary = self._dictionary
+        has = place in dictionary.layers
+        writers = [w for w in (dictionary.writers(place) if has else ()) if w in self._plan.features]
+        held, error = place in self._held, self._plan.errors.get(place)
         hooks: HookList = []
-        if has and (held or layer in self._read):
-            hooks.append((dictionary.input_hook(layer), self._keeper(layer)))
+        if has and (held or place in self._read):
+            hooks.append((dictionary.input_hook(place), self._keeper(place)))
         if writers or held or error is not None:
-            hooks.append((output_site(self._replacement, layer), self._writer(layer, writers, error)))
+            hooks.append((output_site(self._replacement, place), self._writer(place, writers, error)))
         return hooks
 
-    def _keeper(self, layer: int) -> Callable[[Tensor, HookPoint], None]:
-        name = self._replacement.dictionary.input_hook(layer)
+    def _keeper(self, place: int) -> Callable[[Tensor, HookPoint], None]:
+        name = self._dictionary.input_hook(place)
 
         def keep(tensor: Tensor, hook: HookPoint) -> None:
-            self._inputs[layer] = flat(with_its_layer(self._replacement.model, name, tensor))
+            self._inputs[place] = flat(with_its_layer(self._replacement.model, name, tensor))
 
         return keep
 
     def _writer(
-        self, layer: int, writers: list[int], error: Ops | None
+        self, place: int, writers: list[int], error: Ops | None
     ) -> Callable[[Tensor, HookPoint], Tensor]:
-        held = layer in self._held
+        held = place in self._held
 
         def write(tensor: Tensor, hook: HookPoint) -> Tensor:
             shape, tensor = tensor.shape, flat(tensor)
             out = tensor.float()
             if held:
-                out = self._seen[output_site(self._replacement, layer)].float().expand_as(out)
-                out = out + self._through_skip(layer)
+                out = self._seen[output_site(self._replacement, place)].float().expand_as(out)
+                out = out + self._through_skip(place)
             change = torch.zeros_like(out)
             for writer in writers:
-                self._add(change, writer, layer)
+                self._add(change, writer, place)
             if error is not None:
-                self._scale_error(change, tensor, layer, error)
+                self._scale_error(change, tensor, place, error)
             return (out + change).to(tensor.dtype).reshape(shape)
 
         return write
 
-    def _input(self, layer: int) -> Tensor:
-        """The input that the layer's features are computed from; that of the clean run if the layer is held."""
-        if layer in self._held:
-            name = self._replacement.dictionary.input_hook(layer)
-            return self._seen[name].expand_as(self._inputs[layer])
-        return self._inputs[layer]
+    def _input(self, place: int) -> Tensor:
+        """The input that the place's features are computed from; that of the clean run if the place is held."""
+        if place in self._held:
+            name = self._dictionary.input_hook(place)
+            return self._seen[name].expand_as(self._inputs[place])
+        return self._inputs[place]
 
-    def _add(self, change: Tensor, writer: int, layer: int) -> None:
-        ops, dictionary = self._plan.features[writer], self._replacement.dictionary
+    def _add(self, change: Tensor, writer: int, place: int) -> None:
+        ops, dictionary = self._plan.features[writer], self._dictionary
         if ops.row.numel() == 0:
             return
         x = self._input(writer)[ops.row, ops.position]
@@ -265,33 +262,33 @@ class _Changes:
         difference = ops.gain * old + ops.shift - old
         scale = dictionary.written_scale(writer, x)
         difference = difference if scale is None else difference * scale
-        rows = difference[:, None] * dictionary.decoder_vectors(writer, ops.feature, layer)
+        rows = difference[:, None] * dictionary.decoder_vectors(writer, ops.feature, place)
         here = ops.to(change.device)
         change.index_put_((here.row, here.position), rows.to(change.device), accumulate=True)
 
-    def _scale_error(self, change: Tensor, tensor: Tensor, layer: int, ops: Ops) -> None:
-        dictionary = self._replacement.dictionary
+    def _scale_error(self, change: Tensor, tensor: Tensor, place: int, ops: Ops) -> None:
+        dictionary = self._dictionary
         if ops.row.numel() == 0:
             return
-        held = layer in self._held
-        output = self._seen[output_site(self._replacement, layer)] if held else tensor
+        held = place in self._held
+        output = self._seen[output_site(self._replacement, place)] if held else tensor
         error = output.float().expand_as(change)[ops.row, ops.position]
-        if layer in dictionary.layers:
+        if place in dictionary.layers:
             acts = {}
-            for writer in dictionary.writers(layer):
+            for writer in dictionary.writers(place):
                 at = ops.to(self._input(writer).device)
                 x = self._input(writer)[at.row, at.position]
                 acts[writer] = dictionary.activate(writer, dictionary.pre_activations(writer, x), x)
-            error = error - dictionary.decode(layer, acts, self._input(layer)[ops.row, ops.position])
+            error = error - dictionary.decode(place, acts, self._input(place)[ops.row, ops.position])
         change.index_put_((ops.row, ops.position), (ops.gain - 1)[:, None] * error, accumulate=True)
 
-    def _through_skip(self, layer: int) -> Tensor | float:
+    def _through_skip(self, place: int) -> Tensor | float:
         """What a skip connection adds to a held output: it is linear and not held, so it follows its input."""
-        dictionary = self._replacement.dictionary
-        skip = dictionary.skip(layer) if layer in dictionary.layers else None
+        dictionary = self._dictionary
+        skip = dictionary.skip(place) if place in dictionary.layers else None
         if skip is None:
             return 0.0
-        moved = self._inputs[layer].float() - self._seen[dictionary.input_hook(layer)].float()
+        moved = self._inputs[place].float() - self._seen[dictionary.input_hook(place)].float()
         through = moved @ skip.T
         through[:, self._skipped] = 0.0
         return through

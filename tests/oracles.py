@@ -3,7 +3,8 @@
 import torch
 
 import tl_circuits as tlc
-from tl_circuits.hooks import added_hooks, bos_positions, clean_run, resolve, to_tokens
+from tl_circuits.dictionaries.node_places import node_places
+from tl_circuits.hooks import added_hooks, bos_positions, by_place, clean_run, resolve, to_tokens
 from tl_circuits.hooks.record import Listener, norm_names
 from tl_circuits.interventions.intervene import edited_batches
 
@@ -110,19 +111,20 @@ def measured_effects(replacement, graph, nodes, factor=0.0):
     tokens = torch.tensor(graph.info.token_ids)
     sets = [tuple(tlc.edits_of(graph, [node], factor)) for node in nodes]
     clean = clean_run(replacement, tokens, bos_positions(model, tokens))
-    layer_of, place, feature = graph._nodes.layer, graph._nodes.position, graph._nodes.feature
+    at, position, feature = node_places(dictionary, graph), graph._nodes.position, graph._nodes.feature
+    placed = by_place(dictionary)
     rows = graph.is_kind("feature").nonzero()[:, 0].tolist()
     effects = torch.zeros(len(nodes), len(graph))
     W_U = model.W_U.detach()
     mean = W_U.mean(1, dtype=torch.float32)
     done = 0
-    for finals, seen, part in edited_batches(replacement, tokens, sets, clean, "all", (), list(dictionary.layers)):
+    for finals, seen, part in edited_batches(replacement, tokens, sets, clean, "all", (), list(placed.layers)):
         here = slice(done, done + len(part))
         for target in rows:
-            name = dictionary.input_hook(int(layer_of[target]))
-            x = clean.seen[name][0, place[target]]
-            vector, _ = dictionary.read_vectors(int(layer_of[target]), feature[target : target + 1], x[None])
-            effects[here, target] = (seen[name][:, place[target]] - x).float() @ vector[0]
+            name = placed.input_hook(int(at[target]))
+            x = clean.seen[name][0, position[target]]
+            vector, _ = placed.read_vectors(int(at[target]), feature[target : target + 1], x[None])
+            effects[here, target] = (seen[name][:, position[target]] - x).float() @ vector[0]
         moved = (finals - clean.final)[:, -1]
         for target in graph.is_kind("logit").nonzero()[:, 0].tolist():
             vector = W_U[:, int(feature[target])].float() - mean

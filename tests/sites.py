@@ -38,6 +38,21 @@ def at(site, n_layers):
     return dict.fromkeys(range(n_layers), site)
 
 
+def several(model, *sets, **options):
+    """Random autoencoders at several sites of a layer: one ``{layer: site}`` for each set, or a site, for every layer."""
+    n = int(model.cfg.n_layers)
+    made = [at(one, n) if isinstance(one, str) else one for one in sets]
+    return tlc.load_dictionary([autoencoders(model, one, seed=seed, **options) for seed, one in enumerate(made, start=1)])
+
+
+def each_of(dictionary):
+    """Every autoencoder with its layer, by the layer; by layer and short name of the site where layers have several."""
+    if not hasattr(dictionary, "owned"):
+        return {layer: (layer, dictionary[layer]) for layer in dictionary.layers}
+    names = [(layer, part[layer].input_hook.replace("hook_", "")) for layer, part in dictionary.owned]
+    return {name: (layer, part[layer]) for name, (layer, part) in zip(names, dictionary.owned, strict=True)}
+
+
 def as_relu(dictionary):
     return tlc.load_dictionary(
         {layer: replace(dictionary[layer], activation="relu", threshold=None) for layer in dictionary.layers},
@@ -78,10 +93,11 @@ def plain_effects(model, dictionary, tokens, targets, skipped=(0,)):
     """Effects, by automatic differentiation of the plain model, of all sources on centred logits and on features.
 
     ``targets``: ``("logit", token)`` or ``(layer, position, feature)``. Returns for each target a dictionary of effects by
-    ``("token", position)``, ``(layer, position, feature)`` and ``("error", layer, position)``, and its value.
+    ``("token", position)``, ``(layer, position, feature)`` and ``("error", layer, position)``, and its value. Where layers
+    have several autoencoders, ``(layer, site)`` stands for the layer.
     """
     blocks, leaves, reads, handles = plain.layers_of(model), {}, {}, ExitStack()
-    sites = {layer: dictionary[layer].input_hook for layer in dictionary.layers}
+    own = each_of(dictionary)
 
     def first(module, args, kwargs):
         x = args[0] if args else kwargs["hidden_states"]
@@ -110,19 +126,19 @@ def plain_effects(model, dictionary, tokens, targets, skipped=(0,)):
         return hook
 
     held = HeldMLPs(model, skipped)
-    with handles, plain.Held(), torch.enable_grad(), held([i for i in range(len(blocks)) if i not in sites or sites[i]]):
+    with handles, plain.Held(), torch.enable_grad(), held(range(len(blocks))):
         handles.callback(blocks[0].register_forward_pre_hook(first, with_kwargs=True).remove)
-        for layer, site in sites.items():
+        for name, (layer, transcoder) in own.items():
             block = blocks[layer]
             attention = getattr(block, "self_attn", None) or block.attn
             output = getattr(attention, "o_proj", None) or attention.c_proj
             handle = {
-                "hook_resid_pre": lambda b=block, i=layer: b.register_forward_pre_hook(before(i), with_kwargs=True),
-                "hook_resid_post": lambda b=block, i=layer: b.register_forward_hook(after(i)),
-                "hook_mlp_out": lambda b=block, i=layer: plain.mlp_of(b).register_forward_hook(after(i)),
-                "hook_attn_out": lambda o=output, i=layer: o.register_forward_hook(after(i)),
-                "attn.hook_z": lambda o=output, i=layer: o.register_forward_pre_hook(before(i), with_kwargs=True),
-            }[site]()
+                "hook_resid_pre": lambda b=block, i=name: b.register_forward_pre_hook(before(i), with_kwargs=True),
+                "hook_resid_post": lambda b=block, i=name: b.register_forward_hook(after(i)),
+                "hook_mlp_out": lambda b=block, i=name: plain.mlp_of(b).register_forward_hook(after(i)),
+                "hook_attn_out": lambda o=output, i=name: o.register_forward_hook(after(i)),
+                "attn.hook_z": lambda o=output, i=name: o.register_forward_pre_hook(before(i), with_kwargs=True),
+            }[transcoder.input_hook]()
             handles.callback(handle.remove)
         logits = model(tokens[None], use_cache=False).logits[0, -1].float()
     found = []
@@ -130,11 +146,11 @@ def plain_effects(model, dictionary, tokens, targets, skipped=(0,)):
         if target[0] == "logit":
             value = logits[target[1]] - logits.mean()
         else:
-            layer, position, feature = target
-            t, x = dictionary[layer], reads[layer][0, position].float()
+            name, position, feature = target
+            t, x = own[name][1], reads[name][0, position].float()
             value = normalised(t, x) @ t.W_enc[feature] + t.b_enc[feature]
         grads = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)
-        found.append((_effects(dictionary, leaves, reads, grads, skipped), float(value.detach())))
+        found.append((_effects(own, leaves, reads, grads, skipped), float(value.detach())))
     return found
 
 
@@ -156,7 +172,7 @@ def acts_of(t, x):
     return F.relu(pre) * (pre > t.threshold) if t.activation == "jumprelu" else F.relu(pre)
 
 
-def _effects(dictionary, leaves, reads, grads, skipped):
+def _effects(own, leaves, reads, grads, skipped):
     effects = {}
     for name, grad in zip(leaves, grads, strict=True):
         if grad is None:
@@ -168,7 +184,7 @@ def _effects(dictionary, leaves, reads, grads, skipped):
                 continue
             if position in skipped:
                 continue
-            t, here = dictionary[name], x[position]
+            t, here = own[name][1], x[position]
             acts = acts_of(t, here)
             size = {"none": 1.0, "layer_norm": here.std(), "constant_norm_rescale": here.norm() / len(here) ** 0.5}[t.normalize]
             mean = here.mean() if t.normalize == "layer_norm" else 0.0

@@ -242,8 +242,9 @@ def test_bad_sites_are_refused_in_one_sentence():
         tlc.attach(model, given(), mlps="error")
     with pytest.raises(DictionaryError, match="two dictionaries are at one site, blocks.1.hook_resid_post"):
         tlc.load_dictionary([given(), given()])
-    with pytest.raises(DictionaryError, match="layer 1 would have two dictionaries"):
-        tlc.load_dictionary([given(), transcoders(model, layers=[1])])
+    with pytest.raises(DictionaryError, match="layer 1 would have two dictionaries of its MLP"):
+        behind = given(input_hook="hook_mlp_out", output_hook="hook_mlp_out")
+        tlc.load_dictionary([behind, transcoders(model, layers=[1])])
 
 
 def test_a_stream_that_passes_beside_its_hook_is_refused():

@@ -101,10 +101,10 @@ def test_what_cannot_be_known_is_refused():
     of_nothing.cfg.metadata.hook_name = "hook_embed"
     with pytest.raises(DictionaryError, match="expected a hook of a block"):
         tlc.load_dictionary(of_nothing)
-    with pytest.raises(DictionaryError, match="two are at one site, blocks.0.hook_resid_post"):
+    with pytest.raises(DictionaryError, match="two dictionaries are at one site, blocks.0.hook_resid_post"):
         tlc.load_dictionary([autoencoder("Standard"), autoencoder("Gated")])
-    with pytest.raises(DictionaryError, match="are of one layer"):
-        tlc.load_dictionary([autoencoder("Standard"), autoencoder("Standard", site="hook_resid_pre")])
+    with pytest.raises(DictionaryError, match="layers= is not for SAELens objects of which several are of one layer"):
+        tlc.load_dictionary([autoencoder("Standard"), autoencoder("Standard", site="hook_resid_pre")], layers=[0])
 
 
 def bridge_with(pairs):
@@ -156,10 +156,30 @@ def test_what_saelens_attached_is_taken_over_and_given_back(made, site):
     assert (acts > 0).any() and torch.allclose(acts, expected, atol=2e-5)  # float32, b_dec in the encoder's bias
 
 
-def test_two_on_one_layer_of_a_model_are_refused():
-    model = bridge_with([autoencoder("Standard", 1, "hook_resid_pre"), autoencoder("Standard", 1, "hook_mlp_out")])
-    with pytest.raises(DictionaryError, match="attached two dictionaries to layer 1"):
-        tlc.attach(model)
+def test_autoencoders_of_several_sites_of_a_layer_become_one_dictionary():
+    pair = [autoencoder("Standard", site="hook_mlp_out"), autoencoder("JumpReLU", site="hook_resid_pre"), autoencoder("TopK", 1)]
+    both = tlc.load_dictionary(pair, name="three")
+    assert both.name == "three" and both.layers == (0, 1)
+    assert [(place.layer, place.site) for place in both.places] == [(0, "resid_pre"), (0, "mlp_out"), (1, "")]
+    for layer, part in both.owned:  # each is SAELens' own, in its layer
+        sae = next(one for one in pair if one.cfg.metadata.hook_name == part.output_hook(layer))
+        assert_saelens_own(part, for_inference(sae), layer)
+
+
+@pytest.mark.parametrize("made", [bridge_with, hooked_with])
+def test_several_of_one_layer_of_a_model_are_taken_over_and_given_back(made):
+    pairs = [autoencoder("JumpReLU", 1, site) for site in ("hook_mlp_out", "hook_resid_post", "hook_attn_out")]
+    plain, model = made([]), made([*pairs, autoencoder("TopK", 2)])
+    with torch.no_grad():
+        bare, theirs = plain(prompt()[None]), model(prompt()[None])
+    wrappers, hooks = dict(model._acts_to_saes), set(model.hook_dict)
+    with tlc.attach(model) as replacement, torch.no_grad():
+        assert torch.equal(model(prompt()[None]), bare)
+        graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+    assert graph.info.sites == ("attn_out", "mlp_out", "resid_post") and graph.completeness_error() < 1e-4
+    assert dict(model._acts_to_saes) == wrappers and set(model.hook_dict) == hooks
+    with torch.no_grad():
+        assert torch.equal(model(prompt()[None]), theirs)
 
 
 # ---- releases, in the hub library's layout, with the configs' real keys --------------------------------------------------

@@ -16,6 +16,7 @@ from tl_circuits.attention.site_paths import SitePaths, SiteWriter
 from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets, as_targets, kept_vector, resolve_logits
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
@@ -177,31 +178,31 @@ def _site_parts(
 ) -> list[EdgeParts]:
     """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of several heads are not told apart."""
     assert isinstance(local.engine, SiteEngine)
-    paths, arriving = SitePaths(local.engine), {}
+    paths, arriving, at = SitePaths(local.engine), {}, node_places(local.sources.dictionary, graph).tolist()
     found = []
     for edge in edges:
         source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
         if target not in arriving:
             arriving[target] = paths.arrive(reads.targets(target))
-        writer = _site_writer(local, graph, columns, source)
+        writer = _site_writer(local, graph, columns, source, at[source])
         found.append(paths.parts(writer, arriving[target], float(graph._edges.weight[edge])))
     return found
 
 
-def _site_writer(local: Retraced, graph: AttributionGraph, columns: Columns, node: int) -> SiteWriter:
-    """What a node writes at its site; for a token, at the first block's input."""
-    nodes, sources = graph._nodes, local.sources
-    kind, layer, position, feature = (int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position", "feature"))
+def _site_writer(local: Retraced, graph: AttributionGraph, columns: Columns, node: int, place: int) -> SiteWriter:
+    """What a node writes at its site, whose place has the number ``place``; for a token, at the first block's input."""
+    sources, position = local.sources, int(graph._nodes.position[node])
+    kind = int(graph._nodes.kind[node])
     if kind == Kind.EMBEDDING:
         return SiteWriter(-1, position, sources.tokens[position])
     if kind == Kind.ERROR:
-        error = sources.layers[layer].error
+        error = sources.layers[place].error
         assert error is not None  # a node of an error that exists
-        return SiteWriter(layer, position, error[position])
-    at = columns.find(Kind.FEATURE, layer, position, feature) - sources.layers[layer].features_at
-    active = sources.layers[layer].active
-    row = sources.dictionary.decoder_vectors(layer, active.feature[at : at + 1], layer)[0]
-    return SiteWriter(layer, position, row * active.counted[at])
+        return SiteWriter(place, position, error[position])
+    at = _column(graph, columns, node) - sources.layers[place].features_at
+    active = sources.layers[place].active
+    row = sources.dictionary.decoder_vectors(place, active.feature[at : at + 1], place)[0]
+    return SiteWriter(place, position, row * active.counted[at])
 
 
 def _edges_between(graph: AttributionGraph, sources: list[int], targets: list[int]) -> list[int]:
@@ -249,30 +250,32 @@ class _Reads:
     def __init__(self, local: Retraced, graph: AttributionGraph, targets: Any):
         self._local, self._graph = local, graph
         self._given = None if targets is None else as_targets(targets)
+        self._places = node_places(local.sources.dictionary, graph)
 
     def targets(self, node: int) -> Targets:
         """A node as a target of the engine."""
         nodes = self._graph._nodes
-        kind, layer, position = (int(getattr(nodes, name)[node]) for name in ("kind", "layer", "position"))
+        kind, position = (int(getattr(nodes, name)[node]) for name in ("kind", "position"))
         if kind not in (Kind.FEATURE, Kind.LOGIT):
             raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
-        vector = self._logit(node, position) if kind == Kind.LOGIT else self._feature(node, layer, position)
-        return Targets(torch.tensor([layer]), torch.tensor([position]), vector[None], torch.zeros(1)).to(self._local.sources.home)
+        place = len(self._local.sources.places) if kind == Kind.LOGIT else int(self._places[node])
+        vector = self._logit(node, position) if kind == Kind.LOGIT else self._feature(node, place, position)
+        return Targets(torch.tensor([place]), torch.tensor([position]), vector[None], torch.zeros(1)).to(self._local.sources.home)
 
     def on_stream(self, node: int) -> Reader:
         """A node as a vector on the stream that it reads."""
         made = self.targets(node)
-        layer, position = int(made.layer[0]), int(made.position[0])
+        layer, position = int(made.place[0]), int(made.position[0])
         there = made.to(self._local.linear.devices[layer])
         vectors, _ = self._local.linear.reads[layer].transpose(there.vector, there.position)
         return Reader(position, layer, vectors[0].to(made.vector.device))
 
-    def _feature(self, node: int, layer: int, position: int) -> Tensor:
+    def _feature(self, node: int, place: int, position: int) -> Tensor:
         dictionary = self._local.sources.dictionary
-        x = self._local.recording.sites[dictionary.input_hook(layer)][position][None]
+        x = self._local.recording.sites[dictionary.input_hook(place)][position][None]
         feature = self._graph._nodes.feature[node : node + 1].to(x.device)
         silent = float(self._graph._nodes.activation[node]) == 0
-        return (dictionary.silent_vectors if silent else dictionary.read_vectors)(layer, feature, x)[0][0]
+        return (dictionary.silent_vectors if silent else dictionary.read_vectors)(place, feature, x)[0][0]
 
     def _logit(self, node: int, position: int) -> Tensor:
         local, graph = self._local, self._graph
@@ -309,7 +312,7 @@ def _require_same(
         made = [reads.targets(node) for node in part]
         width = max(t.vector.shape[1] for t in made)  # shorter vectors end with zeros
         padded = [replace(t, vector=torch.nn.functional.pad(t.vector, (0, width - t.vector.shape[1]))) for t in made]
-        fields = [torch.cat([getattr(t, name) for t in padded]) for name in ("layer", "position", "vector", "bias")]
+        fields = [torch.cat([getattr(t, name) for t in padded]) for name in ("place", "position", "vector", "bias")]
         rows, _ = local.engine.rows(Targets(*fields))
         for row, node in zip(rows, part, strict=True):
             scale = float(row.abs().max().clamp_min(1e-30))
@@ -323,8 +326,8 @@ def _require_same(
 
 
 def _column(graph: AttributionGraph, columns: Columns, node: int) -> int:
-    names = ("kind", "layer", "position", "feature")
-    return columns.find(*(int(getattr(graph._nodes, name)[node]) for name in names))
+    kind, layer, position, feature = (int(getattr(graph._nodes, name)[node]) for name in ("kind", "layer", "position", "feature"))
+    return columns.find(kind, layer, position, feature, graph.sites[node])
 
 
 def path_name(heads: Sequence[Head]) -> str:

@@ -229,9 +229,10 @@ def _parts(
     """
     d_head = matrix.shape[1]
     vectors = matrix.T.contiguous()
-    at, where = (torch.full((d_head,), place, device=matrix.device) for place in (layer, position))
+    first = local.sources.first_place(layer)
+    at, where = (torch.full((d_head,), number, device=matrix.device) for number in (first, position))
     targets = Targets(at, where, vectors, vectors.new_zeros(d_head)).to(local.sources.home)
-    parts = targets.vector.new_empty(local.sources.before(layer) + 1, d_head)
+    parts = targets.vector.new_empty(local.sources.before(first) + 1, d_head)
     for some, rows, constant in sweeps(local.engine.below(layer), targets, "auto"):
         parts[:-1, some] = rows.T
         parts[-1, some] = constant + bias.to(constant.device)[some]

@@ -108,6 +108,8 @@ class Columns:
     layer: Int[Tensor, " column"]
     position: Int[Tensor, " column"]
     feature: Int[Tensor, " column"]
+    site: Int[Tensor, " column"]  # as an index of ``sites``; -1 for none
+    sites: tuple[str, ...]
 
     def name(self, column: int) -> str:
         """The node id of a column; ``"bias"`` for the column after the last."""
@@ -117,8 +119,8 @@ class Columns:
 
     def place(self, column: int) -> Place:
         """Where the node of a column stands."""
-        layer, position, feature = (int(c[column]) for c in (self.layer, self.position, self.feature))
-        return Place(Kind(int(self.kind[column])), layer, position, feature)
+        layer, position, feature, site = (int(c[column]) for c in (self.layer, self.position, self.feature, self.site))
+        return Place(Kind(int(self.kind[column])), layer, position, feature, self.sites[site] if site >= 0 else "")
 
     def column(self, name: str) -> int:
         """The column of a node id.
@@ -131,39 +133,43 @@ class Columns:
             raise TargetError(f"{name!r} is not a source; sources look like {SOURCE_EXAMPLES}.")
         return self.find(*place)
 
-    def find(self, kind: int, layer: int, position: int, feature: int) -> int:
+    def find(self, kind: int, layer: int, position: int, feature: int, site: str = "") -> int:
         """The column of a node.
 
         Raises:
             TargetError: if nothing there is active on the prompt.
         """
-        found = (self.kind == kind) & (self.layer == layer) & (self.position == position)
+        at = self.sites.index(site) if site in self.sites else -1
+        found = (self.kind == kind) & (self.layer == layer) & (self.position == position) & (self.site == at)
         if kind == Kind.FEATURE:
             found &= self.feature == feature
         where = found.nonzero()
         if where.numel() == 0:
             what = "token" if kind == Kind.EMBEDDING else Kind(kind).text
             raise TargetError(
-                f"the attached dictionary has no active {what} at layer {layer}, position {position}"
+                f"the attached dictionary has no active {what} at layer {layer}{f', {site}' if site else ''}, position {position}"
                 f"{f', feature {feature}' if kind == Kind.FEATURE else ''} on this prompt."
             )
         return int(where[0])
 
 
 def columns_of(sources: Sources, below: int | None = None) -> Columns:
-    """Kind, layer, position and feature of every column, or of those before layer ``below``."""
-    width, n_pos = sources.before(len(sources.layers) if below is None else below), sources.n_pos
-    columns = Columns(*(torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1)))
+    """Kind, layer, position, feature and site of every column, or of those before layer ``below``."""
+    stop = len(sources.places) if below is None else sources.first_place(below)
+    width, n_pos = sources.before(stop), sources.n_pos
+    kind, layer, position, feature, at_site = (torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1, -1))
+    columns = Columns(kind, layer, position, feature, at_site, sources.sites)
     columns.position[:n_pos] = torch.arange(n_pos)
     if sources.shared_column is not None:
         columns.kind[sources.shared_column] = -1
-    for layer, source in enumerate(sources.layers[:below]):
+    for place, source in zip(sources.places[:stop], sources.layers, strict=False):
+        site = sources.sites.index(place.site) if place.site else -1
         features = slice(source.features_at, source.errors_at)
-        columns.kind[features], columns.layer[features] = Kind.FEATURE, layer
+        columns.kind[features], columns.layer[features], columns.site[features] = Kind.FEATURE, place.layer, site
         columns.position[features] = source.active.position.cpu()
         columns.feature[features] = source.active.feature.cpu()
         if source.error is not None:
             errors = slice(source.errors_at, source.errors_at + n_pos)
-            columns.kind[errors], columns.layer[errors] = Kind.ERROR, layer
+            columns.kind[errors], columns.layer[errors], columns.site[errors] = Kind.ERROR, place.layer, site
             columns.position[errors] = torch.arange(n_pos)
     return columns

@@ -13,18 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attention.head_paths import EdgeParts, Head, LayerHeads, layer_heads
-from tl_circuits.attribution.engines.site_maps import BlockMaps
+from tl_circuits.attribution.engines.site_maps import MLP, BlockMaps
 from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.targets import Targets
-
-_ATTENTION = ("attn.hook_z", "hook_attn_out")
 
 
 @dataclass(frozen=True)
 class SiteWriter:
-    """What a source writes, ``vector``, at its position and its layer's site; ``layer`` is -1 for a token."""
+    """What a source writes, ``vector``, at its position and its place (a number, -1 for a token)."""
 
-    layer: int
+    place: int
     position: int
     vector: Float[Tensor, " d"]
 
@@ -33,8 +31,8 @@ class SiteWriter:
 class SiteArrival:
     """A target carried back without passing a head.
 
-    ``heads``: by layer, its gradient at the outputs of the layer's heads. ``writes``: by layer, its gradient at the site where
-    that layer's dictionary writes; -1 is the first block's input.
+    ``heads``: by layer, its gradient at the outputs of the layer's heads. ``writes``: by number of the place, its gradient at
+    the site where the dictionary there writes; -1 is the first block's input.
     """
 
     position: int
@@ -52,7 +50,7 @@ class SitePaths:
     def _layer_heads(self, layer: int) -> LayerHeads:
         if layer not in self._heads:
             block = self._engine.blocks[layer]
-            into = block.own_heads.into if block.site == "attn.hook_z" else block.attention
+            into = block.own_heads.into if "attn.hook_z" in block.places else block.attention
             self._heads[layer] = layer_heads(into)
         return self._heads[layer]
 
@@ -63,8 +61,8 @@ class SitePaths:
     def parts(self, writer: SiteWriter, arrival: SiteArrival, edge: float) -> EdgeParts:
         """Split the edge from a source to a target."""
         residual = 0.0
-        if writer.position == arrival.position and writer.layer in arrival.writes:
-            residual = float(writer.vector.double() @ arrival.writes[writer.layer].double())
+        if writer.position == arrival.position and writer.place in arrival.writes:
+            residual = float(writer.vector.double() @ arrival.writes[writer.place].double())
         found: dict[Head, float] = {}
         for layer, x in self._leave(writer).items():
             if layer in arrival.heads:
@@ -77,33 +75,37 @@ class SitePaths:
     def _leave(self, writer: SiteWriter) -> dict[int, Float[Tensor, " d_model"]]:
         """The source on the stream that each block's attention reads, as far as it reaches along the stream alone."""
         engine, at = self._engine, torch.tensor([writer.position])
-        x = writer.vector if writer.layer < 0 else None
+        x = writer.vector if writer.place < 0 else None
         entering = {}
         for layer, block in enumerate(engine.blocks):
-            own = writer.vector if layer == writer.layer else None
-            if block.site == "hook_resid_pre":
-                x = own
+            own = {site: writer.vector for site, place in block.places.items() if place == writer.place}
+            if "hook_resid_pre" in block.places:
+                x = own.get("hook_resid_pre")
             if x is not None:
                 entering[layer] = x
             before = x
-            if block.site in _ATTENTION and own is not None:
-                x = _plus(x, own if block.heads is None else _out_of_heads(block, own, writer.position))
-            if block.site == "hook_resid_mid":
-                x = own
+            if "attn.hook_z" in own and "hook_attn_out" not in block.places:
+                x = _plus(x, _out_of_heads(block, own["attn.hook_z"], writer.position))
+            x = _plus(x, own.get("hook_attn_out"))
+            if "hook_resid_mid" in block.places:
+                x = own.get("hook_resid_mid")
             through = before if engine.parallel else x
-            if through is not None and block.site != "hook_mlp_out":
-                x = _plus(x, self._through_mlp(layer, block, through, at))
-            if own is not None and block.site in (None, "hook_mlp_out"):
-                norm = engine.sources.layers[layer].norm
-                x = _plus(x, own if norm is None else norm.push(own[None], at)[0])
-            if block.site == "hook_resid_post":
-                x = own
+            if through is not None and "hook_mlp_out" not in block.places:
+                x = _plus(x, self._through_mlp(block, through, at))
+            written = own.get(MLP, own.get("hook_mlp_out"))
+            if written is not None:
+                norm = engine.sources.layers[writer.place].norm
+                x = _plus(x, written if norm is None else norm.push(written[None], at)[0])
+            if "hook_resid_post" in block.places:
+                x = own.get("hook_resid_post")
         return entering
 
-    def _through_mlp(self, layer: int, block: BlockMaps, x: Float[Tensor, " d_model"], at: Tensor) -> Tensor | None:
-        source = self._engine.sources.layers[layer]
+    def _through_mlp(self, block: BlockMaps, x: Float[Tensor, " d_model"], at: Tensor) -> Tensor | None:
         if block.passed is not None:
             return block.passed.linear(x[None], at)[0]
+        if block.at_mlp is None:
+            return None
+        source = self._engine.sources.layers[block.at_mlp]
         if source.skip is None or int(at) in self._engine.sources.skipped:
             return None
         read = block.own_read
@@ -120,16 +122,19 @@ class _Backward:
 
     def __init__(self, engine: SiteEngine, target: Targets):
         self._engine, self._target = engine, target
-        self._layer, self._at = int(target.layer[0]), target.position
+        self._place, self._at = int(target.place[0]), target.position
         self._heads: dict[int, Tensor] = {}
         self._writes: dict[int, Tensor] = {}
 
     def run(self) -> SiteArrival:
         engine, g = self._engine, None
-        if self._layer == len(engine.blocks):
+        layer = len(engine.blocks) - 1
+        if self._place == engine.sources.first_place(len(engine.blocks)):
             g = engine.read_final.transpose(self._vector(engine.sources.tokens.shape[1])[None], self._at)[0][0]
-        for layer in range(min(self._layer, len(engine.blocks) - 1), -1, -1):
-            g = self._block(layer, engine.blocks[layer], g)
+        else:
+            layer = engine.sources.places[self._place].layer
+        for at in range(layer, -1, -1):
+            g = self._block(at, engine.blocks[at], g)
         if g is not None:
             self._writes[-1] = g
         return SiteArrival(int(self._at), self._heads, self._writes)
@@ -137,56 +142,57 @@ class _Backward:
     def _vector(self, width: int) -> Tensor:
         return self._target.vector[0, :width]
 
-    def _rebuilt(self, layer: int, g: Tensor | None) -> Tensor | None:
+    def _rebuilt(self, place: int, g: Tensor | None) -> Tensor | None:
         """The gradient below a rebuilt stream: it ends, and begins anew if the target reads here."""
-        self._write(layer, g)
-        return self._vector(self._engine.sources.tokens.shape[1]) if layer == self._layer else None
+        self._write(place, g)
+        return self._vector(self._engine.sources.tokens.shape[1]) if place == self._place else None
 
-    def _write(self, layer: int, g: Tensor | None) -> None:
+    def _write(self, place: int, g: Tensor | None) -> None:
         if g is not None:
-            self._writes[layer] = g
+            self._writes[place] = g
 
     def _block(self, layer: int, block: BlockMaps, g: Tensor | None) -> Tensor | None:
-        if block.site == "hook_resid_post":
-            g = self._rebuilt(layer, g)
-        end, back = g, self._through_mlp(layer, block, g)
+        if "hook_resid_post" in block.places:
+            g = self._rebuilt(block.places["hook_resid_post"], g)
+        end, back = g, self._through_mlp(block, g)
         g = g if self._engine.parallel else _plus(g, back)
-        if block.site == "hook_resid_mid":
-            g = self._rebuilt(layer, g)
+        if "hook_resid_mid" in block.places:
+            g = self._rebuilt(block.places["hook_resid_mid"], g)
         attended = end if self._engine.parallel else g
         self._attention(layer, block, attended)
         g = _plus(g, back) if self._engine.parallel else g
-        return self._rebuilt(layer, g) if block.site == "hook_resid_pre" else g
+        return self._rebuilt(block.places["hook_resid_pre"], g) if "hook_resid_pre" in block.places else g
 
-    def _through_mlp(self, layer: int, block: BlockMaps, g: Tensor | None) -> Tensor | None:
+    def _through_mlp(self, block: BlockMaps, g: Tensor | None) -> Tensor | None:
         """What comes back through the MLP to the stream that it reads, the target's own reading there included."""
-        engine, reads = self._engine, layer == self._layer
+        engine, place = self._engine, block.at_mlp
         vector = self._vector(engine.sources.tokens.shape[1])
-        if block.site == "hook_mlp_out":
-            self._write(layer, g)
-            return block.own_passed.transpose(vector[None], self._at)[0] if reads else None
+        if "hook_mlp_out" in block.places:
+            self._write(block.places["hook_mlp_out"], g)
+            return block.own_passed.transpose(vector[None], self._at)[0] if place == self._place else None
         if block.passed is not None:
             return None if g is None else block.passed.transpose(g[None], self._at)[0]
-        if block.read is None:
+        if block.read is None or place is None:
             return None
-        norm = engine.sources.layers[layer].norm
+        norm = engine.sources.layers[place].norm
         if g is not None:
-            self._write(layer, g if norm is None else norm.transpose(g[None], self._at)[0])
-        through = None if g is None else engine.writes[layer].through_skip(g[None, None], int(self._at))
+            self._write(place, g if norm is None else norm.transpose(g[None], self._at)[0])
+        through = None if g is None else engine.writes[place].through_skip(g[None, None], int(self._at))
         back = None if through is None else through[0, 0]
-        return _plus(back, block.read.transpose(vector[None], self._at)[0][0]) if reads else back
+        return _plus(back, block.read.transpose(vector[None], self._at)[0][0]) if place == self._place else back
 
     def _attention(self, layer: int, block: BlockMaps, g: Tensor | None) -> None:
         """The gradient at the outputs of a block's heads; none if what they write is rebuilt and another node reads it."""
         n_heads, d_head = block.attention.W_O.shape[:2]
-        if block.site in _ATTENTION:
+        at_z, at_out = block.places.get("attn.hook_z"), block.places.get("hook_attn_out")
+        if at_out is not None:
+            self._write(at_out, g)
+            g = self._vector(self._engine.sources.tokens.shape[1]) if at_out == self._place else None
+        if at_z is not None:
             if g is not None:
-                self._writes[layer] = g if block.heads is None else block.heads.back(g[None], self._at)[0]
-            if layer == self._layer:
-                if block.heads is None:
-                    self._heads[layer] = self._at_heads(block, self._vector(self._engine.sources.tokens.shape[1]))
-                else:
-                    self._heads[layer] = self._vector(n_heads * d_head).unflatten(0, (n_heads, d_head))
+                self._writes[at_z] = block.own_heads.back(g[None], self._at)[0]
+            if at_z == self._place:
+                self._heads[layer] = self._vector(n_heads * d_head).unflatten(0, (n_heads, d_head))
         elif g is not None:
             self._heads[layer] = self._at_heads(block, g)
 

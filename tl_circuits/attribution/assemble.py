@@ -54,8 +54,8 @@ def assemble(
     nodes = _nodes(sources, roots, features, tokens, position, total.cpu()[columns])
     parts = [
         _edges(block, node_of[block.columns], node_of, nodes)
-        for layer in sorted(expansion.blocks)
-        for block in expansion.blocks[layer]
+        for place in sorted(expansion.blocks)
+        for block in expansion.blocks[place]
     ]
     if expansion.roots is not None:
         first = columns.numel()
@@ -104,14 +104,16 @@ def _nodes(
     """The node table in the order features, errors, tokens, logits; biases are still zero (``_edges`` writes them)."""
     table = {name: column.cpu() for name, column in sources.feature_table.items()}
     index = torch.searchsorted(sources.feature_columns, features)
-    n_pos, n_layers = sources.n_pos, len(sources.layers)
+    n_pos, n_layers = sources.n_pos, sources.n_layers
     with_error = torch.tensor([i for i, s in enumerate(sources.layers) if s.error is not None], dtype=torch.long)
     n_roots = 0 if roots.logits is None else len(roots.logits.token)
     counts = [len(features), with_error.numel() * n_pos, n_pos, n_roots]
     kind = torch.repeat_interleave(torch.tensor(OURS), torch.tensor(counts))
     every = torch.arange(n_pos)
     root = roots.logits
-    layer = [table["layer"][index], with_error.repeat_interleave(n_pos), torch.full((n_pos,), -1)]
+    # The places of features and errors; the rest stands at none.
+    at = torch.cat([table["place"][index], with_error.repeat_interleave(n_pos)])
+    layer = [torch.tensor([place.layer for place in sources.places])[at], torch.full((n_pos,), -1)]
     place = [table["position"][index], every.repeat(with_error.numel()), every]
     feature = [table["feature"][index], torch.full((counts[1],), -1), tokens.cpu()]
     activation = [table["activation"][index].float(), torch.zeros(counts[1] + n_pos)]
@@ -146,4 +148,16 @@ def _nodes(
         total_effect=torch.cat([total.float(), torch.zeros(n_roots)]),
         baseline=baseline,
         shared=shared,
+        site=_sites(sources, at, len(kind)),
     )
+
+
+def _sites(sources: Sources, at: Int[Tensor, " n"], n_nodes: int) -> Int[Tensor, " node"] | None:
+    """Each node's site as its index in ``sources.sites``, -1 for none; None if no layer has several dictionaries.
+
+    ``at``: the places of the first ``n`` nodes.
+    """
+    if not sources.sites:
+        return None
+    of_place = torch.tensor([sources.sites.index(place.site) if place.site else -1 for place in sources.places])
+    return torch.cat([of_place[at], torch.full((n_nodes - len(at),), -1)])

@@ -41,6 +41,7 @@ from tl_circuits.hooks import (
     Replacement,
     in_turn,
     left_out,
+    place_number,
     prompt_text,
     read_prompt,
     record,
@@ -270,7 +271,7 @@ def _roots(
         resolved = replace(resolved, name=(token_text(replacement.model, answer) + AGAINST_OTHERS,))
     n = len(asked)
     vectors = Targets(
-        layer=torch.full((n,), len(sources.layers)),
+        place=torch.full((n,), len(sources.places)),
         position=torch.full((n,), position),
         vector=resolved.vector,
         bias=resolved.bias,
@@ -283,7 +284,8 @@ def _roots(
 
 def _feature_column(sources: Sources, target: FeatureTarget) -> int:
     table, position = sources.feature_table, resolve_position(target.position, sources.n_pos)
-    here = (table["layer"] == target.layer) & (table["position"] == position)
+    at = place_number(sources.dictionary, target.layer, target.site, TargetError) if 0 <= target.layer < sources.n_layers else -1
+    here = (table["place"] == at) & (table["position"] == position)
     match = (here & (table["feature"] == target.feature)).nonzero()
     if match.numel() == 0:
         raise TargetError(
@@ -296,19 +298,19 @@ def _feature_column(sources: Sources, target: FeatureTarget) -> int:
 def _feature_targets(recording: Recording, sources: Sources, columns: Int[Tensor, " n"]) -> Targets:
     """The features in ``columns`` as targets: the vector by which each reads its layer's input, on one device."""
     table, dictionary = sources.feature_table, sources.dictionary
-    index = torch.searchsorted(sources.feature_columns, columns).to(table["layer"].device)
-    layer, position, feature = (table[name][index] for name in ("layer", "position", "feature"))
-    reads = {at: recording.sites[dictionary.input_hook(at)] for at in layer.unique().tolist()}
+    index = torch.searchsorted(sources.feature_columns, columns).to(table["place"].device)
+    place, position, feature = (table[name][index] for name in ("place", "position", "feature"))
+    reads = {at: recording.sites[dictionary.input_hook(at)] for at in place.unique().tolist()}
     # What is read may be wider than the stream (all heads of attn.hook_z); narrower vectors end with zeros.
     width = max(sources.tokens.shape[1], *(x.shape[1] for x in reads.values()), 0)
     vectors = sources.tokens.new_zeros(len(columns), width)
     bias = sources.tokens.new_zeros(len(columns))
     for at, x in reads.items():
-        here = (layer == at).nonzero()[:, 0]
+        here = (place == at).nonzero()[:, 0]
         x = x[position[here].to(x.device)]
         found = dictionary.read_vectors(at, feature[here].to(x.device), x)
         vectors[here, : x.shape[1]], bias[here] = (part.to(vectors.device) for part in found)
-    return Targets(layer, position, vectors, bias)
+    return Targets(place, position, vectors, bias)
 
 
 def _info(
@@ -336,7 +338,7 @@ def _info(
         target_probabilities=() if logit is None else tuple(logit.weights.tolist()),
         model=str(getattr(model.cfg, "model_name", "unknown")),
         dictionary=sources.dictionary.name,
-        n_layers=len(sources.layers),
+        n_layers=sources.n_layers,
         exact=sources.dictionary.exact and not sources.error_columns.numel(),
         engine="autograd" if isinstance(engine, AutogradEngine) else "linear",
         max_nodes=max_nodes,
@@ -346,6 +348,7 @@ def _info(
         prompt_exact=exact,
         skip_positions=sources.skipped,
         prepended=token_text(model, ids[0]) if added else "" if graph is None else graph.prepended,
+        sites=sources.sites,
     )
 
 

@@ -10,14 +10,13 @@ same things fixed.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.family import Family
-from tl_circuits.attribution.sources import Sources, add_decoded, find_sources, recorded_sites
+from tl_circuits.attribution.sources import Sources, add_decoded, find_sources, output_of, recorded_sites
 from tl_circuits.dictionaries.base import LayerActive
 from tl_circuits.errors import BaselineError, NotFiniteError
 from tl_circuits.hooks import Recording, Replacement, record
@@ -25,7 +24,7 @@ from tl_circuits.hooks import Recording, Replacement, record
 
 @dataclass(frozen=True)
 class LayerMean:
-    """Mean activations and mean error of one layer over the baseline's prompts.
+    """Mean activations and mean error at one place over the baseline's prompts (a layer, or one of its dictionaries).
 
     ``position`` is that of the prompt to explain. A feature that is not listed is 0 on all of the baseline's prompts.
     ``written``: the mean of everything that features and error write. ``activation`` is times the input's own factor, for
@@ -41,7 +40,7 @@ class LayerMean:
 
 @dataclass(frozen=True)
 class PositionMeans:
-    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a layer.
+    """The baseline at each position of the prompt to explain: mean embeddings, and a :class:`LayerMean` a place.
 
     ``answers``: the likeliest next token of each prompt of the baseline.
     """
@@ -96,33 +95,33 @@ class _Sums:
         own = places[here]
         self._count.index_add_(0, own, torch.ones(len(own)))
         _add(self._tokens, own, recording.streams[0].float(), here)
-        for layer, written in enumerate(self._written):
-            output, active = _written(self._sources.dictionary, recording, layer)
+        for place, written in enumerate(self._written):
+            output, active = _written(self._sources, recording, place)
             _add(written, own, output, here)
-            errors, error = self._errors[layer], output if found is None else found.layers[layer].error
+            errors, error = self._errors[place], output if found is None else found.layers[place].error
             if errors is not None:
-                assert error is not None  # a layer has errors on all prompts or on none
+                assert error is not None  # a place has errors on all prompts or on none
                 _add(errors, own, error, here)
             at = places.to(active.position.device)[active.position]
             inside = at >= 0
-            self._keys[layer].append(at[inside] * self._width(layer) + active.feature[inside])
-            self._values[layer].append(active.counted[inside].float())
+            self._keys[place].append(at[inside] * self._width(place) + active.feature[inside])
+            self._values[place].append(active.counted[inside].float())
 
-    def _width(self, layer: int) -> int:
+    def _width(self, place: int) -> int:
         dictionary = self._sources.dictionary
-        return dictionary.width(layer) if layer in dictionary.layers else 1
+        return dictionary.width(place) if place in dictionary.layers else 1
 
     def means(self) -> PositionMeans:
         """The means: each sum divided by the number of prompts that have the position."""
         count = self._count.clamp_min(1)
         layers = []
-        for layer, total in enumerate(self._errors):
-            keys, where = torch.cat(self._keys[layer]).unique(return_inverse=True)
-            values = torch.zeros(len(keys), device=keys.device).index_add_(0, where, torch.cat(self._values[layer]))
-            position, feature = keys // self._width(layer), keys % self._width(layer)
+        for place, total in enumerate(self._errors):
+            keys, where = torch.cat(self._keys[place]).unique(return_inverse=True)
+            values = torch.zeros(len(keys), device=keys.device).index_add_(0, where, torch.cat(self._values[place]))
+            position, feature = keys // self._width(place), keys % self._width(place)
             mean = values / count.to(values.device)[position]
             error = None if total is None else total / count.to(total.device)[:, None]
-            written = self._written[layer] / count.to(values.device)[:, None]
+            written = self._written[place] / count.to(values.device)[:, None]
             layers.append(LayerMean(position, feature, mean, error, written))
         return PositionMeans(self._tokens / count.to(self._tokens.device)[:, None], tuple(layers))
 
@@ -132,15 +131,16 @@ def _add(total: Float[Tensor, "pos d"], own: Int[Tensor, " n"], their: Float[Ten
     total.index_add_(0, own.to(device), their.to(device)[here.to(device)])
 
 
-def _written(dictionary: Any, recording: Recording, layer: int) -> tuple[Float[Tensor, "pos d_out"], LayerActive]:
-    """What features and error together write at a layer's output site, and which features are active."""
-    if layer not in dictionary.layers:
-        output = recording.mlp_out[layer].float()
+def _written(sources: Sources, recording: Recording, place: int) -> tuple[Float[Tensor, "pos d_out"], LayerActive]:
+    """What features and error together write at a place's output site, and which features are active."""
+    dictionary = sources.dictionary
+    if place not in dictionary.layers:
+        output = output_of(sources, recording, place).float()
         none = torch.empty(0, dtype=torch.long, device=output.device)
         return output, LayerActive(none, none, output.new_empty(0), output.new_empty(0))
-    x, skip = recording.sites[dictionary.input_hook(layer)], dictionary.skip(layer)
-    output = recording.sites[dictionary.output_hook(layer)].float() - dictionary.constant_on(layer, x)
-    return (output if skip is None else output - x.float() @ skip.T), dictionary.active(layer, x)
+    x, skip = recording.sites[dictionary.input_hook(place)], dictionary.skip(place)
+    output = recording.sites[dictionary.output_hook(place)].float() - dictionary.constant_on(place, x)
+    return (output if skip is None else output - x.float() @ skip.T), dictionary.active(place, x)
 
 
 def common_prefix(tokens: Int[Tensor, " pos"], family: Family) -> int:
@@ -166,18 +166,18 @@ def against(sources: Sources, recording: Recording, means: PositionMeans, start:
     keep = torch.ones(sources.n_pos, dtype=torch.bool)
     keep[skipped] = False
     column, layers = sources.n_pos + 1, []
-    for layer, source in enumerate(sources.layers):
-        if layer not in sources.dictionary.layers and sources.dictionary.mlps == "ratio":
+    for place, source in enumerate(sources.layers):
+        if place not in sources.dictionary.layers and sources.dictionary.mlps == "ratio":
             # A passed MLP writes nothing of its own, so there is nothing to share.
             layers.append(replace(source, features_at=column, errors_at=column))
             continue
-        mean, kept = means.layers[layer], keep.to(source.constant.device)[:, None]
-        active = _union(sources, recording, layer, mean, keep)
+        mean, kept = means.layers[place], keep.to(source.constant.device)[:, None]
+        active = _union(sources, recording, place, mean, keep)
         made = replace(
             source,
             active=active,
             constant=torch.where(kept, source.constant, 0.0),
-            shared=torch.where(kept, mean.written, _output(sources, recording, layer)),
+            shared=torch.where(kept, mean.written, output_of(sources, recording, place).float()),
             error=_without(source.error, mean.error, kept),
             features_at=column,
             errors_at=column + len(active.feature),
@@ -194,30 +194,24 @@ def against(sources: Sources, recording: Recording, means: PositionMeans, start:
 def _without(
     error: Float[Tensor, "pos d_out"] | None, mean: Float[Tensor, "pos d_out"] | None, kept: Tensor
 ) -> Float[Tensor, "pos d_out"] | None:
-    """Error terms minus the baseline's mean ones, zero where they are not ``kept``; None if the layer has none."""
+    """Error terms minus the baseline's mean ones, zero where they are not ``kept``; None if the place has none."""
     if error is None:
         return None
-    assert mean is not None  # a layer has errors on all prompts or on none
+    assert mean is not None  # a place has errors on all prompts or on none
     return torch.where(kept, error - mean, 0.0)
-
-
-def _output(sources: Sources, recording: Recording, layer: int) -> Float[Tensor, "pos d_out"]:
-    dictionary = sources.dictionary
-    inside = layer in dictionary.layers
-    return (recording.sites[dictionary.output_hook(layer)] if inside else recording.mlp_out[layer]).float()
 
 
 def _rounded(sources: Sources, recording: Recording) -> Sources:
     """The sources with the rounding of half precision added to the constants, so that parts add up to the output."""
     layers = []
-    for layer, source in enumerate(sources.layers):
+    for place, source in enumerate(sources.layers):
         if source.shared is None:  # a passed MLP
             layers.append(source)
             continue
-        rest = _output(sources, recording, layer) - source.shared
-        if layer in sources.dictionary.layers:
+        rest = output_of(sources, recording, place).float() - source.shared
+        if place in sources.dictionary.layers:
             decoded = torch.zeros_like(rest)
-            add_decoded(decoded, sources.dictionary, layer, layer, source.active)
+            add_decoded(decoded, sources.dictionary, place, place, source.active)
             keep = torch.ones(sources.n_pos, 1, device=rest.device)
             keep[list(sources.skipped)] = 0.0
             source = replace(source, constant=(rest - decoded) * keep)
@@ -225,13 +219,13 @@ def _rounded(sources: Sources, recording: Recording) -> Sources:
     return replace(sources, layers=tuple(layers))
 
 
-def _union(sources: Sources, recording: Recording, layer: int, mean: LayerMean, keep: Tensor) -> LayerActive:
+def _union(sources: Sources, recording: Recording, place: int, mean: LayerMean, keep: Tensor) -> LayerActive:
     """The features that are active here or in the baseline, sorted by position, then feature."""
-    dictionary, active = sources.dictionary, sources.layers[layer].active
+    dictionary, active = sources.dictionary, sources.layers[place].active
     active = active[keep.to(active.position.device)[active.position]]
-    if layer not in dictionary.layers:
+    if place not in dictionary.layers:
         return replace(active, baseline=active.activation.clone())
-    width, device = dictionary.width(layer), active.position.device
+    width, device = dictionary.width(place), active.position.device
     kept = keep.to(device)[mean.position.to(device)]
     their = (mean.position.to(device) * width + mean.feature.to(device))[kept]
     keys = torch.cat([active.position * width + active.feature, their]).unique()
@@ -240,14 +234,14 @@ def _union(sources: Sources, recording: Recording, layer: int, mean: LayerMean, 
     ours = torch.searchsorted(keys, active.position * width + active.feature)
     columns["pre"][ours], columns["activation"][ours] = active.pre, active.activation
     columns["baseline"][torch.searchsorted(keys, their)] = mean.activation.to(device)[kept]
-    x = recording.sites[dictionary.input_hook(layer)].float()
-    scale = dictionary.written_scale(layer, x)
+    x = recording.sites[dictionary.input_hook(place)].float()
+    scale = dictionary.written_scale(place, x)
     if scale is not None:
         # Means are of what features write. What they write here is the activation times this input's own factor.
         columns["baseline"] = columns["baseline"] / scale[position]
         columns["scale"] = scale[position]
     silent = torch.ones(len(keys), dtype=torch.bool, device=device)
     silent[ours] = False
-    vectors, bias = dictionary.silent_vectors(layer, feature[silent], x[position[silent]])
+    vectors, bias = dictionary.silent_vectors(place, feature[silent], x[position[silent]])
     columns["pre"][silent] = (vectors * x[position[silent]]).sum(-1) + bias
     return LayerActive(position, feature, **columns)

@@ -87,7 +87,7 @@ def sweep_chunks(
         if i < len(positions) and _takes_one_more(positions[start : i + 1], batch_size, sources, floats):
             continue
         chunk = order[start:i]
-        yield chunk[torch.argsort(targets.layer[chunk], descending=True, stable=True)]
+        yield chunk[torch.argsort(targets.place[chunk], descending=True, stable=True)]
         start = i
 
 

@@ -24,7 +24,7 @@ SMALLEST_ROUND = 64  # features in a round at least: fewer would make small, slo
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of expanded nodes of one layer: row ``i`` of ``rows`` is that of the node in column ``columns[i]``.
+    """Rows of expanded nodes of one place: row ``i`` of ``rows`` is that of the node in column ``columns[i]``.
 
     ``shared``: what a baseline brings to each of them, which is part of ``bias``.
     """
@@ -57,7 +57,10 @@ class Trimming:
 
 @dataclass
 class Expansion:
-    """All rows computed so far: those of the roots (the targets) and, layer by layer, those of features."""
+    """All rows computed so far: those of the roots (the targets) and, place by place, those of features.
+
+    A place is a layer, or one of its dictionaries if it has several (:mod:`tl_circuits.hooks.places`).
+    """
 
     sources: Sources
     root_weights: Float[Tensor, " root"]
@@ -70,7 +73,7 @@ class Expansion:
         """Each column's influence on the roots, summed over all paths through expanded nodes.
 
         Every row is taken in absolute value and divided by its sum (Ameisen et al. 2025, graph pruning). An edge
-        never leads to the same or an earlier layer, so when a layer's turn comes, going from the last layer to the
+        never leads to the same or an earlier place, so when a place's turn comes, going from the last place to the
         first, its nodes' influences are complete, and one pass is exact.
         """
         total = self.root_weights.new_zeros(self.sources.width)
@@ -78,8 +81,8 @@ class Expansion:
             self.roots.rows.add_influence(self.root_weights, total)
         for column in self.started_at:
             total[column] += 1.0
-        for layer in sorted(self.blocks, reverse=True):
-            for block in self.blocks[layer]:
+        for place in sorted(self.blocks, reverse=True):
+            for block in self.blocks[place]:
                 block.rows.add_influence(total[block.columns], total)
         return total
 
@@ -90,7 +93,7 @@ class Expansion:
         return trimmed_rows([rows[i, :width] for i in which.tolist()], self.trimming.mass, self.trimming.limit)
 
     def expanded(self) -> Int[Tensor, " n"]:
-        """The columns of all expanded features, in the order they were expanded within a layer."""
+        """The columns of all expanded features, in the order they were expanded within a place."""
         columns = [block.columns for blocks in self.blocks.values() for block in blocks]
         return torch.cat(columns) if columns else torch.empty(0, dtype=torch.long)
 
@@ -159,12 +162,12 @@ def _expand_columns(
 ) -> None:
     targets = feature_targets(columns)
     for indices, rows, bias in sweeps(engine, targets, batch_size):
-        layers, own = targets.layer[indices], columns[indices.cpu()]
+        places, own = targets.place[indices], columns[indices.cpu()]
         shared = _take_shared(engine.sources, rows, bias)
-        for layer in layers.unique().tolist():
-            here = (layers == layer).nonzero()[:, 0]
-            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(layer)), bias[here], shared[here])
-            expansion.blocks.setdefault(layer, []).append(block)
+        for place in places.unique().tolist():
+            here = (places == place).nonzero()[:, 0]
+            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(place)), bias[here], shared[here])
+            expansion.blocks.setdefault(place, []).append(block)
         advance(indices.numel())
 
 

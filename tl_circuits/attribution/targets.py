@@ -23,25 +23,26 @@ LISTED = 3  # tokens that a target's name lists; of more it says the number
 class Targets:
     """Numbers to be explained, each a linear function of one activation: ``vector · x[position] + bias``.
 
-    ``x[position]`` is what the dictionary of layer ``layer`` reads; for ``layer == n_layers`` it is the output of the
-    final norm (``ln_final``), which the unembedding reads. Vectors of different widths stand in one tensor; the shorter ones
+    ``x[position]`` is what the dictionary at place ``place`` reads (its number in the order of the forward pass, which is the
+    layer's unless some layer has several dictionaries). Where ``place`` is the number of all places, it is the output of
+    the final norm (``ln_final``), which the unembedding reads. Vectors of different widths stand in one tensor; the shorter ones
     end with zeros.
     """
 
-    layer: Int[Tensor, " n"]
+    place: Int[Tensor, " n"]
     position: Int[Tensor, " n"]
     vector: Float[Tensor, "n d_model"]
     bias: Float[Tensor, " n"]
 
     def __len__(self) -> int:
-        return self.layer.numel()
+        return self.place.numel()
 
     def to(self, device: torch.device) -> "Targets":
         """The same on another device."""
         return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def __getitem__(self, index: Int[Tensor, " m"]) -> "Targets":
-        return Targets(self.layer[index], self.position[index], self.vector[index], self.bias[index])
+        return Targets(self.place[index], self.position[index], self.vector[index], self.bias[index])
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,10 @@ class FeatureTarget:
         layer: the feature's layer.
         position: the token at which it is active; -1 is the last one.
         feature: its number in the layer's dictionary.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``.
 
     Raises:
-        TargetError: one of the three is not a whole number (of Python, NumPy or torch).
+        TargetError: layer, position or feature is not a whole number (of Python, NumPy or torch).
 
     Examples:
         >>> target = tlc.FeatureTarget(layer=2, position=8, feature=603)
@@ -123,6 +125,7 @@ class FeatureTarget:
     layer: Any
     position: Any
     feature: Any
+    site: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("layer", "position", "feature"):

@@ -22,11 +22,13 @@ from tl_circuits.errors import BaselineError, GraphFileError
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.hooks import (
     Replacement,
+    by_place,
     collect_sites,
     first_tokens,
     flat,
     in_turn,
     model_device,
+    places,
     plain_ids,
     to_tokens,
     without_first,
@@ -49,10 +51,10 @@ class Baseline:
         n_tokens: how many tokens were counted.
         first: the special tokens before each text, which are not counted.
         embedding: mean input of block 0, ``[d_model]``.
-        activation: by layer, each feature's mean activation, ``[feature]``; of autoencoders that normalise their input, the
+        activation: by layer (by place, numbered in the order of the forward pass, if some layer has several dictionaries), each feature's mean activation, ``[feature]``; of autoencoders that normalise their input, the
             mean of the activation times the input's own factor, which is what is written.
-        frequency: by layer, the share of tokens on which each feature is active, ``[feature]``.
-        error: by layer, the mean of what features do not rebuild (of the whole MLP output in a layer without features),
+        frequency: likewise, the share of tokens on which each feature is active, ``[feature]``.
+        error: likewise, the mean of what features do not rebuild (of the whole MLP output in a layer without features),
             ``[d_out]``.
 
     Examples:
@@ -184,57 +186,58 @@ class _Sums:
 
     def __init__(self, replacement: Replacement, skip: int):
         self._replacement, self._skip = replacement, skip
-        dictionary, n_layers = replacement.dictionary, int(replacement.model.cfg.n_layers)
-        self._reads = {layer: dictionary.input_hook(layer) for layer in dictionary.layers}
+        dictionary, n_layers = by_place(replacement.dictionary), int(replacement.model.cfg.n_layers)
+        self._dictionary = dictionary
+        self._reads = {place: dictionary.input_hook(place) for place in dictionary.layers}
         self._writes = {
-            layer: dictionary.output_hook(layer) if layer in self._reads else f"blocks.{layer}.hook_mlp_out"
-            for layer in range(n_layers)
-            if layer in self._reads or dictionary.mlps == "error"  # passed MLPs write nothing of their own
+            place: dictionary.output_hook(place) if place in self._reads else f"blocks.{where.layer}.hook_mlp_out"
+            for place, where in enumerate(places(dictionary, n_layers))
+            if place in self._reads or dictionary.mlps == "error"  # passed MLPs write nothing of their own
         }
         self.count = 0
         self._acts: dict[int, Tensor] = {}
         self._active: dict[int, Tensor] = {}
         self._sites: dict[str, Tensor] = {}
-        self._constants: dict[int, Tensor] = {}  # of layers whose constant is not the same on all inputs
+        self._constants: dict[int, Tensor] = {}  # of places whose constant is not the same on all inputs
 
     def add(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """Run a batch of pieces and add it up."""
-        model, dictionary = self._replacement.model, self._replacement.dictionary
+        model, dictionary = self._replacement.model, self._dictionary
         names = list(dict.fromkeys([_STREAM, *self._reads.values(), *self._writes.values()]))
         seen = collect_sites(model, tokens.to(model_device(model)), names)
         counted = {name: flat(tensor)[:, self._skip :].flatten(0, 1).float() for name, tensor in seen.items()}
         with torch.no_grad():
             for name, tensor in counted.items():
                 _add(self._sites, name, tensor.sum(0))
-            for layer, name in self._reads.items():
+            for place, name in self._reads.items():
                 x = counted[name]
-                acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x).float()
-                scale = dictionary.written_scale(layer, x)
+                acts = dictionary.activate(place, dictionary.pre_activations(place, x), x).float()
+                scale = dictionary.written_scale(place, x)
                 if scale is not None:
                     acts = acts * scale[:, None]
-                    _add(self._constants, layer, dictionary.constant_on(layer, x).sum(0))
-                _add(self._acts, layer, acts.sum(0))
-                _add(self._active, layer, (acts != 0).float().sum(0))
+                    _add(self._constants, place, dictionary.constant_on(place, x).sum(0))
+                _add(self._acts, place, acts.sum(0))
+                _add(self._active, place, (acts != 0).float().sum(0))
         self.count += len(counted[_STREAM])
 
     def means(self, name: str, first: tuple[int, ...]) -> Baseline:
         """The means over all tokens counted."""
-        dictionary, n = self._replacement.dictionary, self.count
-        acts = {layer: total / n for layer, total in self._acts.items()}
+        dictionary, n = self._dictionary, self.count
+        acts = {place: total / n for place, total in self._acts.items()}
         sites = {site: total / n for site, total in self._sites.items()}
         errors = {}
-        for layer, site in self._writes.items():
-            if layer not in self._reads:
-                errors[layer] = sites[site]
-            elif layer in self._constants:  # the decoders' outputs were multiplied by each input's own factor
-                every = torch.arange(dictionary.width(layer), device=acts[layer].device)
-                decoded = acts[layer] @ dictionary.decoder_vectors(layer, every, layer).float()
-                errors[layer] = sites[site] - self._constants[layer] / n - decoded
+        for place, site in self._writes.items():
+            if place not in self._reads:
+                errors[place] = sites[site]
+            elif place in self._constants:  # the decoders' outputs were multiplied by each input's own factor
+                every = torch.arange(dictionary.width(place), device=acts[place].device)
+                decoded = acts[place] @ dictionary.decoder_vectors(place, every, place).float()
+                errors[place] = sites[site] - self._constants[place] / n - decoded
             elif not dictionary.exact:
                 # Reconstructions are affine in activations and input, so the mean of them is that of the means.
-                writers = {w: acts[w].to(sites[site].device) for w in dictionary.writers(layer)}
-                errors[layer] = sites[site] - dictionary.decode(layer, writers, sites[self._reads[layer]])
-        share = {layer: total / n for layer, total in self._active.items()}
+                writers = {w: acts[w].to(sites[site].device) for w in dictionary.writers(place)}
+                errors[place] = sites[site] - dictionary.decode(place, writers, sites[self._reads[place]])
+        share = {place: total / n for place, total in self._active.items()}
         return Baseline(name, origin_of(self._replacement), n, first, sites[_STREAM], acts, share, errors)
 
 
@@ -268,30 +271,30 @@ def text_means(sources: Sources, baseline: Baseline) -> PositionMeans:
     At each position, the features listed are those active there and those that the texts often activate. What all
     others write on average is left out on both sides, so sums hold.
     """
-    layers = tuple(_layer_mean(sources, baseline, layer) for layer in range(len(sources.layers)))
+    layers = tuple(_layer_mean(sources, baseline, place) for place in range(len(sources.layers)))
     return PositionMeans(baseline.embedding.to(sources.home).expand(sources.n_pos, -1), layers)
 
 
-def _layer_mean(sources: Sources, baseline: Baseline, layer: int) -> LayerMean:
-    source, dictionary = sources.layers[layer], sources.dictionary
+def _layer_mean(sources: Sources, baseline: Baseline, place: int) -> LayerMean:
+    source, dictionary = sources.layers[place], sources.dictionary
     error = None
     if source.error is not None:
-        error = baseline.error[layer].to(source.error.device).expand(sources.n_pos, -1)
+        error = baseline.error[place].to(source.error.device).expand(sources.n_pos, -1)
     written = torch.zeros_like(source.constant) if error is None else error.clone()
-    if layer not in dictionary.layers:
+    if place not in dictionary.layers:
         none = torch.empty(0, dtype=torch.long, device=written.device)
         return LayerMean(none, none, written.new_empty(0), error, written)
-    for writer in dictionary.writers(layer):
+    for writer in dictionary.writers(place):
         position, feature, mean = _listed(sources, baseline, writer)
-        add_decoded(written, dictionary, writer, layer, LayerActive(position, feature, mean, mean))
-    return LayerMean(*_listed(sources, baseline, layer), error, written)
+        add_decoded(written, dictionary, writer, place, LayerActive(position, feature, mean, mean))
+    return LayerMean(*_listed(sources, baseline, place), error, written)
 
 
-def _listed(sources: Sources, baseline: Baseline, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+def _listed(sources: Sources, baseline: Baseline, place: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positions, features and means of those that are active at a position, or often active in the texts."""
-    active = sources.layers[layer].active
-    device, mean = active.position.device, baseline.activation[layer]
-    usual = (baseline.frequency[layer] >= COMMON).nonzero()[:, 0].to(device)
+    active = sources.layers[place].active
+    device, mean = active.position.device, baseline.activation[place]
+    usual = (baseline.frequency[place] >= COMMON).nonzero()[:, 0].to(device)
     width = len(mean)
     everywhere = torch.arange(sources.n_pos, device=device)[:, None] * width + usual
     keys = torch.cat([active.position * width + active.feature, everywhere.flatten()]).unique()

@@ -4,8 +4,9 @@ import re
 from typing import Any, Literal
 
 from tl_circuits.dictionaries import Dictionary, load_dictionary
+from tl_circuits.dictionaries.combined import combined, one_a_layer
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, own_site, restore
+from tl_circuits.hooks import Replacement, attach_dictionary, carried_saes, layer_device, own_sites, restore
 from tl_circuits.support.checked import checked, require_model
 
 
@@ -54,8 +55,9 @@ def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio"
     if transcoders is not None:
         dictionary = transcoders if isinstance(transcoders, Dictionary) else load_dictionary(transcoders)
         return attach_dictionary(model, _with_its_layers(model, _with_mlps(dictionary, mlps)))
-    carried = _carried(model)
-    dictionary = load_dictionary(carried, layers=list(carried), name="taken over from SAELens")
+    name = "taken over from SAELens"
+    sets = [load_dictionary(found, layers=list(found), name=name) for found in one_a_layer(_carried(model))]
+    dictionary = combined(sets)
     dictionary = _with_its_layers(model, _with_mlps(dictionary, mlps))
     return attach_dictionary(model, dictionary, take_over=True)
 
@@ -89,10 +91,11 @@ def detach(model: Any) -> None:
 
 def _with_mlps(dictionary: Dictionary, mlps: Literal["auto", "ratio", "error"]) -> Dictionary:
     """``dictionary`` with the rule for MLPs that no dictionary replaces."""
-    own = next((layer for layer in dictionary.layers if own_site(dictionary, layer) is not None), None)
+    own = next(iter(own_sites(dictionary)), None)
     if mlps == "error" and own is not None:
+        _, layer, site = own.split(".", 2)
         raise DictionaryError(
-            f'mlps="error" is for transcoders, and layer {own} has an autoencoder of {own_site(dictionary, own)}: what it reads '
+            f'mlps="error" is for transcoders, and layer {layer} has an autoencoder of {site}: what it reads '
             'comes through MLPs, which must be passed for its features to have inputs. Leave mlps= out, or say "ratio".'
         )
     if mlps == "auto":
@@ -108,24 +111,18 @@ def _with_its_layers(model: Any, dictionary: Dictionary) -> Dictionary:
     return dictionary.placed(devices)
 
 
-def _carried(model: Any) -> dict[int, Any]:
+def _carried(model: Any) -> list[tuple[int, Any]]:
+    """What SAELens attached, each with its layer, ascending."""
     saes = carried_saes(model)
     if not saes:
         raise DictionaryError(
             "tlc.attach(model) takes over what SAELens' add_sae attached, and this model carries nothing. "
             "Give transcoders: tlc.attach(model, tlc.mlp_neurons(model)) works on any model."
         )
-    layers: dict[int, Any] = {}
+    found: list[tuple[int, Any]] = []
     for read, sae in saes.items():
         match = re.match(r"blocks\.(\d+)\.", read)
         if match is None:
             raise DictionaryError(f"SAELens attached a dictionary reading {read!r}, which belongs to no block.")
-        layer = int(match.group(1))
-        if layer in layers:
-            other = layers[layer].cfg.metadata.hook_name
-            raise DictionaryError(
-                f"SAELens attached two dictionaries to layer {layer}, at {other} and {read}; a graph has one for each layer. Take "
-                f"one off with model.reset_saes([{read!r}])."
-            )
-        layers[layer] = sae
-    return dict(sorted(layers.items()))
+        found.append((int(match.group(1)), sae))
+    return sorted(found, key=lambda one: one[0])

@@ -82,6 +82,13 @@ class Dictionary(ABC):
         made.mlps = mlps
         return made
 
+    def by_place(self) -> "Dictionary":
+        """The same dictionary, answering to numbers of places (see :mod:`tl_circuits.hooks.places`) instead of layers.
+
+        These are the same unless some layer has several dictionaries.
+        """
+        return self
+
     @property
     @abstractmethod
     def layers(self) -> Sequence[int]:

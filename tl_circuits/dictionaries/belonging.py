@@ -15,7 +15,7 @@ from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import GraphInfo
-from tl_circuits.hooks import Replacement, Sample, first_difference
+from tl_circuits.hooks import Replacement, Sample, by_place, first_difference, place_number, sites_of
 
 _OUR_ENGINES = ("linear", "autograd", "mean of graphs")
 _UNSAID = ("", "unknown", "transcoders")  # dictionary names in files that do not know theirs
@@ -123,11 +123,17 @@ def _same_set(said: str, name: str) -> bool:
 def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
     """A message about a feature or token of the graph that does not exist in the attached ones; None if all do."""
     dictionary, nodes = replacement.dictionary, graph._nodes
-    feature = nodes.kind == Kind.FEATURE
-    for layer in nodes.layer[feature].unique().tolist():
+    largest_at: dict[tuple[int, str], int] = {}
+    for i in (nodes.kind == Kind.FEATURE).nonzero()[:, 0].tolist():
+        at = int(nodes.layer[i]), graph.sites[i]
+        largest_at[at] = max(largest_at.get(at, 0), int(nodes.feature[i]))
+    for (layer, site), largest in sorted(largest_at.items()):
         if layer not in dictionary.layers:
             return f"the graph has features of layer {layer}, the dictionary has the layers {ranges(dictionary.layers)}"
-        largest, width = int(nodes.feature[feature & (nodes.layer == layer)].max()), dictionary.width(layer)
+        there = sites_of(dictionary, layer)
+        if (site and site not in there) or (not site and len(there) > 1):
+            return f"the graph has features of layer {layer} at {site or 'one site'}, where the dictionary has {', '.join(there)}"
+        width = by_place(dictionary).width(place_number(dictionary, layer, site or None))
         if largest >= width:
             return f"the graph has feature {largest} of layer {layer}, where the dictionary has {width}"
     d_vocab = int(replacement.model.cfg.d_vocab)

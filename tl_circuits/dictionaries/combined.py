@@ -1,59 +1,74 @@
-"""Several dictionaries as one: transcoders, autoencoders and neurons, each for layers of its own."""
+"""Several dictionaries as one: transcoders, autoencoders and neurons, for layers of their own or for several sites of one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from tl_circuits.dictionaries.base import Dictionary, LayerActive, ranges
+from tl_circuits.dictionaries.base import Dictionary
+from tl_circuits.dictionaries.parts import Parts
+from tl_circuits.dictionaries.several_sites import SeveralSites, require_apart
 from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
 from tl_circuits.errors import DictionaryError
-from tl_circuits.hooks import Sample
 
 
 def combined(parts: Sequence[Dictionary]) -> Dictionary:
-    """One dictionary made of several that have no layer in common.
+    """One dictionary made of several, which may stand at several sites of one layer.
 
     Raises:
-        DictionaryError: there is none, two have a layer in common, or one is a cross-layer transcoder.
+        DictionaryError: there is none, two stand at one site or for one MLP, or one is a cross-layer transcoder.
     """
     if not parts:
         raise DictionaryError("an empty list of dictionaries was given; give at least one.")
-    taken: dict[int, Dictionary] = {}
     for part in parts:
-        if any(part.writers(layer) != (layer,) for layer in part.layers):
+        if not isinstance(part, SeveralSites) and any(part.writers(layer) != (layer,) for layer in part.layers):
             raise DictionaryError(f"{part.name} is a cross-layer transcoder, which is taken whole: attach it alone.")
-        for layer in part.layers:
-            _require_free(taken, layer, part)
-            taken[layer] = part
     if len(parts) == 1:
         return parts[0]
+    each = [owned for part in parts for owned in _owned(part)]
+    require_apart(each)
     name = " + ".join(dict.fromkeys(part.name for part in parts))
     rules = {part.prompt_rule for part in parts}
     sets = [part for part in parts if type(part) is TranscoderSet]
-    if len(sets) == len(parts):
+    if len({layer for layer, _ in each}) < len(each):
+        made: Dictionary = SeveralSites(each, name)
+    elif len(sets) == len(parts):
         layers: dict[int, Transcoder] = {layer: part[layer] for part in sets for layer in part.layers}
-        made: Dictionary = TranscoderSet(layers, name, next((part.made_for for part in sets if part.made_for), None))
+        made = TranscoderSet(layers, name, next((part.made_for for part in sets if part.made_for), None))
     else:
-        made = Combined(dict(sorted(taken.items())), name)
+        made = Combined(dict(sorted(each)), name)
     # Where parts ask for different first tokens, that of a published set counts: it was trained so.
     rule = next((rule for rule in rules if rule.prepend), parts[0].prompt_rule)
     return made.with_prompt_rule(rule)
 
 
-def _require_free(taken: Mapping[int, Dictionary], layer: int, part: Dictionary) -> None:
-    if layer not in taken:
-        return
-    ours, theirs = part.output_hook(layer), taken[layer].output_hook(layer)
-    what = f"two dictionaries are at one site, {ours}" if ours == theirs else (
-        f"layer {layer} would have two dictionaries, at {theirs} and {ours}, and a graph has one for each layer"
-    )
-    raise DictionaryError(f"{what}: {taken[layer].name!r} and {part.name!r}. Give layers= to take each for some layers only.")
+def _owned(part: Dictionary) -> list[tuple[int, Dictionary]]:
+    """The layers of a dictionary, each with the dictionary itself; one made for several sites is taken apart."""
+    return list(part.owned) if isinstance(part, SeveralSites) else [(layer, part) for layer in part.layers]
 
 
-class Combined(Dictionary):
+def one_a_layer(found: Iterable[tuple[int, Any]]) -> list[dict[int, Any]]:
+    """Things by their layers, ascending, divided into as few sets as it takes for each layer to stand once in a set."""
+    sets: list[dict[int, Any]] = []
+    for layer, thing in found:
+        free = next((one for one in sets if layer not in one), None)
+        if free is None:
+            sets.append(free := {})
+        free[layer] = thing
+    return [dict(sorted(one.items())) for one in sets]
+
+
+def named(dictionary: Dictionary, name: str | None) -> Dictionary:
+    """The dictionary under another name, if one is given."""
+    if name is None or name == dictionary.name:
+        return dictionary
+    made = copy(dictionary)
+    made.name = name
+    return made
+
+
+class Combined(Parts):
     """Dictionaries of several kinds, each for some layers; :func:`combined` makes one."""
 
     def __init__(self, parts: Mapping[int, Dictionary], name: str):
@@ -61,29 +76,15 @@ class Combined(Dictionary):
         self.name = name
         self.exact = all(part.exact for part in self._parts.values())
 
-    def is_exact(self, layer: int) -> bool:
-        return self._parts[layer].is_exact(layer)
-
     @property
     def layers(self) -> Sequence[int]:
         return tuple(self._parts)
 
-    def width(self, layer: int) -> int:
-        return self._parts[layer].width(layer)
+    def _part(self, layer: int) -> tuple[Dictionary, int]:
+        return self._parts[layer], layer
 
-    def input_hook(self, layer: int) -> str:
-        return self._parts[layer].input_hook(layer)
-
-    def output_hook(self, layer: int) -> str:
-        return self._parts[layer].output_hook(layer)
-
-    def check(self, model: Any) -> None:
-        """Raise DictionaryError or NotFiniteError where a part does not fit ``model``."""
-        for part in self._each():
-            part.check(model)
-
-    def _each(self) -> list[Dictionary]:
-        return list({id(part): part for part in self._parts.values()}.values())
+    def _all(self) -> Sequence[Dictionary]:
+        return tuple(self._parts.values())
 
     def placed(self, devices: Mapping[int, torch.device]) -> "Combined":
         moved = {id(part): part.placed({layer: devices[layer] for layer in part.layers}) for part in self._each()}
@@ -92,65 +93,3 @@ class Combined(Dictionary):
         made = Combined({layer: moved[id(part)] for layer, part in self._parts.items()}, self.name)
         made.prompt_rule, made.mlps = self.prompt_rule, self.mlps
         return made
-
-    def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
-        return self._parts[layer].pre_activations(layer, x)
-
-    def activate(
-        self, layer: int, pre: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch feature"]:
-        return self._parts[layer].activate(layer, pre, x)
-
-    def decode(
-        self, layer: int, acts: dict[int, Float[Tensor, "*batch _"]], x: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch d_out"]:
-        return self._parts[layer].decode(layer, acts, x)
-
-    def active(self, layer: int, x: Float[Tensor, "pos d_in"]) -> LayerActive:
-        return self._parts[layer].active(layer, x)
-
-    def activations_at(self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
-        return self._parts[layer].activations_at(layer, features, x)
-
-    def read_vectors(
-        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
-    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        return self._parts[layer].read_vectors(layer, features, x)
-
-    def weighted_reads(
-        self, layer: int, active: LayerActive, weight: Float[Tensor, " n"], x: Float[Tensor, "pos d_in"]
-    ) -> Float[Tensor, "pos d_in"]:
-        return self._parts[layer].weighted_reads(layer, active, weight, x)
-
-    def silent_vectors(
-        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
-    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        return self._parts[layer].silent_vectors(layer, features, x)
-
-    def encoder_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        return self._parts[layer].encoder_directions(layer, features)
-
-    def decoder_vectors(self, layer: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
-        return self._parts[layer].decoder_vectors(layer, features, target)
-
-    def output_directions(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
-        return self._parts[layer].output_directions(layer, features)
-
-    def constant(self, layer: int) -> Float[Tensor, " d_out"]:
-        return self._parts[layer].constant(layer)
-
-    def constant_on(self, layer: int, x: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_out"]:
-        return self._parts[layer].constant_on(layer, x)
-
-    def written_scale(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"] | None:
-        return self._parts[layer].written_scale(layer, x)
-
-    def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
-        return self._parts[layer].skip(layer)
-
-    def sample(self) -> Sample:
-        found: list[tuple[str, tuple[float, ...]]] = []
-        for part in self._each():
-            own: Callable[[], Sample] = part.sample
-            found += own() or [(f"{part.name} of the layers {ranges(part.layers)}", ())]
-        return tuple(found)

@@ -1,13 +1,13 @@
 """``tlc.load_dictionary``: open any dictionary: transcoders, autoencoders at any site, or several together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tl_circuits.dictionaries.base import Dictionary
-from tl_circuits.dictionaries.combined import combined
+from tl_circuits.dictionaries.combined import combined, named, one_a_layer
 from tl_circuits.dictionaries.load import load_transcoders
 from tl_circuits.dictionaries.residency import Residency
 from tl_circuits.dictionaries.saelens import is_saelens, layer_of_saelens
@@ -39,11 +39,11 @@ def load_dictionary(
 
     Args:
         source: anything that :func:`load_transcoders` takes; a SAELens release of autoencoders, such as
-            ``"gemma-scope-2b-pt-res-canonical"``; one SAELens object, or a list of them, each for the layer that its hook
-            names; or a list of dictionaries that have no layer in common, which become one.
-        ids: which autoencoders of a release, by SAELens' ids, such as ``"blocks.8.hook_resid_pre"``. Without ids, ``width``
-            and ``l0`` choose; if a layer then has autoencoders at several sites, those at the release's most frequent site
-            are taken.
+            ``"gemma-scope-2b-pt-res-canonical"``; one SAELens object, or a list of them, each for the site that its hook
+            names; or a list of dictionaries, which become one. A layer may have several of them, at different sites.
+        ids: which autoencoders of a release, by SAELens' ids, such as ``"blocks.8.hook_resid_pre"``; several of one layer if
+            they are at different sites. Without ids, ``width`` and ``l0`` choose; if a layer then has autoencoders at several
+            sites, those at the release's most frequent site are taken.
         width: as for :func:`load_transcoders`.
         l0: as for :func:`load_transcoders`.
         layers: as for :func:`load_transcoders`. A release of autoencoders may have any layers; None takes all it has.
@@ -61,8 +61,8 @@ def load_dictionary(
         The dictionary, for :func:`attach`. A feature's number is its row in the decoder, as in SAELens.
 
     Raises:
-        DictionaryError: the source does not exist or cannot be read; two dictionaries are given for one layer; or an option
-            does not apply to it.
+        DictionaryError: the source does not exist or cannot be read; two dictionaries are given for one site, or for one
+            MLP; or an option does not apply to it.
         DownloadError: files cannot be downloaded.
 
     Examples:
@@ -78,6 +78,13 @@ def load_dictionary(
         ... )
         >>> both.layers, both.output_hook(1), both.output_hook(3)
         ((1, 3), 'blocks.1.hook_resid_post', 'blocks.3.hook_mlp_out')
+
+        The transcoders of all layers, and the same autoencoder beside one of them: two dictionaries in layer 1. Ids of nodes
+        then name the site, as in ``L1.resid_post/F3@8``.
+
+        >>> several = tlc.load_dictionary([transcoders, tlc.load_dictionary({1: mine}, layers=[1])])
+        >>> several.layers, [place.site for place in several.places]
+        ((0, 1, 2, 3), ['', 'mlp_out', 'resid_post', '', ''])
     """
     options: dict[str, Any] = dict(
         width=width, l0=l0, layers=layers, input_hook=input_hook, output_hook=output_hook, device=device, dtype=dtype,
@@ -89,8 +96,7 @@ def load_dictionary(
         if all(isinstance(part, Dictionary) for part in source):
             source = combined(source)
         elif all(is_saelens(part) for part in source):
-            source = _by_layer(source)
-            options["layers"] = list(source) if layers is None else layers
+            return _of_saelens(source, options)
     elif ids is not None:
         return open_release(source, ids=ids, **options)
     if ids is not None:
@@ -98,14 +104,12 @@ def load_dictionary(
     return load_transcoders(source, **options)
 
 
-def _by_layer(saes: Iterable[Any]) -> Mapping[int, Any]:
-    """SAELens objects by their layers, ascending."""
-    found: dict[int, Any] = {}
-    for sae in saes:
-        layer = layer_of_saelens(sae)
-        if layer in found:
-            hooks = [other.cfg.metadata.hook_name for other in (found[layer], sae)]
-            what = f"two are at one site, {hooks[0]}" if hooks[0] == hooks[1] else f"{hooks[0]} and {hooks[1]} are of one layer"
-            raise DictionaryError(f"{what}; a graph has one dictionary for each layer. Give one of them.")
-        found[layer] = sae
-    return dict(sorted(found.items()))
+def _of_saelens(saes: Iterable[Any], options: dict[str, Any]) -> Dictionary:
+    """SAELens objects as one dictionary, each for the layer and site that its hook names."""
+    sets = one_a_layer((layer_of_saelens(sae), sae) for sae in saes)
+    asked = options["layers"]
+    if asked is None or len(sets) == 1:
+        opened = [load_transcoders(found, **options | {"layers": list(found) if asked is None else asked}) for found in sets]
+    else:
+        raise DictionaryError("layers= is not for SAELens objects of which several are of one layer: give those you want.")
+    return named(combined(opened), options["name"])

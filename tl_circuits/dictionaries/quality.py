@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
+from tl_circuits.dictionaries.several_sites import refuse_several
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, in_turn, own_site, read_prompt, resolve
 from tl_circuits.support.checked import checked
@@ -63,6 +64,7 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
 
     Raises:
         PromptError: there are no prompts, or one has fewer than two tokens.
+        DictionaryError: some layer has several dictionaries.
 
     Examples:
         >>> quality = tlc.dictionary_quality(replacement, [prompt, "the bird of Texas is"])
@@ -80,6 +82,7 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
     if isinstance(prompts, str):
         raise PromptError("dictionary_quality takes a list of prompts, got one text; write [prompt].")
     model, dictionary = replacement.model, replacement.dictionary
+    refuse_several(dictionary, "dictionary_quality measures")
     layers = list(dictionary.layers)
     sums = {layer: _Sums() for layer in layers}
     plain, replaced, predicted = 0.0, dict.fromkeys([*layers, -1], 0.0), 0

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.base import Dictionary, ranges
+from tl_circuits.dictionaries.combined import combined, one_a_layer
 from tl_circuits.dictionaries.given import Options, from_layers
 from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.releases import release_directory
@@ -65,17 +66,20 @@ def open_release(
         if missing or not asked:
             raise DictionaryError(f"{release} has no layers {ranges(missing) or '(layers= is empty)'}; it has {ranges(list(chosen))}.")
         chosen = {layer: chosen[layer] for layer in sorted(asked)}
-    opened = {}
-    for layer, one in tqdm(chosen.items(), desc="opening autoencoders", unit="layer", disable=not progress):
-        opened[layer] = _open(release, one)
-        _require_layer(release, one, layer, opened[layer])
-    title = name or _title(release, entry.saes_map, chosen)
-    first = next(iter(opened.values()))
-    rule = prompt_rule or _rule(first, entry.model)
-    made = from_layers(opened, Options(list(opened), input_hook, output_hook, device, dtype, residency, title, rule))
-    assert isinstance(made, TranscoderSet)
-    made.made_for = entry.model
-    return made
+    opened = []
+    listed = [(layer, one) for layer, ids_of_layer in chosen.items() for one in ids_of_layer]
+    for layer, one in tqdm(listed, desc="opening autoencoders", unit="layer", disable=not progress):
+        opened.append((layer, _open(release, one)))
+        _require_layer(release, one, *opened[-1])
+    title = name or _title(release, entry.saes_map, [one for _, one in listed])
+    rule = prompt_rule or _rule(opened[0][1], entry.model)
+    sets = []
+    for found in one_a_layer(opened):
+        made = from_layers(found, Options(list(found), input_hook, output_hook, device, dtype, residency, title, rule))
+        assert isinstance(made, TranscoderSet)
+        made.made_for = entry.model
+        sets.append(made)
+    return combined(sets)
 
 
 def _open(release: str, sae_id: str) -> Any:
@@ -101,12 +105,12 @@ def _rule(sae: Any, made_for: str) -> PromptRule:
     return PromptRule(False, rule.skip_first, rule.skip_prefixes) if sae.cfg.metadata.prepend_bos is False else rule
 
 
-def _title(release: str, known: Mapping[str, str], chosen: Mapping[int, str]) -> str:
+def _title(release: str, known: Mapping[str, str], chosen: Sequence[str]) -> str:
     """The release's name; with what its chosen ids have in common, if they are not all of the release."""
     if len(chosen) == len(known):
         return release
-    patterns = sorted({_pattern(sae_id) for sae_id in chosen.values()})
-    return f"{release}//{patterns[0]}" if len(patterns) == 1 else f"{release}//{', '.join(chosen.values())}"
+    patterns = sorted({_pattern(sae_id) for sae_id in chosen})
+    return f"{release}//{patterns[0]}" if len(patterns) == 1 else f"{release}//{', '.join(chosen)}"
 
 
 def _pattern(sae_id: str) -> str:
@@ -124,23 +128,22 @@ def _layer_of(entry: Any, sae_id: str) -> int | None:
     return int(found[1]) if found and "embedding" not in sae_id else None
 
 
-def _by_ids(release: str, entry: Any, ids: str | Iterable[str]) -> dict[int, str]:
+def _by_ids(release: str, entry: Any, ids: str | Iterable[str]) -> dict[int, list[str]]:
+    """The ids by layer; several of one layer are of different sites, or refused when they are opened."""
     asked = [ids] if isinstance(ids, str) else list(ids)
     unknown = next((one for one in asked if one not in entry.saes_map), None)
     if unknown is not None or not asked:
         raise DictionaryError(f"{release} has no id {unknown!r}. There is: {_listed(entry.saes_map)}.")
-    found: dict[int, str] = {}
-    for one in asked:
+    found: dict[int, list[str]] = {}
+    for one in dict.fromkeys(asked):
         layer = _layer_of(entry, one)
         if layer is None:
             raise DictionaryError(f"{release}, {one}, is of no block, so it cannot be attached. Leave it out.")
-        if layer in found:
-            raise DictionaryError(f"{one} and {found[layer]} are both of layer {layer}; a graph has one dictionary for each layer.")
-        found[layer] = one
+        found.setdefault(layer, []).append(one)
     return dict(sorted(found.items()))
 
 
-def _by_properties(release: str, entry: Any, width: int | str | None, l0: int | float | str | None) -> dict[int, str]:
+def _by_properties(release: str, entry: Any, width: int | str | None, l0: int | float | str | None) -> dict[int, list[str]]:
     """One id for each layer, of those with this width and number of active features."""
     ids = [one for one in entry.saes_map if _layer_of(entry, one) is not None]
     sites = Counter(match[0] for one in ids if (match := re.search(_SITE, one)))
@@ -160,7 +163,7 @@ def _by_properties(release: str, entry: Any, width: int | str | None, l0: int | 
             f"{release} has {'several autoencoders' if several else 'nothing'} for a layer with width={width!r} and l0={l0!r}. "
             f"Choose with width=, l0= or ids=. There is: {_listed(several or entry.saes_map)}."
         )
-    return {layer: here[0] for layer, here in chosen.items()}
+    return chosen
 
 
 def _width_name(width: int | str) -> str:

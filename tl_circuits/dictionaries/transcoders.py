@@ -252,12 +252,14 @@ class TranscoderSet(Dictionary):
         return made
 
     def sample(self) -> Sample:
-        found = []
-        for layer, t in self._at.items():
-            what = f"layer {layer} of the dictionary"
-            found.append((f"{what} ({t.input_hook} to {t.output_hook})", some_entries(t.W_enc)))
-            found.append((f"{what} (its decoder)", some_entries(self._own_decoder(layer))))
-            found += [(f"{what} (its {n})", getattr(t, n).detach().norm(dtype=torch.float32)) for n in ("b_enc", "b_dec")]
+        return tuple(entry for layer in self._at for entry in self.layer_sample(layer))
+
+    def layer_sample(self, layer: int) -> Sample:
+        """The numbers of :meth:`sample` that are of one layer."""
+        t, what = self._at[layer], f"layer {layer} of the dictionary"
+        found = [(f"{what} ({t.input_hook} to {t.output_hook})", some_entries(t.W_enc))]
+        found.append((f"{what} (its decoder)", some_entries(self._own_decoder(layer))))
+        found += [(f"{what} (its {n})", getattr(t, n).detach().norm(dtype=torch.float32)) for n in ("b_enc", "b_dec")]
         return rounded(found)
 
     def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | Any | None:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.base import ranges
 from tl_circuits.dictionaries.belonging import origin_of
+from tl_circuits.dictionaries.several_sites import refuse_several
 from tl_circuits.errors import OutputError, PromptError
 from tl_circuits.feature_labels.directions import written_directions
 from tl_circuits.feature_labels.feature_files import FeatureFiles, write_index, write_layer, write_origin
@@ -91,6 +92,7 @@ def make_dashboards(
     Raises:
         PromptError: for texts that are missing or empty.
         OutputError: for a folder that holds the beginning of another run.
+        DictionaryError: if some layer has several dictionaries.
         ValueError: for a layer without a dictionary.
 
     Examples:
@@ -103,6 +105,7 @@ def make_dashboards(
     """
     replacement.require_attached()
     dictionary = replacement.dictionary
+    refuse_several(dictionary, "feature files are written")
     chosen = list(dictionary.layers) if layers is None else sorted(layers)
     unknown = [layer for layer in chosen if layer not in dictionary.layers]
     if unknown:

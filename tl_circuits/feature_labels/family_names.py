@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.feature_labels.firing import Firing, Pieces, where_features_fire
 from tl_circuits.feature_labels.firing_names import quoted
 from tl_circuits.feature_labels.top_firing import EXAMPLES
@@ -23,8 +24,8 @@ def family_firing(replacement: Replacement, graph: AttributionGraph, nodes: Sequ
     others = [ids for ids, _ in graph.info.baseline]
     if not others or not nodes:
         return None
-    layer, feature = graph._nodes.layer[list(nodes)], graph._nodes.feature[list(nodes)]
-    wanted = {int(at): feature[layer == at].unique() for at in layer.unique()}
+    place, feature = node_places(replacement.dictionary, graph)[list(nodes)], graph._nodes.feature[list(nodes)]
+    wanted = {int(at): feature[place == at].unique() for at in place.unique()}
     return where_features_fire(replacement, Pieces((tuple(graph.prompt_tokens()), *others)), wanted)
 
 
@@ -33,8 +34,8 @@ def family_name(firing: Firing, layer: int, row: int, side: int, texts: Mapping[
 
     Args:
         firing: where features fire in the family.
-        layer: the feature's layer.
-        row: its place in the layer's columns.
+        layer: the number of the feature's place: its layer, unless some layer has several dictionaries.
+        row: its row in the place's columns.
         side: 0 if it is active above zero, 1 below.
         texts: by token, its text.
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_circuits.dictionaries.belonging import Origin, require_made_of
-from tl_circuits.errors import GraphFileError
+from tl_circuits.errors import BelongingError, GraphFileError
 from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.graph.one_a_layer import require_one_a_layer
 from tl_circuits.graph.storage import read_sample
 from tl_circuits.support.files import atomic_file
 from tl_circuits.support.reading import (
@@ -59,7 +60,10 @@ class FeatureFiles:
             return Origin(str(said["model"]), str(said["dictionary"]), int(said["n_layers"]), read_sample(said["sample"]))
 
     def require_of(self, graph: AttributionGraph) -> None:
-        """Raise BelongingError if the records are known to be of another model or dictionary than the graph."""
+        """Raise BelongingError if the records are known to be of another model or dictionary than the graph, or cannot tell
+        its features apart.
+        """
+        require_one_a_layer(graph.info, "feature files tell", BelongingError)
         if self.origin is not None:
             require_made_of(self.origin, graph.info, f"the feature files in {self.folder.parent.name}")
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from tl_circuits.feature_labels.top_firing import TopFiring
 from tl_circuits.hooks import (
     Replacement,
+    by_place,
     collect_sites,
     context_length,
     first_tokens,
@@ -50,7 +51,7 @@ class Firing:
 
     Attributes:
         pieces: the text.
-        layers: the features of each layer.
+        layers: the features of each layer; by number of the place, if some layer has several dictionaries.
     """
 
     pieces: Pieces
@@ -92,25 +93,26 @@ def where_features_fire(
     Args:
         replacement: the model with its dictionary.
         pieces: the text.
-        features: by layer, the indices of the features, ascending.
+        features: by number of the place (the layer, unless some layer has several dictionaries), the indices of the
+            features, ascending.
         progress: show a progress bar on stderr.
     """
-    dictionary = replacement.dictionary
-    tops = {layer: TopFiring.empty(chosen) for layer, chosen in sorted(features.items())}
-    names = {layer: dictionary.input_hook(layer) for layer in tops}
+    dictionary = by_place(replacement.dictionary)
+    tops = {place: TopFiring.empty(chosen) for place, chosen in sorted(features.items())}
+    names = {place: dictionary.input_hook(place) for place in tops}
     hooks = list(dict.fromkeys(names.values()))
-    widest = max((dictionary.width(layer) for layer in tops), default=1)
+    widest = max((dictionary.width(place) for place in tops), default=1)
     at_once = max(CONTEXT + len(pieces.first), min(_TOKENS_AT_ONCE, _ACTIVATIONS_AT_ONCE // widest))
     with torch.no_grad(), tqdm(total=pieces.n_tokens, desc="where features fire", unit="token", disable=not progress) as bar:
         for numbers, tokens, real in _batches(pieces, at_once):
             counted = real & ~_left_out(replacement, tokens)
             seen = collect_sites(replacement.model, tokens.to(model_device(replacement.model)), hooks) if tops else {}
-            for layer, top in tops.items():
-                x = flat(seen[names[layer]])
-                acts = dictionary.activate(layer, dictionary.pre_activations(layer, x), x)
+            for place, top in tops.items():
+                x = flat(seen[names[place]])
+                acts = dictionary.activate(place, dictionary.pre_activations(place, x), x)
                 if len(top.feature) < acts.shape[-1]:
                     acts = acts[..., top.feature.long().to(acts.device)]
-                tops[layer] = top.with_batch(acts.float().cpu(), counted, numbers, len(pieces.first))
+                tops[place] = top.with_batch(acts.float().cpu(), counted, numbers, len(pieces.first))
             bar.update(int(real.sum()) - len(pieces.first) * len(tokens))
     return Firing(pieces, tops)
 

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from tl_circuits.dictionaries.belonging import origin_of
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import OutputError
 from tl_circuits.feature_labels.firing import CONTEXT, Firing, Pieces, where_features_fire
 from tl_circuits.feature_labels.top_firing import BYTES_A_FEATURE, TopFiring
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.hooks import Replacement
+from tl_circuits.hooks import Replacement, by_place
 from tl_circuits.support.cache import cache_dir
 from tl_circuits.support.files import atomic_file
 
@@ -42,16 +43,16 @@ def firing_of(
         pieces: the text.
         progress: show a progress bar on stderr.
     """
-    dictionary = replacement.dictionary
-    widths = {layer: dictionary.width(layer) for layer in dictionary.layers}
+    dictionary = by_place(replacement.dictionary)
+    widths = {place: dictionary.width(place) for place in dictionary.layers}
     if sum(widths.values()) * BYTES_A_FEATURE > _MOST_BYTES:
-        at, of = graph._nodes.layer[nodes], graph._nodes.feature[nodes]
+        at, of = node_places(replacement.dictionary, graph)[nodes], graph._nodes.feature[nodes]
         return where_features_fire(replacement, pieces, {int(i): of[at == i].unique() for i in at.unique()}, progress)
     path = cache_dir() / "firing" / f"{_key(replacement, pieces)}.safetensors"
     known = _read(path)
     if known is not None:
         return known
-    made = where_features_fire(replacement, pieces, {layer: torch.arange(width) for layer, width in widths.items()}, progress)
+    made = where_features_fire(replacement, pieces, {place: torch.arange(width) for place, width in widths.items()}, progress)
     try:
         _write(made, path)
     except (OSError, OutputError) as error:  # a cache that cannot be written costs time, nothing else

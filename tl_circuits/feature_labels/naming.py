@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import PromptError
 from tl_circuits.feature_labels.example_text import file_passages, shipped_passages, world_passages
 from tl_circuits.feature_labels.family_names import family_firing, family_name
@@ -133,13 +134,13 @@ def _weights(replacement: Replacement, graph: AttributionGraph, nodes: Sequence[
     if not nodes:
         return {}
     found: dict[int, Weights] = {}
-    layers, model, usual = graph._nodes.layer, replacement.model, usual_products(replacement)
+    at, model, usual = node_places(replacement.dictionary, graph), replacement.model, usual_products(replacement)
     with torch.no_grad(), tqdm(total=len(nodes), desc="reading weights", unit="feature", disable=not progress) as bar:
-        for layer in sorted({int(layers[i]) for i in nodes}):
-            here = [i for i in nodes if int(layers[i]) == layer]
+        for place in sorted({int(at[i]) for i in nodes}):
+            here = [i for i in nodes if int(at[i]) == place]
             for start in range(0, len(here), FEATURES_AT_ONCE):
                 part = here[start : start + FEATURES_AT_ONCE]
-                products = vocabulary_products(replacement, layer, graph._nodes.feature[part], active_side(graph, part))
+                products = vocabulary_products(replacement, place, graph._nodes.feature[part], active_side(graph, part))
                 for i, effect, like in zip(part, *products, strict=True):
                     label = Label(UNCLEAR, *strongest_tokens(model, effect, like))
                     found[i] = Weights(label, sharpest_weight_name(model, usual, effect, like))
@@ -162,12 +163,13 @@ def _examples(
         return {}
     firing = firing_of(replacement, graph, nodes, pieces, progress)
     reader = FiringReader(replacement.model, firing, graph.info.token_ids)
-    return {i: reader.examples(*_feature(graph, i), place_of(graph, i)) for i in nodes}
+    at = node_places(replacement.dictionary, graph)
+    return {i: reader.examples(int(at[i]), *_feature(graph, i), place_of(graph, i)) for i in nodes}
 
 
-def _feature(graph: AttributionGraph, node: int) -> tuple[int, int, int]:
-    """A feature's layer and index, and the side on which it is active: 0 above zero, 1 below."""
-    return int(graph._nodes.layer[node]), int(graph._nodes.feature[node]), int(active_side(graph, [node])[0] < 0)
+def _feature(graph: AttributionGraph, node: int) -> tuple[int, int]:
+    """A feature's index, and the side on which it is active: 0 above zero, 1 below."""
+    return int(graph._nodes.feature[node]), int(active_side(graph, [node])[0] < 0)
 
 
 def _pieces(replacement: Replacement, text: Path | None, max_tokens: int) -> Pieces | None:
@@ -256,9 +258,10 @@ def _family(
     reader, found = FiringReader(replacement.model, firing), {}
     distinct = sorted({i for piece in firing.pieces.ids for i in piece})
     texts = dict(zip(distinct, reader.texts(distinct), strict=True))
+    places = node_places(replacement.dictionary, graph).tolist()
     for i in nodes:
-        layer, feature, side = _feature(graph, i)
-        row = firing.layers[layer].row(feature)
+        feature, side = _feature(graph, i)
+        row = firing.layers[places[i]].row(feature)
         if row is not None:
-            found[i] = family_name(firing, layer, row, side, texts), reader.shown(layer, row, side, _FAMILY_KEPT)
+            found[i] = family_name(firing, places[i], row, side, texts), reader.shown(places[i], row, side, _FAMILY_KEPT)
     return found

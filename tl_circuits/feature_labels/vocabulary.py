@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.feature_labels.directions import read_directions, written_directions
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
@@ -56,21 +57,21 @@ def label_features(
     features = graph.is_kind("feature")
     wanted = features.nonzero()[:, 0].tolist() if nodes is None else [i for i in (node_index(graph, node) for node in nodes) if features[i]]
     labels = dict(graph.labels)
-    layers = graph._nodes.layer
-    by_layer: dict[int, list[int]] = {}
+    at = node_places(replacement.dictionary, graph)
+    by_place: dict[int, list[int]] = {}
     for index in wanted:
-        by_layer.setdefault(int(layers[index]), []).append(index)
+        by_place.setdefault(int(at[index]), []).append(index)
     with torch.no_grad(), tqdm(total=len(wanted), desc="labelling", unit="feature", disable=not progress) as bar:
-        for layer, indices in sorted(by_layer.items()):
+        for place, indices in sorted(by_place.items()):
             for start in range(0, len(indices), FEATURES_AT_ONCE):
                 part = indices[start : start + FEATURES_AT_ONCE]
-                labels.update(zip(part, _labels(replacement, graph, layer, part), strict=True))
+                labels.update(zip(part, _labels(replacement, graph, place, part), strict=True))
                 bar.update(len(part))
     return replace(graph, labels=labels)
 
 
-def _labels(replacement: Replacement, graph: AttributionGraph, layer: int, indices: list[int]) -> list[Label]:
-    effects, likes = vocabulary_products(replacement, layer, graph._nodes.feature[indices], active_side(graph, indices))
+def _labels(replacement: Replacement, graph: AttributionGraph, place: int, indices: list[int]) -> list[Label]:
+    effects, likes = vocabulary_products(replacement, place, graph._nodes.feature[indices], active_side(graph, indices))
     labels = []
     for effect, like in zip(effects, likes, strict=True):
         up, reads = effect.topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)
@@ -102,22 +103,22 @@ def active_side(graph: AttributionGraph, indices: Sequence[int]) -> Float[Tensor
 
 
 def vocabulary_products(
-    replacement: Replacement, layer: int, features: Int[Tensor, " n"], side: Float[Tensor, " n"]
+    replacement: Replacement, place: int, features: Int[Tensor, " n"], side: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d_vocab"], Float[Tensor, "n d_vocab"]]:
-    """What features of one layer write to each logit, and how well each token's embedding fits their encoders.
+    """What features of one dictionary write to each logit, and how well each token's embedding fits their encoders.
 
     Args:
         replacement: the model with its dictionary.
-        layer: the layer.
+        place: the number of the dictionary's place: its layer, unless some layer has several.
         features: the features' indices.
         side: 1 for features that are active above zero, -1 below: those promote what their decoder suppresses.
     """
     model, dictionary = replacement.model, replacement.dictionary
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
     features, side = features.to(W_U.device), side.to(W_U.device)
-    written = written_directions(model, dictionary, layer, features) * side[:, None]
+    written = written_directions(model, dictionary, place, features) * side[:, None]
     effects = written.to(W_U.dtype) @ W_U
-    read = read_directions(model, dictionary, layer, features)
+    read = read_directions(model, dictionary, place, features)
     return effects.float(), (read.to(W_E) @ W_E.T).float()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_circuits.feature_labels.token_space import plain
 from tl_circuits.feature_labels.vocabulary import vocabulary_products
-from tl_circuits.hooks import Replacement, embed_weights, token_text, unembed_weights
+from tl_circuits.hooks import Replacement, by_place, embed_weights, token_text, unembed_weights
 
 _SAMPLE = 256  # features that say what is usual for a token
 _DIRECTIONS = 64  # random directions that say what chance gives
@@ -58,13 +58,13 @@ class UsualProducts:
 
 def usual_products(replacement: Replacement) -> UsualProducts:
     """Measure what is usual with features sampled from all layers of the attached dictionary, always the same ones."""
-    dictionary, generator = replacement.dictionary, torch.Generator().manual_seed(0)
+    dictionary, generator = by_place(replacement.dictionary), torch.Generator().manual_seed(0)
     each = max(1, _SAMPLE // len(dictionary.layers))
     sums: list[Tensor] = []
     with torch.no_grad():
-        for layer in dictionary.layers:
-            features = torch.randint(dictionary.width(layer), (each,), generator=generator)
-            parts = [_unit(products) for products in vocabulary_products(replacement, layer, features, torch.ones(each))]
+        for place in dictionary.layers:
+            features = torch.randint(dictionary.width(place), (each,), generator=generator)
+            parts = [_unit(products) for products in vocabulary_products(replacement, place, features, torch.ones(each))]
             squares = [part.square().sum(0) for part in parts]
             sums = [a + b for a, b in zip(sums, squares, strict=True)] if sums else squares
         written, read = ((s / (each * len(dictionary.layers))).sqrt().clamp_min(1e-30) for s in sums)

@@ -26,9 +26,9 @@ def carried(graph: AttributionGraph, members: Sequence[int]) -> Carried:
     # How each node changes without the members, as a share of what it counts; members themselves by -1.
     change = torch.where(inside, -1.0, 0.0).double()
     lost = torch.zeros(len(graph), dtype=torch.float64)  # of each node's value
-    by_layer = torch.argsort(nodes.layer[edges.target], stable=True)
-    counts = nodes.layer[edges.target[by_layer]].unique_consecutive(return_counts=True)[1]
-    for rows in by_layer.split(counts.tolist()):
+    by_depth = torch.argsort(nodes.depth[edges.target], stable=True)
+    counts = nodes.depth[edges.target[by_depth]].unique_consecutive(return_counts=True)[1]
+    for rows in by_depth.split(counts.tolist()):
         target = edges.target[rows]
         lost.index_add_(0, target, edges.weight[rows].double() * change[edges.source[rows]])
         moved = target[passes[target] & ~inside[target]].unique()

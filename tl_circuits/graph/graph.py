@@ -157,14 +157,25 @@ class AttributionGraph:
 
     @cached_property
     def node_ids(self) -> tuple[str, ...]:
-        """Unique names in adjacency order: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``."""
+        """Unique names in adjacency order: ``L14/F2268@9``, ``L3/error@2``, ``token@4``, ``logit:0``.
+
+        Where a layer has several dictionaries, they name the site as well: ``L14.resid_post/F2268@9``.
+        """
         names, rank = [], 0
         columns = (self._nodes.kind, self._nodes.layer, self._nodes.position, self._nodes.feature)
-        for kind, layer, position, feature in zip(*(c.tolist() for c in columns), strict=True):
+        rows = zip(*(c.tolist() for c in columns), self.sites, strict=True)
+        for kind, layer, position, feature, site in rows:
             is_logit = kind == Kind.LOGIT
-            names.append(node_id(kind, layer, position, rank if is_logit else feature))
+            names.append(node_id(kind, layer, position, rank if is_logit else feature, site))
             rank += is_logit
         return tuple(names)
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """Each node's site, such as ``"resid_post"``; empty where its layer has one dictionary only, or none."""
+        if self._nodes.site is None:
+            return ("",) * len(self)
+        return tuple(self.info.sites[i] if i >= 0 else "" for i in self._nodes.site.tolist())
 
     @cached_property
     def node_numbers(self) -> dict[str, int]:
@@ -189,7 +200,8 @@ class AttributionGraph:
         if kind == "embedding":
             return f"token “{self.info.tokens[position]}”"
         if kind == "error":
-            return f"unexplained MLP output, layer {int(self._nodes.layer[index])}"
+            what = f"part of {self.sites[index]}" if self.sites[index] else "MLP output"
+            return f"unexplained {what}, layer {int(self._nodes.layer[index])}"
         if kind == "logit":
             first = int(self.is_kind("logit").nonzero()[0])
             return f"output “{self.info.target_names[index - first]}”"
@@ -199,7 +211,8 @@ class AttributionGraph:
             return f"unexplained attention output, layer {int(self._nodes.layer[index])}"
         if kind == "bias":
             return f"bias of layer {int(self._nodes.layer[index])}"
-        return f"feature {int(self._nodes.feature[index])} of layer {int(self._nodes.layer[index])}"
+        where = f"{self.sites[index]}, layer" if self.sites[index] else "layer"
+        return f"feature {int(self._nodes.feature[index])} of {where} {int(self._nodes.layer[index])}"
 
     @cached_property
     def nodes(self) -> pd.DataFrame:
@@ -224,6 +237,8 @@ class AttributionGraph:
           weight; NaN if the file does not say.
         * ``baseline``: in a contrast graph, the feature's mean activation in the baseline; else 0.
         * ``shared``: in a contrast graph, the part of ``bias`` that the baseline brings; else 0.
+        * ``site``: only if some layer has several dictionaries: the name of the site, such as ``resid_post``; empty for nodes
+          of other layers, embeddings and logits.
         """
         n = self._nodes
         position = n.position.tolist()
@@ -244,6 +259,8 @@ class AttributionGraph:
             "baseline": np.zeros(len(n), np.float32) if n.baseline is None else n.baseline.numpy(),
             "shared": np.zeros(len(n), np.float32) if n.shared is None else n.shared.numpy(),
         }
+        if n.site is not None:
+            columns["site"] = list(self.sites)
         return pd.DataFrame(columns)
 
     def node(self, name: str) -> pd.Series:

@@ -56,22 +56,31 @@ class Place(NamedTuple):
         layer: -1 for embeddings.
         position: the position in the prompt.
         feature: the feature's index; -1 for errors and embeddings; for logits the rank among the targets.
+        site: the name of the dictionary's site if the layer has several dictionaries; else empty.
     """
 
     kind: Kind
     layer: int
     position: int
     feature: int
+    site: str = ""
 
 
 # What names sources, also in edits, where one place may name several features: "L14/F1,F5", "L3/error", "token".
-SOURCE = r"(?:L(?P<layer>\d+)/(?:(?P<error>error)|(?P<features>F\d+(?:\s*,\s*F\d+)*))|(?P<token>token))"
+# "L14.resid_post/F1" names the site, where the layer has several dictionaries.
+_SITE = r"[A-Za-z]\w*(?:\.\w+)*"
+SOURCE = rf"(?:L(?P<layer>\d+)(?:\.(?P<site>{_SITE}))?/(?:(?P<error>error)|(?P<features>F\d+(?:\s*,\s*F\d+)*))|(?P<token>token))"
 _SOURCE_ID = re.compile(rf"{SOURCE}@(?P<position>\d+)")
 _LOGIT_ID = re.compile(r"logit:(?P<rank>\d+)")
 SOURCE_EXAMPLES = "'L14/F2268@9', 'L3/error@2' or 'token@4'"
 
 
-def node_id(kind: int, layer: int, position: int | str, feature: int) -> str:
+def is_site(text: str) -> bool:
+    """Whether a site may be called so."""
+    return re.fullmatch(_SITE, text) is not None
+
+
+def node_id(kind: int, layer: int, position: int | str, feature: int, site: str = "") -> str:
     """The id of a node.
 
     Args:
@@ -79,20 +88,24 @@ def node_id(kind: int, layer: int, position: int | str, feature: int) -> str:
         layer: the node's layer; not used for embeddings and logits.
         position: the position in the prompt, or the name of a slot that stands for one.
         feature: the feature's index; for logits the rank among the targets, 0 for the first.
+        site: the name of the dictionary's site if the layer has several dictionaries; else empty.
 
     Examples:
         >>> from tl_circuits.graph.kinds import Kind, node_id
         >>> node_id(Kind.FEATURE, 14, 9, 2268), node_id(Kind.ERROR, 3, 2, -1), node_id(Kind.EMBEDDING, -1, 4, 17)
         ('L14/F2268@9', 'L3/error@2', 'token@4')
+        >>> node_id(Kind.FEATURE, 14, 9, 2268, "resid_post")
+        'L14.resid_post/F2268@9'
     """
     if kind == Kind.LOGIT:
         return f"logit:{feature}"
     if kind == Kind.EMBEDDING:
         return f"token@{position}"
+    at = f"L{layer}.{site}" if site else f"L{layer}"
     if kind == Kind.FEATURE:
-        return f"L{layer}/F{feature}@{position}"
+        return f"{at}/F{feature}@{position}"
     if kind == Kind.ERROR:
-        return f"L{layer}/error@{position}"
+        return f"{at}/error@{position}"
     if kind == Kind.ATTENTION_ERROR:
         return f"L{layer}/attention-error@{position}"
     return f"L{layer}/{'attention-F' if kind == Kind.ATTENTION_FEATURE else 'bias'}{feature}@{position}"
@@ -104,7 +117,7 @@ def parse_node_id(text: str) -> Place | None:
     Examples:
         >>> from tl_circuits.graph.kinds import parse_node_id
         >>> parse_node_id("L14/F2268@9")
-        Place(kind=<Kind.FEATURE: 0>, layer=14, position=9, feature=2268)
+        Place(kind=<Kind.FEATURE: 0>, layer=14, position=9, feature=2268, site='')
     """
     logit = _LOGIT_ID.fullmatch(text)
     if logit is not None:
@@ -115,6 +128,7 @@ def parse_node_id(text: str) -> Place | None:
     position = int(match["position"])
     if match["token"]:
         return Place(Kind.EMBEDDING, -1, position, -1)
+    site = match["site"] or ""
     if match["error"]:
-        return Place(Kind.ERROR, int(match["layer"]), position, -1)
-    return Place(Kind.FEATURE, int(match["layer"]), position, int(match["features"][1:]))
+        return Place(Kind.ERROR, int(match["layer"]), position, -1, site)
+    return Place(Kind.FEATURE, int(match["layer"]), position, int(match["features"][1:]), site)

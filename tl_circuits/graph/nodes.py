@@ -11,7 +11,7 @@ from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.visible import visible
 from tl_circuits.hooks import Sample
 
-OPTIONAL = ("total_effect", "baseline", "shared")
+OPTIONAL = ("total_effect", "baseline", "shared", "site")
 """Columns of :class:`Nodes` that a graph may lack."""
 
 
@@ -36,6 +36,8 @@ class Nodes:
             not say.
         baseline: in a contrast graph, the feature's mean activation in the baseline.
         shared: in a contrast graph, the part of ``bias`` that the baseline brings.
+        site: where some layer has several dictionaries: at which one a feature or error stands, as an index of
+            ``GraphInfo.sites``; -1 for other nodes, and in layers with one dictionary.
     """
 
     kind: Int[Tensor, " node"]
@@ -51,6 +53,7 @@ class Nodes:
     total_effect: Float[Tensor, " node"] | None = None
     baseline: Float[Tensor, " node"] | None = None
     shared: Float[Tensor, " node"] | None = None
+    site: Int[Tensor, " node"] | None = None
 
     def __len__(self) -> int:
         return self.kind.numel()
@@ -69,6 +72,13 @@ class Nodes:
         baseline), 0 for features that do not count.
         """
         return torch.where(self.kind == Kind.FEATURE, self.counted.sign(), 1.0)
+
+    @property
+    def depth(self) -> Int[Tensor, " node"]:
+        """A number that grows along every edge: the layer, and within a layer the site if there are several."""
+        if self.site is None:
+            return self.layer
+        return self.layer * (int(self.site.max()) + 2) + self.site + 1
 
     def columns(self) -> dict[str, Tensor]:
         """The columns that are there, by name."""
@@ -156,6 +166,7 @@ class GraphInfo:
         baseline: the token ids of a contrast graph's baseline prompts.
         compared_with: what a contrast graph compares with: those prompts' texts, or what its :class:`Baseline` was made
             from. Empty if the graph is no contrast.
+        sites: where some layer has several dictionaries: the names of their sites, in the order of the forward pass.
 
     Examples:
         >>> graph.info.tokens[-2:], graph.info.target_names, graph.info.skip_positions
@@ -183,6 +194,7 @@ class GraphInfo:
     select: str = "influence"
     baseline: Baselines = ()
     compared_with: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:

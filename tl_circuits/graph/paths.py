@@ -54,10 +54,10 @@ def strongest_paths(graph: AttributionGraph, count: int = 5) -> list[Path]:
 
 def _best_ways(graph: AttributionGraph, shares: Tensor) -> Tensor:
     """For each node, the node before it on the strongest path from a token; -1 for tokens and where no path leads."""
-    edges, layer = graph._edges, graph._nodes.layer
+    edges, depth_of = graph._edges, graph._nodes.depth
     best = graph.is_kind("embedding").double()
     came_from = torch.full((len(graph),), -1, dtype=torch.long)
-    depth = layer[edges.target]
+    depth = depth_of[edges.target]
     for at in depth.unique().tolist():  # ascending, so that a source's own best is final
         here = (depth == at).nonzero()[:, 0]
         strength = best[edges.source[here]] * shares[here]

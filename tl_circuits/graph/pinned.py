@@ -13,7 +13,7 @@ from tl_circuits.graph.scores import Edges, Scores, scores
 def pinned_scores(graph: AttributionGraph, only: Iterable[str | int]) -> Scores:
     """Replacement and completeness with only some features explained; see :meth:`AttributionGraph.scores`.
 
-    What another feature writes is added to the error of its layer and position (if there is none, it is left out), and
+    What another feature writes is added to the error of its dictionary and position (if there is none, it is left out), and
     what drives it is left out. This is the definition of Neuronpedia's page.
     """
     given = list(only)
@@ -23,11 +23,11 @@ def pinned_scores(graph: AttributionGraph, only: Iterable[str | int]) -> Scores:
         kept[node_indices(graph, given)] = True
     gone = (nodes.kind == Kind.FEATURE) & ~kept
     errors = {
-        (int(nodes.layer[i]), int(nodes.position[i])): i for i in (nodes.kind == Kind.ERROR).nonzero()[:, 0].tolist()
+        (int(nodes.depth[i]), int(nodes.position[i])): i for i in (nodes.kind == Kind.ERROR).nonzero()[:, 0].tolist()
     }
     becomes = torch.arange(len(graph))
     for i in gone.nonzero()[:, 0].tolist():
-        becomes[i] = errors.get((int(nodes.layer[i]), int(nodes.position[i])), -1)
+        becomes[i] = errors.get((int(nodes.depth[i]), int(nodes.position[i])), -1)
     source = becomes[edges.source]
     stays = (source >= 0) & ~gone[edges.target]
     keys, where = (edges.target[stays] * len(graph) + source[stays]).unique(return_inverse=True)

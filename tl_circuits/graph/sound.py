@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.kinds import Kind
+from tl_circuits.graph.kinds import Kind, is_site
 from tl_circuits.graph.nodes import Label, Nodes
 from tl_circuits.graph.scores import Edges
 from tl_circuits.support.reading import LONGEST_TEXT, MOST_LAYERS, MOST_NODES, quoted, require_plain
 
 LEVELS_PER_LAYER = 4  # attention features, biases, MLP features, errors
 MOST_EXTRAS = 20_000_000  # values that another program's file says beyond our tables
-_WHOLE = ("kind", "layer", "position", "feature")
+_WHOLE = ("kind", "layer", "position", "feature", "site")
 _MAY_BE_NAN = ("value",)
 _STORY_TYPES = {"source": str, "target": str, "weight": float, "heads": list}
 
@@ -44,7 +44,7 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
     _stories(graph, where)
     if graph.target_vectors is not None and not bool(torch.isfinite(graph.target_vectors).all()):
         raise GraphFileError(f"{where}: the vectors of its targets hold NaN or infinity.")
-    _require_layered(graph._edges, len(graph), graph.info.n_layers, where)
+    _require_layered(graph._edges, len(graph), graph.info.n_layers * max(1, len(graph.info.sites)), where)
     return graph
 
 
@@ -107,6 +107,15 @@ def _places(graph: AttributionGraph, where: str) -> None:
     _within(nodes.position[~is_logit], 0, n_tokens - 1, f"{where}: nodes.position")
     _within(nodes.position, -1, n_tokens - 1, f"{where}: nodes.position")
     _within(nodes.feature, -1, 2**62, f"{where}: nodes.feature")
+    if (nodes.site is None) != (not info.sites):
+        raise GraphFileError(f"{where}: nodes.site and info.sites belong together, and the file has one of them only.")
+    if nodes.site is not None:
+        _within(nodes.site, -1, len(info.sites) - 1, f"{where}: nodes.site")
+        if len(set(info.sites)) < len(info.sites) or not all(map(is_site, info.sites)):
+            raise GraphFileError(f"{where}: info.sites is {quoted(info.sites)}, expected different names such as 'resid_post'.")
+        with_site = (nodes.site >= 0) & (nodes.kind != Kind.FEATURE) & (nodes.kind != Kind.ERROR)
+        if bool(with_site.any()):
+            raise GraphFileError(f"{where}: nodes.site is for features and errors, and another kind of node has one.")
     n_targets = int(is_logit.sum())
     if not len(info.target_names) == len(info.target_probabilities) == n_targets:
         raise GraphFileError(

@@ -25,7 +25,8 @@ from tl_circuits.support.reading import LARGEST_GRAPH_FILE, boundary, parse_json
 
 FORMAT = "tl_circuits.graph"
 FORMAT_VERSION = 1
-_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities", "compared_with")
+SITES_VERSION = 2  # of graphs in which some layer has several dictionaries; earlier programs would mix their nodes up
+_TUPLES = ("token_ids", "tokens", "target_names", "target_probabilities", "compared_with", "sites")
 
 
 def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
@@ -39,7 +40,10 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     if graph.target_vectors is not None:
         tensors["targets.vector"] = graph.target_vectors.contiguous()
     labels = {str(i): asdict(label) for i, label in sorted(graph.labels.items())}
-    content = {"format_version": FORMAT_VERSION, "info": asdict(graph.info), "labels": labels}
+    info = asdict(graph.info)
+    if not graph.info.sites:
+        del info["sites"]  # files of graphs with one dictionary a layer stay as they were
+    content = {"format_version": FORMAT_VERSION if not graph.info.sites else SITES_VERSION, "info": info, "labels": labels}
     if graph.source_file:
         content["source_file"] = graph.source_file
     if graph.head_stories:
@@ -114,10 +118,10 @@ def description(file: Any, path: Path) -> dict[str, Any]:
     if FORMAT not in metadata:
         raise GraphFileError(f"{path} is a safetensors file, but not an attribution graph of ours.")
     content = parse_json(metadata[FORMAT], f"{path}: its description", GraphFileError)
-    if content["format_version"] > FORMAT_VERSION:
+    if content["format_version"] > SITES_VERSION:
         raise GraphFileError(
             f"{path} was written by a newer tl_circuits (format {content['format_version']}, "
-            f"this one reads up to {FORMAT_VERSION}). Upgrade tl_circuits."
+            f"this one reads up to {SITES_VERSION}). Upgrade tl_circuits."
         )
     return content
 

@@ -44,8 +44,9 @@ def path_effects(graph: AttributionGraph) -> Float[Tensor, " node"]:
     effect = torch.zeros(len(graph), dtype=torch.float64)
     counted = nodes.counted.double()
     passes = (nodes.kind == Kind.FEATURE) & (counted != 0) & (nodes.activation != 0)
-    for layer in nodes.layer[edges.target].unique().flip(0).tolist():
-        here = (nodes.layer[edges.target] == layer).nonzero()[:, 0]
+    depth = nodes.depth[edges.target]
+    for at in depth.unique().flip(0).tolist():
+        here = (depth == at).nonzero()[:, 0]
         target, weight = edges.target[here], edges.weight[here].double()
         # What one unit of the target's value brings: a target's weight, or a feature's effect for each unit it counts.
         unit = nodes.weight[target].double() + torch.where(passes[target], effect[target] / counted[target].where(passes[target], torch.ones(())), 0.0)

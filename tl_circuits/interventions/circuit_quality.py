@@ -21,7 +21,7 @@ from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
-from tl_circuits.hooks import Replacement, in_turn, read_prompt, shown, token_text
+from tl_circuits.hooks import Replacement, in_turn, place_number, read_prompt, shown, token_text
 from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, everything, nothing, values_of
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture, figure_class, save_figure
@@ -278,16 +278,16 @@ def _others(replacement: Replacement, values: Values, ablate: str, counterfactua
 
 
 def _everything(values: Values, always: tuple[int, ...]) -> Int[Tensor, "n 3"]:
-    """Every place that a circuit can have: layer, position, feature; features silent on all prompts left out."""
+    """All that a circuit can have: place, position, feature; features silent on all prompts left out."""
     found = []
-    for layer, acts in values.acts.items():
+    for place, acts in values.acts.items():
         on = (acts != 0).any(0)
         on[list(always)] = False
-        place = on.nonzero()
-        found.append(torch.cat([torch.full((len(place), 1), layer), place.cpu()], 1))
-        if layer in values.errors:
+        here = on.nonzero()
+        found.append(torch.cat([torch.full((len(here), 1), place), here.cpu()], 1))
+        if place in values.errors:
             rest = [p for p in range(acts.shape[1]) if p not in always]
-            found.append(torch.tensor([[layer, p, -1] for p in rest]).reshape(-1, 3))
+            found.append(torch.tensor([[place, p, -1] for p in rest]).reshape(-1, 3))
     return torch.cat(found)
 
 
@@ -315,7 +315,8 @@ def _place(replacement: Replacement, name: Any) -> tuple[int, int, int] | None:
         raise ArgumentError(f"{shown(name)} is no node id; a circuit is a graph or a list of ids such as 'L14/F2268@9' or 'L3/error@2'.")
     if place.kind not in (Kind.FEATURE, Kind.ERROR) or place.layer not in replacement.dictionary.layers:
         return None
-    return place.layer, place.position, place.feature
+    at = place_number(replacement.dictionary, place.layer, place.site or None, ArgumentError)
+    return at, place.position, place.feature
 
 
 def _sizes(asked: Sequence[int] | None, n_every: int, most: int) -> list[int]:
@@ -344,16 +345,16 @@ def _by_gradients(runs: Runs, values: Values, every: Int[Tensor, "n 3"]) -> dict
 
 def _ranked(runs: Runs, values: Values, every: Int[Tensor, "n 3"], grads: dict[int, Tensor]) -> list[Nodes]:
     scores = torch.zeros(len(runs.tokens), len(every))
-    for layer in values.acts:
-        moved = (values.acts[layer] - runs.others.acts[layer]) * grads[layer]
-        here = (every[:, 0] == layer) & (every[:, 2] >= 0)
+    for place in values.acts:
+        moved = (values.acts[place] - runs.others.acts[place]) * grads[place]
+        here = (every[:, 0] == place) & (every[:, 2] >= 0)
         scores[:, here] = moved[:, every[here, 1], every[here, 2]].abs().cpu()
-        if layer in values.errors:
-            moved = ((values.errors[layer] - runs.others.errors[layer]) * grads[-1 - layer]).sum(-1)
-            here = (every[:, 0] == layer) & (every[:, 2] < 0)
+        if place in values.errors:
+            moved = ((values.errors[place] - runs.others.errors[place]) * grads[-1 - place]).sum(-1)
+            here = (every[:, 0] == place) & (every[:, 2] < 0)
             scores[:, here] = moved[:, every[here, 1]].abs().cpu()
     order = scores.argsort(dim=1, descending=True, stable=True)
-    return [[tuple(place) for place in every[row].tolist()] for row in order]
+    return [[tuple(node) for node in every[row].tolist()] for row in order]
 
 
 def _random(
@@ -374,16 +375,16 @@ def _random(
 
 
 def _swapped(values: Values, prompt: int, nodes: Nodes, generator: torch.Generator) -> Nodes:
-    """As many random active features at each layer and position; errors stay."""
+    """As many random active features at each place and position; errors stay."""
     waiting: dict[tuple[int, int], list[int]] = {}
     made = []
-    for layer, position, feature in nodes:
+    for place, position, feature in nodes:
         if feature < 0:
-            made.append((layer, position, feature))
+            made.append((place, position, feature))
             continue
-        if (layer, position) not in waiting:
-            on = values.acts[layer][:, position].ne(0).any(0).nonzero()[:, 0].cpu()
-            waiting[layer, position] = on[torch.randperm(len(on), generator=generator)].tolist()
-        pool = waiting[layer, position]
-        made.append((layer, position, pool.pop() if pool else feature))
+        if (place, position) not in waiting:
+            on = values.acts[place][:, position].ne(0).any(0).nonzero()[:, 0].cpu()
+            waiting[place, position] = on[torch.randperm(len(on), generator=generator)].tolist()
+        pool = waiting[place, position]
+        made.append((place, position, pool.pop() if pool else feature))
     return made

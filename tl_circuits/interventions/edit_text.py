@@ -12,6 +12,7 @@ GRAMMAR = """an edit is PLACE OPERATOR NUMBER:
   PLACE     L14/F2268@9   feature 2268 of layer 14 at position 9
             L14/F1,F5@9   several features
             L3/error@2    the error term of layer 3
+            L3.resid_post/F7@9   feature 7 at one of several sites of layer 3
             token@4       a prompt token
             L5/H3@9>4     how much head 3 of layer 5 attends from position 9 to 4 (= only)
             L5/H3/score@9>4   its score there, before softmax (+= only)
@@ -57,13 +58,13 @@ def parse_edit(text: str) -> Edit:
     if match["token"] or match["error"]:
         if operator != "*=":
             raise EditError(f"{text!r}: tokens and errors can only be multiplied (*=).\n\n{GRAMMAR}")
-        return TokenEdit(where, number) if match["token"] else ErrorEdit(int(match["layer"]), where, number)
+        return TokenEdit(where, number) if match["token"] else ErrorEdit(int(match["layer"]), where, number, site=match["site"])
     features: Any = [int(f.strip()[1:]) for f in match["features"].split(",")]
     features = features[0] if len(features) == 1 else tuple(features)
     place = (int(match["layer"]), where, features)
     if operator == "=":
-        return Ablate(*place) if number == 0 else Set(*place, value=number)
-    return Scale(*place, factor=number) if operator == "*=" else Add(*place, value=number)
+        return Ablate(*place, site=match["site"]) if number == 0 else Set(*place, value=number, site=match["site"])
+    return Scale(*place, factor=number, site=match["site"]) if operator == "*=" else Add(*place, value=number, site=match["site"])
 
 
 def _number(text: str, number: str) -> float:

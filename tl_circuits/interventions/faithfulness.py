@@ -15,10 +15,20 @@ from tqdm.auto import tqdm
 from tl_circuits.attention.qk import QKAttribution
 from tl_circuits.attribution.targets import kept_vector
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import ArgumentError, EditError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
-from tl_circuits.hooks import FREEZE_MODES, CleanRun, Replacement, clean_run, in_turn, read_prompt, require_freeze
+from tl_circuits.hooks import (
+    FREEZE_MODES,
+    CleanRun,
+    Replacement,
+    by_place,
+    clean_run,
+    in_turn,
+    read_prompt,
+    require_freeze,
+)
 from tl_circuits.interventions.intervene import DIVERGED, edited_batches, edits_of, growth
 from tl_circuits.interventions.score_checks import score_effects
 from tl_circuits.support.checked import checked
@@ -206,11 +216,11 @@ def predicted_effects(
         return (adjacency @ relative).T
     change = torch.zeros_like(relative)
     nodes = graph._nodes
-    layer, counted = nodes.layer, nodes.counted[:, None]
+    depth, counted = nodes.depth, nodes.counted[:, None]
     fires = nodes.activation[:, None] != 0  # a silent feature's activation stays 0 when its pre-activation moves a little
     has_row = ~nodes.value.isnan()
-    for at in layer[has_row].unique().tolist():
-        here = (has_row & (layer == at)).nonzero()[:, 0]
+    for at in depth[has_row].unique().tolist():
+        here = (has_row & (depth == at)).nonzero()[:, 0]
         change[here] = adjacency[here] @ relative
         moved = torch.where(fires[here] & (counted[here] != 0), change[here] / counted[here], 0.0)
         relative[here] = torch.where(inside[here], factor * (1 + moved) - 1, moved)
@@ -227,17 +237,17 @@ def _measure(
     freeze: str,
     progress: bool,
 ) -> Iterator[Float[Tensor, "removal node"]]:
-    dictionary = replacement.dictionary
+    dictionary, at = by_place(replacement.dictionary), node_places(replacement.dictionary, graph)
     sets = [tuple(edits_of(graph, nodes)) for nodes in members]
     with tqdm(total=len(sets), desc=f"measuring ({freeze})", disable=not progress) as bar:
         for finals, seen, part in edited_batches(
             replacement, tokens, sets, clean, freeze, (), list(dictionary.layers)
         ):
             measured = torch.zeros(len(part), len(graph))
-            for layer in dictionary.layers:
-                here = rows[graph.is_kind("feature")[rows] & (graph._nodes.layer[rows] == layer)]
+            for place in dictionary.layers:
+                here = rows[graph.is_kind("feature")[rows] & (at[rows] == place)]
                 if len(here):
-                    measured[:, here] = _feature_changes(dictionary, graph, layer, here, clean, seen, freeze)
+                    measured[:, here] = _feature_changes(dictionary, graph, place, here, clean, seen, freeze)
             logits = rows[graph.is_kind("logit")[rows]]
             if len(logits):
                 measured[:, logits] = _logit_changes(replacement, graph, logits, finals - clean.final)
@@ -249,36 +259,36 @@ def _measure(
 def _feature_changes(
     dictionary: Any,
     graph: AttributionGraph,
-    layer: int,
+    place: int,
     nodes: Int[Tensor, " n"],
     clean: CleanRun,
     seen: dict[str, Tensor],
     freeze: str,
 ) -> Float[Tensor, "removal n"]:
-    name = dictionary.input_hook(layer)
+    name = dictionary.input_hook(place)
     device = seen[name].device
     position = graph._nodes.position[nodes].to(device)
     features = graph._nodes.feature[nodes].to(device)
     x, after = clean.seen[name][0, position].float(), seen[name][:, position].float()
     silent = (graph._nodes.activation[nodes] == 0).to(device)
-    vectors, bias = _rows(dictionary, layer, features, x, silent)
+    vectors, bias = _rows(dictionary, place, features, x, silent)
     if freeze == "all":  # a neuron's edges are those of its linearised self
         return torch.einsum("bnd,nd->bn", after - x, vectors).cpu()
     n_runs, n = after.shape[:2]
     flat = after.reshape(n_runs * n, -1)
-    moved, moved_bias = _rows(dictionary, layer, features.repeat(n_runs), flat, silent.repeat(n_runs))
+    moved, moved_bias = _rows(dictionary, place, features.repeat(n_runs), flat, silent.repeat(n_runs))
     values = ((flat * moved).sum(-1) + moved_bias).reshape(n_runs, n)
     return (values - ((x * vectors).sum(-1) + bias)).cpu()
 
 
 def _rows(
-    dictionary: Any, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], silent: Bool[Tensor, " n"]
+    dictionary: Any, place: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], silent: Bool[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
     """What features read; for those that the graph lists as silent, what keeps them silent."""
-    vectors, bias = dictionary.read_vectors(layer, features, x)
+    vectors, bias = dictionary.read_vectors(place, features, x)
     if not bool(silent.any()):
         return vectors, bias
-    instead, instead_bias = dictionary.silent_vectors(layer, features, x)
+    instead, instead_bias = dictionary.silent_vectors(place, features, x)
     return torch.where(silent[:, None], instead, vectors), torch.where(silent, instead_bias, bias)
 
 

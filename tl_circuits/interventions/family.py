@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_circuits.hooks import Replacement, added_hooks
+from tl_circuits.hooks import Replacement, added_hooks, by_place
 
 Metric = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, " prompt"]]
 
 
 @dataclass(frozen=True)
 class Values:
-    """Features' activations and errors of some prompts, layer by layer."""
+    """Features' activations and errors of some prompts, place by place."""
 
     acts: dict[int, Float[Tensor, "prompt pos feature"]]
     errors: dict[int, Float[Tensor, "prompt pos d_out"]]
@@ -57,15 +57,14 @@ class Runs:
     def measure(self, kept: Kept) -> Float[Tensor, " prompt"]:
         """The metric of each prompt with everything outside ``kept`` replaced; nothing is frozen."""
         hooks: list[tuple[str, Any]] = []
-        for layer in self.replacement.dictionary.layers:
-            site = self.replacement.site(layer)
-            acts = kept.acts[layer].clone()
+        for place, site in output_hooks(self.replacement).items():
+            acts = kept.acts[place].clone()
             acts[:, list(self.always)] = True
-            hooks.append((f"{site}.hook_sae_acts_post", _replaced(acts, self.others.acts[layer])))
-            if layer in kept.errors:
-                errors = kept.errors[layer].clone()
+            hooks.append((f"{site}.hook_sae_acts_post", _replaced(acts, self.others.acts[place])))
+            if place in kept.errors:
+                errors = kept.errors[place].clone()
                 errors[:, list(self.always)] = True
-                hooks.append((f"{site}.hook_sae_error", _replaced(errors[..., None], self.others.errors[layer])))
+                hooks.append((f"{site}.hook_sae_error", _replaced(errors[..., None], self.others.errors[place])))
         with torch.no_grad(), added_hooks(self.replacement.model, hooks):
             return self.metric(self.replacement.model(self.tokens)[:, -1].float())
 
@@ -74,7 +73,7 @@ class Runs:
         return float(self.measure(kept).mean())
 
     def gradients(self, share: float = 1.0) -> dict[int, Tensor]:
-        """Gradients of the summed metric by every activation and error, nothing frozen, by layer (errors at ``-1 - layer``).
+        """Gradients of the summed metric by every activation and error, nothing frozen, by place (errors at ``-1 - place``).
 
         ``share``: how far the token embeddings are on the way from their mean over the family to each prompt's own.
         """
@@ -82,15 +81,20 @@ class Runs:
         hooks: list[tuple[str, Any]] = []
         if share != 1.0:
             hooks.append(("blocks.0.hook_resid_pre", lambda x, hook: x.mean(0, keepdim=True) * (1 - share) + x * share))
-        for layer in self.replacement.dictionary.layers:
-            site = self.replacement.site(layer)
-            hooks.append((f"{site}.hook_sae_acts_post", _leaf(leaves, layer)))
-            if layer in self.others.errors:
-                hooks.append((f"{site}.hook_sae_error", _leaf(leaves, -1 - layer)))
+        for place, site in output_hooks(self.replacement).items():
+            hooks.append((f"{site}.hook_sae_acts_post", _leaf(leaves, place)))
+            if place in self.others.errors:
+                hooks.append((f"{site}.hook_sae_error", _leaf(leaves, -1 - place)))
         with torch.enable_grad(), added_hooks(self.replacement.model, hooks):
             total = self.metric(self.replacement.model(self.tokens)[:, -1].float()).sum()
             found = torch.autograd.grad(total, list(leaves.values()))
         return {at: grad.detach() for at, grad in zip(leaves, found, strict=True)}
+
+
+def output_hooks(replacement: Replacement) -> dict[int, str]:
+    """The hook at which each dictionary writes, by the number of its place (:mod:`tl_circuits.hooks.places`)."""
+    dictionary = by_place(replacement.dictionary)
+    return {place: dictionary.output_hook(place) for place in dictionary.layers}
 
 
 def values_of(replacement: Replacement, tokens: Int[Tensor, "prompt pos"]) -> Values:
@@ -99,11 +103,10 @@ def values_of(replacement: Replacement, tokens: Int[Tensor, "prompt pos"]) -> Va
     errors: dict[int, Tensor] = {}
     hooks: list[tuple[str, Any]] = []
     exact = replacement.dictionary.exact
-    for layer in replacement.dictionary.layers:
-        site = replacement.site(layer)
-        hooks.append((f"{site}.hook_sae_acts_post", _kept_in(acts, layer)))
+    for place, site in output_hooks(replacement).items():
+        hooks.append((f"{site}.hook_sae_acts_post", _kept_in(acts, place)))
         if not exact:
-            hooks.append((f"{site}.hook_sae_error", _kept_in(errors, layer)))
+            hooks.append((f"{site}.hook_sae_error", _kept_in(errors, place)))
     with torch.no_grad(), added_hooks(replacement.model, hooks):
         replacement.model(tokens)
     return Values(acts, errors)
@@ -122,7 +125,7 @@ def everything(values: Values) -> Kept:
     return nothing(values).others()
 
 
-Nodes = Sequence[tuple[int, int, int]]  # layer, position, feature; feature -1 for an error
+Nodes = Sequence[tuple[int, int, int]]  # number of the place, position, feature; feature -1 for an error
 
 
 def circuit(values: Values, nodes: Sequence[Nodes]) -> Kept:
@@ -130,12 +133,12 @@ def circuit(values: Values, nodes: Sequence[Nodes]) -> Kept:
     made = nothing(values)
     for prompt, listed in enumerate(nodes):
         table = torch.tensor(listed, dtype=torch.long).reshape(-1, 3)
-        for layer in table[:, 0].unique().tolist():
-            here = table[table[:, 0] == layer]
+        for place in table[:, 0].unique().tolist():
+            here = table[table[:, 0] == place]
             features = here[here[:, 2] >= 0]
-            made.acts[layer][prompt, features[:, 1], features[:, 2]] = True
-            if layer in made.errors:
-                made.errors[layer][prompt, here[here[:, 2] < 0][:, 1]] = True
+            made.acts[place][prompt, features[:, 1], features[:, 2]] = True
+            if place in made.errors:
+                made.errors[place][prompt, here[here[:, 2] < 0][:, 1]] = True
     return made
 
 

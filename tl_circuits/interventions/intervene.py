@@ -19,18 +19,22 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, Place
 from tl_circuits.graph.lookup import node_indices
 from tl_circuits.hooks import (
+    BlockPlace,
     CleanRun,
     Edit,
     HookList,
     Replacement,
     Set,
+    by_place,
     clean_run,
     edit_hooks,
     in_turn,
     make_plan,
+    places,
     read_prompt,
     require_freeze,
     run_edited,
+    sites_of,
     token_text,
     unembed_weights,
     wholes,
@@ -60,7 +64,7 @@ class InterventionResult:
         final: what the unembedding reads, float32.
         baseline_final: the same of the untouched run.
         activations: the features that are active before or after, in the layers that were compared. A frame
-            ``layer position feature before after``.
+            ``layer position feature before after``; with a column ``site`` behind them if some layer has several dictionaries.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
@@ -291,20 +295,21 @@ def _run(
     read = read_prompt(model, dictionary, prompt)
     tokens = read.tokens
     constrained = _constrained(model, constrained_layers)
-    compared = list(dictionary.layers)
+    placed, every = by_place(dictionary), places(dictionary, int(model.cfg.n_layers))
+    compared = list(placed.layers)
     if layers is not None:
         asked = wholes(layers, "layers", EditError)
         for layer in asked:
-            replacement.site(layer)  # refuses layers without a dictionary
-        compared = [layer for layer in compared if layer in asked]
+            require_dictionary(replacement, layer)
+        compared = [place for place in compared if every[place].layer in asked]
     clean = clean_run(replacement, tokens, read.skipped)
     results = []
     batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
     with tqdm(total=len(edit_sets), desc="intervening", unit="run", disable=not progress) as bar:
         for finals, seen, part in batches:
             for row, edits in enumerate(part):
-                inputs = {layer: seen[dictionary.input_hook(layer)][row] for layer in compared}
-                frame = _compare(dictionary, clean, inputs)
+                inputs = {place: seen[placed.input_hook(place)][row] for place in compared}
+                frame = _compare(placed, every, clean, inputs)
                 results.append(
                     InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame)
                 )
@@ -326,13 +331,13 @@ def edited_batches(
     clean: CleanRun,
     freeze: str,
     constrained: Sequence[int],
-    layers: Sequence[int],
+    compared: Sequence[int],
 ) -> Iterable[tuple[Tensor, dict[str, Tensor], Sequence[tuple[Edit, ...]]]]:
-    """Batches of runs: the final streams, the dictionary's inputs at ``layers``, and the edits of each run."""
+    """Batches of runs: the final streams, the dictionary's inputs at the places ``compared``, and the edits of each run."""
     model, dictionary = replacement.model, replacement.dictionary
     n = tokens.numel()
     size = max(1, TOKENS_AT_ONCE // n)
-    wanted = [dictionary.input_hook(layer) for layer in layers]
+    wanted = [by_place(dictionary).input_hook(place) for place in compared]
     for start in range(0, len(edit_sets), size):
         part = edit_sets[start : start + size]
         plan = make_plan(model, dictionary, part, n, n)
@@ -340,6 +345,12 @@ def edited_batches(
         hooks = edit_hooks(replacement, plan, clean, freeze, constrained, arrivals)
         finals, seen = run_edited(replacement, tokens.expand(len(part), n), hooks, wanted, arrivals)
         yield finals, seen, part
+
+
+def require_dictionary(replacement: Replacement, layer: int) -> None:
+    """Raise DictionaryError for a layer without a dictionary."""
+    if not sites_of(replacement.dictionary, layer):
+        replacement.site(layer)  # its message lists the layers
 
 
 def _constrained(model: Any, layers: Sequence[int] | range) -> tuple[int, ...]:
@@ -351,25 +362,27 @@ def _constrained(model: Any, layers: Sequence[int] | range) -> tuple[int, ...]:
     return asked
 
 
-def _compare(dictionary: Any, clean: CleanRun, inputs: dict[int, Tensor]) -> pd.DataFrame:
+def _compare(dictionary: Any, every: Sequence[BlockPlace], clean: CleanRun, inputs: dict[int, Tensor]) -> pd.DataFrame:
     """Activations before and after, of features that are active in either run."""
     parts = []
-    for layer, after in inputs.items():
-        before = clean.seen[dictionary.input_hook(layer)][0]
-        pair = [dictionary.activate(layer, dictionary.pre_activations(layer, x), x) for x in (before, after)]
+    several = any(place.site for place in every)
+    for at, after in inputs.items():
+        before = clean.seen[dictionary.input_hook(at)][0]
+        pair = [dictionary.activate(at, dictionary.pre_activations(at, x), x) for x in (before, after)]
         position, feature = ((pair[0] != 0) | (pair[1] != 0)).nonzero(as_tuple=True)
         parts.append(
             pd.DataFrame(
                 {
-                    "layer": layer,
+                    "layer": every[at].layer,
                     "position": position.cpu().numpy(),
                     "feature": feature.cpu().numpy(),
                     "before": pair[0][position, feature].cpu().numpy(),
                     "after": pair[1][position, feature].cpu().numpy(),
                 }
+                | ({"site": every[at].site} if several else {})
             )
         )
-    columns = ["layer", "position", "feature", "before", "after"]
+    columns = ["layer", "position", "feature", "before", "after", *(["site"] if several else [])]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
@@ -448,7 +461,8 @@ def edits_of(
         raise EditError(f"this graph's file does not hold what features are in {graph.info.compared}, so none can be set to it.")
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
-        place = Place(Kind(int(graph._nodes.kind[i])), *(int(getattr(graph._nodes, name)[i]) for name in Place._fields[1:]))
+        layer, position, feature = (int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature"))
+        place = Place(Kind(int(graph._nodes.kind[i])), layer, position, feature, graph.sites[i])
         if place.kind == Kind.LOGIT:
             raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
         if contrast and place.kind != Kind.FEATURE:
@@ -458,7 +472,8 @@ def edits_of(
             )
         if contrast and baseline is not None:
             usual, own = float(baseline[i]), float(graph._nodes.activation[i])
-            edits.append(Set(place.layer, place.position, place.feature, value=usual + factor * (own - usual), of=graph.info))
+            value, site = usual + factor * (own - usual), place.site or None
+            edits.append(Set(place.layer, place.position, place.feature, value=value, site=site, of=graph.info))
             continue
         edit = edit_of(place, factor, graph.info)
         if edit is None:

@@ -22,8 +22,9 @@ def edit_of(place: Place, factor: float = 0.0, of: GraphInfo | None = None) -> E
     if place.kind == Kind.EMBEDDING:
         return TokenEdit(place.position, factor, of=of)
     if place.kind == Kind.ERROR:
-        return ErrorEdit(place.layer, place.position, factor, of=of)
+        return ErrorEdit(place.layer, place.position, factor, site=place.site or None, of=of)
     if place.kind != Kind.FEATURE:
         return None
     where = (place.layer, place.position, place.feature)
-    return Ablate(*where, of=of) if factor == 0 else Scale(*where, factor, of=of)
+    site = place.site or None
+    return Ablate(*where, site=site, of=of) if factor == 0 else Scale(*where, factor, site=site, of=of)

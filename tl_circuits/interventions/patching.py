@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.belonging import require_belonging
+from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
-from tl_circuits.graph.kinds import Kind
-from tl_circuits.hooks import Replacement, Set, clean_run, in_turn, read_prompt, real
+from tl_circuits.hooks import Replacement, Set, by_place, clean_run, in_turn, places, read_prompt, real
 from tl_circuits.interventions.family import Kept, Runs, Values, circuit, everything, values_of
-from tl_circuits.interventions.intervene import intervene_many
+from tl_circuits.interventions.intervene import intervene_many, require_dictionary
 from tl_circuits.support.checked import checked
 
 Metric = Callable[[Float[Tensor, " d_vocab"]], Any]
@@ -49,7 +49,8 @@ def feature_patching(
 
     Returns:
         A frame ``layer position feature clean corrupted metric change``, largest change first. ``clean`` and
-        ``corrupted`` are the feature's activations; ``change`` is the metric minus that of the corrupted run.
+        ``corrupted`` are the feature's activations; ``change`` is the metric minus that of the corrupted run. If some layer
+        has several dictionaries, the frame has a column ``site`` behind ``feature``.
 
     Raises:
         PromptError: if the prompts differ in length.
@@ -69,8 +70,9 @@ def feature_patching(
         raise ArgumentError(f"feature_patching(limit=...) must be 0 or more, got {limit}.")
     asked = list(replacement.dictionary.layers if layers is None else layers)
     for layer in asked:
-        replacement.site(layer)  # refuses layers without a dictionary
+        require_dictionary(replacement, layer)
     model, dictionary = replacement.model, replacement.dictionary
+    placed, every = by_place(dictionary), places(dictionary, int(model.cfg.n_layers))
     pair = [read_prompt(model, dictionary, p).tokens for p in (clean, corrupted)]
     if pair[0].numel() != pair[1].numel():
         raise PromptError(
@@ -78,19 +80,21 @@ def feature_patching(
         )
     runs = [clean_run(replacement, tokens) for tokens in pair]
     rows: list[tuple[Any, ...]] = []
-    for layer in asked:
-        name = dictionary.input_hook(layer)
+    for at in (number for layer in asked for number in placed.layers if every[number].layer == layer):
+        name = placed.input_hook(at)
         acts = []
         for run in runs:
             x = run.seen[name][0]
-            acts.append(dictionary.activate(layer, dictionary.pre_activations(layer, x), x))
+            acts.append(placed.activate(at, placed.pre_activations(at, x), x))
         position, feature = (acts[0] != acts[1]).nonzero(as_tuple=True)
-        values = (a[position, feature].tolist() for a in acts)
-        rows += zip([layer] * len(position), position.tolist(), feature.tolist(), *values, strict=True)
-    frame = pd.DataFrame(rows, columns=["layer", "position", "feature", "clean", "corrupted"])
+        values, n = (a[position, feature].tolist() for a in acts), len(position)
+        rows += zip([every[at].layer] * n, position.tolist(), feature.tolist(), [every[at].site] * n, *values, strict=True)
+    frame = pd.DataFrame(rows, columns=["layer", "position", "feature", "site", "clean", "corrupted"])
     size = (frame.clean - frame.corrupted).abs()
     frame = frame.loc[size.sort_values(ascending=False, kind="stable").index[:limit]].reset_index(drop=True)
-    sets = [[Set(r.layer, r.position, r.feature, value=r.clean)] for r in frame.itertuples()]
+    sets = [[Set(r.layer, r.position, r.feature, value=r.clean, site=r.site or None)] for r in frame.itertuples()]
+    if not any(place.site for place in every):
+        frame = frame.drop(columns="site")
     results = intervene_many(replacement, corrupted, [[], *sets], freeze=freeze)
     scores = [_number(metric, result.last_logits) for result in results]
     frame["metric"] = scores[1:]
@@ -147,18 +151,19 @@ def circuit_curve(
     prompt = read_prompt(replacement.model, replacement.dictionary, graph)
     tokens, skipped = prompt.tokens[None], tuple(prompt.skipped)
     values = values_of(replacement, tokens)
-    instead = {layer: _instead(acts, others) for layer, acts in values.acts.items()}
+    instead = {place: _instead(acts, others) for place, acts in values.acts.items()}
     runs = Runs(replacement, tokens, lambda logits: torch.tensor([_number(metric, logits[0])]), Values(instead, values.errors), skipped)
     whole = runs.number(everything(values))
     if whole == 0:
         raise ArgumentError("the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not.")
-    active = torch.cat([_places(layer, acts[0], list(skipped)) for layer, acts in values.acts.items()])
+    active = torch.cat([_places(place, acts[0], list(skipped)) for place, acts in values.acts.items()])
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for threshold in thresholds:
-        nodes = graph.prune(node_threshold=threshold)._nodes
-        own = nodes.kind == Kind.FEATURE
-        kept = torch.stack([nodes.layer[own], nodes.position[own], nodes.feature[own]], dim=1)
+        pruned = graph.prune(node_threshold=threshold)
+        nodes, own = pruned._nodes, pruned.is_kind("feature")
+        at = node_places(replacement.dictionary, pruned)
+        kept = torch.stack([at[own], nodes.position[own], nodes.feature[own]], dim=1)
         share = _kept(runs, values, kept) / whole
         random = []
         for _ in range(random_sets):
@@ -174,16 +179,16 @@ def _instead(acts: Float[Tensor, "prompt pos feature"], others: str) -> Float[Te
     return acts.mean(1, keepdim=True).expand_as(acts) if others == "mean" else torch.zeros_like(acts)
 
 
-def _places(layer: int, acts: Float[Tensor, "pos feature"], skipped: list[int]) -> Int[Tensor, "n 3"]:
+def _places(place: int, acts: Float[Tensor, "pos feature"], skipped: list[int]) -> Int[Tensor, "n 3"]:
     on = acts != 0
     on[skipped] = False
     found = on.nonzero().cpu()
-    return torch.cat([torch.full((len(found), 1), layer), found], dim=1)
+    return torch.cat([torch.full((len(found), 1), place), found], dim=1)
 
 
 def _kept(runs: Runs, values: Values, nodes: Int[Tensor, "n 3"]) -> float:
     """The metric with only these features, and all errors, as the run makes them."""
-    acts = circuit(values, [[(layer, position, feature) for layer, position, feature in nodes.tolist()]]).acts
+    acts = circuit(values, [[(place, position, feature) for place, position, feature in nodes.tolist()]]).acts
     return runs.number(Kept(acts, everything(values).errors))
 
 

@@ -17,6 +17,7 @@ from tl_circuits.feature_labels.feature_files import FeatureFiles
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import KINDS, NUMBERED, Kind
 from tl_circuits.graph.nodes import OPTIONAL
+from tl_circuits.graph.one_a_layer import require_one_a_layer
 from tl_circuits.neuronpedia.ids import FEATURE_TYPES, node_id
 from tl_circuits.neuronpedia.qk_results import pruned_contributors, tracing_results
 from tl_circuits.neuronpedia.read_notes import translated
@@ -128,7 +129,12 @@ def unescape_token(token: str) -> str:
 
 
 def their_ids(graph: AttributionGraph) -> list[str]:
-    """Each node's id in the file, in adjacency order. All differ."""
+    """Each node's id in the file, in adjacency order. All differ.
+
+    Raises:
+        ExportError: for a graph in which some layer has several dictionaries.
+    """
+    require_one_a_layer(graph.info, "Neuronpedia's and circuit-tracer's files tell", ExportError)
     n, made = graph._nodes, []
     seen: set[str] = set()
     for kind, layer, feature, position in zip(*(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True):
@@ -162,6 +168,7 @@ def _slug(graph: AttributionGraph, path: Path, options: ExportOptions) -> str:
 
 
 def _require_showable(graph: AttributionGraph, target: str) -> None:
+    require_one_a_layer(graph.info, "Neuronpedia's and circuit-tracer's files tell", ExportError)
     layered = ~(graph.is_kind("logit") | graph.is_kind("embedding"))
     highest = int(graph._nodes.layer[layered].max()) if layered.any() else -1
     if target == "neuronpedia" and highest < 1:

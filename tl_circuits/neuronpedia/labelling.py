@@ -9,6 +9,7 @@ from tl_circuits.dictionaries.source_sets import SourceSet, known_source_set, mo
 from tl_circuits.errors import NeuronpediaError
 from tl_circuits.feature_labels.feature_files import FeatureFiles
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.one_a_layer import require_one_a_layer
 from tl_circuits.hooks import Replacement
 from tl_circuits.neuronpedia.cache import FeatureCache
 from tl_circuits.neuronpedia.client import Client, default_server, find_key
@@ -87,6 +88,7 @@ def source_set_for(graph: AttributionGraph, model: str | None, source_set: str |
     Raises:
         NeuronpediaError: if this is not known and has to be given.
     """
+    require_one_a_layer(graph.info, "Neuronpedia tells", NeuronpediaError)
     metadata = graph.source_file.get("metadata", {})
     about = metadata.get("info") or {}
     said = str(about.get("transcoder_set") or "")  # most public files name their transcoders here

@@ -25,7 +25,7 @@ def tracing_results(graph: AttributionGraph, their: dict[str, str]) -> dict[str,
         place = None if source in their else parse_node_id(source)
         if place is None:
             return their.get(source)
-        kind, layer, position, feature = place
+        kind, layer, position, feature = place[:4]
         number = graph.info.token_ids[position] if kind == Kind.EMBEDDING else feature
         return ids.node_id(kind.text, layer, number, position, graph.info.n_layers)
 

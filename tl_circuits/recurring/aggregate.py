@@ -20,6 +20,7 @@ import torch
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import NUMBERED, Kind, node_id
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
+from tl_circuits.graph.one_a_layer import require_one_a_layer
 from tl_circuits.graph.scores import Edges
 from tl_circuits.graph.slots import Align, find_slots
 from tl_circuits.hooks import first_difference
@@ -213,7 +214,7 @@ def aggregate(
         Frames of what recurs, and a graph of mean effects.
 
     Raises:
-        ValueError: there are no graphs, they are of different models or dictionaries, a slot is outside its prompt, or
+        ValueError: there are no graphs, they are of different models or dictionaries, a layer has several dictionaries, a slot is outside its prompt, or
             ``min_share`` is not within 0..1.
         GraphFileError: a file is not a graph.
 
@@ -238,6 +239,8 @@ def aggregate(
         f"graph {i} (“{info.prompt}”)" if isinstance(graph, AttributionGraph) else str(graph)
         for i, (graph, info) in enumerate(zip(graphs, infos, strict=True))
     ]
+    for info in infos:
+        require_one_a_layer(info, "aggregate tells", ValueError)
     require_same(infos, called)
     slots = find_slots(align, [len(info.tokens) for info in infos], called)
     # Sums of floats depend on their order: always add up in that of the graphs' contents.

@@ -179,7 +179,8 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
     ranked = torch.argsort(graph.influence, descending=True, stable=True)[:MOST_CARDS].tolist()
     carded = sorted({*ranked, *drawn} & graph.labels.keys())
     exemplified = set([i for i in ranked if i in graph.labels and graph.labels[i].examples][:MOST_EXAMPLES])
-    return {
+    several = {} if nodes.site is None else {"site": list(graph.sites), "depth": nodes.depth.tolist()}
+    return several | {
         "kind": nodes.kind.tolist(),
         "layer": nodes.layer.tolist(),
         "position": nodes.position.tolist(),

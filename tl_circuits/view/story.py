@@ -262,7 +262,7 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     """Follow the inputs of the drawn targets back, each node's inputs by their shares, until a token, an error, or a
     feature that is not drawn.
     """
-    edges, layer = graph._edges, graph._nodes.layer
+    edges, depth = graph._edges, graph._nodes.depth
     drawn = _membership(graph, units) >= 0
     is_token, is_error = graph.is_kind("embedding"), graph.is_kind("error")
     share = edges.weight.double().abs() / _input_mass(graph)[edges.target]
@@ -272,8 +272,8 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     whole = max(float(arriving.sum()), 1e-30)
     through = drawn & ~is_token  # influence is followed back through drawn nodes; it ends at tokens
     useful = through[edges.target]
-    for at in layer[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers
-        now = useful & (layer[edges.target] == at)
+    for at in depth[through].unique().flip(0).tolist():  # a node's inputs all lie in lower layers, or at earlier sites
+        now = useful & (depth[edges.target] == at)
         arriving.index_add_(0, edges.source[now], arriving[edges.target[now]] * share[now])
     shown = float(arriving[is_token].sum()) / whole
     error = float(arriving[is_error].sum()) / whole

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.engines.passed import Keeper, passing_hooks
-from tl_circuits.attribution.sources import LayerSources, Sources
+from tl_circuits.attribution.sources import LayerSources, Sources, output_name, output_of
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream, own_site
 
@@ -25,38 +25,37 @@ class AutogradEngine:
 
     def __init__(self, model: Any, recording: Recording, sources: Sources, holds: Holds):
         self.sources = sources
-        dictionary = sources.dictionary
-        n_layers = len(sources.layers)
+        dictionary, n_places = sources.dictionary, len(sources.places)
         self._final = recording.final
-        with_leaf = [at for at in range(n_layers) if at in dictionary.layers or dictionary.mlps == "error"]
+        with_leaf = [at for at in range(n_places) if at in dictionary.layers or dictionary.mlps == "error"]
         # Tensors recorded in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False):
             self._tokens_leaf = recording.resid_pre[0][None].clone().requires_grad_()
             self._leaves = {
-                layer: self._site_value(recording, layer)[None].clone().requires_grad_()
-                for layer in with_leaf
+                place: output_of(sources, recording, place)[None].clone().requires_grad_()
+                for place in with_leaf
             }
             skips = {
-                layer: source.skip.clone()
-                for layer, source in enumerate(sources.layers)
+                place: source.skip.clone()
+                for place, source in enumerate(sources.layers)
                 if source.skip is not None
             }
         inputs: dict[int, Tensor] = {}
         replaced = [(_TOKENS, lambda tensor: self._tokens_leaf)]
         replaced += passing_hooks(model, recording, sources)
         own = Keeper()
-        for layer in with_leaf:
-            if layer in skips:
-                replaced.append((dictionary.input_hook(layer), self._keeper(inputs, layer)))
-            write = self._writer(layer, skips.get(layer), inputs)
-            autoencoder = own_site(dictionary, layer) is not None
-            replaced.append((self._site(layer), own.replacing(layer, write) if autoencoder else write))
-        reads = {layer: dictionary.input_hook(layer) for layer in dictionary.layers if own_site(dictionary, layer) is None}
+        for place in with_leaf:
+            if place in skips:
+                replaced.append((dictionary.input_hook(place), self._keeper(inputs, place)))
+            write = self._writer(place, skips.get(place), inputs)
+            autoencoder = own_site(dictionary, place) is not None
+            replaced.append((output_name(sources, place), own.replacing(place, write) if autoencoder else write))
+        reads = {place: dictionary.input_hook(place) for place in dictionary.layers if own_site(dictionary, place) is None}
         wanted = [*reads.values(), final_hook(model)]
         seen = differentiable_run(model, recording.tokens, holds, recording.held, replaced, wanted)
-        self._values = {layer: seen[name] for layer, name in reads.items()} | own.read
+        self._values = {place: seen[name] for place, name in reads.items()} | own.read
         with torch.inference_mode(False), torch.enable_grad():
-            self._values[n_layers] = final_stream(model, seen[final_hook(model)])
+            self._values[n_places] = final_stream(model, seen[final_hook(model)])
 
     @property
     def final(self) -> Float[Tensor, " d_model"] | None:
@@ -66,23 +65,14 @@ class AutogradEngine:
         """
         return self._final
 
-    def _site(self, layer: int) -> str:
-        dictionary = self.sources.dictionary
-        return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
-
-    def _site_value(self, recording: Recording, layer: int) -> Float[Tensor, "pos d_out"]:
-        if layer in self.sources.dictionary.layers:
-            return recording.sites[self._site(layer)]
-        return recording.mlp_out[layer]
-
-    def _keeper(self, inputs: dict[int, Tensor], layer: int) -> Any:
+    def _keeper(self, inputs: dict[int, Tensor], place: int) -> Any:
         def keep(tensor: Tensor) -> Tensor:
-            inputs[layer] = tensor
+            inputs[place] = tensor
             return tensor
 
         return keep
 
-    def _writer(self, layer: int, skip: Tensor | None, inputs: dict[int, Tensor]) -> Any:
+    def _writer(self, place: int, skip: Tensor | None, inputs: dict[int, Tensor]) -> Any:
         """A hook that replaces the MLP's output by its leaf.
 
         A transcoder's skip connection is linear in the MLP's input, so gradients must pass it: it is added with the
@@ -91,44 +81,44 @@ class AutogradEngine:
 
         def write(tensor: Tensor) -> Tensor:
             if skip is None:
-                return self._leaves[layer]
-            through = inputs[layer].to(skip.device).float() @ skip.T
+                return self._leaves[place]
+            through = inputs[place].to(skip.device).float() @ skip.T
             mask = torch.ones_like(through)
             mask[:, list(self.sources.skipped)] = 0.0
             through = through * mask
-            return self._leaves[layer] + (through - through.detach()).to(tensor.dtype)
+            return self._leaves[place] + (through - through.detach()).to(tensor.dtype)
 
         return write
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         """The direct effect of every column on every target, and each target's bias: its value minus all effects."""
-        out = targets.vector.new_zeros(len(targets), self.sources.before(int(targets.layer.max())))
+        out = targets.vector.new_zeros(len(targets), self.sources.before(int(targets.place.max())))
         value = targets.bias.clone()
         leaves = [self._tokens_leaf, *self._leaves.values()]
         for i in range(len(targets)):
             with torch.inference_mode(False), torch.enable_grad():
-                x = self._values[int(targets.layer[i])][int(targets.position[i])].float()
+                x = self._values[int(targets.place[i])][int(targets.position[i])].float()
                 scalar = (x * targets.vector[i, : len(x)].clone().to(x.device)).sum()
                 grads = torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
             value[i] += scalar.detach().to(value.device)
-            tokens, *layers = (None if grad is None else grad[0].float() for grad in grads)
+            tokens, *at_leaves = (None if grad is None else grad[0].float() for grad in grads)
             if tokens is not None:
                 out[i, : self.sources.n_pos] = (tokens * self.sources.tokens).sum(-1)
                 if self.sources.shared_tokens is not None:
                     out[i, self.sources.shared_column] += (tokens * self.sources.shared_tokens).sum()
-            for layer, grad in zip(self._leaves, layers, strict=True):
-                if grad is not None and layer < int(targets.layer[i]):
-                    self._effects(layer, grad, out[i])
+            for place, grad in zip(self._leaves, at_leaves, strict=True):
+                if grad is not None and place < int(targets.place[i]):
+                    self._effects(place, grad, out[i])
         return out, value - out.double().sum(-1).float()
 
-    def _effects(self, layer: int, grad: Float[Tensor, "pos d_out"], row: Float[Tensor, " column"]) -> None:
-        source: LayerSources = self.sources.layers[layer]
+    def _effects(self, place: int, grad: Float[Tensor, "pos d_out"], row: Float[Tensor, " column"]) -> None:
+        source: LayerSources = self.sources.layers[place]
         dictionary = self.sources.dictionary
-        writers = dictionary.writers(layer) if layer in dictionary.layers else ()
+        writers = dictionary.writers(place) if place in dictionary.layers else ()
         for writer in writers:
             wrote = self.sources.layers[writer]
             active = wrote.active.to(grad.device)
-            decoders = dictionary.decoder_vectors(writer, active.feature, layer)
+            decoders = dictionary.decoder_vectors(writer, active.feature, place)
             effects = (grad[active.position] * decoders).sum(-1) * active.counted
             row[wrote.features_at : wrote.errors_at] += effects.to(row.device)
         if source.shared is not None:

@@ -121,7 +121,7 @@ class LinearEngine:
         ``rows[t].sum() + bias[t]`` equals the target's value. A row ends before the columns of the
         deepest target's own layer; later columns have no effect.
         """
-        order = torch.argsort(targets.layer, descending=True, stable=True)
+        order = torch.argsort(targets.place, descending=True, stable=True)
         sweep = _Sweep(self, targets[order])
         out, bias = sweep.run()
         if torch.equal(order, torch.arange(len(order), device=order.device)):
@@ -148,8 +148,8 @@ class _Sweep:
         starts = int(targets.position.min()) >= leading.count
         self._leading = leading if leading.count and starts else None
         self._first = leading.count if self._leading else 0
-        self._depth = int(targets.layer[0])
-        self._counts = torch.bincount(targets.layer, minlength=self._depth + 1).tolist()
+        self._depth = int(targets.place[0])
+        self._counts = torch.bincount(targets.place, minlength=self._depth + 1).tolist()
         self._effects = Effects(targets.bias, sources.before(self._depth))
         self._out, self._bias = self._effects.on(sources.home, 0)
         used = int(targets.position.max()) + 1 - self._first

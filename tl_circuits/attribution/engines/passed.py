@@ -19,7 +19,7 @@ def held_mlps(model: Any, recording: Recording, sources: Sources) -> dict[int, H
     """
     found = {}
     for layer in passed_mlps(sources.dictionary, int(model.cfg.n_layers)):
-        if layer < len(sources.layers):
+        if layer < sources.n_layers:
             read, written = (recording.sites[name] for name in passing_points(model, sources.dictionary, (layer,)))
             found[layer] = held_mlp(model, layer, read, written, sources.skipped)
     return found
@@ -57,13 +57,13 @@ class Keeper:
     """What autoencoders read in a differentiable run, kept before their site's tensor is replaced by what they write."""
 
     def __init__(self) -> None:
-        self.read: dict[int, Tensor] = {}
+        self.read: dict[int, Tensor] = {}  # by number of the place
 
-    def replacing(self, layer: int, written: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def replacing(self, place: int, written: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A function for the site's hook; ``written`` gives what is to stand there, from what arrives."""
 
         def function(tensor: Tensor) -> Tensor:
-            self.read[layer] = flat(tensor)[0]
+            self.read[place] = flat(tensor)[0]
             return written(flat(tensor)).reshape(tensor.shape)
 
         return function

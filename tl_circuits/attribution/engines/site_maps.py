@@ -36,6 +36,7 @@ from tl_circuits.hooks import (
 
 _ROUNDING = 1e-5  # of float32 sums over everything written to the stream, relative to its largest entry
 LOGITS_COMPARED = 4096  # tokens whose logits are checked
+MLP = "MLP"  # where a transcoder or neurons stand in a block
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,26 @@ class PassedMLP:
 
 @dataclass(frozen=True)
 class BlockMaps:
-    """One block: its autoencoder's site (None if it has none), its attention, and its MLP if that is passed.
+    """One block: where its dictionaries stand, its attention, and its MLP if that is passed.
 
-    ``read``: how a transcoder or neurons of this block read the stream. ``rounding``: the stream behind the block minus the
-    sum of what was written to it, which is not zero in half precision; ``before_mid``: the same for the stream in the
-    block's middle, if the autoencoder is there. Both are None in float32.
+    ``places``: the number of the place of each dictionary, by the site of an autoencoder, or :data:`MLP` for a transcoder,
+    neurons, or an MLP that is one error node a position. ``read``: how these read the stream. ``rounding``: the stream behind the block minus the sum of what was written
+    to it, which is not zero in half precision; ``before_mid``: the same for the stream in the block's middle, if an
+    autoencoder is there. Both are None in float32.
     """
 
-    site: str | None
+    places: dict[str, int]
     attention: FrozenAttention
     heads: FrozenHeads | None
     passed: PassedMLP | None
     read: ReadMap | None
     rounding: Float[Tensor, "pos d_model"] | None
     before_mid: Float[Tensor, "pos d_model"] | None
+
+    @property
+    def at_mlp(self) -> int | None:
+        """The number of the place of what writes in the MLP's stead: a transcoder, neurons or an autoencoder behind it."""
+        return self.places.get(MLP, self.places.get("hook_mlp_out"))
 
     @property
     def own_heads(self) -> FrozenHeads:
@@ -107,17 +114,18 @@ def block_maps(model: Any, recording: Recording, sources: Sources) -> list[Block
         )
     dictionary, held = sources.dictionary, held_mlps(model, recording, sources)
     exact = recording.dtype == torch.float32
+    writes = [n in dictionary.layers or sources.layers[n].error is not None for n in range(len(sources.places))]
     blocks = []
-    for layer in range(len(sources.layers)):
-        site = own_site(dictionary, layer)
+    for layer in range(sources.n_layers):
+        here = [n for n, place in enumerate(sources.places) if place.layer == layer and writes[n]]
+        at = {own_site(dictionary, number) or MLP: number for number in here}
         attention = _attention(model, recording, layer)
-        heads = None if site != "attn.hook_z" else _heads(model, recording, layer, attention)
+        heads = _heads(model, recording, layer, attention) if "attn.hook_z" in at else None
         passed = _passed(model, recording, sources, layer, held[layer]) if layer in held else None
-        read = None if site is not None or layer not in dictionary.layers else _read(model, recording, sources, layer)
-        at_mid = site == "hook_resid_mid"
-        rounding = None if exact else _behind(recording, sources, layer, read, at_mid)
-        before_mid = _before_mid(recording, layer) if at_mid and not exact else None
-        blocks.append(BlockMaps(site, attention, heads, passed, read, rounding, before_mid))
+        read = _read(model, recording, sources, layer, at[MLP]) if at.get(MLP) in dictionary.layers else None
+        rounding = None if exact else _behind(recording, sources, layer, read, at)
+        before_mid = _before_mid(recording, layer) if "hook_resid_mid" in at and not exact else None
+        blocks.append(BlockMaps(at, attention, heads, passed, read, rounding, before_mid))
     _check_streams(model, recording)
     return blocks
 
@@ -175,13 +183,13 @@ def _passed(model: Any, recording: Recording, sources: Sources, layer: int, mlp:
     return replace(made, const=models - made.linear(x, torch.arange(len(x), device=x.device)))
 
 
-def _read(model: Any, recording: Recording, sources: Sources, layer: int) -> ReadMap:
-    if sources.layers[layer].share != 1.0:
+def _read(model: Any, recording: Recording, sources: Sources, layer: int, place: int) -> ReadMap:
+    if sources.layers[place].share != 1.0:
         raise ArchitectureError(
-            f"layer {layer} multiplies its MLP's output by {sources.layers[layer].share:.4g} on its way to the residual stream, "
+            f"layer {layer} multiplies its MLP's output by {sources.layers[place].share:.4g} on its way to the residual stream, "
             'which the closed form does not know. Use engine="autograd", or output_hook="hook_mlp_out".'
         )
-    hook = sources.dictionary.input_hook(layer)
+    hook = sources.dictionary.input_hook(place)
     read = read_map(model, recording, layer, hook)
     ours, models = read.forward(resid_mid(recording, model, layer)), recording.sites[hook].float()
     _compare(hook, ours, models, recording.dtype)
@@ -189,16 +197,17 @@ def _read(model: Any, recording: Recording, sources: Sources, layer: int) -> Rea
 
 
 def _behind(
-    recording: Recording, sources: Sources, layer: int, read: ReadMap | None, at_mid: bool
+    recording: Recording, sources: Sources, layer: int, read: ReadMap | None, at: dict[str, int]
 ) -> Float[Tensor, "pos d_model"]:
     """The stream behind a block minus the sum of what was written to it, from the block's input on or from its middle."""
-    source, written = sources.layers[layer], recording.mlp_out[layer].float()
-    hooks = sources.dictionary
-    if source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself
-        written = source.norm.forward(recording.sites[hooks.output_hook(layer)])
+    source, written = None if MLP not in at else sources.layers[at[MLP]], recording.mlp_out[layer].float()
+    if source is not None and source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself
+        written = source.norm.forward(recording.sites[sources.dictionary.output_hook(at[MLP])])
     before = recording.resid_pre[layer].float() + recording.attn_out[layer].float()
-    gap = recording.streams[layer + 1].float() - written - (recording.sites[hooks.input_hook(layer)].float() if at_mid else before)
-    if source.skip is not None and read is not None and read.rounding is not None:
+    if "hook_resid_mid" in at:
+        before = recording.sites[f"blocks.{layer}.hook_resid_mid"].float()
+    gap = recording.streams[layer + 1].float() - written - before
+    if source is not None and source.skip is not None and read is not None and read.rounding is not None:
         through = read.rounding @ source.skip.T
         through[list(sources.skipped)] = 0.0  # there the whole output is constant already
         gap = gap + (through if source.norm is None else source.norm.push(through, torch.arange(len(gap), device=gap.device)))

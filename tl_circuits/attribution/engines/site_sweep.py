@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_dots
-from tl_circuits.attribution.engines.site_maps import BlockMaps, block_maps, final_map
+from tl_circuits.attribution.engines.site_maps import MLP, BlockMaps, block_maps, final_map
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, is_parallel, own_site
+from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, is_parallel, own_sites
 
 Transform = Callable[[Float[Tensor, "used n d_model"], int], Float[Tensor, "used n d_site"]]
 
@@ -28,7 +28,7 @@ class SiteEngine:
     """Direct effects on any targets of one prompt, exact in the wider local replacement model.
 
     Making one compares each frozen map with what the model computed on this prompt, and raises ArchitectureError if they
-    differ. Targets with ``layer == n_layers`` read the final norm's output.
+    differ. Targets whose place is the number of all places read the final norm's output.
     """
 
     def __init__(self, model: Any, recording: Recording, sources: Sources):
@@ -39,10 +39,26 @@ class SiteEngine:
         whole = recording.logits is not None
         self.final = self.read_final.forward(recording.resid_final)[recording.position] if whole else None
         self.writes = {
-            layer: FrozenMLP(sources, layer, block.read)
-            for layer, block in enumerate(self.blocks)
-            if layer in sources.dictionary.layers or sources.layers[layer].error is not None
+            place: FrozenMLP(sources, place, self.blocks[where.layer].read)
+            for place, where in enumerate(sources.places)
+            if place in sources.dictionary.layers or sources.layers[place].error is not None
         }
+        self.joins = self._joins()
+
+    def _joins(self) -> Int[Tensor, " place"]:
+        """For each place, and for the logits, when targets that read there join a sweep: those with larger numbers first.
+
+        That is the order of places, but in parallel blocks targets at the MLP read the block's input, so they join after
+        those that read attention's output.
+        """
+        order = list(range(len(self.sources.places) + 1))
+        for block in self.blocks if self.parallel else ():
+            at = [block.places[site] for site in ("attn.hook_z", "hook_attn_out") if site in block.places]
+            if block.at_mlp is not None and at:
+                order[block.at_mlp] = min(at)
+                for place in at:
+                    order[place] += 1
+        return torch.tensor(order, device=self.sources.home)
 
     def below(self, layer: int) -> "SiteEngine":
         """The same engine for the layers below ``layer`` only: targets of that layer read the stream that enters it.
@@ -50,7 +66,7 @@ class SiteEngine:
         Raises:
             ArchitectureError: that stream is rebuilt by the layer's own autoencoder, which is not among those layers.
         """
-        if own_site(self.sources.dictionary, layer) == "hook_resid_pre":
+        if f"blocks.{layer}.hook_resid_pre" in own_sites(self.sources.dictionary):
             raise ArchitectureError(
                 f"the stream that layer {layer}'s heads read is rebuilt by an autoencoder of hook_resid_pre, and what its features "
                 "do to queries and keys of their own layer is not computed. Ask about another layer."
@@ -66,14 +82,14 @@ class SiteEngine:
         layer; later columns have no effect.
         """
         by_position = torch.argsort(targets.position, stable=True)
-        order = by_position[torch.argsort(targets.layer[by_position], descending=True, stable=True)]
+        order = by_position[torch.argsort(self.joins[targets.place[by_position]], descending=True, stable=True)]
         out, bias = _Sweep(self, targets[order]).run()
         restored = torch.argsort(order)
         return out[restored], bias[restored]
 
 
 class _Sweep:
-    """One backward pass from the last layer to the first, for targets sorted by layer (last first), then position.
+    """One backward pass from the last layer to the first, for targets sorted by when they join, then position.
 
     A target *joins* where it reads, and leaves where the whole stream is rebuilt. Those that joined since the last
     attention are held as single vectors (``_vectors``, at ``_at``); those before them in full: ``_g[p, i]``.
@@ -82,8 +98,8 @@ class _Sweep:
     def __init__(self, engine: SiteEngine, targets: Targets):
         self._engine, self._targets = engine, targets
         sources = engine.sources
-        self._depth = int(targets.layer[0])
-        self._counts = torch.bincount(targets.layer, minlength=self._depth + 1).tolist()
+        self._depth = int(targets.place.max())
+        self._counts = torch.bincount(targets.place, minlength=len(sources.places) + 1).tolist()
         self._out = targets.vector.new_zeros(len(targets), sources.before(self._depth))
         self._bias = targets.bias.clone()
         self._used = int(targets.position.max()) + 1
@@ -93,49 +109,51 @@ class _Sweep:
 
     def run(self) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         """Go through all layers, and then to the tokens."""
-        n_layers = len(self._engine.blocks)
-        if self._depth == n_layers:
-            vectors, at, rows = self._entering(n_layers, self._d_model)
+        sources, blocks = self._engine.sources, self._engine.blocks
+        last = sources.first_place(len(blocks))
+        if self._depth == last:
+            vectors, at, rows = self._entering(last, self._d_model)
             on_stream, bias = self._engine.read_final.transpose(vectors, at)
             self._bias[rows] += bias
             self._join(on_stream, at)
-        for layer in range(min(self._depth, n_layers - 1), -1, -1):
-            self._layer(layer, self._engine.blocks[layer])
-        tokens, shared = self._engine.sources.tokens, self._engine.sources.shared_tokens
+        deepest = len(blocks) - 1 if self._depth == last else sources.places[self._depth].layer
+        for layer in range(deepest, -1, -1):
+            self._layer(blocks[layer])
+        tokens, shared = sources.tokens, sources.shared_tokens
         for g, first, rows in self._pieces():
             if shared is not None:
-                add_position_dots(self._out[rows, self._engine.sources.shared_column], g, shared[first:])
+                add_position_dots(self._out[rows, sources.shared_column], g, shared[first:])
             for offset, here in enumerate(g):
                 self._out[rows, first + offset] += torch.mv(here, tokens[first + offset])
         return self._out, self._bias
 
-    def _layer(self, layer: int, block: BlockMaps) -> None:
-        if block.site == "hook_resid_post":
-            self._rebuilt_stream(layer)
+    def _layer(self, block: BlockMaps) -> None:
+        if "hook_resid_post" in block.places:
+            self._rebuilt_stream(block.places["hook_resid_post"])
         self._add_constant(block.rounding)
         if self._engine.parallel:
-            self._parallel(layer, block)
+            self._parallel(block)
         else:
-            from_mlp = self._mlp(layer, block)
+            from_mlp = self._mlp(block)
             self._add(*from_mlp)
-            self._join_at_mlp(layer, block)
-            if block.site == "hook_resid_mid":
-                self._rebuilt_stream(layer)
+            self._join_at_mlp(block)
+            if "hook_resid_mid" in block.places:
+                self._rebuilt_stream(block.places["hook_resid_mid"])
                 self._add_constant(block.before_mid)
-            self._attend(layer, block)
-        if block.site == "hook_resid_pre":
-            self._rebuilt_stream(layer)
+            self._attend(block)
+        if "hook_resid_pre" in block.places:
+            self._rebuilt_stream(block.places["hook_resid_pre"])
 
-    def _parallel(self, layer: int, block: BlockMaps) -> None:
+    def _parallel(self, block: BlockMaps) -> None:
         """A block whose attention and MLP both read its input: what came through the MLP is added after attention."""
-        dense, single = self._mlp(layer, block)
+        dense, single = self._mlp(block)
         n, at = self._g.shape[1], self._at
-        self._attend(layer, block)
+        self._attend(block)
         if dense is not None:
             self._g[:, :n] += dense
         if single is not None and len(single):
             self._g[at, n + torch.arange(len(at), device=at.device)] += single
-        self._join_at_mlp(layer, block)
+        self._join_at_mlp(block)
 
     def _leave(self) -> None:
         """Let all targets leave that have joined."""
@@ -147,10 +165,9 @@ class _Sweep:
         self._vectors, self._at = torch.cat([self._vectors, vectors]), torch.cat([self._at, at])
         self._joined += len(at)
 
-    def _entering(self, layer: int, width: int) -> tuple[Float[Tensor, "new d"], Int[Tensor, " new"], slice]:
-        """The targets that read in this layer: their vectors, positions and rows."""
-        count = self._counts[layer] if layer <= self._depth else 0
-        rows = slice(self._joined, self._joined + count)
+    def _entering(self, place: int, width: int) -> tuple[Float[Tensor, "new d"], Int[Tensor, " new"], slice]:
+        """The targets that read at this place: their vectors, positions and rows."""
+        rows = slice(self._joined, self._joined + self._counts[place])
         return self._targets.vector[rows, :width], self._targets.position[rows], rows
 
     def _pieces(self) -> Iterator[tuple[Float[Tensor, "used n d_model"], int, slice]]:
@@ -173,27 +190,27 @@ class _Sweep:
         for g, first, rows in self._pieces():
             add_position_dots(self._bias[rows], g, constant[first:])
 
-    def _add_effects(self, layer: int, at_site: Transform | None = None) -> None:
-        """Add the effects of this layer's features, errors and constants; ``at_site`` takes gradients to their site."""
+    def _add_effects(self, place: int, at_site: Transform | None = None) -> None:
+        """Add the effects of a place's features, errors and constants; ``at_site`` takes gradients to their site."""
         for g, first, rows in self._pieces():
             there = g if at_site is None else at_site(g, first)
-            self._engine.writes[layer].add_effects(there, first, self._out[rows], self._bias[rows])
+            self._engine.writes[place].add_effects(there, first, self._out[rows], self._bias[rows])
 
-    def _rebuilt_stream(self, layer: int) -> None:
+    def _rebuilt_stream(self, place: int) -> None:
         """The whole stream is rebuilt here: gradients end at features and error, and what reads it joins."""
-        self._add_effects(layer)
+        self._add_effects(place)
         self._leave()
-        vectors, at, _ = self._entering(layer, self._d_model)
+        vectors, at, _ = self._entering(place, self._d_model)
         self._join(vectors, at)
 
-    def _mlp(self, layer: int, block: BlockMaps) -> tuple[Tensor | None, Tensor | None]:
+    def _mlp(self, block: BlockMaps) -> tuple[Tensor | None, Tensor | None]:
         """Effects and constants of a block's MLP; what comes through it, for gradients in full and single vectors."""
-        if layer in self._engine.writes and block.site in (None, "hook_mlp_out"):
-            self._add_effects(layer)
-            source = self._engine.sources.layers[layer]
+        if block.at_mlp is not None:
+            self._add_effects(block.at_mlp)
+            source = self._engine.sources.layers[block.at_mlp]
             if source.skip is None:
                 return None, None
-            through = self._engine.writes[layer].through_skip
+            through = self._engine.writes[block.at_mlp].through_skip
             dense = through(self._g, 0) if self._g.shape[1] else None
             single = [through(g, first) for g, first, _ in self._pieces() if g is not self._g]
             return dense, torch.cat([part[0] for part in single if part is not None]) if single else None
@@ -211,14 +228,14 @@ class _Sweep:
         if single is not None:
             self._vectors = self._vectors + single
 
-    def _join_at_mlp(self, layer: int, block: BlockMaps) -> None:
+    def _join_at_mlp(self, block: BlockMaps) -> None:
         """Let targets join that read the MLP's input (transcoders, neurons) or its output (autoencoders)."""
-        if block.site not in (None, "hook_mlp_out"):
+        if block.at_mlp is None:
             return
-        vectors, at, rows = self._entering(layer, self._d_model)
+        vectors, at, rows = self._entering(block.at_mlp, self._d_model)
         if not len(at):
             return
-        if block.site is None:
+        if MLP in block.places:
             vectors, bias = block.own_read.transpose(vectors, at)
             self._bias[rows] += bias
         else:
@@ -226,16 +243,21 @@ class _Sweep:
             vectors = block.own_passed.transpose(vectors, at)
         self._join(vectors, at)
 
-    def _attend(self, layer: int, block: BlockMaps) -> None:
+    def _attend(self, block: BlockMaps) -> None:
         """Take gradients through a block's attention, or end them at what rebuilds it; all are held in full after it."""
-        attention = block.attention
-        if block.site == "hook_attn_out":
-            self._add_effects(layer)
-            self._join_below(layer, attention)
-        elif block.site == "attn.hook_z":
+        attention, at_z, at_out = block.attention, block.places.get("attn.hook_z"), block.places.get("hook_attn_out")
+        if at_out is not None:
+            self._add_effects(at_out)
+            if at_z is None:
+                self._join_below(at_out, attention)
+                return
+            self._settle(None)
+            self._read_heads(at_out, at_z, block)
+            self._join_below(at_z, block.own_heads.into)
+        elif at_z is not None:
             self._add_constant(block.own_heads.const)
-            self._add_effects(layer, lambda g, first: _at_heads(block, g, first))
-            self._join_below(layer, block.own_heads.into)
+            self._add_effects(at_z, lambda g, first: _at_heads(block, g, first))
+            self._join_below(at_z, block.own_heads.into)
         else:
             self._add_constant(attention.const)
             if self._joined > self._start:
@@ -243,10 +265,24 @@ class _Sweep:
                 attention.add_to_stream(mixed, self._g)
                 self._settle(_moved(attention, self._vectors, carried) if len(self._at) else None)
 
-    def _join_below(self, layer: int, attention: FrozenAttention) -> None:
+    def _read_heads(self, at_out: int, at_z: int, block: BlockMaps) -> None:
+        """Targets of what attention adds, where the heads' outputs are rebuilt too: they read these, and nothing beyond."""
+        vectors, at, rows = self._entering(at_out, self._d_model)
+        self._bias[rows] += (vectors * block.own_heads.const[at]).sum(-1)
+        positions, counts = at.unique_consecutive(return_counts=True)
+        first = rows.start
+        for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
+            own = slice(first, first + count)
+            there = _at_heads(block, vectors[None, first - rows.start : first - rows.start + count], position)
+            self._engine.writes[at_z].add_effects(there, position, self._out[own], self._bias[own])
+            first += count
+        self._g = torch.cat([self._g, self._g.new_zeros(self._used, len(at), self._d_model)], dim=1)
+        self._joined += len(at)
+
+    def _join_below(self, place: int, attention: FrozenAttention) -> None:
         """Let targets join that read what ``attention`` writes; those that joined before go on along the stream."""
         self._settle(None)
-        vectors, at, rows = self._entering(layer, attention.W_O.shape[2])
+        vectors, at, rows = self._entering(place, attention.W_O.shape[2])
         if not len(at):
             return
         self._bias[rows] += (vectors * attention.const[at]).sum(-1)

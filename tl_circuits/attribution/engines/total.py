@@ -17,7 +17,7 @@ from tl_circuits.attribution.batches import Engine
 from tl_circuits.attribution.engines.frozen_mlp import DENSE_SHARE
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.passed import Keeper, passing_hooks
-from tl_circuits.attribution.sources import Sources
+from tl_circuits.attribution.sources import Sources, output_name, output_of
 from tl_circuits.attribution.targets import Targets
 from tl_circuits.dictionaries.base import GATHERED_FLOATS, LayerActive
 from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream, own_site
@@ -47,9 +47,9 @@ def total_effects(
 
 
 def combined(targets: Targets, weights: Float[Tensor, " n"]) -> Targets:
-    """The weighted sum of targets at one layer and position, as a single target."""
+    """The weighted sum of targets at one place and position, as a single target."""
     vector = (weights[:, None] * targets.vector).sum(0, keepdim=True)
-    return Targets(targets.layer[:1], targets.position[:1], vector, (weights * targets.bias).sum()[None])
+    return Targets(targets.place[:1], targets.position[:1], vector, (weights * targets.bias).sum()[None])
 
 
 def _blocks(active: LayerActive, d: int) -> list[slice]:
@@ -65,7 +65,7 @@ def _by_sweep(engine: LinearEngine, recording: Recording, target: Targets, featu
     out = sources.tokens.new_zeros(sources.width)
     gradients = [source.active.activation.new_zeros(len(source.active.feature)) for source in sources.layers]
     g = torch.zeros_like(sources.tokens)
-    depth = int(target.layer[0])
+    depth = int(target.place[0])
     if depth == n_layers:
         there = target.to(engine.devices[n_layers])
         g = g.to(there.vector.device)
@@ -162,82 +162,75 @@ class _FeatureRun:
     def __init__(self, model: Any, sources: Sources, recording: Recording):
         self._sources, dictionary = sources, sources.dictionary
         self._own = Keeper()
-        with_leaf = [at for at in range(len(sources.layers)) if at in dictionary.layers or dictionary.mlps == "error"]
-        self._written: dict[int, Tensor] = {}  # the activations of each layer that has run
+        with_leaf = [at for at in range(len(sources.places)) if at in dictionary.layers or dictionary.mlps == "error"]
+        self._written: dict[int, Tensor] = {}  # the activations at each place that has run
         self._skips: dict[int, Tensor] = {}
         with torch.inference_mode(False):
             self._tokens = recording.resid_pre[0][None].clone().requires_grad_()
-            self._leaves = {layer: self._output(recording, layer)[None].clone().requires_grad_() for layer in with_leaf}
-            self._reading = {layer: self._vectors(recording, layer) for layer in sources.dictionary_layers}
+            self._leaves = {place: output_of(sources, recording, place)[None].clone().requires_grad_() for place in with_leaf}
+            self._reading = {place: self._vectors(recording, place) for place in sources.dictionary_layers}
         self.replaced = [("blocks.0.hook_resid_pre", lambda tensor: self._tokens)]
         self.replaced += passing_hooks(model, recording, sources)
-        for layer in with_leaf:
-            if own_site(dictionary, layer) is not None:
-                self.replaced.append((self._site(layer), self._own.replacing(layer, partial(self._pass, layer))))
+        for place in with_leaf:
+            if own_site(dictionary, place) is not None:
+                self.replaced.append((output_name(self._sources, place), self._own.replacing(place, partial(self._pass, place))))
                 continue
-            if layer in dictionary.layers:
-                self.replaced.append((dictionary.input_hook(layer), partial(self._encode, layer)))
-            self.replaced.append((self._site(layer), partial(self._write, layer)))
+            if place in dictionary.layers:
+                self.replaced.append((dictionary.input_hook(place), partial(self._encode, place)))
+            self.replaced.append((output_name(self._sources, place), partial(self._write, place)))
 
-    def _site(self, layer: int) -> str:
-        dictionary = self._sources.dictionary
-        return dictionary.output_hook(layer) if layer in dictionary.layers else f"blocks.{layer}.hook_mlp_out"
-
-    def _output(self, recording: Recording, layer: int) -> Tensor:
-        return recording.sites[self._site(layer)] if layer in self._sources.dictionary.layers else recording.mlp_out[layer]
-
-    def _vectors(self, recording: Recording, layer: int) -> Float[Tensor, "n d_in"]:
+    def _vectors(self, recording: Recording, place: int) -> Float[Tensor, "n d_in"]:
         """The vector by which each feature reads its input, times its held ratio."""
-        active, dictionary = self._sources.layers[layer].active, self._sources.dictionary
-        x = recording.sites[dictionary.input_hook(layer)].float()
-        vectors, _ = dictionary.read_vectors(layer, active.feature, x[active.position])
+        active, dictionary = self._sources.layers[place].active, self._sources.dictionary
+        x = recording.sites[dictionary.input_hook(place)].float()
+        vectors, _ = dictionary.read_vectors(place, active.feature, x[active.position])
         ratio = held_ratio(active) if active.scale is None else held_ratio(active) * active.scale
         return (vectors * ratio[:, None]).clone()
 
-    def _pass(self, layer: int, x: Tensor) -> Tensor:
+    def _pass(self, place: int, x: Tensor) -> Tensor:
         """What an autoencoder writes in place of what it reads."""
-        self._encode(layer, x)
-        return self._write(layer, x)
+        self._encode(place, x)
+        return self._write(place, x)
 
-    def _encode(self, layer: int, x: Tensor) -> Tensor:
-        active, skip = self._sources.layers[layer].active, self._sources.layers[layer].skip
-        self._written[layer] = (x[0].float()[active.position.clone()] * self._reading[layer]).sum(-1)
+    def _encode(self, place: int, x: Tensor) -> Tensor:
+        active, skip = self._sources.layers[place].active, self._sources.layers[place].skip
+        self._written[place] = (x[0].float()[active.position.clone()] * self._reading[place]).sum(-1)
         if skip is not None:
             keep = torch.ones(self._sources.n_pos, 1, device=skip.device)
             keep[list(self._sources.skipped)] = 0.0
-            self._skips[layer] = x[0].to(skip.device).float() @ skip.clone().T * keep
+            self._skips[place] = x[0].to(skip.device).float() @ skip.clone().T * keep
         return x
 
-    def _write(self, layer: int, out: Tensor) -> Tensor:
+    def _write(self, place: int, out: Tensor) -> Tensor:
         """The leaf; gradients pass it to the features that write here, and to the skip connection."""
-        leaf, dictionary = self._leaves[layer], self._sources.dictionary
-        if layer not in dictionary.layers:
+        leaf, dictionary = self._leaves[place], self._sources.dictionary
+        if place not in dictionary.layers:
             return leaf
         through = torch.zeros_like(leaf[0], dtype=torch.float32)
-        for writer in dictionary.writers(layer):
+        for writer in dictionary.writers(place):
             active = self._sources.layers[writer].active.to(through.device)
-            rows = dictionary.decoder_vectors(writer, active.feature, layer).clone()
+            rows = dictionary.decoder_vectors(writer, active.feature, place).clone()
             through = through.index_add(0, active.position.clone(), rows * self._written[writer].to(through.device)[:, None])
-        if layer in self._skips:
-            through = through + self._skips[layer]
+        if place in self._skips:
+            through = through + self._skips[place]
         return leaf + (through - through.detach())[None].to(out.dtype)
 
     def wanted(self, model: Any) -> list[str]:
         """The hooks whose tensors targets may read; what autoencoders read is kept by the run itself."""
         dictionary = self._sources.dictionary
-        reads = (dictionary.input_hook(layer) for layer in dictionary.layers if own_site(dictionary, layer) is None)
+        reads = (dictionary.input_hook(place) for place in dictionary.layers if own_site(dictionary, place) is None)
         return [*reads, final_hook(model)]
 
     def effects(self, model: Any, seen: dict[str, Tensor], target: Targets, feature: int | None) -> Float[Tensor, " column"]:
         """The total effect of every column on the target, from the leaves' gradients."""
         sources, dictionary = self._sources, self._sources.dictionary
-        layer, position = int(target.layer[0]), int(target.position[0])
+        place, position = int(target.place[0]), int(target.position[0])
         with torch.inference_mode(False), torch.enable_grad():
-            last = layer == len(sources.layers)
+            last = place == len(sources.places)
             if last:
                 x = final_stream(model, seen[final_hook(model)])
             else:
-                x = self._own.read[layer] if layer in self._own.read else seen[dictionary.input_hook(layer)]
+                x = self._own.read[place] if place in self._own.read else seen[dictionary.input_hook(place)]
             scalar = (x[position].float() * target.vector[0, : x.shape[-1]].clone().to(x.device)).sum()
             leaves = [self._tokens, *self._leaves.values()]
             grads = torch.autograd.grad(scalar, leaves, allow_unused=True)
@@ -248,7 +241,7 @@ class _FeatureRun:
         gradients = [source.active.activation.new_zeros(len(source.active.feature)) for source in sources.layers]
         for at, grad in zip(self._leaves, at_sites, strict=True):
             source = sources.layers[at]
-            if grad is None or at >= layer:
+            if grad is None or at >= place:
                 continue
             _add_gradients(sources, at, grad, gradients)
             if source.error is not None:

@@ -51,7 +51,7 @@ function topExamples(found) {
 function activations(graph, i) {
   const found = new Map();
   for (let j = 0; j < graph.n; j += 1) {
-    if (graph.kinds[j] === "feature" && graph.nodes.layer[j] === graph.nodes.layer[i] && graph.nodes.feature[j] === graph.nodes.feature[i]) {
+    if (graph.kinds[j] === "feature" && graph.depth[j] === graph.depth[i] && graph.nodes.feature[j] === graph.nodes.feature[i]) {
       found.set(graph.nodes.position[j], graph.nodes.activation[j]);
     }
   }

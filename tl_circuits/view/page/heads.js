@@ -23,10 +23,11 @@ function sourceWords(app, labels, id) {
   const { graph } = app, i = graph.indexOf.get(id);
   if (i !== undefined) return { name: nodeName(graph, i, app.notes.names), place: nodePlace(graph, i), act: () => app.chooseNode(i) };
   if (id === "bias") return { name: "constant", place: "what no feature, error or token wrote" };
-  const found = /^L(\d+)\/(?:F(\d+)|error)@(\d+)$/.exec(id);
+  const found = /^L(\d+)(?:\.([\w.]+))?\/(?:F(\d+)|error)@(\d+)$/.exec(id);
   if (!found) return { name: labels[id] ?? id, place: "not in the graph" };
-  const place = `“${visible(graph.tokens[found[3]] ?? "")}”, layer ${found[1]}, not in the graph`;
-  return { name: labels[id] ?? (found[2] ? `feature ${found[2]}` : "unexplained MLP output"), place };
+  const [, layer, site, feature, position] = found;
+  const place = `“${visible(graph.tokens[position] ?? "")}”, layer ${layer}${site ? `, ${site}` : ""}, not in the graph`;
+  return { name: labels[id] ?? (feature ? `feature ${feature}` : site ? `unexplained part of ${site}` : "unexplained MLP output"), place };
 }
 
 function reasons(app, labels, title, rows) {

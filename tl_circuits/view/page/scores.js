@@ -1,22 +1,22 @@
 // Replacement and completeness of what is pinned or grouped: all other features count as part of the error of their
-// layer and position, as on Neuronpedia's page. tl_circuits/graph/pinned.py computes the same.
+// layer (and site) and position, as on Neuronpedia's page. tl_circuits/graph/pinned.py computes the same.
 import { el, percent } from "./dom.js";
 
 export function pinnedScores(graph, ids) {
-  const { layer, position } = graph.nodes, kept = new Set(ids.map((id) => graph.indexOf.get(id)));
+  const { depth } = graph, { position } = graph.nodes, kept = new Set(ids.map((id) => graph.indexOf.get(id)));
   const errorAt = new Map();
-  graph.kinds.forEach((kind, i) => { if (kind === "error") errorAt.set(`${layer[i]}|${position[i]}`, i); });
+  graph.kinds.forEach((kind, i) => { if (kind === "error") errorAt.set(`${depth[i]}|${position[i]}`, i); });
   const gone = (i) => graph.kinds[i] === "feature" && !kept.has(i);
   const inputs = graph.kinds.map(() => new Map());
   for (let e = 0; e < graph.source.length; e += 1) {
     const target = graph.target[e], from = graph.source[e];
     if (gone(target)) continue;
-    const source = gone(from) ? errorAt.get(`${layer[from]}|${position[from]}`) : from;
+    const source = gone(from) ? errorAt.get(`${depth[from]}|${position[from]}`) : from;
     if (source !== undefined) inputs[target].set(source, (inputs[target].get(source) ?? 0) + graph.weight[e]);
   }
   const reach = new Float64Array(graph.n), weights = new Float64Array(graph.n);
   graph.weights.forEach(([i, weight]) => { weights[i] = weight; });
-  const order = [...inputs.keys()].filter((i) => inputs[i].size).sort((a, b) => layer[b] - layer[a]);
+  const order = [...inputs.keys()].filter((i) => inputs[i].size).sort((a, b) => depth[b] - depth[a]);
   let explained = 0;
   for (const i of order) {
     const out = reach[i] + weights[i], mass = Math.max([...inputs[i].values()].reduce((sum, w) => sum + Math.abs(w), 0), 1e-10);

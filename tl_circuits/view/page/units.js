@@ -21,7 +21,8 @@ export function nodePlace(graph, i) {
   const kind = graph.kinds[i], token = graph.tokens[graph.nodes.position[i]] ?? "";
   if (kind === "logit") return "answer";
   const where = `“${visible(token)}”`;
-  return kind === "embedding" ? `position ${graph.nodes.position[i]}` : `${where}, layer ${graph.nodes.layer[i]}`;
+  const site = graph.nodes.site?.[i] ? `, ${graph.nodes.site[i]}` : "";
+  return kind === "embedding" ? `position ${graph.nodes.position[i]}` : `${where}, layer ${graph.nodes.layer[i]}${site}`;
 }
 
 // Where a box is, as Python writes it: “ France” and 1 more, layers 12–14. In the picture: “ France” +1, layers 12–14.
@@ -154,7 +155,7 @@ export function makeMeter(graph, units) {
   const through = [];
   for (let i = 0; i < graph.n; i += 1) if (unitOf[i] >= 0 && drawn[unitOf[i]]) through.push(i);
   graph.story.targets.forEach((i, n) => { arriving[i] = graph.story.weights[n]; total += arriving[i]; });
-  through.sort((a, b) => graph.nodes.layer[b] - graph.nodes.layer[a]);
+  through.sort((a, b) => graph.depth[b] - graph.depth[a]);
   for (const i of through) {
     if (arriving[i]) for (const e of graph.inputs[i]) arriving[graph.source[e]] += arriving[i] * Math.abs(graph.share[e]);
   }

@@ -34,13 +34,16 @@ export async function unpackGraph(data) {
   const share = weight.map((w, i) => w / Math.max(nodes.mass[target[i]], 1e-30));
   let logits = 0;
   const ids = nodes.kind.map((kind, i) => {
-    if (kind === 0) return `L${nodes.layer[i]}/F${nodes.feature[i]}@${nodes.position[i]}`;
-    if (kind === 1) return `L${nodes.layer[i]}/error@${nodes.position[i]}`;
+    const at = nodes.site?.[i] ? `L${nodes.layer[i]}.${nodes.site[i]}` : `L${nodes.layer[i]}`;
+    if (kind === 0) return `${at}/F${nodes.feature[i]}@${nodes.position[i]}`;
+    if (kind === 1) return `${at}/error@${nodes.position[i]}`;
     return kind === 2 ? `token@${nodes.position[i]}` : `logit:${logits++}`;
   });
   // 1 or -1: the sign of a link that pushes the feature the way it counts: its activation, or how that differs from the baseline.
   const towards = nodes.kind.map((kind, i) => (kind === 0 ? Math.sign(nodes.activation[i] - (nodes.baseline?.[i] ?? 0)) : 1));
   return {
+    // Grows along every link: the layer, or layer and site where some layer has several dictionaries.
+    depth: nodes.depth ?? nodes.layer,
     ...data, n, ids, source, target, weight, share, towards,
     kinds: nodes.kind.map((k) => KINDS[k]),
     indexOf: new Map(ids.map((id, i) => [id, i])),
