@@ -273,6 +273,22 @@ def test_labels_and_names_are_of_the_features_own_site(traced):
     assert len(named.labels) == graph.is_kind("feature").sum()
 
 
+def test_what_heads_features_write_goes_through_their_own_layers_output_matrix():
+    model = tiny_bridge("llama")
+    with tlc.attach(model, several(model, "hook_resid_pre", "attn.hook_z")) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+        labelled, compared = tlc.label_features(replacement, graph), 0
+        for layer, part in replacement.dictionary.owned:
+            if not part.output_hook(layer).endswith("hook_z"):
+                continue
+            for row in graph.nodes[(graph.nodes.layer == layer) & (graph.nodes.site == "attn.z") & (graph.nodes.kind == "feature")].itertuples():
+                written = part[layer].W_dec[row.feature] @ model.blocks[layer].attn.W_O.flatten(0, 1)
+                best = model.tokenizer.decode([int((written @ model.W_U).argmax())])
+                assert labelled.labels[row.Index].promotes[0] == best
+                compared += 1
+    assert compared > 3
+
+
 def test_files_pages_and_pictures_hold_them(traced, tmp_path):
     replacement, graph = traced
     again = tlc.load_graph(graph.save(tmp_path / "graph.safetensors"))
