@@ -239,3 +239,15 @@ def test_what_is_lower_than_in_the_baseline_is_said_to_be_turned_down(facts):
     told = story_of(grouped)
     box = next(unit for unit in told.units if unit.name == "of other cities")
     assert box.lower and not any("activates [of other cities]" in line for line in told.sentences)
+
+
+def test_boxes_keep_what_raises_the_lead_apart_from_what_lowers_it(contrast, monkeypatch):
+    index, effects = contrast.node_numbers, contrast._nodes.total_effect
+
+    def mixed():
+        boxes = [[float(effects[index[i]]) for i in ids] for _, ids in contrast.supernodes().groups]
+        return sum(min(sum(e > 0 for e in box), sum(e < 0 for e in box)) for box in boxes)
+
+    apart = mixed()
+    monkeypatch.setattr("tl_circuits.graph.supernodes.OPPOSITE", 0.0)
+    assert apart < mixed()

@@ -2,7 +2,8 @@
 
 Two features are similar in two ways: they share neighbours, and the neighbours drive them (or are driven) by similar
 shares and signs. Each is a Jaccard index, and the similarity is their mean. The most similar boxes are merged again and
-again (average linkage). A merge that would close a cycle among boxes is skipped.
+again (average linkage). A merge that would close a cycle among boxes is skipped. In a contrast graph, features that raise
+the answer's lead are kept apart from those that lower it: what a box does is then predicted better (docs/benchmarks.md).
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ FEATURE_SHARE = 0.6  # boxes are made of the features that carry this share of t
 MOST_FEATURES = (48, 36, 26, 18, 12)  # but of at most so many; fewer while the boxes lump too much together
 DIRECT_FEATURES = 0.5  # times that number: how many of the strongest direct causes of the first target are added
 LAYERS_APART = 0.5  # added to the distance of the first and the last layer, because a box has one height in the picture
+OPPOSITE = 1.0  # added to the distance of two features of a contrast graph whose total effects have opposite signs
 NEIGHBOUR_SHARE = 0.8  # two nodes are neighbours if their edge is among those that carry this share of the influence
 CYCLE_SHARE = 0.01  # flows below this share of the strongest flow between boxes count as no flow
 GOOD_LUMP_ERROR = 0.18
@@ -138,6 +140,15 @@ def _distances(role: _Role) -> Float[Tensor, "feature feature"]:
     return 1 - (neighbour_jaccard + (1 - variation) / (1 + variation)) / 2
 
 
+def _opposite(graph: AttributionGraph, role: _Role) -> Bool[Tensor, "feature feature"]:
+    """Which two features move the answer in opposite directions; none in a graph without a baseline."""
+    effects = graph._nodes.total_effect
+    if effects is None or not graph.info.compared_with:
+        return torch.zeros(len(role.features), len(role.features), dtype=torch.bool)
+    sign = effects[role.features].sign()
+    return sign[:, None] * sign < 0
+
+
 def _unit(rows: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
     return rows / rows.abs().sum(1, keepdim=True).clamp_min(1e-30)
 
@@ -151,7 +162,7 @@ def _merges(graph: AttributionGraph, role: _Role, fixed: Boxes, max_boxes: int) 
     same_label = torch.tensor([[a == b for b in labels] for a in labels])
     depth = graph._nodes.layer[role.features].double() / max(1, graph.info.n_layers)
     apart = LAYERS_APART * (depth[:, None] - depth).abs()
-    distance = (_distances(role) + apart).round(decimals=9)
+    distance = (_distances(role) + apart + OPPOSITE * _opposite(graph, role)).round(decimals=9)
     distance = distance - 2e-10 * (position[:, None] == position) - 1e-10 * same_label
     boxes = [*fixed, *([i] for i in range(n) if not any(i in box for box in fixed))]
     to_box = torch.zeros(len(boxes), n, dtype=torch.float64)
