@@ -5,8 +5,9 @@ import torch
 
 import tl_circuits as tlc
 from tests.oracles import measured_effects, removal_gap
-from tests.sites import at, autoencoders
+from tests.sites import SITES, at, autoencoders, several
 from tests.tiny import VOCAB, hook_state, prompt, transcoders
+from tl_circuits.errors import DictionaryError
 
 transformer_lens = pytest.importorskip("transformer_lens")
 if not hasattr(transformer_lens, "HookedTransformer"):
@@ -109,3 +110,30 @@ def test_autoencoders_of_the_stream_within_a_block_and_of_heads(model, site):
     assert linear.completeness_error() < 1e-4 and linear.node_ids == autograd.node_ids
     assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)  # float32, other order of sums
     assert linear.is_kind("feature").sum() > 20 and hook_state(model) == before
+
+
+def test_every_site_of_a_block_at_once(model):
+    sites = list(SITES) if model.cfg.parallel_attn_mlp else [*SITES, "hook_resid_mid"]
+    before = hook_state(model)
+    with torch.no_grad():
+        bare = model(prompt()[None])
+    with tlc.attach(model, several(model, *sites)) as replacement:
+        with torch.no_grad():
+            assert torch.equal(model(prompt()[None]), bare)
+        linear, autograd = (
+            tlc.attribute(replacement, prompt(), max_nodes=60, engine=e, progress=False) for e in ("linear", "autograd")
+        )
+        assert removal_gap(replacement, linear)[0] < 1e-3
+        short = tlc.top_head_loadings(replacement, linear, edges=50)
+    assert linear.completeness_error() < 1e-4 and linear.node_ids == autograd.node_ids
+    assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)  # float32, other order of sums
+    assert len(linear.info.sites) == len(sites) and hook_state(model) == before
+    assert short[short.kind == "rest"].loading.abs().max() < 1e-4  # one attention between two rebuilt streams
+
+
+def test_a_transcoder_that_reads_the_hook_of_an_autoencoder_is_refused(model):
+    if model.cfg.parallel_attn_mlp or model.cfg.use_normalization_before_and_after:
+        pytest.skip("one architecture is enough for the message")
+    middle = autoencoders(model, {1: "hook_resid_mid"})
+    with pytest.raises(DictionaryError, match="blocks.1.hook_resid_mid and blocks.1.hook_resid_mid are one hook of this model"):
+        tlc.attach(model, tlc.load_dictionary([middle, transcoders(model, layers=[1], input_hook="hook_resid_mid")]))

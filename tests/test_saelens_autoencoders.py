@@ -327,8 +327,6 @@ def test_what_a_release_does_not_have_is_said(hub):
         tlc.load_dictionary("gemma-scope-2b-pt-res-canonical")
     with pytest.raises(DictionaryError, match="has no id 'blocks.99.hook_resid_pre'"):
         tlc.load_dictionary("gpt2-small-res-jb", ids="blocks.99.hook_resid_pre")
-    with pytest.raises(DictionaryError, match="both of layer 11"):
-        tlc.load_dictionary("gpt2-small-res-jb", ids=["blocks.11.hook_resid_pre", "blocks.11.hook_resid_post"])
     with pytest.raises(DictionaryError, match="has no layers 40"):
         tlc.load_dictionary("gpt2-small-res-jb", layers=[40])
     with pytest.raises(DictionaryError, match="is of no block"):
@@ -337,6 +335,18 @@ def test_what_a_release_does_not_have_is_said(hub):
         tlc.load_dictionary("tiny-facts", ids="x")
     with pytest.raises(DownloadError, match="blocks.0.hook_resid_pre"):
         tlc.load_dictionary("gpt2-small-res-jb", layers=[0])
+
+
+def test_ids_of_several_sites_of_a_layer_become_one_dictionary(hub):
+    ids = ["blocks.11.hook_resid_post", "blocks.11.hook_resid_pre"]
+    hub_cache(hub, "jbloom/GPT2-Small-SAEs-Reformatted", folders({one: one for one in ids}, RES_JB))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SAELens' own
+        both = tlc.load_dictionary("gpt2-small-res-jb", ids=ids)
+    assert both.layers == (11,) and [place.site for place in both.places if place.layer == 11] == ["resid_pre", "resid_post"]
+    saved = {one: tensors(number) for number, one in enumerate(ids)}
+    for _, part in both.owned:
+        assert torch.equal(part[11].W_dec, saved[part.output_hook(11)]["W_dec"])
 
 
 @pytest.mark.parametrize("kind", ["Standard", "Gated", "TopK"])

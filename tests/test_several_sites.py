@@ -1,15 +1,19 @@
 """Several dictionaries in one layer, as in sparse feature circuits: sums, engines, brute force, and the plain model."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
+from tests.browser import tab
 from tests.oracles import removal_gap
 from tests.sites import autoencoders, plain_effects, several
 from tests.tiny import hook_state, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import BelongingError, DictionaryError, EditError, ExportError, NeuronpediaError, TargetError
 from tl_circuits.interventions.faithfulness import predicted_effects
+from tl_circuits.view.story import story_of
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
 SUMS, AGREE, MEASURED = 1e-4, 1e-4, 1e-3
@@ -269,6 +273,22 @@ def test_labels_and_names_are_of_the_features_own_site(traced):
     assert len(named.labels) == graph.is_kind("feature").sum()
 
 
+def test_what_heads_features_write_goes_through_their_own_layers_output_matrix():
+    model = tiny_bridge("llama")
+    with tlc.attach(model, several(model, "hook_resid_pre", "attn.hook_z")) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
+        labelled, compared = tlc.label_features(replacement, graph), 0
+        for layer, part in replacement.dictionary.owned:
+            if not part.output_hook(layer).endswith("hook_z"):
+                continue
+            for row in graph.nodes[(graph.nodes.layer == layer) & (graph.nodes.site == "attn.z") & (graph.nodes.kind == "feature")].itertuples():
+                written = part[layer].W_dec[row.feature] @ model.blocks[layer].attn.W_O.flatten(0, 1)
+                best = model.tokenizer.decode([int((written @ model.W_U).argmax())])
+                assert labelled.labels[row.Index].promotes[0] == best
+                compared += 1
+    assert compared > 3
+
+
 def test_files_pages_and_pictures_hold_them(traced, tmp_path):
     replacement, graph = traced
     again = tlc.load_graph(graph.save(tmp_path / "graph.safetensors"))
@@ -280,6 +300,21 @@ def test_files_pages_and_pictures_hold_them(traced, tmp_path):
     assert len(page) > 10_000
     small.plot(tmp_path / "picture.svg")
     assert tlc.load_graph(tmp_path / "graph.safetensors").to_networkx().number_of_nodes() == len(graph)
+
+
+def test_the_page_has_the_same_ids_scores_and_meter(browser, traced, tmp_path):
+    _, graph = traced
+    with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as page:
+        assert page.evaluate("() => tlc.graph.ids") == list(graph.node_ids)
+        pins = graph.nodes.id[graph.nodes.kind == "feature"].tolist()[::3]
+        page.evaluate("(ids) => tlc.book.togglePins(ids)", pins)
+        shown = [float(number) for number in re.findall(r"([\d.]+) %", page.inner_text(".pinned-scores"))]
+        found = graph.scores(pins)
+        assert shown == pytest.approx([100 * found.replacement, 100 * found.completeness], abs=0.6)
+    with tab(browser, graph.to_html(tmp_path / "again.html").as_uri()) as page:
+        meter = [float(text.split()[0]) for text in page.locator(".meter .key").all_inner_texts()]
+        told = story_of(graph).meter
+        assert meter[0] == pytest.approx(100 * told.shown, abs=0.6) and meter[1] == pytest.approx(100 * told.error, abs=0.6)
 
 
 def test_what_tells_features_apart_by_layer_alone_refuses_them(traced, tmp_path):
