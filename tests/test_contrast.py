@@ -245,7 +245,7 @@ def test_boxes_keep_what_raises_the_lead_apart_from_what_lowers_it(contrast, mon
     index, effects = contrast.node_numbers, contrast._nodes.total_effect
 
     def mixed():
-        boxes = [[float(effects[index[i]]) for i in ids] for _, ids in contrast.supernodes().groups]
+        boxes = [[float(effects[index[i]]) for i in ids] for _, ids in replace(contrast).supernodes().groups]
         return sum(min(sum(e > 0 for e in box), sum(e < 0 for e in box)) for box in boxes)
 
     apart = mixed()

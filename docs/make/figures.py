@@ -4,6 +4,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import tl_circuits as tlc
 from tl_circuits.cli.state_swap import StateSwap, swap_state
@@ -33,8 +34,8 @@ def draw_faithfulness(told: StateSwap, folder: Path) -> None:
         tlc.faithfulness(replacement, graph, n=40).plot(folder / "faithfulness.png")
 
 
-def screenshot(graph: tlc.AttributionGraph, path: Path) -> None:
-    """What a browser shows of the graph's page."""
+def screenshot(graph: tlc.AttributionGraph, path: Path, removed: list[dict[str, Any]] | None = None) -> None:
+    """What a browser shows of the graph's page; ``removed``: what removing its boxes did."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,7 +44,7 @@ def screenshot(graph: tlc.AttributionGraph, path: Path) -> None:
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 808})
-        page.goto(graph.to_html(Path(home, "page.html")).as_uri())
+        page.goto(graph.to_html(Path(home, "page.html"), ablations=removed).as_uri())
         page.wait_for_selector(".tlc svg .unit")
         page.screenshot(path=path)
         browser.close()
@@ -61,7 +62,8 @@ def draw_capital(_: StateSwap, folder: Path) -> None:
         others = [f"The capital of {country} is" for country in COUNTRIES]
         graph = tlc.attribute(replacement, "The capital of France is", baseline=others, max_nodes=1000, progress=False)
         graph = tlc.name_features(replacement, graph, progress=False)
-    screenshot(graph, folder / "capital.png")
+        removed = tlc.box_ablations(replacement, graph, controls=20, progress=False)
+    screenshot(graph, folder / "capital.png", removed)
 
 
 FIGURES = {

@@ -1,6 +1,7 @@
 """``tl-circuits trace``: from a prompt to a graph file, a page and a summary."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -131,6 +132,10 @@ def _run(
         return graph, report, removed
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
     if name not in ("auto", "linear", "autograd"):
         raise ValueError(f"--engine {name!r} is not one of auto, linear, autograd.")
@@ -164,6 +169,7 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
     from tl_circuits.graph.paths import sentence, strongest_paths
 
     scores = graph.scores()
+    boxed = [i for _, ids in graph.supernodes().groups for i in ids]
     return {
         "prompt": graph.info.prompt,
         "model": graph.info.model,
@@ -185,6 +191,7 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
         "features_active": graph.info.n_active,
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
+        "carried_by_boxes": _finite(graph.carried(boxed).share) if boxed else 0.0,
         "coverage": graph.coverage,
         "completeness_error": graph.completeness_error(),
         "files": {kind: str(path) for kind, path in files.items()},
@@ -219,8 +226,10 @@ def show(
         console.print(Text(f"\nWhat acts on “{first}” most directly, and where that came from"), style="bold")
         for path in facts["paths"]:
             console.print(Text(f"  {path['share']:6.1%}  {path['sentence']}"))
-        console.print(Text(LEGEND, style="dim"))
+        console.print(Text(f"  shares of the answer; {LEGEND.strip()}", style="dim"))
     console.print(Text("\nHow much is explained"), style="bold")
+    if carried := boxes_line(graph):
+        console.print(Text(f"  {carried}"))
     console.print(
         f"  {facts['features_traced']} of {facts['features_active']} active features traced; they and the tokens "
         f"carry {facts['coverage']:.0%} of the direct effects"
@@ -238,6 +247,15 @@ def show(
     console.print(Text("\nFiles"), style="bold")
     console.print(f"  {files['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {files['page']}   open it in a browser", soft_wrap=True)
+
+
+def boxes_line(graph: "AttributionGraph") -> str:
+    """How much of the answer the boxes of the page carry, in words."""
+    from tl_circuits.graph.drawn import LEVELS, page_graph
+    from tl_circuits.view.story import carried_line, story_of
+
+    shown = page_graph(graph)
+    return carried_line(story_of(shown, LEVELS[1]), shown)
 
 
 def prompt_lines(graph: "AttributionGraph") -> list[str]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_indices
@@ -35,6 +37,20 @@ def carried(graph: AttributionGraph, members: Sequence[int]) -> Carried:
         change[moved] = lost[moved] / counted[moved]
     first = int(nodes.weight.argmax())
     return Carried(float(nodes.value[first]), to_explain(graph, first), -float(lost[first]))
+
+
+def answer_scale(graph: AttributionGraph, target: int) -> float:
+    """By what effects on a target are divided for its shares: what there is to explain about it, if that is above zero; else
+    all its absolute inputs.
+    """
+    whole = to_explain(graph, target)
+    return whole if whole > 0 else float(input_mass(graph)[target])
+
+
+def input_mass(graph: AttributionGraph) -> Float[Tensor, " node"]:
+    """The sum of all absolute inputs of each node, also of those from features outside the graph."""
+    mass = graph._nodes.residue_mass.double()
+    return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs()).clamp_min(1e-30)
 
 
 def to_explain(graph: AttributionGraph, node: int) -> float:

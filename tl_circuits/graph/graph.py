@@ -582,7 +582,13 @@ class AttributionGraph:
             >>> label, "L0/F308@7" in ids
             ('at “Dallas”, layer 0', True)
         """
-        return output("supernodes")(self, max_boxes)
+        if max_boxes not in self._boxes:  # page, figure, removals and terminal ask for the same boxes
+            self._boxes[max_boxes] = output("supernodes")(self, max_boxes)
+        return self._boxes[max_boxes]
+
+    @cached_property
+    def _boxes(self) -> dict[int, Supernodes]:
+        return {}
 
     def with_groups(self, groups: Groups) -> "AttributionGraph":
         """The same graph with these groups instead of those it has.

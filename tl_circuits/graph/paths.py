@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tl_circuits.graph.carried import answer_scale
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.graph.visible import visible
@@ -18,7 +19,8 @@ class Path:
         nodes: node indices, from the token to the target.
         signs: one for each edge. +1 if the edge pushes the node it points to in the direction of that node's activation
             on this prompt, else -1. For the last edge: +1 if it raises the target.
-        share: the last edge's share of the target's absolute inputs.
+        share: the last edge's part, without its sign, of what there is to explain about the answer
+            (:func:`~tl_circuits.graph.carried.to_explain`).
     """
 
     nodes: tuple[int, ...]
@@ -30,17 +32,17 @@ def strongest_paths(graph: AttributionGraph, count: int = 5) -> list[Path]:
     """The strongest path to each of the features that act most directly on the answer, largest direct effect first.
 
     The answer is the target of largest weight. A path is as strong as the product of its edges' shares of their
-    targets' inputs. ``share`` is that of the last edge: the part of the answer's inputs that comes directly from the
-    feature.
+    targets' inputs. ``share`` is of the last edge alone: what the feature brings to the answer directly.
     """
     edges = graph._edges
     shares = input_shares(edges, len(graph))
     target = int(graph._nodes.weight.argmax())
     came_from = _best_ways(graph, shares)
     last = (edges.target == target) & graph.is_kind("feature")[edges.source]
-    order = torch.argsort(shares[last], descending=True, stable=True)
+    of_answer = edges.weight[last].double().abs() / answer_scale(graph, target)
+    order = torch.argsort(of_answer, descending=True, stable=True)
     found = []
-    for feature, share in zip(edges.source[last][order].tolist(), shares[last][order].tolist(), strict=True):
+    for feature, share in zip(edges.source[last][order].tolist(), of_answer[order].tolist(), strict=True):
         chain = [feature]
         while int(came_from[chain[0]]) >= 0:
             chain.insert(0, int(came_from[chain[0]]))

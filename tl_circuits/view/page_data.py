@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_circuits.graph.carried import answer_scale
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
 from tl_circuits.graph.scores import input_shares
-from tl_circuits.view.story import Story, answer_scale, carried_line, story_of, too_little
+from tl_circuits.view.story import Story, carried_line, story_of, too_little
 
 MOST_LINKS = 60_000
 MOST_CARDS = 600  # features whose promoted, suppressed and read tokens travel with the page

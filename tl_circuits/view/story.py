@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.graph.box_names import place
-from tl_circuits.graph.carried import carried, to_explain
+from tl_circuits.graph.carried import answer_scale, carried, input_mass
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import AGAINST_OTHERS
 from tl_circuits.graph.paths import conjugated
@@ -161,24 +161,12 @@ def _membership(graph: AttributionGraph, units: tuple[Unit, ...]) -> Tensor:
     return unit_of
 
 
-def _input_mass(graph: AttributionGraph) -> Float[Tensor, " node"]:
-    """The sum of all absolute inputs of each node, also of those from features outside the graph."""
-    mass = graph._nodes.residue_mass.double()
-    return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs()).clamp_min(1e-30)
-
-
-def answer_scale(graph: AttributionGraph, target: int) -> float:
-    """By what effects on a target are divided for its shares: what there is to explain about it, if that is above zero."""
-    whole = to_explain(graph, target)
-    return whole if whole > 0 else float(_input_mass(graph)[target])
-
-
 def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "unit unit"]:
     """The signed share of each unit's inputs (of a target: of its answer) that comes from each other unit. Rows are acted on,
     columns act.
     """
     edges, nodes = graph._edges, graph._nodes
-    scale = _input_mass(graph)
+    scale = input_mass(graph)
     for unit in units:
         if unit.kind == "target":
             scale[unit.members[0]] = answer_scale(graph, unit.members[0])
@@ -268,7 +256,7 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     edges, depth = graph._edges, graph._nodes.depth
     drawn = _membership(graph, units) >= 0
     is_token, is_error = graph.is_kind("embedding"), graph.is_kind("error")
-    share = edges.weight.double().abs() / _input_mass(graph)[edges.target]
+    share = edges.weight.double().abs() / input_mass(graph)[edges.target]
     targets = [unit.members[0] for unit in units if unit.kind == "target"]
     arriving = torch.zeros(len(graph), dtype=torch.float64)
     arriving[targets] = graph._nodes.weight[targets].double()
