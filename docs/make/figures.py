@@ -60,7 +60,7 @@ def draw_capital(_: StateSwap, folder: Path) -> None:
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         others = [f"The capital of {country} is" for country in COUNTRIES]
         graph = tlc.attribute(replacement, "The capital of France is", baseline=others, max_nodes=1000, progress=False)
-        graph = tlc.label_features(replacement, graph)
+        graph = tlc.name_features(replacement, graph, progress=False)
     screenshot(graph, folder / "capital.png")
 
 

@@ -207,7 +207,9 @@ def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple
 
 
 def _told_ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> tuple[tuple[int, ...], ...]:
-    """The strongest path over each of the boxes that act most on the first target. All its steps are drawn arrows."""
+    """The strongest path over each of the boxes that act most on the first target, those that raise it first. All steps are
+    drawn arrows.
+    """
     first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
     if first is None:
         return ()
@@ -222,7 +224,8 @@ def _told_ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> tuple[tupl
             told.append((*chain, first))
         if len(told) == SENTENCES:
             break
-    return tuple(told)
+    raises = {arrow.source for arrow in into if arrow.share >= 0}
+    return tuple(sorted(told, key=lambda way: way[-2] not in raises))  # the question is why: first what raises the answer
 
 
 def _ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> list[int | None]:
