@@ -15,7 +15,6 @@ from .any_site import (
     own_sites,
     passed_mlps,
     passing_points,
-    replaces_mlp,
     require_site,
     width_of,
 )
@@ -143,7 +142,6 @@ __all__ = [
     "ReadPrompt",
     "Recording",
     "Replacement",
-    "replaces_mlp",
     "require_site",
     "RESIDUAL",
     "Sample",

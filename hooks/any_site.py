@@ -61,16 +61,14 @@ def mlp_place(dictionary: Any, layer: int) -> int | None:
     return None
 
 
-def replaces_mlp(dictionary: Any, layer: int) -> bool:
-    """Whether the layer has a dictionary that stands for its MLP: a transcoder, or neurons."""
-    return mlp_place(dictionary, layer) is not None
-
-
 def passed_mlps(dictionary: Any, n_layers: int) -> tuple[int, ...]:
     """The layers whose MLP is passed with its activation ratios held, as no dictionary replaces it."""
     if getattr(dictionary, "mlps", "error") != "ratio":
         return ()
-    return tuple(layer for layer in range(n_layers) if not replaces_mlp(dictionary, layer))
+    placed = by_place(dictionary)
+    here = ((number, place) for number, place in enumerate(places(placed, n_layers)) if number in placed.layers)
+    replaced = {place.layer for number, place in here if own_site(placed, number) is None}
+    return tuple(layer for layer in range(n_layers) if layer not in replaced)
 
 
 def mlp_output(dictionary: Any, layer: int) -> str:

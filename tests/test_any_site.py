@@ -8,7 +8,7 @@ import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.sites import SITES, at, autoencoders, plain_effects
 from tests.tiny import hook_state, prompt, tiny_bridge, tiny_folder, transcoders
-from tl_circuits.errors import ArchitectureError, BaselineError, DictionaryError, EditError
+from tl_circuits.errors import ArchitectureError, DictionaryError, EditError
 from tl_circuits.hooks.any_site import require_effective
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
@@ -272,10 +272,3 @@ def test_an_error_that_is_no_node_cannot_be_edited():
     with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
         with pytest.raises(EditError, match="layer 0 has no error; its MLP .* is passed"):
             tlc.intervene(replacement, prompt(), tlc.ErrorEdit(0, 3, 0.0))
-
-
-def test_a_baseline_is_refused():
-    model = tiny_bridge("llama")
-    with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
-        with pytest.raises(BaselineError, match="without baseline="):
-            tlc.attribute(replacement, prompt(), baseline=[prompt(seed=5)], progress=False)

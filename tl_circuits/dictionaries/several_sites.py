@@ -133,13 +133,13 @@ class ByPlace(Parts):
     """The dictionaries of a :class:`SeveralSites`; ``layers`` and all questions are numbers of places."""
 
     def __init__(self, whole: SeveralSites, at: Mapping[int, Owned]):
-        self._whole, self._at = whole, dict(at)
+        self._whole, self._at, self._numbers = whole, at, tuple(at)
         self.name, self.exact, self.places = whole.name, whole.exact, whole.places
         self.prompt_rule, self.mlps = whole.prompt_rule, whole.mlps
 
     @property
     def layers(self) -> Sequence[int]:
-        return tuple(self._at)
+        return self._numbers
 
     def _part(self, layer: int) -> tuple[Dictionary, int]:
         own, part = self._at[layer]
