@@ -387,7 +387,7 @@ class AttributionGraph:
             >>> boxed = [i for _, ids in graph.supernodes().groups for i in ids]
             >>> found = graph.carried(boxed)
             >>> round(found.share, 2), round(found.value, 1), round(found.value - found.by, 1)
-            (0.9, 20.0, 2.0)
+            (0.68, 17.8, 5.6)
         """
         return output("carried")(self, nodes)
 
