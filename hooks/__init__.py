@@ -21,6 +21,7 @@ from .any_site import (
 from .attach import Replacement, attach_dictionary
 from .collect import collect_sites
 from .decode import CachedModel
+from .edit_plan import Plan, make_plan, positions_of
 from .edits import (
     Ablate,
     Add,
@@ -28,13 +29,10 @@ from .edits import (
     ErrorEdit,
     Patch,
     PatternEdit,
-    Plan,
     Scale,
     ScoreEdit,
     Set,
     TokenEdit,
-    make_plan,
-    positions_of,
 )
 from .freeze import differentiable_run
 from .frozen_attention import FrozenAttention, frozen_attention

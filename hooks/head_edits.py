@@ -9,7 +9,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .attach import Replacement
-from .edits import HeadOps, Plan
+from .edit_plan import HeadOps, Plan
 from .errors import EditError
 from .proof import moves_pattern
 

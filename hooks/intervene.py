@@ -16,7 +16,7 @@ from transformer_lens.hook_points import HookPoint
 
 from .any_site import flat, own_sites, passed_mlps, passing_points
 from .attach import Replacement, output_site
-from .edits import Ops, Plan
+from .edit_plan import Ops, Plan
 from .errors import EditError
 from .head_edits import head_edit_hooks, held_pattern_edits
 from .held_mlp import HeldMLP, held_mlp
