@@ -16,7 +16,7 @@ def right(self, points, right, hint):
 q.Part.__init__ = right
 """,
     "a patched class of the package": """
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 Transcoder.activate = lambda self, pre: pre * 0
 """,
     "the report's file written": """

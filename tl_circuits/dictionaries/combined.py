@@ -9,7 +9,8 @@ import torch
 from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.parts import Parts
 from tl_circuits.dictionaries.several_sites import SeveralSites, require_apart
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.dictionaries.transcoder import Transcoder
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
 
 

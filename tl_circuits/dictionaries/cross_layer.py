@@ -9,8 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import gaps, ranges, require_finite
+from tl_circuits.dictionaries.matrices import to_layer
 from tl_circuits.dictionaries.slot_decoders import SlotDecoders, all_slots, slot_count, slot_matrix, slot_rows, slot_sum
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet, to_layer
+from tl_circuits.dictionaries.transcoder import Transcoder
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
 
 

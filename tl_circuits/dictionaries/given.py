@@ -13,7 +13,8 @@ from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.residency import choose_residency, place
 from tl_circuits.dictionaries.saelens import from_saelens, is_saelens
 from tl_circuits.dictionaries.selection import wanted_layers
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.dictionaries.transcoder import Transcoder
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import PromptRule, whole
 

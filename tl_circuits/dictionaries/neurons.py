@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import Dictionary, LayerActive
-from tl_circuits.dictionaries.transcoders import take_rows
+from tl_circuits.dictionaries.matrices import take_rows
 from tl_circuits.errors import ArchitectureError, DictionaryError
 from tl_circuits.hooks import ACTIVATIONS, MLPWeights, mlp_site, mlp_weights, wholes
 from tl_circuits.support.checked import checked, require_model

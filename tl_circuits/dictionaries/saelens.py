@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tl_circuits.dictionaries.transcoders import Activation, Transcoder
+from tl_circuits.dictionaries.transcoder import Activation, Transcoder
 from tl_circuits.errors import DictionaryError
 
 ARCHITECTURES: dict[str, Activation] = {

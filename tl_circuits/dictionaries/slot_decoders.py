@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.base import require_finite, require_shape
-from tl_circuits.dictionaries.transcoders import take_rows, weighted_sum
+from tl_circuits.dictionaries.matrices import take_rows, weighted_sum
 from tl_circuits.errors import DictionaryError
 
 

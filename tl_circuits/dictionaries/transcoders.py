@@ -1,9 +1,9 @@
-"""Per-layer transcoders: one layer as tensors (``Transcoder``), and a set of layers (``TranscoderSet``)."""
+"""Per-layer transcoders as a dictionary: a :class:`Transcoder` for each of some layers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +16,11 @@ from tl_circuits.dictionaries.base import (
     require_layers,
     require_shape,
 )
+from tl_circuits.dictionaries.matrices import FLOATS_AT_ONCE, encoded, some_entries, take_rows, weighted_sum
+from tl_circuits.dictionaries.transcoder import Transcoder, check_tensors, moved_to, placed_on
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import (
     Sample,
-    is_whole,
     mlp_norms,
     own_site,
     read_stage,
@@ -27,7 +28,6 @@ from tl_circuits.hooks import (
     resolve,
     rounded,
     shown,
-    spread,
     was_folded,
     whole,
     width_of,
@@ -37,151 +37,7 @@ from tl_circuits.hooks import (
 # A prompt is encoded in pieces of at most so many positions and activations, so that memory stays small: 128 MB.
 POSITIONS_AT_ONCE = 256
 ACTIVATIONS_AT_ONCE = 2**25
-FEW_POSITIONS = 50  # up to here a matrix stored by columns is multiplied faster from the other side, at 10 positions tenfold
-FLOATS_AT_ONCE = 2**24  # large matrices kept elsewhere are brought to the device in pieces of 64 MB
 
-
-Activation = Literal["relu", "jumprelu", "topk"]
-
-
-@dataclass(frozen=True, eq=False)
-class Transcoder:
-    """A transcoder or autoencoder of one layer, given as tensors: it predicts ``y``, such as an MLP's output, from ``x``.
-
-    ``y = act(x W_encᵀ + b_enc) W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection (Dunefsky et al. 2024,
-    "Transcoders find interpretable LLM feature circuits"; skip: Paulo et al. 2025). Make a dictionary of several with
-    ``tlc.load_transcoders({layer: transcoder})``. If ``input_hook`` and ``output_hook`` are the same, it is an autoencoder
-    of that tensor: of the residual stream (``hook_resid_pre``, ``hook_resid_mid``, ``hook_resid_post``), of what attention
-    or the MLP add to it (``hook_attn_out``, ``hook_mlp_out``), or of all heads one after the other (``attn.hook_z``).
-
-    Args:
-        W_enc: encoder ``[feature, d_in]``, a row a feature.
-        W_dec: decoder ``[feature, d_out]``, a row a feature.
-        b_enc: encoder bias ``[feature]``.
-        b_dec: decoder bias ``[d_out]``.
-        W_skip: skip connection ``[d_out, d_in]``, or None.
-        threshold: ``[feature]``, for ``"jumprelu"``; optional for ``"topk"``.
-        activation: ``"relu"``; ``"jumprelu"`` keeps a pre-activation where it is above ``threshold``; ``"topk"``
-            keeps the ``k`` largest of a token, or with a ``threshold`` those that are farthest above theirs.
-        k: how many features are active on a token at most, for ``"topk"``.
-        clamp: with ``"jumprelu"`` and ``"topk"``, whether negative values are dropped as well.
-        input_hook: the tensor that is read, by its hook's name within the block.
-        output_hook: the tensor that is predicted, by its hook's name within the block.
-        rank: ``[feature]`` of positive numbers, or None. For ``"topk"``: pre-activations are compared after they are
-            multiplied by it, so it decides which features are kept but not their values.
-        normalize: what is done to ``x`` first and undone on ``y``, for autoencoders: ``"layer_norm"`` subtracts the mean and
-            divides by the standard deviation, ``"constant_norm_rescale"`` divides by the root mean square; or ``"none"``.
-        forget_pages: set for matrices that are mapped from a file: frees the memory of what was read. Such matrices
-            are checked for NaN and infinity when they are used, not when they are opened.
-
-    Examples:
-        >>> import torch
-        >>> random = torch.Generator().manual_seed(0)
-        >>> W_enc, W_dec = (torch.randn(200, 96, generator=random) / 10 for _ in range(2))
-        >>> mine = tlc.Transcoder(W_enc, W_dec, b_enc=torch.zeros(200), b_dec=torch.zeros(96), activation="topk", k=8)
-        >>> acts = mine.activate(torch.randn(9, 200, generator=random))
-        >>> (acts > 0).sum(-1).tolist()  # active features at each of nine positions
-        [8, 8, 8, 8, 8, 8, 8, 8, 8]
-        >>> tlc.load_transcoders({2: mine}, layers=[2])
-        TranscoderSet('transcoders', layers 2)
-    """
-
-    W_enc: Float[Tensor, "feature d_in"]
-    W_dec: Float[Tensor, "feature d_out"]
-    b_enc: Float[Tensor, " feature"]
-    b_dec: Float[Tensor, " d_out"]
-    W_skip: Float[Tensor, "d_out d_in"] | None = None
-    threshold: Float[Tensor, " feature"] | None = None
-    activation: Activation = "relu"
-    k: int | None = None
-    clamp: bool = True
-    input_hook: str = "mlp.hook_in"
-    output_hook: str = "hook_mlp_out"
-    normalize: Literal["none", "layer_norm", "constant_norm_rescale"] = "none"
-    forget_pages: Callable[[], None] | None = None
-    rank: Float[Tensor, " feature"] | None = None
-
-    def __post_init__(self) -> None:
-        if is_whole(self.k):
-            object.__setattr__(self, "k", whole(self.k))
-
-    def normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """What the encoder's matrix reads, in float32."""
-        x = x.float()
-        if self.normalize == "none":
-            return x
-        centred = x - x.mean(-1, keepdim=True) if self.normalize == "layer_norm" else x
-        return centred * self.input_factor(x)
-
-    def input_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
-        """The factor by which an input is multiplied: one over its standard deviation or root mean square."""
-        if self.normalize == "layer_norm":  # as SAELens has it: the unbiased estimate, and 1e-5 only on this side
-            return 1.0 / (x.float().std(-1, keepdim=True) + 1e-5)
-        return x.shape[-1] ** 0.5 / x.float().norm(dim=-1, keepdim=True)
-
-    def output_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
-        """The factor by which a reconstruction is multiplied, to have the size of ``x`` again."""
-        return x.float().std(-1, keepdim=True) if self.normalize == "layer_norm" else 1.0 / self.input_factor(x)
-
-    def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
-        """Activations from pre-activations."""
-        if self.activation != "topk":
-            return self.gate(pre, self.threshold)
-        if self.k is None:
-            raise DictionaryError('activation is "topk", but k is None; give k=..., how many features are active on a token.')
-        floor = pre.relu() if self.clamp else pre
-        compared = pre if self.threshold is None else pre - self.threshold.to(pre.device)
-        if self.threshold is not None:
-            floor = floor * (compared > 0)
-        if self.rank is not None:
-            compared = compared * self.rank.to(pre.device)
-        kept = compared.topk(self.k, dim=-1).indices
-        return torch.zeros_like(pre).scatter(-1, kept, floor.gather(-1, kept))
-
-    def gate(
-        self, pre: Float[Tensor, "*batch some"], threshold: Float[Tensor, " some"] | None
-    ) -> Float[Tensor, "*batch some"]:
-        """Activations of some features alone, for ReLU and JumpReLU: there one does not depend on the others."""
-        if self.activation == "relu":
-            return pre.relu()
-        if threshold is None:
-            raise DictionaryError(f"activation is {self.activation!r}, but threshold is None; give threshold=..., one number a feature.")
-        return (pre.relu() if self.clamp else pre) * (pre > threshold.to(pre.device))
-
-
-def take_rows(matrix: Float[Tensor, "feature *rest"], features: Int[Tensor, " n"]) -> Float[Tensor, "n *rest"]:
-    """Rows ``features`` of a matrix that may be on disk or another device; in float32, on ``features``' device."""
-    # index_select copies whole rows, several times faster than indexing on the CPU.
-    return matrix.index_select(0, features.to(matrix.device)).to(features.device).float()
-
-
-def weighted_sum(
-    acts: Float[Tensor, "*batch feature"], matrix: Float[Tensor, "feature d_out"]
-) -> Float[Tensor, "*batch d_out"]:
-    """``acts @ matrix`` in float32, reading only the rows of features that are active at some position.
-
-    If gradients are being computed, all rows are read: inactive features have a gradient as well.
-    """
-    acts = acts.float()
-    flat = acts.reshape(-1, acts.shape[-1])
-    whole = acts.requires_grad and torch.is_grad_enabled()
-    used = torch.arange(flat.shape[1], device=acts.device) if whole else flat.any(0).nonzero()[:, 0]
-    total = flat.new_zeros(flat.shape[0], matrix.shape[1])
-    for some in used.split(max(1, FLOATS_AT_ONCE // matrix.shape[1])):
-        total = total + (flat if some.numel() == flat.shape[1] else flat[:, some]) @ take_rows(matrix, some)
-    return total.reshape(*acts.shape[:-1], -1)
-
-
-def encoded(W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n feature"]:
-    """``x W_encᵀ`` in float32, a piece of the encoder at a time, reading it in the order in which it lies in memory."""
-    step = max(1, FLOATS_AT_ONCE // x.shape[1])
-    by_columns = W_enc.T.is_contiguous() and not W_enc.is_contiguous()  # as SAELens stores it: [d_in, feature]
-    if by_columns and len(x) < FEW_POSITIONS:
-        parts = [x @ columns.to(x.device).float() for columns in W_enc.T.split(step, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    # This way round a matrix stored by rows is read row by row, a third faster on a few positions.
-    parts = [rows.T.to(x.device).float().T @ x.T if by_columns else rows.to(x.device).float() @ x.T for rows in W_enc.split(step)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).T
 
 
 def _nonzero(acts: Float[Tensor, "pos feature"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
@@ -230,11 +86,11 @@ class TranscoderSet(Dictionary):
         if not self._at:
             raise DictionaryError("the dictionary has no layers.")
         for layer, transcoder in self._at.items():
-            _check_tensors(layer, transcoder)
+            check_tensors(layer, transcoder)
 
     def to(self, device: torch.device) -> "TranscoderSet":
         """The same transcoders on another device."""
-        moved = TranscoderSet({layer: _to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
+        moved = TranscoderSet({layer: moved_to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
         moved.prompt_rule = self.prompt_rule
         return moved
 
@@ -244,7 +100,7 @@ class TranscoderSet(Dictionary):
         Encoders and decoders that are in the machine's memory or on disk stay there, and their rows are copied to the
         device when needed.
         """
-        moved = {layer: _placed(t, devices[layer], self._wide) for layer, t in self._at.items()}
+        moved = {layer: placed_on(t, devices[layer], self._wide) for layer, t in self._at.items()}
         if all(moved[layer] is self._at[layer] for layer in moved):
             return self
         made = copy(self)
@@ -427,80 +283,3 @@ class TranscoderSet(Dictionary):
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
         W_skip = self._at[layer].W_skip
         return None if W_skip is None else W_skip.float()
-
-
-_OPTIONAL = ("W_skip", "threshold", "rank")
-_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", *_OPTIONAL)
-
-
-def some_entries(matrix: Float[Tensor, "feature d"]) -> Float[Tensor, "3 2"]:
-    """A few numbers of a large matrix, by which it is known again; nothing else of it is read from disk."""
-    rows, columns = (spread(size, count).to(matrix.device) for size, count in zip(matrix.shape, (3, 2), strict=True))
-    return matrix.detach()[rows[:, None], columns].float()
-
-
-def to_layer(matrix: Tensor, device: torch.device) -> Tensor:
-    """A large matrix moved to its layer's device, unless it is kept in the machine's memory or on disk."""
-    return matrix if matrix.device.type == "cpu" else matrix.to(device)
-
-
-def _placed(transcoder: Transcoder, device: torch.device, wide: Sequence[str]) -> Transcoder:
-    tensors = {name: getattr(transcoder, name) for name in (*wide, *_TENSORS[2:])}
-    found = {n: to_layer(t, device) if n in wide else t.to(device) for n, t in tensors.items() if t is not None}
-    moved: dict[str, Any] = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
-    return replace(transcoder, **moved) if moved else transcoder
-
-
-def _to(transcoder: Transcoder, device: torch.device) -> Transcoder:
-    tensors = {n: getattr(transcoder, n) for n in _TENSORS}
-    moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in tensors.items()}
-    return replace(transcoder, **moved, forget_pages=None)
-
-
-def _check_tensors(layer: int, t: Transcoder) -> None:
-    for name in _TENSORS:
-        tensor = getattr(t, name)
-        if not isinstance(tensor, Tensor) and not (tensor is None and name in _OPTIONAL):
-            raise DictionaryError(f"layer {layer}: {name} must be a tensor, got {shown(tensor)}.")
-    if t.W_enc.ndim != 2 or t.W_dec.ndim != 2:
-        raise DictionaryError(
-            f"layer {layer}: W_enc and W_dec must be matrices [feature, d], got {tuple(t.W_enc.shape)} "
-            f"and {tuple(t.W_dec.shape)}."
-        )
-    width, d_in = t.W_enc.shape
-    d_out = t.W_dec.shape[1]
-    require_shape(layer, "W_dec", t.W_dec, (width, d_out))
-    require_shape(layer, "b_enc", t.b_enc, (width,))
-    require_shape(layer, "b_dec", t.b_dec, (d_out,))
-    if t.W_skip is not None:
-        require_shape(layer, "W_skip", t.W_skip, (d_out, d_in))
-    for name in ("threshold", "rank"):
-        if getattr(t, name) is not None:
-            require_shape(layer, name, getattr(t, name), (width,))
-    for name in _TENSORS if t.forget_pages is None else _TENSORS[2:]:  # mapped matrices: checked when used
-        if getattr(t, name) is not None:
-            require_finite(layer, name, getattr(t, name))
-    if t.input_hook == t.output_hook and t.W_skip is not None:
-        raise DictionaryError(f"layer {layer}: an autoencoder (of {t.input_hook}) has no skip connection; leave W_skip out.")
-    if t.normalize not in ("none", "layer_norm", "constant_norm_rescale"):
-        raise DictionaryError(
-            f"layer {layer}: normalize={t.normalize!r} is not one of none, layer_norm, constant_norm_rescale."
-        )
-    if t.normalize != "none" and t.input_hook != t.output_hook:
-        raise DictionaryError(
-            f"layer {layer}: normalize={t.normalize!r} is for autoencoders, and this reads {t.input_hook} and writes "
-            f"{t.output_hook}. Fold the normalisation into the weights and set it to 'none'."
-        )
-    if t.activation not in ("relu", "jumprelu", "topk"):
-        raise DictionaryError(
-            f"layer {layer}: activation {t.activation!r} is not one of relu, jumprelu, topk."
-        )
-    if t.activation == "jumprelu" and t.threshold is None:
-        raise DictionaryError(f"layer {layer}: a jumprelu transcoder needs a threshold tensor [feature].")
-    if t.activation == "topk" and not (isinstance(t.k, int) and 1 <= t.k <= width):
-        raise DictionaryError(f"layer {layer}: a topk transcoder needs 1 <= k <= {width}, got k={t.k!r}.")
-    if t.rank is not None and (t.activation != "topk" or bool((t.rank <= 0).any())):
-        raise DictionaryError(
-            f"layer {layer}: rank must be positive and is for activation 'topk' alone, got activation {t.activation!r} and a "
-            f"lowest rank of {float(t.rank.min()):.3g}."
-        )

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tl_circuits.dictionaries.transcoders import Transcoder, TranscoderSet
+from tl_circuits.dictionaries.transcoder import Transcoder
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.models import BUILTIN, BUILTIN_FOLDER
 
 _TRANSCODERS = BUILTIN_FOLDER / "transcoders.safetensors"

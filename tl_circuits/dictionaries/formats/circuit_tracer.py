@@ -17,7 +17,7 @@ from tl_circuits.dictionaries.formats.reading import (
 )
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Activation, Transcoder
+from tl_circuits.dictionaries.transcoder import Activation, Transcoder
 from tl_circuits.errors import DictionaryError
 
 PATH = re.compile(r"layer_(\d+)\.safetensors")

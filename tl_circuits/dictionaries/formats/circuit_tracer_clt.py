@@ -10,7 +10,7 @@ from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, 
 from tl_circuits.dictionaries.formats.reading import need, shaped, valid_threshold
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
 _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors")

@@ -19,7 +19,7 @@ from tl_circuits.dictionaries.formats.sparsify_files import encoder_of, hookpoin
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.slot_decoders import SlotDecoders
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
 _COALESCED = ("concat", "per-layer")

@@ -9,7 +9,7 @@ from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, 
 from tl_circuits.dictionaries.formats.npz import NpzFile
 from tl_circuits.dictionaries.formats.reading import decoder_rows, shaped, valid_threshold
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
 PATH = re.compile(r"(?:.*/)?layer_(\d+)/width_([^/]+)/average_l0_([^/]+)/params\.npz")

@@ -19,7 +19,7 @@ from tl_circuits.dictionaries.formats.reading import (
 )
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
 _PER_LAYER = re.compile(r"(?:.*/)?layer_(\d+)_width_([^_/]+)_l0_([^/]+)/params\.safetensors")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.slot_decoders import SlotDecoders
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 
 
 @dataclass(frozen=True)

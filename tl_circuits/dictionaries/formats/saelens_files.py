@@ -18,7 +18,7 @@ from tl_circuits.dictionaries.formats.reading import (
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
 from tl_circuits.dictionaries.saelens import ARCHITECTURES, relative_hook
-from tl_circuits.dictionaries.transcoders import Transcoder
+from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
 _WEIGHTS = "sae_weights.safetensors"

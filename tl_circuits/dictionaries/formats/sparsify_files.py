@@ -20,8 +20,9 @@ from tl_circuits.dictionaries.formats.reading import (
     shaped,
 )
 from tl_circuits.dictionaries.formats.sparsify_config import Settings, hooks_of, layer_of, scales_of, settings_of
+from tl_circuits.dictionaries.matrices import encoded
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.transcoders import Transcoder, encoded
+from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
 _TENSORS = re.compile(
