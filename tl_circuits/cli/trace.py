@@ -235,8 +235,10 @@ def show(
         f"carry {facts['coverage']:.0%} of the direct effects"
     )
     if graph.info.exact:
-        console.print("  neurons rebuild every MLP exactly, so no MLP output is left unexplained; the rest of the direct")
-        console.print("  effects comes from neurons that were not traced (--max-nodes)")
+        console.print(
+            "  neurons rebuild every MLP exactly, so no MLP output is left unexplained; the rest of the direct effects comes from "
+            "neurons that were not traced (--max-nodes)"
+        )
     else:
         console.print(
             f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in unexplained MLP output "
