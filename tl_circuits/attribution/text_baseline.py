@@ -51,7 +51,8 @@ class Baseline:
         n_tokens: how many tokens were counted.
         first: the special tokens before each text, which are not counted.
         embedding: mean input of block 0, ``[d_model]``.
-        activation: by layer (by place, numbered in the order of the forward pass, if some layer has several dictionaries), each feature's mean activation, ``[feature]``; of autoencoders that normalise their input, the
+        activation: by layer (by place, numbered in the order of the forward pass, if some layer has several dictionaries), each
+            feature's mean activation, ``[feature]``; of autoencoders that normalise their input, the
             mean of the activation times the input's own factor, which is what is written.
         frequency: likewise, the share of tokens on which each feature is active, ``[feature]``.
         error: likewise, the mean of what features do not rebuild (of the whole MLP output in a layer without features),

@@ -1,7 +1,6 @@
 """``tl-circuits trace``: from a prompt to a graph file, a page and a summary."""
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -132,10 +131,6 @@ def _run(
         return graph, report, removed
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no NaN
-
-
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
     if name not in ("auto", "linear", "autograd"):
         raise ValueError(f"--engine {name!r} is not one of auto, linear, autograd.")
@@ -166,10 +161,14 @@ def refuse_early(path: Path, force: bool) -> None:
 
 def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:
     """What the trace found, as JSON values."""
+    from tl_circuits.graph.drawn import LEVELS, page_graph
     from tl_circuits.graph.paths import sentence, strongest_paths
+    from tl_circuits.view.page_data import finite
+    from tl_circuits.view.story import carried_line, story_of
 
     scores = graph.scores()
-    boxed = [i for _, ids in graph.supernodes().groups for i in ids]
+    shown = page_graph(graph)
+    story = story_of(shown, LEVELS[1])  # as the page shows it first
     return {
         "prompt": graph.info.prompt,
         "model": graph.info.model,
@@ -191,7 +190,8 @@ def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]
         "features_active": graph.info.n_active,
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
-        "carried_by_boxes": _finite(graph.carried(boxed).share) if boxed else 0.0,
+        "carried_by_boxes": finite(story.carried.share),
+        "carried_line": carried_line(story, shown),
         "coverage": graph.coverage,
         "completeness_error": graph.completeness_error(),
         "files": {kind: str(path) for kind, path in files.items()},
@@ -228,8 +228,8 @@ def show(
             console.print(Text(f"  {path['share']:6.1%}  {path['sentence']}"))
         console.print(Text(f"  shares of the answer; {LEGEND.strip()}", style="dim"))
     console.print(Text("\nHow much is explained"), style="bold")
-    if carried := boxes_line(graph):
-        console.print(Text(f"  {carried}"))
+    if facts["carried_line"]:
+        console.print(Text(f"  {facts['carried_line']}"))
     console.print(
         f"  {facts['features_traced']} of {facts['features_active']} active features traced; they and the tokens "
         f"carry {facts['coverage']:.0%} of the direct effects"
@@ -249,15 +249,6 @@ def show(
     console.print(Text("\nFiles"), style="bold")
     console.print(f"  {files['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {files['page']}   open it in a browser", soft_wrap=True)
-
-
-def boxes_line(graph: "AttributionGraph") -> str:
-    """How much of the answer the boxes of the page carry, in words."""
-    from tl_circuits.graph.drawn import LEVELS, page_graph
-    from tl_circuits.view.story import carried_line, story_of
-
-    shown = page_graph(graph)
-    return carried_line(story_of(shown, LEVELS[1]), shown)
 
 
 def prompt_lines(graph: "AttributionGraph") -> list[str]:

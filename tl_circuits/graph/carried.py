@@ -44,13 +44,13 @@ def answer_scale(graph: AttributionGraph, target: int) -> float:
     all its absolute inputs.
     """
     whole = to_explain(graph, target)
-    return whole if whole > 0 else float(input_mass(graph)[target])
+    return whole if whole > 0 else max(float(input_mass(graph)[target]), 1e-30)
 
 
 def input_mass(graph: AttributionGraph) -> Float[Tensor, " node"]:
     """The sum of all absolute inputs of each node, also of those from features outside the graph."""
     mass = graph._nodes.residue_mass.double()
-    return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs()).clamp_min(1e-30)
+    return mass.index_add(0, graph._edges.target, graph._edges.weight.double().abs())
 
 
 def to_explain(graph: AttributionGraph, node: int) -> float:

@@ -36,6 +36,11 @@ class Carried:
         whole: the part of it that is to be explained: ``value`` without what is there on any prompt (biases) and what a
             baseline shares.
         by: what runs through the features. Without them, the value in the replacement model would be ``value - by``.
+
+    Examples:
+        >>> found = graph.carried(["L3/F667@8"])
+        >>> found.share == found.by / found.whole
+        True
     """
 
     value: float

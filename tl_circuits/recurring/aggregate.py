@@ -214,7 +214,8 @@ def aggregate(
         Frames of what recurs, and a graph of mean effects.
 
     Raises:
-        ValueError: there are no graphs, they are of different models or dictionaries, a layer has several dictionaries, a slot is outside its prompt, or
+        ValueError: there are no graphs, they are of different models or dictionaries, a layer has several dictionaries, a slot
+            is outside its prompt, or
             ``min_share`` is not within 0..1.
         GraphFileError: a file is not a graph.
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_circuits.graph.carried import answer_scale
+from tl_circuits.graph.carried import answer_scale, input_mass
 from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
@@ -140,11 +140,12 @@ def _level(story: Story, graph: AttributionGraph, usual: bool) -> dict[str, Any]
         "sentences": list(story.sentences),
         "ways": [[story.units[u].members[0] for u in way] for way in story.ways],
         "lump_error": round(story.lump_error, 4),
-        "carried": {"line": carried_line(story, graph), "share": _finite(story.carried.share)},
+        "carried": {"line": carried_line(story, graph), "share": finite(story.carried.share)},
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number rounded for JSON, which has no NaN or infinity; None for these."""
     return round(value, 4) if math.isfinite(value) else None
 
 
@@ -175,8 +176,7 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
     """The nodes as columns. ``mass`` is the sum of a node's absolute inputs, also of those that the page does not get;
     a link divided by it is a share.
     """
-    nodes, edges = graph._nodes, graph._edges
-    mass = nodes.residue_mass.double().index_add(0, edges.target, edges.weight.double().abs())
+    nodes = graph._nodes
     ranked = torch.argsort(graph.influence, descending=True, stable=True)[:MOST_CARDS].tolist()
     carded = sorted({*ranked, *drawn} & graph.labels.keys())
     exemplified = set([i for i in ranked if i in graph.labels and graph.labels[i].examples][:MOST_EXAMPLES])
@@ -191,7 +191,7 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
         "baseline": None if nodes.baseline is None else _short(nodes.baseline),
         "total_effect": None if nodes.total_effect is None else _short(nodes.total_effect),
         "influence": _short(graph.influence),
-        "mass": _short(mass),
+        "mass": _short(input_mass(graph)),
         "label": [graph.label(i) for i in range(len(graph))],
         "cards": {
             str(i): [list(label.promotes), list(label.suppresses), list(label.reads), label.origin, *_examples(label, i in exemplified)]

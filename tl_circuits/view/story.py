@@ -166,7 +166,7 @@ def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "u
     columns act.
     """
     edges, nodes = graph._edges, graph._nodes
-    scale = input_mass(graph)
+    scale = input_mass(graph).clamp_min(1e-30)
     for unit in units:
         if unit.kind == "target":
             scale[unit.members[0]] = answer_scale(graph, unit.members[0])
@@ -256,7 +256,7 @@ def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
     edges, depth = graph._edges, graph._nodes.depth
     drawn = _membership(graph, units) >= 0
     is_token, is_error = graph.is_kind("embedding"), graph.is_kind("error")
-    share = edges.weight.double().abs() / input_mass(graph)[edges.target]
+    share = edges.weight.double().abs() / input_mass(graph).clamp_min(1e-30)[edges.target]
     targets = [unit.members[0] for unit in units if unit.kind == "target"]
     arriving = torch.zeros(len(graph), dtype=torch.float64)
     arriving[targets] = graph._nodes.weight[targets].double()
