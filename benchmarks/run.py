@@ -13,6 +13,7 @@ from statistics import median
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.busy import busy_table
 from benchmarks.measure import matmul_rate
 from benchmarks.setup import write_dictionaries
 from benchmarks.speed import CASES, PEER_DEFAULT, PEER_LIMIT, run, speed_table
@@ -148,6 +149,7 @@ def parts(arguments: argparse.Namespace, folder: Path, rate: float) -> dict[str,
         "interventions": ("Interventions", lambda: intervention_lines(folder, peer, repeats)),
         "proof": ("Proving what is held", lambda: printed("proof")),
         "speed": ("Time and memory of a trace", lambda: speed_table(folder, peer, cases, repeats)),
+        "busy": ("Beside other programs", lambda: busy_table(folder, peer, repeats)),
         "many": ("Many prompts", many_lines),
         "memory": ("Opened sets", lambda: memory_lines(folder, arguments.clt)),
         "attention": ("Heads and scores", lambda: printed("attention", "transcoders")),
@@ -182,7 +184,7 @@ def main() -> None:
         wanted = arguments.only.split(",") if arguments.only else list(known)
         if unknown := set(wanted) - set(known):
             parser.error(f"no such part: {', '.join(sorted(unknown))}. There are {', '.join(known)}.")
-        if {"edges", "interventions", "speed"} & set(wanted):
+        if {"busy", "edges", "interventions", "speed"} & set(wanted):
             write_dictionaries(folder)
         machine = (
             f"*{platform.machine()}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s; Python "

@@ -1,6 +1,7 @@
 """Time and memory of whole traces, ours and circuit-tracer's, on prompts of growing length."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +29,12 @@ HEADER = [
 ]
 
 
-def run(command: list[str], limit: float = 3600) -> dict[str, Any]:
-    """The line of JSON that a measurement prints. Raises RuntimeError with its last words if there is none."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+def run(command: list[str], limit: float = 3600, settings: dict[str, str] | None = None) -> dict[str, Any]:
+    """The line of JSON that a measurement prints, run with ``settings`` added to the environment's variables.
+
+    Raises RuntimeError with its last words if there is none.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=os.environ | (settings or {}))
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise RuntimeError(f"{' '.join(command)} gave no result:\n{done.stderr[-3000:]}")

@@ -9,7 +9,9 @@ import tl_circuits as tlc
 from tests.browser import NASTY
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import OutputError
-from tl_circuits.view.figure import WIDE, plural, small_print
+from tl_circuits.view.figure import WIDE, _places, plural, small_print
+from tl_circuits.view.routes import routes
+from tl_circuits.view.story import story_of
 
 pytest.importorskip("matplotlib")
 
@@ -37,6 +39,36 @@ def test_the_story_is_drawn_in_every_format_the_same_each_time(traced, tmp_path)
     with pytest.raises(OutputError, match=r"\.svg, \.png, \.pdf"):
         graph.plot(tmp_path / "story.gif")
     assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted([".svg", ".png", ".pdf"] * 2)
+
+
+def test_arrows_of_a_figure_run_through_no_box_and_end_side_by_side(traced):
+    graph, *_ = traced
+    story = story_of(graph)
+    places, _ = _places(story)
+    ends = [(places[arrow.source], places[arrow.target]) for arrow in story.arrows]
+    assert len(ends) > 8
+    entered = []
+    for (source, target), points in zip(ends, routes(ends, places, WIDE), strict=True):
+        assert source[0] <= points[0][0] <= source[0] + source[2] and target[0] <= points[-1][0] <= target[0] + target[2]
+        entered.append(points[-1])
+        for (xa, ya), (xb, yb) in zip(points[1:-1:2], points[2:-1:2], strict=True):  # through the gaps: straight up
+            assert xa == xb
+            for x, y, wide, high in places:
+                assert not (x < xa < x + wide and min(ya, yb) < y + high and y < max(ya, yb))
+        for (_, ya), (_, yb) in zip(points[::2], points[1::2], strict=True):  # between the rows: nothing stands there
+            assert ya == yb or not any(min(ya, yb) < y + high and y < max(ya, yb) for _, y, _, high in places)
+    assert len(set(entered)) == len(entered)
+
+
+def test_an_arrow_passes_a_row_by_the_gap_on_its_way_and_goes_round_a_box_in_its_own_row():
+    low, left, middle, right, top = (0.0, 0.0, 2.0, 0.5), (0.5, 1.0, 2.0, 0.5), (3.0, 1.0, 2.0, 0.5), (7.0, 1.0, 2.0, 0.5), (1.0, 2.0, 1.0, 0.5)
+    places = [low, left, middle, right, top]
+    (up,), (down,), (beside,), (over,) = (routes([ends], places, 10.0) for ends in ((low, top), (top, low), (left, middle), (left, right)))
+    assert up[0] == (1.0, 0.5) and up[-1] == (1.5, 2.0) and up[1][0] == up[2][0] == pytest.approx(0.46)  # the nearest gap's edge
+    assert [y for _, y in up[1:-1]] == [1.0, 1.5] and [y for _, y in down] == [2.0, 1.5, 1.0, 0.5]
+    assert beside == [(2.5, 1.25), (3.0, 1.25)] and over == [(1.5, 1.5), (8.0, 1.5)]
+    three = routes([(low, top)] * 3, places, 10.0)
+    assert len({points[1][0] for points in three}) == 3  # side by side in the gap
 
 
 def test_without_a_path_a_plot_is_a_picture_that_a_notebook_shows(traced):

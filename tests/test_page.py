@@ -163,6 +163,37 @@ def test_errors_are_one_counted_band(page, graph):
     assert "What the features miss" in page.inner_text(".card h2")
 
 
+# How many points of arrows, a pixel apart, lie inside a unit that the arrow neither leaves nor enters.
+HIDDEN = """() => {
+  const units = [...document.querySelectorAll(".story .unit")].map((g) => [g.dataset.key, g.querySelector(".body").getBBox()]);
+  let hidden = 0;
+  for (const path of document.querySelectorAll(".story .hit")) {
+    const others = units.filter(([key]) => key !== path.dataset.from && key !== path.dataset.to);
+    for (let at = 0; at <= path.getTotalLength(); at += 1) {
+      const { x, y } = path.getPointAtLength(at);
+      hidden += others.some(([, b]) => x > b.x && x < b.x + b.width && y > b.y && y < b.y + b.height);
+    }
+  }
+  return hidden;
+}"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_no_arrow_runs_through_a_box_whatever_the_detail(browser, file, width, height):
+    with tab(browser, file, width=width, height=height) as page:
+        for level in range(int(page.locator(".detail input").get_attribute("max")) + 1):
+            page.locator(".detail input").fill(str(level))
+            assert page.locator(".story .hit").count() > 3 and page.evaluate(HIDDEN) == 0
+
+
+def test_the_whole_picture_is_on_the_first_screen_of_a_laptop(browser, file):
+    with tab(browser, file, width=1440, height=900) as page:
+        assert page.evaluate("Math.max(...[...document.querySelectorAll('.unit')].map((g) => g.getBoundingClientRect().bottom))") < 900
+        assert page.locator(".sentences").bounding_box()["x"] > page.locator(".picture").bounding_box()["width"]
+        page.locator(".unit.box").first.click()  # what is chosen comes first in the column beside the picture
+        assert page.locator(".card").bounding_box()["y"] < page.locator(".told").bounding_box()["y"]
+
+
 def test_a_box_expands_in_place_and_a_feature_shows_its_card(page, graph):
     key = next(k for k in range(12) if int(box(page, k).locator(".foot").nth(1).text_content()) > 1)
     before = page.locator(".unit.box").count()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.visible import visible
 from tl_circuits.support.figures import Picture, figure_class, save_figure
+from tl_circuits.view.routes import Points, routes
 from tl_circuits.view.story import Story, Unit, story_of, summary_line
 
 if TYPE_CHECKING:
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
 
 PLUS, MINUS = "#0072B2", "#D55E00"
 WIDE, LANE, BOX, HIGH = 10.0, 1.0, 2.1, 0.58  # inches
+BETWEEN = 0.2  # between boxes of a lane, for arrows to pass
+HEAD, HALF, ARC = 0.08, 0.06, 0.3  # an arrow's head, half its width, and how high an arc over a row goes
 CLOSE_ROWS = 0.22
 LEAST_NAMED = 0.05  # a word's share is written if it is at least this
 FOOT, TALLEST = 0.5, 0.3  # below the tokens is room for the bars of what each word does
 LEGEND = "Bars: what each word does to the answer. Blue solid arrows raise what they point to, orange dashed ones lower it, in the replacement model."
+TURNED_DOWN = " Boxes with ↓ are turned down, by blue arrows."  # in graphs that compare with other prompts
 
 
 def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overwrite: bool) -> Path | Picture:
@@ -28,14 +32,16 @@ def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overw
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, WIDE), ylim=(0, high + 1.0))
     axis.axis("off")
-    for arrow in sorted(story.arrows, key=lambda a: abs(a.share)):
-        _arrow(axis, places[arrow.source], places[arrow.target], arrow.share)
+    weakest = sorted(story.arrows, key=lambda a: abs(a.share))
+    for arrow, points in zip(weakest, routes([(places[a.source], places[a.target]) for a in weakest], places, WIDE), strict=True):
+        _arrow(axis, points, arrow.share)
     for unit, place in zip(story.units, places, strict=True):
         _unit(axis, unit, place)
     _words(axis, graph, {unit.members[0]: place for unit, place in zip(story.units, places, strict=True) if unit.kind == "token"})
     axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
     read = f"{graph.info.model} reads “{_cut(visible(graph.info.prompt), 120)}”"
-    for line, y in ((read, 0.34), (summary_line(story, graph), 0.16), (LEGEND, -0.02)):
+    legend = LEGEND + (TURNED_DOWN if any(unit.lower for unit in story.units) else "")
+    for line, y in ((read, 0.34), (summary_line(story, graph), 0.16), (legend, -0.02)):
         axis.text(0.15, high + y, line, fontsize=small_print(line), color="0.35", va="center", **_plain())
     return save_figure(figure, path, overwrite)
 
@@ -126,31 +132,39 @@ def _at(centres: Sequence[float], column: float) -> float:
 def _spread(centres: Sequence[float]) -> list[float]:
     left = [max(0.15, c - BOX / 2) for c in centres]
     for i in range(1, len(left)):
-        left[i] = max(left[i], left[i - 1] + BOX + 0.2)
+        left[i] = max(left[i], left[i - 1] + BOX + BETWEEN)
     limit = WIDE - BOX - 0.15
     for i in reversed(range(len(left))):
         left[i] = min(left[i], limit)
-        limit = left[i] - BOX - 0.2
+        limit = left[i] - BOX - BETWEEN
     return left
 
 
-def _arrow(axis: Any, source: tuple[float, ...], target: tuple[float, ...], share: float) -> None:
-    from matplotlib.patches import FancyArrowPatch, PathPatch
+def _arrow(axis: Any, points: Points, share: float) -> None:
+    """Draw one arrow along ``points``: curves from row to row, straight lines through gaps, and a head."""
+    from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
     wide, colour, style = min(5.0, 0.6 + 5 * abs(share) ** 0.5), PLUS if share >= 0 else MINUS, "-" if share >= 0 else (0, (4, 2.5))
-    if source[1] >= target[1]:  # beside: from edge to edge
-        right = target[0] > source[0]
-        start = (source[0] + (source[2] if right else 0), source[1] + source[3] / 2)
-        end = (target[0] + (0 if right else target[2]), target[1] + target[3] / 2)
-        axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, linewidth=wide, color=colour, linestyle=style, alpha=0.75, shrinkA=0, shrinkB=1))
-        return
-    x1, y1 = source[0] + source[2] / 2, source[1] + source[3]
-    x2, y2 = target[0] + target[2] / 2, target[1] - 0.08
-    bend = max(0.15, (y2 - y1) / 2)
-    curve = Curve([(x1, y1), (x1, y1 + bend), (x2, y2 - bend), (x2, y2)], [1, 4, 4, 4])
-    axis.add_patch(PathPatch(curve, fill=False, linewidth=wide, edgecolor=colour, linestyle=style, alpha=0.75, capstyle="butt"))
-    axis.fill([x2 - 0.06, x2 + 0.06, x2], [y2 - 0.01, y2 - 0.01, y2 + 0.08], color=colour, linewidth=0)
+    (x1, y1), (x2, y2) = points[0], points[-1]
+    beside, level = len(points) == 2 and y1 == y2 and abs(x2 - x1) < 2 * BETWEEN, y1 == y2
+    if beside:
+        sign = 1 if x2 > x1 else -1
+        vertices, codes, head = [(x1, y1), (x2 - sign * HEAD, y1)], [1, 2], (sign, 0)
+    elif level:
+        over = y1 + ARC
+        vertices, codes, head = [(x1, y1), (x1, over), (x2, over + HEAD), (x2, y2 + HEAD)], [1, 4, 4, 4], (0, -1)
+    else:
+        sign = 1 if y2 > y1 else -1
+        ends = [*points[:-1], (x2, y2 - sign * HEAD)]
+        vertices, codes, head = [ends[0]], [1], (0, sign)
+        for n in range(0, len(ends), 2):
+            (xa, ya), (xb, yb) = ends[n : n + 2]
+            vertices += [(xa, (ya + yb) / 2), (xb, (ya + yb) / 2), (xb, yb), *ends[n + 2 : n + 3]]
+            codes += [4, 4, 4, *([2] if n + 2 < len(ends) else [])]
+    axis.add_patch(PathPatch(Curve(vertices, codes), fill=False, linewidth=wide, edgecolor=colour, linestyle=style, alpha=0.75, capstyle="butt"))
+    (tx, ty), (dx, dy) = vertices[-1], head
+    axis.fill([tx - HALF * dy, tx + HALF * dy, tx + HEAD * dx], [ty - HALF * dx, ty + HALF * dx, ty + HEAD * dy], color=colour, linewidth=0)
 
 
 def _unit(axis: Any, unit: Unit, place: tuple[float, float, float, float]) -> None:
@@ -162,7 +176,7 @@ def _unit(axis: Any, unit: Unit, place: tuple[float, float, float, float]) -> No
     if unit.kind == "box":
         count = len(unit.members)
         axis.text(x + 0.1, y + high - 0.19, _cut(unit.name, 27), fontsize=8.2, fontweight="bold", va="center", zorder=4, **_plain())
-        axis.text(x + 0.1, y + 0.15, _cut(f"{plural(count, 'feature')} · {unit.place}", 42), fontsize=6.2, color="0.35", va="center", zorder=4, **_plain())
+        axis.text(x + 0.1, y + 0.15, _cut(f"{'↓ ' * unit.lower}{plural(count, 'feature')} · {unit.place}", 42), fontsize=6.2, color="0.35", va="center", zorder=4, **_plain())
     else:
         bold = "bold" if unit.kind == "target" else "normal"
         axis.text(x + wide / 2, y + high / 2, _cut(unit.name, max(3, int(wide / 0.082))), fontsize=8.5, color=ink, fontweight=bold, ha="center", va="center", zorder=4, **_plain())

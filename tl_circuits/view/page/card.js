@@ -130,7 +130,7 @@ export function restCard(graph) {
     el("h2", {}, "How to read this"),
     el("p", {}, "The prompt is at the bottom; what the model says next is on top. Each box is a group of features with like inputs and outputs; the number says how many. Click one."),
     el("p", {}, el("span", { class: "plus" }, "Blue solid"), " arrows raise what they point to, ",
-      el("span", { class: "minus" }, "orange dashed"), " arrows lower it; thicker is stronger."),
+      el("span", { class: "minus" }, "orange dashed"), " arrows lower it; thicker is stronger.", graph.compared_with.length ? " A box marked ↓ is turned down, less active than in the prompts compared with: blue arrows turn it down, orange ones keep it up." : ""),
     el("p", { class: "soft" }, "“say …” boxes make those tokens more likely; “sees …” boxes respond to them. All this is about the replacement model, " +
       "in which attention is frozen. To see what the real model does, remove a box."),
     el("h3", {}, "About this graph"),

@@ -1,6 +1,6 @@
 import { clipped } from "./dom.js";
 // Where the story's units go: tokens at the bottom, targets on top, boxes in lanes between them, by layer and token.
-export const BOX = { width: 204, height: 58, gap: 12, lane: 40 };
+export const BOX = { width: 204, height: 58, gap: 16, lane: 40 };
 const CHIP = 30, TOP = 12, TARGET_HEIGHT = 34, ERROR_HEIGHT = 30, CLOSE_ROWS = 0.22, CHIP_LETTERS = 20;
 
 // What a token's or a target's chip says: the name, and how likely the target is.
@@ -73,13 +73,14 @@ export function layout(units, width, ruler) {
     lane.forEach((box, i) => places.set(box.key, { x: left[i], y, width: wide, height: BOX.height }));
     y += BOX.height + BOX.lane;
   }
-  if (errors) {
-    places.set(errors.key, { x: 0, y, width, height: ERROR_HEIGHT });
-    y += ERROR_HEIGHT + 14;
-  }
   for (const line of tokenLines) {
     for (const { unit, x, wide: w } of line) places.set(unit.key, { x, y, width: w, height: CHIP });
     y += CHIP + 8;
+  }
+  if (errors) { // below the tokens, whose arrows would run through it
+    y += 20;
+    places.set(errors.key, { x: 0, y, width, height: ERROR_HEIGHT, wide: true });
+    y += ERROR_HEIGHT + 8;
   }
   return { places, width, height: y + 4 };
 }

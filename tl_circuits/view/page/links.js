@@ -1,8 +1,15 @@
 // The card of a link between two nodes, and the card of an arrow: all links between two boxes.
 import { button, el, plural, signed } from "./dom.js";
 import { carrierWords, storyOf, storyParts } from "./heads.js";
-import { nodeName, nodePlace } from "./units.js";
+import { isLower, nodeName, nodePlace, verbOf } from "./units.js";
 const LINKS_LISTED = 12;
+
+
+// As a sentence begins: "Raises it", "Turns it down".
+function verb(lower, share) {
+  const [first, rest] = verbOf(lower, share).split(" ");
+  return `${first[0].toUpperCase()}${first.slice(1)} it${rest ? ` ${rest}` : ""}`;
+}
 
 const shareOf = (graph, e) => graph.share[e] * graph.towards[graph.target[e]];
 
@@ -18,7 +25,7 @@ export function linkCard(app, source, target) {
   const { graph } = app, e = linkBetween(graph, source, target), story = storyOf(graph, source, target);
   const parts = [el("h2", {}, linkName(app, source, target)),
     el("p", { class: "soft" }, `${nodePlace(graph, source)} to ${nodePlace(graph, target)} · ${graph.ids[source]} > ${graph.ids[target]}`)];
-  if (e !== undefined) parts.push(el("p", {}, `${graph.weight[e] * graph.towards[target] >= 0 ? "Raises" : "Lowers"} it: `, signed(shareOf(graph, e)), ` of its inputs, direct effect ${graph.weight[e].toPrecision(3)}.`));
+  if (e !== undefined) parts.push(el("p", {}, `${verb(isLower(graph, [target]), shareOf(graph, e))}: `, signed(shareOf(graph, e)), ` of its inputs, direct effect ${graph.weight[e].toPrecision(3)}.`));
   parts.push(el("div", { class: "actions" }, button("Where it comes from", () => app.chooseNode(source)), button("Where it goes", () => app.chooseNode(target))));
   if (story) return [...parts, ...storyParts(app, story)];
   const shown = el("div", { role: "status" });
@@ -50,7 +57,7 @@ function linksOfArrow(app, from, to) {
 export function arrowCard(app, from, to) {
   const { graph, scene } = app, share = scene.flows[scene.units.indexOf(to)][scene.units.indexOf(from)];
   const links = linksOfArrow(app, from, to);
-  return [el("h2", {}, `${from.name} → ${to.name}`), el("p", {}, `${share >= 0 ? "Raises" : "Lowers"} it: ${signed(share)} of ${to.kind === "target" ? "the answer" : "its inputs"}.`),
+  return [el("h2", {}, `${from.name} → ${to.name}`), el("p", {}, `${verb(to.lower, share)}: ${signed(share)} of ${to.kind === "target" ? "the answer" : "its inputs"}.`),
     el("h3", {}, plural(links.length, "link")), el("ul", { class: "list" }, ...links.slice(0, LINKS_LISTED).map((e) => {
       const source = graph.source[e], target = graph.target[e], known = storyOf(graph, source, target), value = shareOf(graph, e);
       return el("li", {}, el("button", { type: "button", class: "row", onclick: () => app.chooseLink(source, target) },

@@ -3,7 +3,7 @@
 // selected(ids) is told what is chosen; bar is put on top; keys is where to listen for keys.
 import { button, download, el, percent, plural, shape } from "./dom.js";
 import { unpackGraph } from "./unpack.js";
-import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName } from "./units.js";
+import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName, verbOf } from "./units.js";
 import { describe, drawStory } from "./story_view.js";
 import { tale } from "./sentences.js";
 import { scoresLine } from "./scores.js";
@@ -55,11 +55,15 @@ class App {
     this.root.classList.add("tlc");
     this.root.replaceChildren(
       el("header", {}, el("div", { class: "question" }, el("h1", {}, graph.story.headline), el("p", { class: "prompt" }, `${graph.model} reads “${graph.prompt}”`)), this.host.bar ?? ""),
-      this.offer, el("div", { class: "words-part" }, ...wordsStrip(this)), this.tale, this.meter,
-      el("div", { class: "bar" }, this.tabs, el("label", { class: "detail" }, "Fewer boxes ", this.slider, " more"), this.search,
-        this.undo, button("Save notes", () => download("notes.json", `${JSON.stringify(this.book.file(), null, 1)}\n`, "application/json"), { title: "Download your groups, pins and names" }),
-        button("?", () => this.dialog.showModal(), { "aria-label": "Keys and help" })),
-      el("div", { class: "panes" }, el("div", { class: "picture" }, this.story, this.nodesView.element, this.table.element), this.card),
+      this.offer, el("div", { class: "words-part" }, ...wordsStrip(this)),
+      el("div", { class: "panes" },
+        el("div", { class: "told" }, this.tale, this.meter),
+        el("div", { class: "stage" },
+          el("div", { class: "bar" }, this.tabs, el("label", { class: "detail" }, "Fewer boxes ", this.slider, " more"), this.search,
+            this.undo, button("Save notes", () => download("notes.json", `${JSON.stringify(this.book.file(), null, 1)}\n`, "application/json"), { title: "Download your groups, pins and names" }),
+            button("?", () => this.dialog.showModal(), { "aria-label": "Keys and help" })),
+          el("div", { class: "picture" }, this.story, this.nodesView.element, this.table.element)),
+        this.card),
       this.live, this.dialog);
     listenToKeys(this);
     this.svg.addEventListener("click", (event) => this.clicked(event));
@@ -124,7 +128,7 @@ class App {
     const told = storiesByArrow(graph, units);
     this.linksTable.replaceChildren(...arrows.map((a) => {
       const from = units[a.source], to = units[a.target], story = told.get(`${a.source}>${a.target}`);
-      return el("tr", {}, el("td", {}, from.name), el("td", {}, to.name), el("td", {}, `${a.share >= 0 ? "raises " : "lowers "}${percent(Math.abs(a.share))}`),
+      return el("tr", {}, el("td", {}, from.name), el("td", {}, to.name), el("td", {}, `${verbOf(to.lower, a.share)} ${percent(Math.abs(a.share))}`),
         el("td", {}, button(story ? `by ${carrierWords(story)}` : "its links", () => this.chooseArrow(from.key, to.key),
           { class: "plain", "aria-label": `${story ? `Carried by ${carrierWords(story)}` : "The links"}: ${from.name} to ${to.name}` })));
     }));

@@ -1,21 +1,11 @@
 // The story as SVG: tokens, boxes and targets with signed arrows. Each of them can have the focus.
 import { clippedTo, makeRuler, plural, shape, signed, twoLines } from "./dom.js";
 import { chipText, layout } from "./layout.js";
+import { routes } from "./routes.js";
 
 export function describe(unit) {
   const count = unit.kind === "box" && !unit.single ? `, ${plural(unit.members.length, "feature")}` : "";
   return `${unit.name}, ${unit.place}${count}${unit.chance ? `, ${unit.chance} likely` : ""}`;
-}
-
-function arrowPath(from, to) {
-  const x1 = from.x + from.width / 2, x2 = to.x + to.width / 2;
-  if (from.y <= to.y) { // beside or above: around the side
-    const y1 = from.y + from.height / 2, y2 = to.y + to.height / 2, right = x2 > x1;
-    const a = right ? from.x + from.width : from.x, b = right ? to.x : to.x + to.width;
-    return `M${a},${y1}C${(a + b) / 2},${y1} ${(a + b) / 2},${y2} ${b},${y2}`;
-  }
-  const y1 = from.y, y2 = to.y + to.height + 7, bend = Math.max(18, (y1 - y2) / 2);
-  return `M${x1},${y1}C${x1},${y1 - bend} ${x2},${y2 + bend} ${x2},${y2}`;
 }
 
 function marker(sign) {
@@ -65,10 +55,13 @@ export function drawStory(svg, units, arrows, width, state) {
   svg.setAttribute("width", width);
   svg.setAttribute("height", height);
   const lines = shape("g", { "aria-hidden": "true" }), marks = shape("g", {}), numbers = shape("g", { "aria-hidden": "true" });
-  const drawn = [...arrows].sort((a, b) => Math.abs(a.share) - Math.abs(b.share)).map((arrow) => {
-    const from = places.get(units[arrow.source].key), to = places.get(units[arrow.target].key);
+  const weakest = [...arrows].sort((a, b) => Math.abs(a.share) - Math.abs(b.share));
+  const ends = weakest.map((arrow) => [places.get(units[arrow.source].key), places.get(units[arrow.target].key)]);
+  const ways = routes(ends, places, width);
+  const drawn = weakest.map((arrow, i) => {
+    const [from, to] = ends[i];
     const sign = arrow.share >= 0 ? "plus" : "minus";
-    const path = shape("path", { d: arrowPath(from, to), class: `arrow ${sign}`, "marker-end": `url(#tip-${sign})`,
+    const path = shape("path", { d: ways[i], class: `arrow ${sign}`, "marker-end": `url(#tip-${sign})`,
       "stroke-width": Math.min(9, 1 + 9 * Math.sqrt(Math.abs(arrow.share))).toFixed(2) });
     // Wider than the arrow, so that a pointer can hit it; the H key and the table reach the same.
     lines.append(path, shape("path", { d: path.getAttribute("d"), class: "hit", "data-from": units[arrow.source].key, "data-to": units[arrow.target].key }));

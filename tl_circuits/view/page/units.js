@@ -38,9 +38,17 @@ export function boxPlace(graph, members, more = (n) => ` and ${n} more`) {
     (low === high ? `layer ${low}` : `layers ${low}–${high}`);
 }
 
+// Whether features count most of all because they are less active than in the prompts compared with.
+export const isLower = (graph, members) => graph.compared_with.length > 0 && weighted(graph, members, graph.towards) < 0;
+
+// What a share of a target's inputs does to it, in words.
+export const verbOf = (lower, share) => (lower ? (share >= 0 ? "turns down" : "keeps up") : share >= 0 ? "raises" : "lowers");
+
 function boxUnit(graph, key, name, members, extra = {}) {
+  const lower = isLower(graph, members);
   return {
-    key, kind: "box", name, members, place: boxPlace(graph, members), foot: boxPlace(graph, members, (n) => ` +${n}`),
+    key, kind: "box", name, members, lower, place: `${boxPlace(graph, members)}${lower ? ", turned down" : ""}`,
+    foot: `${lower ? "↓ " : ""}${boxPlace(graph, members, (n) => ` +${n}`)}`,
     row: (weighted(graph, members, graph.nodes.layer) + 1) / (graph.n_layers + 1),
     column: weighted(graph, members, graph.nodes.position), ...extra,
   };
