@@ -38,6 +38,7 @@ def test_the_wheel_holds_hooks_under_tl_circuits_and_nothing_beside(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert "tl_circuits/hooks/attach.py" in names and "tl_circuits/py.typed" in names
     assert "tl_circuits/view/page/page.js" in names
+    assert {"tl_circuits/course/notebooks/fact_neurons.ipynb", "tl_circuits/course/recorded/fact_effects.safetensors"} <= set(names)
     assert {"tl_circuits/feature_labels/text/facts.txt", "tl_circuits/feature_labels/text/LICENCE.txt"} <= set(names)
     assert "tl_circuits/dictionaries/builtin/tiny_facts/transcoders.safetensors" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tl_circuits"}

@@ -1,4 +1,4 @@
-"""``tl-circuits course``: four graded assignments on the built-in model, without a network."""
+"""``tl-circuits course``: five graded assignments, without a network."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
 
-course = typer.Typer(help="Four graded assignments on the built-in model.", no_args_is_help=True)
+course = typer.Typer(help="Five graded assignments, the last on a real model.", no_args_is_help=True)
 app.add_typer(course, name="course")
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
@@ -32,7 +32,7 @@ def list_assignments(
 
 @course.command()
 def start(
-    number: Annotated[str, typer.Argument(help="Which assignment: 1, 2, 3 or 4.")],
+    number: Annotated[str, typer.Argument(help="Which assignment: 1 to 5.")],
     folder: Annotated[Path, typer.Argument(help="A folder to create for its notebook.")],
     debug: Debug = False,
 ) -> None:
@@ -48,7 +48,9 @@ def start(
 @course.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="The folder that `tl-circuits course start` made, or a notebook.")],
-    time_limit: Annotated[float, typer.Option(help="The most seconds that running and checking the notebook may take.")] = 120.0,
+    time_limit: Annotated[
+        float | None, typer.Option(help="The most seconds that running and checking the notebook may take; 120, for the fifth 240.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     debug: Debug = False,
 ) -> None:

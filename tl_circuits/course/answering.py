@@ -6,7 +6,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from tl_circuits.course.deadline import Deadline
 from tl_circuits.course.handouts import Opener
 from tl_circuits.course.student_code import Failure, caught
 from tl_circuits.course.wire import LARGEST_MESSAGE, pack, unpack
+from tl_circuits.hooks import Replacement
 
 BEGUN = b"+"
 FAULT = 70  # the exit code of a copy in which something else than the function went wrong
@@ -29,6 +30,7 @@ def answer(
     namespace: dict[str, Any],
     references: Callable[[], dict[str, Any]],
     opened: Callable[[], None] = lambda: None,
+    ready: Mapping[str, Replacement] | None = None,
 ) -> bytes:
     """Call a function of the notebook.
 
@@ -39,11 +41,12 @@ def answer(
         namespace: what the notebook defined.
         references: gives reference functions by name.
         opened: called when the arguments are there and the function's time begins.
+        ready: models that are open already; see :class:`~tl_circuits.course.handouts.Opener`.
 
     Returns:
         A packed dict: ``returned`` and ``hooks`` (how many stayed on the model), or ``raised`` and more of its failure.
     """
-    opener = Opener()
+    opener = Opener(ready)
     asked = unpack(request, opener)
     if asked["instead"]:
         theirs = references()

@@ -1,4 +1,4 @@
-"""The four assignments: names and starter notebooks, and how the assignment of a folder is recognised."""
+"""The five assignments: names and starter notebooks, and how the assignment of a folder is recognised."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_circuits.errors import CourseError, OutputError
+from tl_circuits.models import BUILTIN
 from tl_circuits.support.reading import read_bytes
 
 if TYPE_CHECKING:
@@ -24,14 +25,18 @@ class Assignment:
     """One assignment.
 
     Attributes:
-        number: 1 to 4.
+        number: 1 to 5.
         name: the name of its notebook, and of the module with its checks.
         title: what it is about.
+        model: the model that it uses.
+        seconds: how long running and checking its notebook may take.
     """
 
     number: int
     name: str
     title: str
+    model: str = BUILTIN
+    seconds: float = 120.0
 
     @property
     def starter(self) -> Path:
@@ -49,6 +54,7 @@ ASSIGNMENTS = (
     Assignment(2, "two_layer_graph", "An attribution graph from scratch for two layers"),
     Assignment(3, "two_hop_circuit", "Find and test a two-hop circuit"),
     Assignment(4, "faithfulness", "How faithful a graph is, and where it lies"),
+    Assignment(5, "fact_neurons", "The neurons that carry a fact in a real model, and how sure you can be", "smollm2-135m", 240.0),
 )
 
 
@@ -56,13 +62,13 @@ def find_assignment(number: str) -> Assignment:
     """The assignment with a number or name, given as text.
 
     Raises:
-        CourseError: if there is none; it names the four.
+        CourseError: if there is none; it names all.
     """
     for assignment in ASSIGNMENTS:
         if number.strip() in (str(assignment.number), assignment.name):
             return assignment
     known = "; ".join(f"{a.number} {a.title}" for a in ASSIGNMENTS)
-    raise CourseError(f"there is no assignment {number!r}; the four are: {known}.")
+    raise CourseError(f"there is no assignment {number!r}; there are: {known}.")
 
 
 def start(assignment: Assignment, folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """Start a notebook's process within limits, and end it with everything that it started.
 
-This file runs as a program of its own, ``confine.py FOLDER SCRATCH``, and needs nothing but Python's standard library.
+This file runs as a program of its own, ``confine.py FOLDER SCRATCH MODEL``, and needs nothing but Python's standard library.
 What it can do depends on the system:
 
 * Linux with namespaces: the process sees only processes of its own, has no network, cannot write outside ``SCRATCH`` (of
@@ -243,7 +243,7 @@ def run_confined(folder: Path, scratch: Path, notebook: Callable[[list[str]], No
     return code
 
 
-def main(folder: str, scratch: str) -> None:
+def main(folder: str, scratch: str, model: str) -> None:
     """Run the notebook's process; see :mod:`tl_circuits.course.student_process`."""
     if hasattr(signal, "SIGKILL"):
         _die_with_parent()
@@ -251,6 +251,6 @@ def main(folder: str, scratch: str) -> None:
     def notebook(missing: list[str]) -> None:
         from tl_circuits.course.student_process import main
 
-        main(missing)
+        main(missing, model)
 
     sys.exit(run_confined(Path(folder), Path(scratch), notebook))

@@ -5,6 +5,7 @@ for every call, so nothing that a function does to one of them reaches another c
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tl_circuits.dictionaries import load_transcoders
 from tl_circuits.dictionaries.attaching import attach
+from tl_circuits.dictionaries.neurons import mlp_neurons
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.storage import load_graph
 from tl_circuits.hooks import Replacement
@@ -45,6 +47,13 @@ class TranscoderOf:
 
 
 @dataclass(frozen=True)
+class NeuronsOf:
+    """A model that :func:`tl_circuits.load_model` knows by name, with its MLPs' own neurons attached."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Recorded:
     """The values at all hook points, by name."""
 
@@ -66,12 +75,26 @@ class GraphOf:
 
 
 HANDOUTS: dict[str, Any] = {
-    made.__name__: made for made in (TinyFacts, Attached, AllTranscoders, TranscoderOf, Recorded, GraphOf)
+    made.__name__: made for made in (TinyFacts, Attached, AllTranscoders, TranscoderOf, NeuronsOf, Recorded, GraphOf)
 }
 
 
+def with_neurons(name: str) -> Replacement:
+    """A model, opened by name, with its MLPs' own neurons attached."""
+    model = load_model(name, device="cpu")
+    return attach(model, mlp_neurons(model))
+
+
 class Opener:
-    """Opens the handouts of one call: at most one model, whatever the call needs of it."""
+    """Opens the handouts of one call: at most one model, whatever the call needs of it.
+
+    Args:
+        ready: models with their neurons, by name, that are open already. Only a copy of the process may use these, so
+            that what a call does to one of them ends with the copy. Any other model is opened anew.
+    """
+
+    def __init__(self, ready: Mapping[str, Replacement] | None = None) -> None:
+        self.ready = ready or {}
 
     @cached_property
     def model(self) -> Any:
@@ -103,6 +126,8 @@ class Opener:
             if not handout.without:
                 return whole
             return replace(whole, **{handout.without: torch.zeros_like(getattr(whole, handout.without))})
+        if isinstance(handout, NeuronsOf):
+            return self.ready.get(handout.model) or with_neurons(handout.model)
         if isinstance(handout, Recorded):
             return ActivationCache(dict(handout.values), self.model)
         with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,8 @@ from tl_circuits.course.deadline import Deadline
 from tl_circuits.course.ended import in_words
 from tl_circuits.course.grading import Ended
 from tl_circuits.errors import CourseError
+from tl_circuits.models import PACKAGED
+from tl_circuits.support.cache import cache_dir
 from tl_circuits.support.reading import quoted
 
 START_LIMIT = 120.0  # seconds for Python to import everything; they do not count against the student's time
@@ -83,10 +85,10 @@ class NotebookProcess:
         return self
 
     def _start(self) -> None:
-        scratch = self._scratch.name
+        scratch, model = self._scratch.name, self.submission.assignment.model
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CODE, confine.__file__, str(self.submission.path.resolve().parent), scratch],
-            env=_environment(scratch),
+            [sys.executable, "-c", CODE, confine.__file__, str(self.submission.path.resolve().parent), scratch, model],
+            env=_environment(scratch, model),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -236,8 +238,10 @@ def _share(process: psutil.Process) -> int:
         return 0
 
 
-def _environment(scratch: str) -> dict[str, str]:
+def _environment(scratch: str, model: str) -> dict[str, str]:
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if model in PACKAGED:  # its checkpoint lies in the user's cache, and its home folder is another one
+        passed["TL_CIRCUITS_CACHE"] = str(cache_dir())
     return passed | {
         GRADING: "1",
         "HOME": scratch,

@@ -8,13 +8,22 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tl_circuits.course.handouts import AllTranscoders, Attached, GraphOf, Recorded, TinyFacts, TranscoderOf
+from tl_circuits.course.handouts import (
+    AllTranscoders,
+    Attached,
+    GraphOf,
+    NeuronsOf,
+    Recorded,
+    TinyFacts,
+    TranscoderOf,
+    with_neurons,
+)
 from tl_circuits.course.wire import Stranger
 from tl_circuits.dictionaries import load_transcoders
 from tl_circuits.dictionaries.attaching import attach
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement
-from tl_circuits.models import load_model
+from tl_circuits.models import BUILTIN, load_model
 
 TOLERANCE = 1e-3  # answers are sums of some hundred float32 products of size about 1, in any order
 
@@ -37,13 +46,20 @@ class Lab:
     """What questions have to work with: the reference, and what they hand out.
 
     ``ours`` gives the expected answers; it never reaches the notebook's process. What a function is given are handouts:
-    that process opens each anew for every call.
+    that process opens each anew for every call. ``model``, ``transcoders`` and ``replacement`` hand out `tiny-facts`;
+    checks on another model hand out ``neurons``, that model with its MLPs' own neurons attached.
     """
 
     ours: Replacement
+    name: str = BUILTIN
     model = TinyFacts()
     transcoders = AllTranscoders()
     replacement = Attached()
+
+    @property
+    def neurons(self) -> NeuronsOf:
+        """The model called ``name`` with its neurons attached, for the student."""
+        return NeuronsOf(self.name)
 
     def transcoder(self, layer: int, without: str = "") -> TranscoderOf:
         """The transcoder of a layer, for the student; the bias ``without``, if any, is zero."""
@@ -63,8 +79,10 @@ class Lab:
             return self.ours.model.run_with_cache(prompt)[1]
 
 
-def open_lab() -> Lab:
-    """A lab with a reference model of its own."""
+def open_lab(model: str = BUILTIN) -> Lab:
+    """A lab with a reference model of its own: `tiny-facts` with its transcoders, or another model with its neurons."""
+    if model != BUILTIN:
+        return Lab(with_neurons(model), model)
     return Lab(attach(load_model("tiny-facts", device="cpu"), load_transcoders("tiny-facts")))
 
 

@@ -11,8 +11,8 @@ from tl_circuits.course.grading import Ended, Mark, grade
 from tl_circuits.course.notebook_process import GRADING, NotebookProcess
 from tl_circuits.course.questions import Question, open_lab
 from tl_circuits.errors import CourseError
+from tl_circuits.models import PACKAGED, open_packaged
 
-TIME_LIMIT = 120.0
 NOT_KEPT_OUT = {
     "namespaces": "This system allows no namespaces (containers often forbid them): the notebook could use the network "
     "through other programs, write wherever you can, and see and end your processes.",
@@ -48,25 +48,29 @@ class Report:
         return sum(mark["earned"] for mark in self.marks)
 
 
-def check(place: Path, time_limit: float = TIME_LIMIT) -> Report:
+def check(place: Path, time_limit: float | None = None) -> Report:
     """Grade the notebook in a folder, or a notebook itself.
 
     Args:
         place: the folder or the notebook.
-        time_limit: the most seconds that running and checking it may take.
+        time_limit: the most seconds that running and checking it may take; None for what the assignment allows.
 
     Raises:
         CourseError: if there is nothing to grade, or the grading process cannot start.
+        ModelError: if the assignment needs a model that is not installed; it says the command that installs it.
     """
-    if not time_limit > 0:
+    if time_limit is not None and not time_limit > 0:
         raise CourseError(f"the time limit must be more than 0 seconds, got {time_limit}.")
     if os.environ.get(GRADING):
         raise CourseError("a notebook that is being graded cannot grade itself.")
     submission = open_submission(place)
+    model, time_limit = submission.assignment.model, time_limit or submission.assignment.seconds
+    if model in PACKAGED:
+        open_packaged(PACKAGED[model])  # the notebook's process could not write its checkpoint, if it is not there yet
     marks: list[Mark] = []
     with NotebookProcess(submission, time_limit) as process:
         # What judges is opened here, where no code of the notebook runs.
-        lab, questions = open_lab(), submission.assignment.questions
+        lab, questions = open_lab(model), submission.assignment.questions
         process.wait_until_ready()
         ran = process.run_cells()
         where = f"in code cell {ran.cell}" if ran.cell else "at its start"

@@ -34,11 +34,12 @@ def take_over() -> tuple[IO[bytes], IO[bytes]]:
     return requests, answers
 
 
-def main(missing: list[str]) -> None:
+def main(missing: list[str], model: str) -> None:
     """Run the cells, then answer requests until there are no more.
 
     Args:
         missing: what :mod:`confine` could not do on this system.
+        model: the model that the assignment uses.
     """
     requests, answers = take_over()
     refuse_network()
@@ -49,10 +50,15 @@ def main(missing: list[str]) -> None:
     from tl_circuits.course.assignments import find_assignment
     from tl_circuits.course.channel import receive, send
     from tl_circuits.course.deadline import Deadline
-    from tl_circuits.course.handouts import Attached, Opener
+    from tl_circuits.course.handouts import Attached, Opener, with_neurons
     from tl_circuits.course.student_code import run_cells
+    from tl_circuits.models import BUILTIN
 
-    Opener().open(Attached())  # the first time takes long: it imports what the model needs
+    ready = {}
+    if model != BUILTIN and hasattr(os, "fork"):  # opened once, for the copies of this process that answer
+        ready[model] = with_neurons(model)
+    else:
+        Opener().open(Attached())  # the first time takes long: it imports what the model needs
 
     def tell(**event: Any) -> None:
         send(answers, json.dumps(event).encode())
@@ -72,7 +78,7 @@ def main(missing: list[str]) -> None:
 
     def respond(request: bytes) -> bytes:
         seconds = struct.unpack(">d", request[:8])[0]
-        return answer_apart(seconds, lambda opened: answer(request[8:], seconds, namespace, references, opened))
+        return answer_apart(seconds, lambda opened: answer(request[8:], seconds, namespace, references, opened, ready))
 
     while request := receive(requests):
         send(answers, respond(request))
