@@ -11,7 +11,7 @@ import torch
 import tl_circuits as tlc
 from tests.tiny import command, prompt, tiny_bridge, tiny_folder
 from tl_circuits.dictionaries.training import checkpoint, train
-from tl_circuits.errors import ArgumentError, ModelError, OutputError, PromptError
+from tl_circuits.errors import ArgumentError, ModelError, NotFiniteError, OutputError, PromptError
 
 SMALL = dict(features=128, k=8, context=16, batch_size=4, lr=3e-3, device="cpu", progress=False)
 
@@ -201,3 +201,9 @@ def test_wrong_arguments_and_too_little_text_leave_nothing_behind(text, tmp_path
         with pytest.raises(error, match=message):
             tlc.train_transcoders(folder, texts, out, **SMALL | options)
     assert not out.exists()
+
+
+def test_training_that_runs_away_is_an_error_that_names_the_learning_rate(text, tmp_path):
+    with pytest.raises(NotFiniteError, match="layer 0 is not finite in step .* lower learning rate than 1e\\+30"):
+        tlc.train_transcoders(tiny_folder("llama"), [text], tmp_path / "out", **SMALL | {"lr": 1e30})
+    assert not (tmp_path / "out").exists()

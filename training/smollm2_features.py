@@ -50,7 +50,7 @@ def main() -> None:
         return
     train_transcoders(
         MODEL, [args.text / "mixed.npy"], args.out, held_out=args.text / "held_out.npy", features=2048, k=64,
-        context=CONTEXT, tokens=args.tokens, lr=4e-3, resume=True,
+        context=CONTEXT, tokens=args.tokens, lr=3e-3, resume=True,
     )
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.training import text as text_files
 from tl_circuits.dictionaries.training.checkpoint import (
@@ -25,7 +27,7 @@ from tl_circuits.dictionaries.training.network import Network, opened, watched
 from tl_circuits.dictionaries.training.progress import COLUMNS, Line, held_out_measures, rows_of
 from tl_circuits.dictionaries.training.samples import write_samples
 from tl_circuits.dictionaries.training.start import Moments, add_tokens, no_moments, started
-from tl_circuits.errors import ArgumentError, PromptError
+from tl_circuits.errors import ArgumentError, NotFiniteError, PromptError
 from tl_circuits.hooks import special_token
 from tl_circuits.models import sha256
 from tl_circuits.support.checked import checked
@@ -108,6 +110,7 @@ def train_transcoders(
         ImportError: a dataset is asked for, and the library ``datasets`` is not installed.
         ModelError: the model cannot be opened, or has no MLPs under the usual names.
         OutputError: ``out`` exists already, cannot be written, or was trained with other settings or text.
+        NotFiniteError: training ran away, as it does with too high a learning rate.
         PromptError: a text cannot be read, or all texts together are shorter than one batch.
         ArgumentError: a number is out of range.
 
@@ -142,7 +145,7 @@ def train_transcoders(
                 return pd.DataFrame(read_history(out), columns=COLUMNS)
         held = _tensor(pieces[np.sort(plan.held)] if len(files) == 1 else text_files.read_pieces(files[1], context, network.d_vocab)[:HELD_OUT], device)
         if at is None:
-            at = Checkpoint(_begun(network, pieces, plan, width, k, skip, device, seed), 0, [])
+            at = Checkpoint(_begun(network, pieces, plan, width, k, skip, device, seed, progress), 0, [])
         history = _trained(network, pieces, plan, held, at, _Saving(out, settings, save_minutes), lr, device, progress)
     return pd.DataFrame(history, columns=COLUMNS)
 
@@ -242,8 +245,9 @@ def _inner(x: Tensor) -> Tensor:
 
 
 def _begun(
-    network: Network, pieces: np.ndarray, plan: _Plan, width: int, k: int, skip: bool, device: str, seed: int
-) -> dict[int, LayerTraining]:
+    network: Network, pieces: np.ndarray, plan: _Plan, width: int, k: int, skip: bool, device: str, seed: int,
+    progress: bool,
+) -> dict[int, LayerTraining]:  # fmt: skip
     """All layers as training begins: fitted by least squares to the first tokens of the plan."""
     moments: dict[int, Moments] = {}
     context = pieces.shape[1]
@@ -256,7 +260,7 @@ def _begun(
         add_tokens(moments[layer], x, y, keep=-(-START_KEPT // steps))
 
     with watched(network.mlps, add):
-        for step in range(steps):
+        for step in tqdm(range(steps), desc="fitting the skip connections", unit="step", disable=not progress):
             _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
     random = torch.Generator().manual_seed(seed)
     return {layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS) for layer in sorted(moments)}
@@ -270,10 +274,15 @@ def _trained(
     layers, history = at.layers, list(at.history)
     line = Line(plan.steps, at.step, progress)
     saved = time.monotonic()
-    rate, numbers = 0.0, {}
+    rate, numbers, step = 0.0, {}, at.step
 
     def learn(layer: int, x: Tensor, y: Tensor) -> None:
         numbers[layer] = layers[layer].step(_inner(x), _inner(y), rate)
+        if not isfinite(numbers[layer].explained_variance):
+            raise NotFiniteError(
+                f"the error of layer {layer} is not finite in step {step}. Go on from the last checkpoint with resume if there is one, "
+                f"or begin again with a lower learning rate than {lr}."
+            )
 
     try:
         for step in range(at.step, plan.steps):
