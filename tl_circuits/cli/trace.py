@@ -12,7 +12,8 @@ from rich.text import Text
 from tl_circuits.cli.against import Against, AlignEnd, read_against
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
-from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, loading, open_replacement
+from tl_circuits.cli.more import MaxNodes, More, how_many, require_earlier, require_goes_on
 from tl_circuits.cli.names import LEGEND, NoExamples, TextFile, named, require_text
 from tl_circuits.cli.words import show_tested, show_words
 from tl_circuits.support.endings import OURS, stem_for
@@ -42,7 +43,8 @@ def trace(
     position: Annotated[int, typer.Option(help="The position after which the answer is read; -1 is the last token.")] = -1,
     prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Whether to put a special token (bos, else pad, else eos) before the text. Default: as the transcoders were trained.")] = None,
     skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position to leave out, without features and errors, such as 0 (repeatable). Default: as the transcoders were trained.")] = None,
-    max_nodes: Annotated[int, typer.Option(help="How many features to trace, most influential first.")] = COMMAND_NODES,
+    max_nodes: MaxNodes = None,
+    more: More = False,
     engine: Annotated[str, typer.Option(help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The files' name, without its ending. Default: made from the prompt.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
@@ -61,14 +63,18 @@ def trace(
         name = out if out is not None else Path(stem_for(prompt))
         files = {"graph": with_ending(name, OURS), "page": with_ending(name, ".html")}
         for path in files.values():
-            refuse_early(path, force)
+            refuse_early(path, force or more)
         require_text(text, no_examples)
+        earlier, count = _earlier(files["graph"], max_nodes) if more else (None, max_nodes or COMMAND_NODES)
         baseline = read_against(against)
         graph, report, removed = _run(
-            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, "end" if align_end else None, position, prepend_special, skip_position or None, max_nodes, engine, device, dtype, check, heads, ablations, no_examples, text
+            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, "end" if align_end else None, position, prepend_special, skip_position or None, count, engine, device, dtype, check, heads, ablations, no_examples, text
         )
-        graph.save(files["graph"], overwrite=force)
-        graph.to_html(files["page"], overwrite=force, ablations=removed)
+        if earlier is not None:
+            require_goes_on(earlier, graph, files["graph"])
+            graph = graph.with_notes(earlier.notes.of(graph.node_ids))
+        graph.save(files["graph"], overwrite=force or more)
+        graph.to_html(files["page"], overwrite=force or more, ablations=removed)
         if as_json:
             facts = summary(graph, files)
             if report is not None:
@@ -129,6 +135,16 @@ def _run(
         controls = 0 if graph.info.compared_with and not graph.info.baseline else CONTROLS
         removed = tlc.box_ablations(replacement, graph, controls=controls, progress=shown) if ablations else None
         return graph, report, removed
+
+
+def _earlier(path: Path, max_nodes: int | None) -> "tuple[AttributionGraph, int]":
+    """The graph that ``--more`` goes on from, and how many features to trace now."""
+    require_earlier(path)
+    with loading():
+        import tl_circuits as tlc
+
+    earlier = tlc.load_graph(path)
+    return earlier, how_many(earlier, path, max_nodes)
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
@@ -237,7 +253,7 @@ def show(
     if graph.info.exact:
         console.print(
             "  neurons rebuild every MLP exactly, so no MLP output is left unexplained; the rest of the direct effects comes from "
-            "neurons that were not traced (--max-nodes)"
+            "neurons that were not traced (--more)"
         )
     else:
         console.print(

@@ -27,8 +27,11 @@ class Moments:
 
 def no_moments(d_in: int, d_out: int, device: torch.device) -> Moments:
     """Sums over no tokens."""
-    shapes = ((d_in,), (d_out,), (d_in, d_in), (d_in, d_out))
-    return Moments(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes), yy=0.0, kept=[])
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
+    return Moments(0, zeros(d_in), zeros(d_out), zeros(d_in, d_in), zeros(d_in, d_out), yy=0.0, kept=[])
 
 
 def add_tokens(moments: Moments, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], keep: int) -> None:
