@@ -79,7 +79,8 @@ def gather(folder: Path) -> None:
         )
         logger.info("%s", table[-1])
     for name, pieces in (("text", kept), ("held_out", held)):
-        _write(folder / f"{name}.npy", np.array(pieces, dtype=np.int32))
+        # Mixed over sources, because the first pieces of those held out are measured while training goes on.
+        _write(folder / f"{name}.npy", np.random.default_rng(1).permutation(np.array(pieces, dtype=np.int32)))
     (folder / "sources.json").write_text(json.dumps(table, indent=1))
     logger.info("%d tokens of text, %d held out", len(kept) * (CONTEXT - 1), len(held) * (CONTEXT - 1))
 

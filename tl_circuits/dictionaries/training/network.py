@@ -45,7 +45,8 @@ def opened(model: str, device: str, layers: Sequence[int] | None) -> tuple[Netwo
     source = str(open_packaged(PACKAGED[model])) if model in PACKAGED else model
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        whole = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).to(device).eval()
+        whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        whole = whole.to(device).eval()
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot open the model {source!r} for training: {' '.join(str(error).split())[:300]}") from error
     base = whole.base_model

@@ -51,7 +51,7 @@ def dataset_texts(name: str) -> Iterator[str]:
         raise ImportError(f"a dataset is read with the library datasets. Run: {how_to_install('train')}") from error
     try:
         rows = iter(load_dataset(name, split="train", streaming=True))
-        first = next(rows, {})
+        first: dict[str, Any] = next(rows, {})
     except (OSError, ValueError) as error:
         raise PromptError(f"cannot open the dataset {name!r}: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(first.get("text"), str):

@@ -41,7 +41,9 @@ DEAD_TOKENS = 200_000
 HELD_OUT = 32
 """Pieces that are held out at most, if none are given: one of fifty."""
 MEASURES = 25
-"""How often the held-out text is measured in a run."""
+"""How often held-out text is measured in a run."""
+MEASURED = 8
+"""Held-out pieces that are measured while a run goes on; at its end, all are."""
 
 
 @checked
@@ -92,7 +94,8 @@ def train_transcoders(
         batch_size: pieces in a training step.
         epochs: how often the text is gone through.
         tokens: train on so many tokens at most; None for the whole text.
-        held_out: text to measure on, as in ``texts``; None sets aside one piece of fifty, 32 at most.
+        held_out: text to measure on, as in ``texts``; None sets aside one piece of fifty. 32 pieces are used at most,
+            and the first 8 of them until the last step.
         lr: the highest learning rate: it rises over the first fiftieth of the run, then falls to zero at its end.
         save_minutes: minutes between checkpoints. Each replaces the one before, whole or not at all.
         resume: go on from the last checkpoint in ``out``. The result is that of a run without interruption.
@@ -292,7 +295,7 @@ def _trained(
             last = step == plan.steps - 1
             measured: tuple[dict[int, float], float] = ({}, float("nan"))
             if len(held) and (last or step % max(1, plan.steps // MEASURES) == 0):
-                measured = held_out_measures(network, layers, held)
+                measured = held_out_measures(network, layers, held if last else held[:MEASURED])
             rows = rows_of(step, (step + 1) * plan.batch_size * pieces.shape[1], numbers, *measured)
             history += rows
             line.step(rows)
