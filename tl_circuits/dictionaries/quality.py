@@ -1,7 +1,6 @@
 """Measure how well a dictionary replaces a model's MLPs: sparsity, explained variance, change in loss."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
+from tl_circuits.dictionaries.explained import Outputs
 from tl_circuits.dictionaries.several_sites import refuse_several
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, in_turn, own_site, read_prompt, resolve
@@ -19,28 +19,6 @@ from tl_circuits.support.checked import checked
 POOR = 0.1  # with less explained variance than this, a dictionary is probably on the wrong tensor
 _READS = ("ln2.hook_normalized", "mlp.hook_in", "hook_resid_mid")
 _WRITES = ("hook_mlp_out", "mlp.hook_out")
-
-
-@dataclass
-class _Sums:
-    """Sums over tokens, in float64, from which one layer's numbers are computed."""
-
-    tokens: int = 0
-    active: int = 0
-    error: float = 0.0
-    square: float = 0.0
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    def add(self, output: Float[Tensor, "n d"], error: Float[Tensor, "n d"]) -> None:
-        output, error = output.double(), error.double()
-        self.tokens += output.shape[0]
-        self.error += float(error.square().sum())
-        self.square += float(output.square().sum())
-        self.total = self.total + output.sum(0)
-
-    def explained_variance(self) -> float:
-        variance = self.square - float((self.total**2).sum()) / self.tokens
-        return 1.0 - self.error / variance if variance > 0 else float("nan")
 
 
 @checked
@@ -84,7 +62,7 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
     model, dictionary = replacement.model, replacement.dictionary
     refuse_several(dictionary, "dictionary_quality measures")
     layers = list(dictionary.layers)
-    sums = {layer: _Sums() for layer in layers}
+    sums = {layer: Outputs() for layer in layers}
     plain, replaced, predicted = 0.0, dict.fromkeys([*layers, -1], 0.0), 0
     for prompt in tqdm(prompts, desc="measuring", unit="prompt", disable=not progress):
         read = read_prompt(model, dictionary, prompt)
@@ -118,7 +96,7 @@ def _loss(model: Any, tokens: Int[Tensor, " pos"], hooks: list[tuple[str, Callab
 
 
 def _listening(
-    replacement: Replacement, layers: Sequence[int], keep: Bool[Tensor, " pos"], sums: dict[int, _Sums]
+    replacement: Replacement, layers: Sequence[int], keep: Bool[Tensor, " pos"], sums: dict[int, Outputs]
 ) -> list[tuple[str, Callable[..., Any]]]:
     hooks: list[tuple[str, Callable[..., Any]]] = []
     for layer in layers:
@@ -183,7 +161,7 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
         x = seen[read]
         recons = dictionary.decode(layer, {layer: dictionary.activate(layer, dictionary.pre_activations(layer, x), x)}, x)
         for write in (w for w in _WRITES if w in seen):
-            sums = _Sums()
+            sums = Outputs()
             sums.add(seen[write].float(), seen[write].float() - recons)
             values[read, write] = sums.explained_variance()
     (read, write), best = max(values.items(), key=lambda item: item[1])

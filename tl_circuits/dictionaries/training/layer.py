@@ -1,0 +1,107 @@
+"""The training of one layer: its weights, its optimiser, and what is known of its features."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_circuits.dictionaries.training.start import Start
+from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read
+
+SKIP_EVERY = 4
+"""Steps from one update of the skip connection to the next: it starts at its least-squares fit, and its gradient is dear."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What one layer reports of a step: explained variance, active features a token, and features long silent."""
+
+    explained_variance: float
+    l0: float
+    dead: int
+
+
+class LayerTraining:
+    """One layer's transcoder while it is trained, in units where inputs and outputs have mean square 1.
+
+    Args:
+        start: weights to begin with, which are changed in place, and the two scales.
+        k: active features a token.
+        window: a feature that was silent for this many tokens is dead.
+    """
+
+    def __init__(self, start: Start, k: int, window: int) -> None:
+        self.start, self.k, self.window = start, k, window
+        self.tensors = start.weights.named()
+        if not all(tensor.is_contiguous() for tensor in self.tensors.values()):
+            # torch's fused Adam goes through memory in order, so a transposed tensor would get another number's update.
+            raise ValueError("the weights that training starts with must be contiguous tensors.")
+        self.optimiser = torch.optim.Adam(list(self.tensors.values()), lr=0.0, fused=True)
+        self.silent: Int[Tensor, " feature"] = torch.zeros(len(start.weights.W_enc), dtype=torch.long, device=start.weights.W_enc.device)
+        self.steps = 0
+
+    def read(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Read:
+        """What the transcoder makes of tokens of the model, in the units of training."""
+        return read(self.start.weights, x / self.start.x_scale, y / self.start.y_scale, self.k)
+
+    def explained_variance(self, squares: float, tokens: int) -> float:
+        """The explained variance, from the sum of squares of an error over some tokens."""
+        return 1.0 - squares / tokens / self.start.variance
+
+    def output(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+        """What the transcoder writes for inputs of the model, in the model's units."""
+        nothing = x.new_zeros(len(x), len(self.start.weights.b_dec))
+        return self.read(x, nothing).error * self.start.y_scale
+
+    def step(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], lr: float) -> Numbers:
+        """Train on tokens of the model, all at once."""
+        x = x / self.start.x_scale
+        found = read(self.start.weights, x, y / self.start.y_scale, self.k)
+        slopes = gradient(self.start.weights, x, found, skip=self.steps % SKIP_EVERY == 0)
+        for name, tensor in self.tensors.items():
+            tensor.grad = getattr(slopes, name)
+        self.optimiser.param_groups[0]["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.steps += 1
+        return self._noted(found)
+
+    def _noted(self, found: Read) -> Numbers:
+        active = found.acts > 0
+        self.silent += len(active)
+        self.silent[found.ids[active]] = 0
+        return Numbers(
+            explained_variance=self.explained_variance(float(found.error.square().sum()), len(active)),
+            l0=float(active.sum(1).float().mean()),
+            dead=int((self.silent >= self.window).sum()),
+        )
+
+    def folded(self) -> Weights:
+        """The weights in the model's own units."""
+        w, into, out = self.start.weights, 1.0 / self.start.x_scale, self.start.y_scale
+        return Weights(w.W_enc * into, w.b_enc, w.W_dec * out, w.b_dec * out, None if w.W_skip is None else w.W_skip * (into * out))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later call of :func:`restored` needs, as tensors."""
+        numbers = torch.tensor([self.start.x_scale, self.start.y_scale, self.start.variance], dtype=torch.float64)
+        found = {"scales": numbers, "silent": self.silent, "steps": torch.tensor(self.steps)} | self.tensors
+        for name, tensor in self.tensors.items():
+            for key, value in self.optimiser.state[tensor].items():
+                found[f"{name}.{key}"] = value
+        return found
+
+
+def restored(state: dict[str, Tensor], k: int, window: int) -> LayerTraining:
+    """A layer's training, from its :meth:`LayerTraining.state`."""
+    x_scale, y_scale, variance = state["scales"].tolist()
+    weights = Weights(state["W_enc"], state["b_enc"], state["W_dec"], state["b_dec"], state.get("W_skip"))
+    made = LayerTraining(Start(weights, x_scale, y_scale, variance), k, window)
+    made.steps, made.silent = int(state["steps"]), state["silent"]
+    for name, tensor in made.tensors.items():
+        kept = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
+        if kept:
+            made.optimiser.state[tensor] = kept
+    return made
+
+

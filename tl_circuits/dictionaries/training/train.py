@@ -1,0 +1,312 @@
+"""Train transcoders for any model on text, all layers in one pass."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_circuits.dictionaries.training import text as text_files
+from tl_circuits.dictionaries.training.checkpoint import (
+    Checkpoint,
+    check_out,
+    check_settings,
+    read_checkpoint,
+    read_history,
+    write_checkpoint,
+)
+from tl_circuits.dictionaries.training.layer import LayerTraining
+from tl_circuits.dictionaries.training.network import Network, opened, watched
+from tl_circuits.dictionaries.training.progress import COLUMNS, Line, held_out_measures, rows_of
+from tl_circuits.dictionaries.training.samples import write_samples
+from tl_circuits.dictionaries.training.start import Moments, add_tokens, no_moments, started
+from tl_circuits.errors import ArgumentError, NotFiniteError, PromptError
+from tl_circuits.hooks import special_token
+from tl_circuits.models import sha256
+from tl_circuits.support.checked import checked
+
+START_TOKENS = 50_000
+"""Tokens of which the scales and the skip connection are fitted."""
+START_KEPT = 4096
+"""Of these, tokens that features can be taken from."""
+DEAD_TOKENS = 200_000
+"""A feature that was silent for so many tokens counts as dead."""
+HELD_OUT = 32
+"""Pieces that are held out at most, if none are given: one of fifty."""
+MEASURES = 25
+"""How often held-out text is measured in a run."""
+MEASURED = 8
+"""Held-out pieces that are measured while a run goes on; at its end, all are."""
+
+
+@checked
+def train_transcoders(
+    model: str,
+    texts: Sequence[str | Path],
+    out: str | Path,
+    *,
+    dataset: str | None = None,
+    generate: int = 0,
+    layers: Sequence[int] | None = None,
+    features: int | None = None,
+    expansion: int | None = None,
+    k: int = 32,
+    skip: bool = True,
+    context: int = 256,
+    batch_size: int = 8,
+    epochs: int = 1,
+    tokens: int | None = None,
+    held_out: str | Path | None = None,
+    lr: float = 1e-3,
+    save_minutes: float = 10.0,
+    resume: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train a TopK transcoder for every MLP of a model; ``load_transcoders(out)`` opens them afterwards.
+
+    The model reads each piece of text once, and each layer is trained when its MLP has run, so the activations of one layer are
+    in memory at a time. sparsify opens the files, too.
+
+    Args:
+        model: ``smollm2-135m`` or ``gemma-3-270m``, a folder with a Hugging Face checkpoint, or a hub name.
+        texts: UTF-8 text files, also compressed (``.gz``), folders of such files, and ``.npy`` files with token ids
+            ``[piece, context]``. All are cut into pieces of ``context`` tokens, which are kept beside ``out``, in a folder
+            ``<out>.text``.
+        out: a folder that does not exist yet; with ``resume``, that of an earlier, interrupted run.
+        dataset: further text: the split ``train`` of a dataset by its hub name or folder, rows with a ``text``. It is read to
+            its end.
+        generate: further text: about so many tokens that the model writes itself, at temperature 1.
+        layers: which MLPs; None for all.
+        features: how many features a layer gets; None for ``expansion`` times d_model.
+        expansion: as a multiple of d_model; None for 16.
+        k: how many features are active on a token.
+        skip: with a linear skip connection (Paulo et al. 2025), which explains more with the same ``k``.
+        context: tokens in a piece of text.
+        batch_size: pieces in a training step.
+        epochs: how often the text is gone through.
+        tokens: train on so many tokens at most; None for the whole text.
+        held_out: text to measure on, as in ``texts``; None sets aside one piece of fifty. 32 pieces are used at most,
+            and the first 8 of them until the last step.
+        lr: the highest learning rate: it rises over the first fiftieth of the run, then falls to zero at its end.
+        save_minutes: minutes between checkpoints. Each replaces the one before, whole or not at all.
+        resume: go on from the last checkpoint in ``out``. The result is that of a run without interruption.
+        device: where to train; None for a GPU if there is one.
+        seed: of the order of the text, the first features and the model's own text.
+        progress: show a progress line on stderr, with the means over layers and the time left.
+
+    Returns:
+        A frame with a row for each step and layer: ``step``, ``tokens`` read so far, ``layer``, ``explained_variance`` and
+        ``l0`` (active features a token) on the step's text, ``dead`` (features silent for the last 200,000 tokens); and, 25
+        times in a run, explained variance on ``held_out`` text and ``loss_change``: how much the model's loss there grows if all
+        MLPs that are trained are replaced, in nats. Also kept as ``history.json``.
+
+    Raises:
+        ImportError: a dataset is asked for, and the library ``datasets`` is not installed.
+        ModelError: the model cannot be opened, or has no MLPs under the usual names.
+        OutputError: ``out`` exists already, cannot be written, or was trained with other settings or text.
+        NotFiniteError: training ran away, as it does with too high a learning rate.
+        PromptError: a text cannot be read, or all texts together are shorter than one batch.
+        ArgumentError: a number is out of range.
+
+    Examples:
+        >>> from tl_circuits.models import BUILTIN_FOLDER  # the checkpoint of tiny-facts
+        >>> text = folder / "facts.txt"
+        >>> _ = text.write_text("the capital of Texas is Austin " * 400)
+        >>> history = tlc.train_transcoders(str(BUILTIN_FOLDER), [text], folder / "mine", features=384, k=8, context=32)
+        >>> tlc.load_transcoders(folder / "mine").width(0)
+        384
+    """
+    out = Path(out)
+    check_out(out, resume)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.inference_mode(False), torch.no_grad():
+        network, tokenizer = opened(model, device, layers)
+        width = _width(features, expansion, k, network.d_model)
+        _require_positive(context=context - 1, batch_size=batch_size, epochs=epochs, lr=lr, tokens=1 if tokens is None else tokens)
+        first = special_token(tokenizer)  # as text is traced with the set (dictionaries/prompt_rules.py)
+        files = _written(out, network, tokenizer, texts, held_out, context, first, dataset, generate, seed)
+        pieces = text_files.read_pieces(files[0], context, network.d_vocab)
+        plan = _planned(len(pieces), len(files) == 1, epochs, batch_size, context, tokens, seed)
+        settings = {
+            "model": model, "layers": sorted(network.mlps), "features": width, "k": k, "skip": skip, "context": context,
+            "batch_size": batch_size, "steps": plan.steps, "lr": lr, "seed": seed, "text": [sha256(f) for f in files],
+        }  # fmt: skip
+        at = None
+        if out.exists():
+            check_settings(out, settings)
+            at = read_checkpoint(out, k, DEAD_TOKENS, device)
+            if at is None:
+                return pd.DataFrame(read_history(out), columns=COLUMNS)
+        held = _tensor(pieces[np.sort(plan.held)] if len(files) == 1 else text_files.read_pieces(files[1], context, network.d_vocab)[:HELD_OUT], device)
+        if at is None:
+            at = Checkpoint(_begun(network, pieces, plan, width, k, skip, device, seed, progress), 0, [])
+        history = _trained(network, pieces, plan, held, at, _Saving(out, settings, save_minutes), lr, device, progress)
+    return pd.DataFrame(history, columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which pieces each step reads, and which are held out."""
+
+    order: np.ndarray
+    held: np.ndarray
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.order) // self.batch_size
+
+    def pieces_of(self, step: int) -> np.ndarray:
+        return self.order[step * self.batch_size : (step + 1) * self.batch_size]
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """Where and how often a checkpoint is written, and with which settings."""
+
+    out: Path
+    settings: dict[str, Any]
+    minutes: float
+
+
+def _width(features: int | None, expansion: int | None, k: int, d_model: int) -> int:
+    """How many features a layer gets."""
+    if features is not None and expansion is not None:
+        raise ArgumentError("train_transcoders: give features=... or expansion=..., not both.")
+    width = features if features is not None else d_model * (16 if expansion is None else expansion)
+    if not 1 <= k <= width:
+        raise ArgumentError(f"train_transcoders: k is {k}, expected 1 to the number of features, {width}.")
+    return width
+
+
+def _require_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ArgumentError(f"train_transcoders({name}=...) is too small.")
+
+
+def _written(
+    out: Path, network: Network, tokenizer: Any, texts: Sequence[str | Path], held_out: str | Path | None, context: int,
+    first: int | None, dataset: str | None, generate: int, seed: int,
+) -> list[Path]:  # fmt: skip
+    """The files of pieces to train on and, if text to measure on was given, of that; written unless they are there."""
+    folder = out.with_name(f"{out.name}.text")
+    pieces, held = folder / "pieces.npy", folder / "held_out.npy"
+    if not pieces.exists() or not out.exists():
+        sources = text_files.files_of(texts)
+        folder.mkdir(exist_ok=True)
+        if generate:
+            if first is None:
+                raise PromptError("generate: the tokenizer has no special token that a text could begin with.")
+            count = -(-generate // (context - 1))
+            for _ in write_samples(network.whole, first, count, context, folder / "samples.npy", batch_size=64, seed=seed):
+                pass
+            sources.append(folder / "samples.npy")
+        more = [] if dataset is None else text_files.dataset_texts(dataset)
+        if held_out is not None:
+            measured = text_files.files_of([held_out])
+            text_files.write_pieces(held, tokenizer, measured, [], context, first, network.d_vocab)
+        text_files.write_pieces(pieces, tokenizer, sources, more, context, first, network.d_vocab)
+    return [pieces] if held_out is None else [pieces, held]
+
+
+def _planned(n: int, hold: bool, epochs: int, batch_size: int, context: int, tokens: int | None, seed: int) -> _Plan:
+    """Hold pieces out, and put the others in another random order in each epoch."""
+    mixed = np.random.default_rng(seed).permutation(n)
+    held = mixed[: min(HELD_OUT, n // 50)] if hold else mixed[:0]
+    others = mixed[len(held) :]
+    order = np.concatenate([np.random.default_rng((seed, epoch)).permutation(others) for epoch in range(epochs)])
+    if tokens is not None:
+        order = order[: max(batch_size, tokens // context)]
+    if len(order) < batch_size:
+        raise PromptError(
+            f"the text gives {n} pieces, fewer than one batch of {batch_size}. Give more text, or a smaller context."
+        )
+    return _Plan(order[: len(order) // batch_size * batch_size], held, batch_size)
+
+
+def _tensor(pieces: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(np.array(pieces)).long().to(device)
+
+
+def _trunk_pass(network: Network, ids: Tensor) -> None:
+    network.trunk(input_ids=ids, use_cache=False)
+
+
+def _inner(x: Tensor) -> Tensor:
+    """All tokens but those at position 0, whose activations are far larger than all others on many models."""
+    return x[:, 1:].flatten(0, 1).float()
+
+
+def _begun(
+    network: Network, pieces: np.ndarray, plan: _Plan, width: int, k: int, skip: bool, device: str, seed: int,
+    progress: bool,
+) -> dict[int, LayerTraining]:  # fmt: skip
+    """All layers as training begins: fitted by least squares to the first tokens of the plan."""
+    moments: dict[int, Moments] = {}
+    context = pieces.shape[1]
+    steps = min(plan.steps, -(-START_TOKENS // (plan.batch_size * context)))
+
+    def add(layer: int, x: Tensor, y: Tensor) -> None:
+        x, y = _inner(x), _inner(y)
+        if layer not in moments:
+            moments[layer] = no_moments(x.shape[1], y.shape[1], x.device)
+        add_tokens(moments[layer], x, y, keep=-(-START_KEPT // steps))
+
+    with watched(network.mlps, add):
+        for step in tqdm(range(steps), desc="fitting the skip connections", unit="step", disable=not progress):
+            _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
+    random = torch.Generator().manual_seed(seed)
+    return {layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS) for layer in sorted(moments)}
+
+
+def _trained(
+    network: Network, pieces: np.ndarray, plan: _Plan, held: Tensor, at: Checkpoint, saving: _Saving, lr: float, device: str,
+    progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Run the steps that are left, and write checkpoints; returns the history."""
+    layers, history = at.layers, list(at.history)
+    line = Line(plan.steps, at.step, progress)
+    saved = time.monotonic()
+    rate, numbers, step = 0.0, {}, at.step
+
+    def learn(layer: int, x: Tensor, y: Tensor) -> None:
+        numbers[layer] = layers[layer].step(_inner(x), _inner(y), rate)
+        if not isfinite(numbers[layer].explained_variance):
+            raise NotFiniteError(
+                f"the error of layer {layer} is not finite in step {step}. Go on from the last checkpoint with resume if there is one, "
+                f"or begin again with a lower learning rate than {lr}."
+            )
+
+    try:
+        for step in range(at.step, plan.steps):
+            rate, numbers = lr * _share(step, plan.steps), {}
+            with watched(network.mlps, learn):
+                _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
+            last = step == plan.steps - 1
+            measured: tuple[dict[int, float], float] = ({}, float("nan"))
+            if len(held) and (last or step % max(1, plan.steps // MEASURES) == 0):
+                measured = held_out_measures(network, layers, held if last else held[:MEASURED])
+            rows = rows_of(step, (step + 1) * plan.batch_size * pieces.shape[1], numbers, *measured)
+            history += rows
+            line.step(rows)
+            if last or time.monotonic() - saved >= 60 * saving.minutes:
+                write_checkpoint(saving.out, network, saving.settings, Checkpoint(layers, step + 1, history), finished=last)
+                saved = time.monotonic()
+    finally:
+        line.close()
+    return history
+
+
+def _share(step: int, steps: int) -> float:
+    """The share of the highest learning rate at a step: up over the first fiftieth, then down to zero."""
+    return min(1.0, (step + 1) / max(1, steps // 50)) * (1 - step / steps)
