@@ -73,11 +73,11 @@ def test_the_page_tells_the_story_it_was_given(page, graph):
 def test_a_sentence_says_whether_removing_its_last_box_does_more_than_removing_random_sets(browser, page, graph, tmp_path):
     story = story_of(graph)
     lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
-    assert lead == "What the replacement model says:" and len(checks) == len(story.ways) == 2  # every box of the page was removed
+    assert lead == "What the replacement model says (tests remove the last box of each chain):" and len(checks) == len(story.ways) == 2  # every box of the page was removed
     for n, check in enumerate(checks):
         assert check.strip().startswith("Tested: " if n else "Not told apart from chance: ")
         assert "without the last box, “w7” goes 75 % → 25 % in the model" in check
-        assert "random sets of the same size: 75 % → 71 % (68 % to 74 %)" in check
+        assert "12 random sets of the same size: 75 % → 71 % (68 % to 74 %)" in check
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
         assert unmeasured.inner_text(".tale > p") == "What the replacement model says (not tested yet: remove a box to see what the model does):"
         assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
@@ -138,7 +138,7 @@ def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
     ours = {(names[a.source], names[a.target]): a.share for a in story.arrows}
     scene = page.evaluate(
         "() => ({arrows: tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name, a.share]),"
-        " meter: [...document.querySelectorAll('.meter .key')].map(k => k.textContent)})"
+        " meter: [...document.querySelectorAll('.influence .key')].map(k => k.textContent)})"
     )
     theirs = {(s, t): share for s, t, share in scene["arrows"]}
     assert theirs.keys() == ours.keys() != set()

@@ -65,7 +65,7 @@ def trace(
         for path in files.values():
             refuse_early(path, force or more)
         require_text(text, no_examples)
-        earlier, count = _earlier(files["graph"], max_nodes) if more else (None, max_nodes or COMMAND_NODES)
+        earlier, count = _earlier(files["graph"], max_nodes) if more else (None, COMMAND_NODES if max_nodes is None else max_nodes)
         baseline = read_against(against)
         graph, report, removed = _run(
             prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, "end" if align_end else None, position, prepend_special, skip_position or None, count, engine, device, dtype, check, heads, ablations, no_examples, text
@@ -222,7 +222,7 @@ def show(
 
     facts = summary(graph, files)
     console.print()
-    console.print(Text(f"{facts['model']} on “{graph.info.prompt}”", style="bold"))
+    console.print(Text(graph.info.reads, style="bold"))
     for line in prompt_lines(graph):
         console.print(Text(line, style="dim"), soft_wrap=True)
     predictions = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

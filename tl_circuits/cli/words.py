@@ -51,7 +51,7 @@ def show_tested(graph: "AttributionGraph", removed: list[dict[str, Any]], consol
         console.print(
             Text(
                 f"  without [{own[frozenset(one['nodes'])]}], “{one['answer']}” goes {one['before']:.0%} → {one['after']:.0%}; "
-                f"without random sets of the same size: {one['before']:.0%} → {chance}"
+                f"without one of {len(random)} random sets of the same size: {one['before']:.0%} → {chance}"
             )
         )
     console.print(Text(f"  {len(tested)} of {len(boxes)} boxes move the answer further than every random set of the same size", style="dim"))

@@ -127,6 +127,8 @@ UNCLEAR = "no clear name"
 AGAINST_OTHERS = " − the others’ answers"
 """How the name of a contrast graph's usual target ends: the answer's logit minus the mean logit of the others' answers."""
 
+OTHERS_NAMED = 3  # prompts that a graph is compared with and that a line names; of more it says the number
+
 Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
 
@@ -197,6 +199,20 @@ class GraphInfo:
     sites: tuple[str, ...] = ()
 
     @property
+    def _others(self) -> tuple[str, ...]:
+        """What is compared with, without the special token that the prompt's own text leaves out as well."""
+        first = self.tokens[0] if self.tokens else ""
+        return tuple(t if self.prompt.startswith(first) else t.removeprefix(first) for t in self.compared_with)
+
+    @property
+    def reads(self) -> str:
+        """What the model reads, and what that is compared with, as a line for people."""
+        others = [f"“{visible(text)}”" if self.baseline else text for text in self._others]
+        listed = [*others[:OTHERS_NAMED], *([f"{len(others) - OTHERS_NAMED} more"] if len(others) > OTHERS_NAMED else [])]
+        named = f", compared with {_listed(listed)}" if listed else ""
+        return f"{self.model} reads “{visible(self.prompt)}”{named}"
+
+    @property
     def question(self) -> str:
         """What the graph explains, as a question."""
         if not self.target_names:
@@ -210,7 +226,7 @@ class GraphInfo:
         if not self.baseline:
             return f"Why “{name}”, and not what is usual in {self.compared_with[0]}?"
         n = len(self.compared_with)
-        other = f"“{visible(self.compared_with[0])}” gives" if n == 1 else f"the other {n} prompts give"
+        other = f"“{visible(self._others[0])}” gives" if n == 1 else f"the other {n} prompts give"
         return f"Why “{name}”, and not what {other}?"
 
     @property
@@ -221,4 +237,8 @@ class GraphInfo:
         if not self.baseline:
             return f"what is usual in {self.compared_with[0]}"
         n = len(self.compared_with)
-        return f"the prompt “{self.compared_with[0]}”" if n == 1 else f"{n} other prompts"
+        return f"the prompt “{self._others[0]}”" if n == 1 else f"{n} other prompts"
+
+
+def _listed(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

@@ -10,6 +10,10 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.graph.visible import visible
 
+# What an edge does to what it points to: with it, against it. A feature that counts because it is less active than in the
+# prompts compared with is turned down.
+VERBS = {"target": ("raise", "lower"), "feature": ("activate", "hold back"), "lower": ("turn down", "keep up")}
+
 
 @dataclass(frozen=True)
 class Path:
@@ -82,16 +86,17 @@ def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
 
 def sentence(graph: AttributionGraph, path: Path) -> str:
     """One sentence that a newcomer can read, such as
-    ``“ France” drives layer 20 [say “ Paris”], which raises “ Paris”``.
+    ``“ France” activates layer 20 [say “ Paris”], which raises “ Paris”``.
     """
     nodes = graph._nodes
     words, joint, would = f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”", " ", False
     for node, sign in zip(path.nodes[1:], path.signs, strict=True):
         if node == path.nodes[-1]:
-            verb, name = ("raise" if sign > 0 else "lower"), _target_name(graph, node)
+            verbs, name = VERBS["target"], _target_name(graph, node)
         else:
-            verb, name = ("drive" if sign > 0 else "hold back"), f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
-        words += f"{joint}{conjugated(verb, would)} {name}"
+            lower = nodes.baseline is not None and float(nodes.towards[node]) < 0
+            verbs, name = VERBS["lower" if lower else "feature"], f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
+        words += f"{joint}{conjugated(verbs[0 if sign > 0 else 1], would)} {name}"
         joint = ", which " if sign > 0 else f"; {name} "
         would = would or sign < 0  # after "holds back [X]" comes what X would do, not what holding it back does
     return visible(words)

@@ -39,7 +39,7 @@ def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overw
         _unit(axis, unit, place)
     _words(axis, graph, {unit.members[0]: place for unit, place in zip(story.units, places, strict=True) if unit.kind == "token"})
     axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
-    read = f"{graph.info.model} reads “{_cut(visible(graph.info.prompt), 120)}”"
+    read = _cut(graph.info.reads, 180)
     legend = LEGEND + (TURNED_DOWN if any(unit.lower for unit in story.units) else "")
     for line, y in ((read, 0.34), (summary_line(story, graph), 0.16), (legend, -0.02)):
         axis.text(0.15, high + y, line, fontsize=small_print(line), color="0.35", va="center", **_plain())

@@ -56,6 +56,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         ],
         "story": {
             "headline": stories[1].headline,
+            "reads": info.reads,
             "too_little": too_little(stories[1], graph),
             "targets": targets,
             "weights": [round(float(shown._nodes.weight[i]), 6) for i in targets],

@@ -13,7 +13,7 @@ from tl_circuits.graph.box_names import place
 from tl_circuits.graph.carried import answer_scale, carried, input_mass
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import AGAINST_OTHERS
-from tl_circuits.graph.paths import conjugated
+from tl_circuits.graph.paths import VERBS, conjugated
 from tl_circuits.graph.scores import Carried
 from tl_circuits.graph.visible import visible
 
@@ -232,15 +232,12 @@ def _ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> list[int | None
     return came_from
 
 
-_VERBS = {"target": ("raise", "lower"), "box": ("activate", "hold back"), "lower": ("turn down", "keep up")}
-
-
 def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain: tuple[int, ...]) -> str:
     words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
         share, unit = float(flows[target, source]), units[target]
         up, of_it = share >= 0, f"{_percent(abs(share))} of {'the answer' if unit.kind == 'target' else 'its inputs'}"
-        verb = _VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "box"][0 if up else 1]
+        verb = VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "feature"][0 if up else 1]
         count = len(unit.members)
         name = f"{unit.name} ({of_it})" if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)}, {of_it})"
         words += f"{joint}{conjugated(verb, would)} {name}"

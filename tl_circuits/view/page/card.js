@@ -2,6 +2,7 @@
 import { button, el, percent, plural, signed, visible } from "./dom.js";
 import { qkParts, storyOf } from "./heads.js";
 import { linkName } from "./links.js";
+import { influenceLine } from "./meter.js";
 import { chance, nodeName, nodePlace } from "./units.js";
 const LISTED = 10, LEAST_SHARE = 5e-5; // weaker ones would read 0.00 %, so they are only counted
 
@@ -124,7 +125,7 @@ export function unitCard(app, unit) {
   return parts.flat();
 }
 
-export function restCard(graph) {
+export function restCard(graph, influence) {
   const s = graph.scores;
   return [
     el("h2", {}, "How to read this"),
@@ -140,6 +141,7 @@ export function restCard(graph) {
       `This page holds ${graph.features_shown.toLocaleString("en")} features and the strongest ${graph.source.length.toLocaleString("en")} of ` +
       `${graph.links_traced.toLocaleString("en")} links (${percent(graph.links_share)} of the influence). ` +
       `Drawing boxes instead of their features loses ${percent(graph.levels.find((level) => level.usual).lump_error)} (lump error).`),
+    influenceLine(graph, influence),
     el("p", { class: "soft" }, "Press ? for the keys."),
   ];
 }

@@ -1,4 +1,4 @@
-// How much of the answer the boxes carry, in words; below it how much of the influence the picture shows, as a bar and in words.
+// How much of the answer the boxes carry, in words and as a bar; and how much of the influence the picture shows.
 import { el, percent, shape } from "./dom.js";
 
 // What Python says the boxes of this level carry; null if other boxes are drawn, such as a person's new group.
@@ -10,15 +10,20 @@ export function carriedBy(units, level) {
 
 export const little = (meter, carried) => (carried === null ? meter.shown : carried.share) < 0.5;
 
+const barOf = (parts) => el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") },
+  ...parts.map(([name, share]) => shape("svg", { class: name, viewBox: "0 0 1 1", preserveAspectRatio: "none", width: `${100 * share}%`, height: 10 }, shape("rect", { width: 1, height: 1 }))));
+
+const influenceParts = (graph, meter) => [["shown", meter.shown, "drawn"], ["error", meter.error, "from what the features miss"],
+  ["hidden-part", meter.hidden, "not drawn"]].filter(([name, share]) => name !== "error" || !graph.exact || share > 0);
+
+export function influenceLine(graph, meter) {
+  return el("p", { class: "soft influence" }, "Of the influence, which counts all paths by their size, also those that cancel: ",
+    ...influenceParts(graph, meter).flatMap(([name, share, words], i) => [i ? ", " : "", el("span", { class: `key ${name}` }, percent(share)), ` ${words}`]), ".");
+}
+
 export function meterParts(graph, meter, carried) {
-  const parts = [["shown", meter.shown, "drawn"], ["error", meter.error, "from what the features miss"],
-    ["hidden-part", meter.hidden, "not drawn"]].filter(([name, share]) => name !== "error" || !graph.exact || share > 0);
-  const bar = ([name, share]) => shape("svg", { class: name, viewBox: "0 0 1 1", preserveAspectRatio: "none", width: `${100 * share}%`, height: 10 }, shape("rect", { width: 1, height: 1 }));
   const few = little(meter, carried) ? el("strong", {}, "Less than half is explained by this picture. ") : null;
-  return [
-    el("p", { class: "carried" }, few, carried?.line ?? ""),
-    el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") }, ...parts.map(bar)),
-    el("p", { class: "soft", title: "Influence counts all paths by their size, also those that cancel." }, "Of the influence: ",
-      ...parts.flatMap(([name, share, words], i) => [i ? ", " : "", el("span", { class: `key ${name}` }, percent(share)), ` ${words}`]), "."),
-  ];
+  if (carried === null) return [el("p", { class: "carried" }, few), barOf(influenceParts(graph, meter)), influenceLine(graph, meter)];
+  const share = Math.max(0, Math.min(1, carried.share));
+  return [el("p", { class: "carried" }, few, carried.line), barOf([["shown", share, "carried by the boxes"], ["hidden-part", 1 - share, "not"]])];
 }

@@ -8,7 +8,7 @@ import { describe, drawStory } from "./story_view.js";
 import { tale } from "./sentences.js";
 import { scoresLine } from "./scores.js";
 import { wordsStrip } from "./words.js";
-import { carriedBy, little, meterParts } from "./meter.js";
+import { carriedBy, influenceLine, little, meterParts } from "./meter.js";
 import { NodesView } from "./nodes_view.js";
 import { TableView } from "./table_view.js";
 import { NoteBook } from "./notes.js";
@@ -54,7 +54,7 @@ class App {
     this.dialog = keysDialog();
     this.root.classList.add("tlc");
     this.root.replaceChildren(
-      el("header", {}, el("div", { class: "question" }, el("h1", {}, graph.story.headline), el("p", { class: "prompt" }, `${graph.model} reads “${graph.prompt}”`)), this.host.bar ?? ""),
+      el("header", {}, el("div", { class: "question" }, el("h1", {}, graph.story.headline), el("p", { class: "prompt" }, graph.story.reads)), this.host.bar ?? ""),
       this.offer, el("div", { class: "words-part" }, ...wordsStrip(this)),
       el("div", { class: "panes" },
         el("div", { class: "told" }, this.tale, this.meter),
@@ -159,6 +159,8 @@ class App {
     if (few) this.tale.before(this.meter); // little is explained: say that first
     else this.tale.after(this.meter);
     this.meter.replaceChildren(...meterParts(this.graph, meter, carried), scoresLine(this) ?? "");
+    this.influence = meter;
+    this.card.querySelector(".influence")?.replaceWith(influenceLine(this.graph, meter));
   }
 
   found() {
@@ -294,7 +296,7 @@ class App {
     this.scene?.emphasise(null);
     if (this.view === "nodes") this.nodesView.show(-1, this.found());
     this.card.classList.add("rest");
-    this.card.replaceChildren(...restCard(this.graph));
+    this.card.replaceChildren(...restCard(this.graph, this.influence));
     this.host.selected?.([]);
   }
 

@@ -13,14 +13,14 @@ function checked(graph, level, way) {
   const words = `without the last box, “${visible(result.answer)}” goes ${percents(result)} in the model`;
   if (!result.random?.length) return { lead: "Measured", words };
   const middle = result.random[Math.floor(result.random.length / 2)];
-  const chance = `random sets of the same size: ${percent(result.before)} → ${percent(middle)} (${percent(result.random[0])} to ${percent(result.random.at(-1))})`;
+  const chance = `${result.random.length} random sets of the same size: ${percent(result.before)} → ${percent(middle)} (${percent(result.random[0])} to ${percent(result.random.at(-1))})`;
   return { lead: result.tested ? "Tested" : "Not told apart from chance", words: `${words}; ${chance}` };
 }
 
 export function tale(graph, level, own) {
   if (!level.sentences.length) return graph.story.too_little ? [el("p", { class: "soft" }, graph.story.too_little)] : [];
   const checks = level.sentences.map((sentence, n) => checked(graph, level, level.ways[n]));
-  const lead = `What the replacement model says${checks.some(Boolean) ? "" : " (not tested yet: remove a box to see what the model does)"}:`;
+  const lead = `What the replacement model says${checks.some(Boolean) ? " (tests remove the last box of each chain)" : " (not tested yet: remove a box to see what the model does)"}:`;
   const items = level.sentences.map((sentence, n) => el("li", {}, sentence,
     checks[n] && el("span", { class: "soft check" }, ` ${checks[n].lead}: ${checks[n].words}.`)));
   if (own) items.push(el("li", { class: "soft" }, "These sentences describe the automatic boxes, not the groups that you made."));
