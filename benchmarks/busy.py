@@ -35,6 +35,12 @@ def others(count: int) -> Iterator[None]:
             process.wait()
 
 
+def note(rows: dict[str, list[float]], name: str, seconds: float, others_there: int) -> None:
+    """Add a measurement to its row, and print it: the next one may take minutes."""
+    rows.setdefault(name, []).append(seconds)
+    print(f"beside {others_there}: {name}: {seconds:.1f} s", flush=True)
+
+
 def busy_table(folder: Path, peer: str, repeats: int) -> list[str]:
     """Seconds of each program in each company, and how many times as long as alone."""
     checkpoint = str(PACKAGED["gemma-3-270m"].folder)
@@ -44,8 +50,8 @@ def busy_table(folder: Path, peer: str, repeats: int) -> list[str]:
     for count in OTHERS:
         with others(count):
             for name, settings in WAYS.items():
-                rows.setdefault(f"tl_circuits, {NODES} nodes, {name}", []).append(median(run(ours, settings=settings)["seconds"]))
-            rows.setdefault(f"circuit-tracer, {PEER_NODES} nodes, batches of {PEER_BATCH}", []).append(run(theirs)["seconds"])
+                note(rows, f"tl_circuits, {NODES} nodes, {name}", median(run(ours, settings=settings)["seconds"]), count)
+            note(rows, f"circuit-tracer, {PEER_NODES} nodes, batches of {PEER_BATCH}", run(theirs)["seconds"], count)
     lines = [
         f"Gemma-3-270m with 16,384 features a layer, {TOKENS} tokens, seconds (and how many times as long as alone), beside other "
         "programs that multiply matrices without end, each with as many threads as torch takes:",

@@ -11,7 +11,7 @@ EXTRAS = {
     "neuronpedia": ("fastjsonschema", "labels from Neuronpedia, and uploads"),
     "ray": ("ray", "many prompts on several machines: tl-circuits batch --workers"),
     "serve": ("fastapi", "the server: tl-circuits view"),
-    "train": ("sparsify", "training transcoders: tl-circuits train"),
+    "train": ("datasets", "text from a dataset for training transcoders: tl-circuits train --dataset"),
     "widget": ("anywidget", "the page in a notebook: tlc.Widget"),
 }
 """For each extra, a module that it brings, and what it is for."""
