@@ -106,7 +106,7 @@ def test_notebooks_carry_the_projects_address_and_no_other():
     from docs.make.address import ROOT, address, notebooks, with_address
 
     paths = notebooks()
-    assert len(paths) == 11
+    assert len(paths) == 12
     for path in paths:
         text, place = path.read_text(), path.relative_to(ROOT).as_posix()
         assert with_address(text, place, address()) == text, "make address"

@@ -507,11 +507,12 @@ def test_the_policy_allows_nothing_from_outside(graph):
     assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_the_modules_share_one_scope_without_clashing():
-    names = re.findall(r"^(?:export )?(?:async )?(?:function|class|const|let) (\w+)", script("file.js"), re.M)
-    listed = re.findall(r"^(?:export )?const (\w+ = .*);", script("file.js"), re.M)
+@pytest.mark.parametrize("entry", ["file.js", "served.js", "widget.js"])
+def test_the_modules_share_one_scope_without_clashing(entry):
+    names = re.findall(r"^(?:export )?(?:async )?(?:function|class|const|let) (\w+)", script(entry), re.M)
+    listed = re.findall(r"^(?:export )?const (\w+ = .*);", script(entry), re.M)
     names += [name for line in listed for name in re.findall(r", ([A-Z_]{3,}) =", line)]
-    assert len(names) == len(set(names)) and not re.search(r"^import ", script("file.js"), re.M)
+    assert len(names) == len(set(names)) and not re.search(r"^import ", script(entry), re.M)
 
 
 def test_the_share_of_links_that_a_page_holds_is_that_of_their_influence(graph, monkeypatch):

@@ -312,7 +312,7 @@ def test_the_page_has_the_same_ids_scores_and_meter(browser, traced, tmp_path):
         found = graph.scores(pins)
         assert shown == pytest.approx([100 * found.replacement, 100 * found.completeness], abs=0.6)
     with tab(browser, graph.to_html(tmp_path / "again.html").as_uri()) as page:
-        meter = [float(text.split()[0]) for text in page.locator(".meter .key").all_inner_texts()]
+        meter = [float(text.split()[0]) for text in page.locator(".influence .key").all_inner_texts()]
         told = story_of(graph).meter
         assert meter[0] == pytest.approx(100 * told.shown, abs=0.6) and meter[1] == pytest.approx(100 * told.error, abs=0.6)
 

@@ -10,7 +10,7 @@ export function carriedBy(units, level) {
 
 export const little = (meter, carried) => (carried === null ? meter.shown : carried.share) < 0.5;
 
-const barOf = (parts) => el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") },
+const meterBar = (parts) => el("div", { class: "meter-bar", role: "img", "aria-label": parts.map(([, share, words]) => `${percent(share)} ${words}`).join(", ") },
   ...parts.map(([name, share]) => shape("svg", { class: name, viewBox: "0 0 1 1", preserveAspectRatio: "none", width: `${100 * share}%`, height: 10 }, shape("rect", { width: 1, height: 1 }))));
 
 const influenceParts = (graph, meter) => [["shown", meter.shown, "drawn"], ["error", meter.error, "from what the features miss"],
@@ -23,7 +23,7 @@ export function influenceLine(graph, meter) {
 
 export function meterParts(graph, meter, carried) {
   const few = little(meter, carried) ? el("strong", {}, "Less than half is explained by this picture. ") : null;
-  if (carried === null) return [el("p", { class: "carried" }, few), barOf(influenceParts(graph, meter)), influenceLine(graph, meter)];
+  if (carried === null) return [el("p", { class: "carried" }, few), meterBar(influenceParts(graph, meter)), influenceLine(graph, meter)];
   const share = Math.max(0, Math.min(1, carried.share));
-  return [el("p", { class: "carried" }, few, carried.line), barOf([["shown", share, "carried by the boxes"], ["hidden-part", 1 - share, "not"]])];
+  return [el("p", { class: "carried" }, few, carried.line), meterBar([["shown", share, "carried by the boxes"], ["hidden-part", 1 - share, "not"]])];
 }
