@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 import tl_circuits as tlc
 from tests.test_contrast import OTHERS, PROMPT
 from tl_circuits.cli.against import expanded, read_against
+from tl_circuits.cli.circuit import half_line
 from tl_circuits.cli.main import app
 
 FACTS = ["--model", "tiny-facts", "--transcoders", "tiny-facts"]
@@ -63,6 +65,15 @@ def test_circuit_measures_a_family_and_judges_it_on_other_prompts(tmp_path):
     (tmp_path / "held.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in held))
     done = run("circuit", "family.csv", *FACTS, "--size", 29, "--max-nodes", 200, "--held-out", "held.jsonl")
     assert done.exit_code == 0 and "of the answer is carried by" in done.output, done.output
+
+
+def test_what_half_of_the_answer_needs_is_said_only_as_far_as_it_was_tried():
+    def line(*found):
+        return half_line(pd.DataFrame(found, columns=["nodes", "F"]), 1000)
+
+    assert line((0, 0.0), (10, 0.6), (1000, 1.0)) == "Half of the answer is carried by 10 of 1,000 nodes a prompt (1.0%), or by fewer."
+    assert line((0, 0.0), (10, 0.3), (1000, 1.0)) == "Half of the answer needs more than 10 of 1,000 nodes a prompt (1.0%)."
+    assert line((0, 0.0), (10, 0.3)) == ""
 
 
 @pytest.mark.parametrize(

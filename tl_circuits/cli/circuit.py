@@ -13,6 +13,8 @@ from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transco
 from tl_circuits.cli.trace import refuse_early, with_ending
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tl_circuits.interventions.circuit_quality import CircuitQuality
 
 FEWEST_PROMPTS = 2
@@ -126,9 +128,23 @@ def as_answer(tokenizer: Any, row: dict[str, str]) -> str:
 def _show(found: "CircuitQuality", console: Console) -> None:
     console.print(found)
     console.print(Text("\nF: only the circuit is the prompt's own; 1 is the whole answer. C: all but the circuit is; 0 is the whole answer.", style="dim"))
-    own = found.curve[found.curve.chosen == "circuit"]
-    enough = own[own.F >= 0.5]
-    if len(enough):
-        row = enough.iloc[0]
-        share = row.nodes / max(1, found.n_nodes)
-        console.print(f"Half of the answer is carried by {int(row.nodes):,} of {found.n_nodes:,} nodes a prompt ({share:.1%}).")
+    line = half_line(found.curve[found.curve.chosen == "circuit"], found.n_nodes)
+    if line:
+        console.print(line)
+
+
+def half_line(curve: "pd.DataFrame", n_nodes: int) -> str:
+    """How many nodes carry half of the answer, as far as the numbers that were tried say it; empty if they do not.
+
+    Args:
+        curve: rows with ``nodes`` and ``F``, fewest nodes first.
+        n_nodes: how many nodes there are.
+    """
+    enough, short = curve[curve.F >= 0.5], curve[curve.F < 0.5]
+    if enough.empty:
+        return ""
+    most = int(enough.nodes.iloc[0])
+    tried = short.nodes[short.nodes < most]
+    if most < n_nodes:
+        return f"Half of the answer is carried by {most:,} of {n_nodes:,} nodes a prompt ({most / n_nodes:.1%}), or by fewer."
+    return f"Half of the answer needs more than {int(tried.max()):,} of {n_nodes:,} nodes a prompt ({tried.max() / n_nodes:.1%})." if len(tried) else ""
