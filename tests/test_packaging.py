@@ -80,18 +80,25 @@ def test_everything_public_exists_and_hooks_import_nothing_of_ours():
         assert "import tl_circuits" not in text and "from tl_circuits" not in text, path.name
 
 
-def test_help_does_not_wait_for_torch():
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "Usage"), (["demo", "--out", "there"], "exists already"), (["trace", "x", "--out", "there"], "exists already"),
+        (["trace", "x", "--out", "no/where"], "does not exist"), (["trace", "x", "--more", "--out", "new"], "without --more first"),
+    ],
+)  # fmt: skip
+def test_help_and_early_refusals_do_not_wait_for_torch(arguments, said, tmp_path):
+    (tmp_path / "there.html").touch()
     code = """
 import sys
 from tl_circuits.cli.main import main
-sys.argv = ["tl-circuits", "--help"]
 try:
     main()
 except SystemExit:
-    sys.exit("torch" in sys.modules)
+    sys.exit(2 * ("torch" in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0 and said in done.stdout + done.stderr, done.stderr
 
 
 def test_public_names_mean_the_same_whatever_was_imported_before():

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,12 @@ def follow(walk: Walk) -> None:
         return
     began = time.monotonic()
     walk.note("demo.html in Chromium", began, opened(walk, (walk.checkout / "demo.html").as_uri(), "demo.png"))
-    lay_out_hub(walk)
+    started = walk.folder
     for page in PAGES:
+        folder = started / Path(page).stem  # an empty one for each page
+        folder.mkdir()
+        walk = replace(walk, folder=folder)  # the list of problems is shared
+        lay_out_hub(walk)
         follow_python(walk, page)
         rows: list[Any] = [row for language, code, *_ in fences(ROOT / page) if language == "sh" for row in code.splitlines()]
         for row in rows:

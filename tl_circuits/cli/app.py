@@ -84,10 +84,9 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the error is one of the package's own. Importing these takes seconds, so it is asked last."""
-    from tl_circuits.errors import TLCircuitsError
-
-    return isinstance(error, TLCircuitsError)
+    """Whether the error is one of the package's own. Importing these takes seconds; where they were not, it is none."""
+    errors = sys.modules.get("tl_circuits.errors")
+    return errors is not None and isinstance(error, errors.TLCircuitsError)
 
 
 @contextmanager
