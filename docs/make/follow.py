@@ -42,7 +42,7 @@ PROMISES = {
     "big - large": r"big",
 }
 # What needs the hub of models is refused in one sentence without it.
-HUB = r"tl-circuits: .*google/gemma-2-2b"
+HUB = r"tl-circuits: .*(is not in the cache|google/gemma-2-2b).*"
 
 
 @dataclass
