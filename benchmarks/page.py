@@ -3,7 +3,6 @@
 ``python -m benchmarks.page`` prints the figures; the limits are those the page was designed for.
 """
 
-import shutil
 import statistics
 import tempfile
 import time
@@ -53,13 +52,12 @@ def large_graph() -> AttributionGraph:
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
-    chromium = next(p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p)
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         start = time.perf_counter()
         path = large_graph().to_html(Path(home) / "page.html")
         print(f"written in {time.perf_counter() - start:.1f} s")
         print(f"size: {path.stat().st_size / 1e6:.2f} MB (at most 1.2)")
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 800})
         page.goto(path.as_uri())
         page.wait_for_selector(".unit.box")

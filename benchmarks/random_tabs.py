@@ -8,8 +8,6 @@ with the model asked alone.
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -20,9 +18,8 @@ from typing import Any
 from websockets.sync.client import connect
 
 import tl_circuits as tlc
-from benchmarks.tabs import TOKEN, wait_for
+from benchmarks.tabs import TOKEN, viewing
 from tl_circuits.interventions.box_effects import measure_boxes
-from tl_circuits.view.server import free_port
 
 PROMPT = "the capital of the state containing Dallas is"
 FACTORS = (-1.0, 0.0, 0.5, 2.0)
@@ -43,21 +40,11 @@ def main() -> None:
         alone = {
             (node, factor): measure_boxes(replacement, graph, [[node]], factor)[0] for node in features for factor in FACTORS
         }
-        port = free_port("127.0.0.1", 7960)
-        server = subprocess.Popen(
-            [str(Path(sys.executable).parent / "tl-circuits"), "view", str(path), "--model", "tiny-facts", "--port", str(port), "--token", TOKEN],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            wait_for(port)
+        share = -(-arguments.answers // arguments.clients)
+        with viewing(path, "tiny-facts") as (port, _), ThreadPoolExecutor(arguments.clients) as pool:
             began = time.monotonic()
-            share = -(-arguments.answers // arguments.clients)
-            with ThreadPoolExecutor(arguments.clients) as pool:
-                found = list(pool.map(lambda c: client(port, share, alone, random.Random(f"{arguments.seed}.{c}")), range(arguments.clients)))
+            found = list(pool.map(lambda c: client(port, share, alone, random.Random(f"{arguments.seed}.{c}")), range(arguments.clients)))
             report(found, time.monotonic() - began)
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def client(port: int, answers: int, alone: dict[Any, Any], chance: random.Random) -> dict[str, int]:

@@ -6,12 +6,13 @@ the slider of another box in each, then lets all tabs steer on at once until the
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 
 import tl_circuits as tlc
 from benchmarks.page import FLAGS
+from docs.make.chromium import chromium
 from tl_circuits.interventions.box_effects import measure_boxes
 from tl_circuits.view.server import free_port
 
@@ -44,7 +46,6 @@ def main() -> None:
     parser.add_argument("--tabs", type=int, default=20)
     parser.add_argument("--requests", type=int, default=500)
     arguments = parser.parse_args()
-    chromium = next(p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p)
     model = tlc.load_model(arguments.model, device="cpu")
     with tempfile.TemporaryDirectory() as home, tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, arguments.prompt, max_nodes=300, progress=False)
@@ -53,19 +54,25 @@ def main() -> None:
         # Each tab steers features of its own, which the answer must name.
         features = [i for i in graph.nodes.sort_values("influence", ascending=False).id if "/F" in i]
         own = [features[k :: arguments.tabs][:4] for k in range(arguments.tabs)]
-        port = free_port("127.0.0.1", 7960)
-        server = subprocess.Popen(
-            [str(Path(sys.executable).parent / "tl-circuits"), "view", str(path), "--model", arguments.model, "--port", str(port), "--token", TOKEN]
-        )
-        try:
-            wait_for(port)
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-                report(use_tabs(browser, f"http://127.0.0.1:{port}/?token={TOKEN}", own, arguments.requests, server.pid), own, replacement, graph)
-                browser.close()
-        finally:
-            server.terminate()
-            server.wait()
+        with viewing(path, arguments.model) as (port, pid), sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+            report(use_tabs(browser, f"http://127.0.0.1:{port}/?token={TOKEN}", own, arguments.requests, pid), own, replacement, graph)
+            browser.close()
+
+
+@contextmanager
+def viewing(path: Path, model: str) -> Iterator[tuple[int, int]]:
+    """``tl-circuits view`` of a graph with its model, as a process of its own: its port and its process id."""
+    port = free_port("127.0.0.1", 7960)
+    server = subprocess.Popen(
+        [str(Path(sys.executable).parent / "tl-circuits"), "view", str(path), "--model", model, "--port", str(port), "--token", TOKEN]
+    )
+    try:
+        wait_for(port)
+        yield port, server.pid
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def wait_for(port: int) -> None:

@@ -8,6 +8,7 @@ import torch
 import tl_circuits as tlc
 from tests import tiny
 from tl_circuits.errors import BaselineError, EditError
+from tl_circuits.graph.paths import sentence, strongest_paths
 from tl_circuits.view.story import story_of
 
 PROMPT = "the capital of the state containing Dallas is"
@@ -239,6 +240,31 @@ def test_what_is_lower_than_in_the_baseline_is_said_to_be_turned_down(facts):
     told = story_of(grouped)
     box = next(unit for unit in told.units if unit.name == "of other cities")
     assert box.lower and not any("activates [of other cities]" in line for line in told.sentences)
+
+
+def test_a_path_says_of_each_feature_whether_it_is_turned_down_or_active(facts):
+    other = "the capital of the state containing Oakland is"
+    graph = tlc.attribute(facts, PROMPT, baseline=[other], max_nodes=60, progress=False)
+    nodes, lower = graph.nodes, set()
+    for path in strongest_paths(graph, 40):
+        told = sentence(graph, path)
+        for node, sign in zip(path.nodes[1:-1], path.signs, strict=False):
+            less = bool(nodes.activation[node] < nodes.baseline[node])
+            verbs = (("turn", "keep") if less else ("activate", "hold"))[0 if sign > 0 else 1]
+            assert any(f"{verb} " in told for verb in (verbs, f"{verbs}s")), told
+            lower.add(less)
+        if all(nodes.activation[node] >= nodes.baseline[node] for node in path.nodes[1:-1]):
+            assert "turn" not in told and "keep" not in told
+    assert lower == {True, False}
+
+
+def test_what_is_compared_with_is_named_as_the_prompt_is_without_the_special_token():
+    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+        info = tlc.attribute(replacement, PROMPT, baseline=OTHERS, max_nodes=10, progress=False).info
+    assert info.reads == f"tiny-facts reads “{PROMPT}”, compared with “{OTHERS[0]}” and “{OTHERS[1]}”"
+    with_token = replace(info, compared_with=tuple(info.tokens[0] + text for text in [*OTHERS, PROMPT, PROMPT, PROMPT]))
+    assert with_token.reads == f"tiny-facts reads “{PROMPT}”, compared with “{OTHERS[0]}”, “{OTHERS[1]}”, “{PROMPT}” and 2 more"
+    assert replace(info, compared_with=()).reads == f"tiny-facts reads “{PROMPT}”"
 
 
 def test_boxes_keep_what_raises_the_lead_apart_from_what_lowers_it(contrast, monkeypatch):

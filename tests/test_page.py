@@ -184,6 +184,8 @@ def test_no_arrow_runs_through_a_box_whatever_the_detail(browser, file, width, h
         for level in range(int(page.locator(".detail input").get_attribute("max")) + 1):
             page.locator(".detail input").fill(str(level))
             assert page.locator(".story .hit").count() > 3 and page.evaluate(HIDDEN) == 0
+            boxes = page.locator(".story .unit .body").evaluate_all("(all) => all.map((one) => one.getBBox()).map((b) => [b.x, b.y, b.width, b.height])")
+            assert not any(x < p + w and p < x + wide and y < q + h and q < y + high for n, (x, y, wide, high) in enumerate(boxes) for p, q, w, h in boxes[:n])
 
 
 def test_the_whole_picture_is_on_the_first_screen_of_a_laptop(browser, file):

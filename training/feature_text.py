@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+from tl_circuits.models import sha256
+
 
 @dataclass(frozen=True)
 class Source:
@@ -126,7 +128,7 @@ def fetched(folder: Path) -> dict[str, tuple[Path, str]]:
         unpacked = folder / package
         if not unpacked.is_dir():
             subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
-        found[package] = (unpacked, hashlib.sha256(archive.read_bytes()).hexdigest())
+        found[package] = (unpacked, sha256(archive))
     return found
 
 

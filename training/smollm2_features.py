@@ -8,7 +8,7 @@ once, below ``--text``; a second call goes on where the first stopped.
 import argparse
 import json
 import logging
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tl_circuits.dictionaries.training.samples import write_samples, written
 from tl_circuits.dictionaries.training.train import train_transcoders
 from tl_circuits.hooks import special_token
 from tl_circuits.models import PACKAGED, open_packaged
+from tl_circuits.support.files import atomic_file
 from training.feature_text import SOURCES, digest, documents, fetched
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def main() -> None:
     """Gather, sample, mix, train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the transcoders")
-    parser.add_argument("--text", type=Path, default=Path("/tmp/smollm2-features-text"), help="folder for text and token ids")
+    parser.add_argument("--text", type=Path, default=Path(tempfile.gettempdir(), "smollm2-features-text"), help="folder for text and token ids")
     parser.add_argument("--tokens", type=int, default=3_000_000, help="tokens to train on")
     parser.add_argument("--samples", type=int, default=1_048_576, help="tokens that the model writes itself")
     parser.add_argument("--only", choices=("text", "samples", "mix"), help="stop after this part")
@@ -124,10 +125,8 @@ def mix(folder: Path) -> None:
 
 
 def _write(path: Path, pieces: np.ndarray) -> None:
-    half = path.with_name(f".{path.name}.making")
-    with half.open("wb") as file:
+    with atomic_file(path, overwrite=True) as file:
         np.save(file, pieces)
-    os.replace(half, path)
 
 
 if __name__ == "__main__":

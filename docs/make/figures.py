@@ -1,12 +1,12 @@
 """Draws every figure of the README and the documentation again: ``python -m docs.make.figures`` (``make docs``)."""
 
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import tl_circuits as tlc
+from docs.make.chromium import chromium
 from tl_circuits.cli.state_swap import StateSwap, swap_state
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
@@ -38,11 +38,8 @@ def screenshot(graph: tlc.AttributionGraph, path: Path, removed: list[dict[str, 
     """What a browser shows of the graph's page; ``removed``: what removing its boxes did."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        raise SystemExit("the screenshots need Chromium (Debian: apt-get install chromium).")
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 808})
         page.goto(graph.to_html(Path(home, "page.html"), ablations=removed).as_uri())
         page.wait_for_selector(".tlc svg .unit")

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from playwright.sync_api import Browser, sync_playwright
 
 from docs.make.blocks import fences
+from docs.make.chromium import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md")
@@ -168,9 +168,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where to work and keep pictures and files; default: a folder that is removed")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        raise SystemExit("this needs Chromium (Debian: apt-get install chromium).")
+    executable = chromium()
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         home = given.keep or Path(temporary)
         checkout = given.checkout or home / "checkout"
@@ -178,7 +176,7 @@ def main() -> None:
         folder.mkdir(parents=True)
         if given.checkout is None:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
-        walk = Walk(checkout.resolve(), folder.resolve(), playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]))
+        walk = Walk(checkout.resolve(), folder.resolve(), playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"]))
         follow(walk)
         walk.browser.close()
     if walk.problems:

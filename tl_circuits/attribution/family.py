@@ -13,7 +13,7 @@ from tl_circuits.hooks import ReadPrompt, is_whole, token_text
 class Member:
     """One prompt of a family.
 
-    ``text``: its tokens' texts, joined. ``places[p]``: the position of the prompt to explain that its position ``p`` is compared with, -1 for none.
+    ``text``: as it was given; of token ids or a graph, its tokens' texts, joined. ``places[p]``: the position of the prompt to explain that its position ``p`` is compared with, -1 for none.
     ``skipped``: its positions without features and error nodes.
     """
 
@@ -61,7 +61,10 @@ def find_family(
         raise BaselineError("baseline is an empty list; give at least one other prompt, or leave it out.")
     reads = [read(prompt) for prompt in prompts]
     ids = [tuple(r.tokens.tolist()) for r in (own, *reads)]
-    texts = ["".join(token_text(model, i) for i in one) for one in ids]
+    texts = [
+        prompt if isinstance(prompt, str) else "".join(token_text(model, i) for i in one)
+        for prompt, one in zip((own, *prompts), ids, strict=True)
+    ]
     names = [repr(text) for text in texts]
     if all(one == ids[0] for one in ids):
         raise BaselineError(

@@ -147,4 +147,4 @@ def half_line(curve: "pd.DataFrame", n_nodes: int) -> str:
     tried = short.nodes[short.nodes < most]
     if most < n_nodes:
         return f"Half of the answer is carried by {most:,} of {n_nodes:,} nodes a prompt ({most / n_nodes:.1%}), or by fewer."
-    return f"Half of the answer needs more than {int(tried.max()):,} of {n_nodes:,} nodes a prompt ({tried.max() / n_nodes:.1%})." if len(tried) else ""
+    return f"Half of the answer is carried by more than {int(tried.max()):,} of {n_nodes:,} nodes a prompt ({tried.max() / n_nodes:.1%})." if len(tried) else ""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_circuits.cli.loading import COMMAND_NODES
+from tl_circuits.cli.loading import COMMAND_NODES, loading
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -17,32 +17,27 @@ MaxNodes = Annotated[int | None, typer.Option("--max-nodes", help=f"How many fea
 SAME = ("token_ids", "target_names", "model", "dictionary", "sample", "skip_positions", "baseline", "compared_with", "select")
 
 
-def require_earlier(path: Path) -> None:
-    """Refuse ``--more`` before anything is imported if there is no graph at ``path``.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"--more goes on from an earlier trace, and there is no graph at {path}. Run the command without --more first.")
-
-
-def how_many(earlier: "AttributionGraph", path: Path, asked: int | None) -> int:
-    """How many features to trace now.
+def read_earlier(path: Path, asked: int | None) -> "tuple[AttributionGraph, int]":
+    """The graph to go on from, and how many features to trace now. A missing one is refused before anything is imported.
 
     Args:
-        earlier: the graph that is there.
         path: its file.
         asked: what the person asks for; None for twice as many as before.
 
     Raises:
+        FileNotFoundError: if there is no graph.
         ValueError: if no more are asked for than there are.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"--more goes on from an earlier trace, and there is no graph at {path}. Run the command without --more first.")
+    with loading():
+        import tl_circuits as tlc
+    earlier = tlc.load_graph(path)
     traced = _features(earlier)
     count = 2 * traced if asked is None else asked
     if count <= traced:
         raise ValueError(f"{path} has {traced} features already; with --more, give --max-nodes more than that.")
-    return count
+    return earlier, count
 
 
 def require_goes_on(earlier: "AttributionGraph", now: "AttributionGraph", path: Path) -> None:

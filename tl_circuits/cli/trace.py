@@ -12,8 +12,8 @@ from rich.text import Text
 from tl_circuits.cli.against import Against, AlignEnd, read_against
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
-from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, loading, open_replacement
-from tl_circuits.cli.more import MaxNodes, More, how_many, require_earlier, require_goes_on
+from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.more import MaxNodes, More, read_earlier, require_goes_on
 from tl_circuits.cli.names import LEGEND, NoExamples, TextFile, named, require_text
 from tl_circuits.cli.words import show_tested, show_words
 from tl_circuits.support.endings import OURS, stem_for
@@ -65,7 +65,7 @@ def trace(
         for path in files.values():
             refuse_early(path, force or more)
         require_text(text, no_examples)
-        earlier, count = _earlier(files["graph"], max_nodes) if more else (None, COMMAND_NODES if max_nodes is None else max_nodes)
+        earlier, count = read_earlier(files["graph"], max_nodes) if more else (None, COMMAND_NODES if max_nodes is None else max_nodes)
         baseline = read_against(against)
         graph, report, removed = _run(
             prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, "end" if align_end else None, position, prepend_special, skip_position or None, count, engine, device, dtype, check, heads, ablations, no_examples, text
@@ -135,16 +135,6 @@ def _run(
         controls = 0 if graph.info.compared_with and not graph.info.baseline else CONTROLS
         removed = tlc.box_ablations(replacement, graph, controls=controls, progress=shown) if ablations else None
         return graph, report, removed
-
-
-def _earlier(path: Path, max_nodes: int | None) -> "tuple[AttributionGraph, int]":
-    """The graph that ``--more`` goes on from, and how many features to trace now."""
-    require_earlier(path)
-    with loading():
-        import tl_circuits as tlc
-
-    earlier = tlc.load_graph(path)
-    return earlier, how_many(earlier, path, max_nodes)
 
 
 def _engine(name: str) -> Literal["auto", "linear", "autograd"]:

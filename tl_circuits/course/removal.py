@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_circuits.course.families import Neuron
 from tl_circuits.hooks import Replacement, Set, added_hooks
-from tl_circuits.interventions.family import output_hooks
+from tl_circuits.interventions.family import leads, output_hooks
 from tl_circuits.interventions.intervene import intervene
 
 
@@ -73,13 +73,6 @@ def untouched(replacement: Replacement, prompts: Sequence[str], answers: Sequenc
     with torch.no_grad(), added_hooks(model, hooks):
         lead = leads(model(tokens)[:, -1], ids)
     return Untouched(replacement, tokens, ids, lead, means)
-
-
-def leads(logits: Float[Tensor, "prompt d_vocab"], answers: Int[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-    """The logit of each prompt's answer minus the mean logit of the other prompts' answers."""
-    found = logits.float()[:, answers]
-    own = found.diagonal()
-    return own - (found.sum(1) - own) / (len(answers) - 1)
 
 
 def _set_to(means: Float[Tensor, "pos neuron"], here: Sequence[tuple[int, int]]) -> Any:

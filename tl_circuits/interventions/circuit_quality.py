@@ -22,7 +22,18 @@ from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
 from tl_circuits.hooks import Replacement, in_turn, place_number, read_prompt, shown, token_text
-from tl_circuits.interventions.family import Kept, Metric, Nodes, Runs, Values, circuit, everything, nothing, values_of
+from tl_circuits.interventions.family import (
+    Kept,
+    Metric,
+    Nodes,
+    Runs,
+    Values,
+    circuit,
+    everything,
+    leads,
+    nothing,
+    values_of,
+)
 from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture, figure_class, save_figure
 
@@ -247,14 +258,7 @@ def _metric(replacement: Replacement, answers: Any, metric: Any, tokens: Int[Ten
     ids = torch.tensor([token_id(replacement.model, answer) for answer in answers], device=tokens.device)
     if len(ids.unique()) < 2:
         raise BaselineError(f"all prompts have the answer {token_text(replacement.model, int(ids[0]))!r}; the metric compares an answer with the others'.")
-
-    def score(logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
-        of_answers = logits[:, ids.to(logits.device)]
-        other = (ids[:, None] != ids[None]).to(logits.device).float()
-        own = of_answers.diagonal()
-        return own - (of_answers * other).sum(1) / other.sum(1)
-
-    return score
+    return lambda logits: leads(logits, ids)
 
 
 def _checked_metric(metric: Any, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:

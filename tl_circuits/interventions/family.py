@@ -13,6 +13,14 @@ from tl_circuits.hooks import Replacement, added_hooks, by_place
 Metric = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, " prompt"]]
 
 
+def leads(logits: Float[Tensor, "prompt d_vocab"], answers: Int[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
+    """Each prompt's lead: its answer's logit minus the mean logit of the others' answers, those that are the same left out."""
+    answers = answers.to(logits.device)
+    of_answers = logits.float()[:, answers]
+    other = (answers[:, None] != answers[None]).float()
+    return of_answers.diagonal() - (of_answers * other).sum(1) / other.sum(1)
+
+
 @dataclass(frozen=True)
 class Values:
     """Features' activations and errors of some prompts, place by place."""

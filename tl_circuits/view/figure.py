@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.visible import visible
 from tl_circuits.support.figures import Picture, figure_class, save_figure
-from tl_circuits.view.routes import Points, routes
+from tl_circuits.view.routes import Points, apart, routes
 from tl_circuits.view.story import Story, Unit, story_of, summary_line
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PLUS, MINUS = "#0072B2", "#D55E00"
 WIDE, LANE, BOX, HIGH = 10.0, 1.0, 2.1, 0.58  # inches
+MARGIN = 0.15  # beside the outermost boxes of a lane
 BETWEEN = 0.2  # between boxes of a lane, for arrows to pass
 HEAD, HALF, ARC = 0.08, 0.06, 0.3  # an arrow's head, half its width, and how high an arc over a row goes
 CLOSE_ROWS = 0.22
@@ -85,7 +86,7 @@ def _places(story: Story) -> tuple[list[tuple[float, float, float, float]], floa
     centres = _row(found, tokens, FOOT, 0.34)
     for n, lane in enumerate(lanes):
         wished = sorted(lane, key=lambda u: (_at(centres, u.column), u.row))
-        left = _spread([_at(centres, u.column) for u in wished])
+        left = apart([_at(centres, u.column) - BOX / 2 for u in wished], MARGIN, WIDE - BOX - MARGIN, BOX + BETWEEN)
         for unit, x in zip(wished, left, strict=True):
             found[id(unit)] = (x, FOOT + LANE * (n + 0.95), BOX, HIGH)
     top = FOOT + LANE * (len(lanes) + 0.95)
@@ -127,17 +128,6 @@ def _at(centres: Sequence[float], column: float) -> float:
     low = min(int(column), len(centres) - 1)
     high = min(low + 1, len(centres) - 1)
     return centres[low] + (centres[high] - centres[low]) * (column - int(column))
-
-
-def _spread(centres: Sequence[float]) -> list[float]:
-    left = [max(0.15, c - BOX / 2) for c in centres]
-    for i in range(1, len(left)):
-        left[i] = max(left[i], left[i - 1] + BOX + BETWEEN)
-    limit = WIDE - BOX - 0.15
-    for i in reversed(range(len(left))):
-        left[i] = min(left[i], limit)
-        limit = left[i] - BOX - BETWEEN
-    return left
 
 
 def _arrow(axis: Any, points: Points, share: float) -> None:

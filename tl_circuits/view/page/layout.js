@@ -1,4 +1,5 @@
 import { clipped } from "./dom.js";
+import { apart } from "./routes.js";
 // Where the story's units go: tokens at the bottom, targets on top, boxes in lanes between them, by layer and token.
 export const BOX = { width: 204, height: 58, gap: 16, lane: 40 };
 const CHIP = 30, TOP = 12, TARGET_HEIGHT = 34, ERROR_HEIGHT = 30, CLOSE_ROWS = 0.22, CHIP_LETTERS = 20;
@@ -33,18 +34,6 @@ function lanesOf(boxes, capacity) {
   return lanes;
 }
 
-// Left edges as near as possible to the wanted centres, without overlap, inside 0..width.
-export function spread(centres, wide, gap, width) {
-  const left = centres.map((c) => Math.max(2, c - wide / 2));
-  for (let i = 1; i < left.length; i += 1) left[i] = Math.max(left[i], left[i - 1] + wide + gap);
-  let limit = width - wide - 2;
-  for (let i = left.length - 1; i >= 0; i -= 1) {
-    left[i] = Math.max(2, Math.min(left[i], limit));
-    limit = left[i] - wide - gap;
-  }
-  return left;
-}
-
 // `ruler(text, font)`: the width of a text.
 export function layout(units, width, ruler) {
   const tokens = units.filter((u) => u.kind === "token").sort((a, b) => a.column - b.column);
@@ -69,7 +58,7 @@ export function layout(units, width, ruler) {
   };
   for (const lane of lanes.reverse()) {
     lane.sort((a, b) => at(a.column) - at(b.column) || a.row - b.row);
-    const left = spread(lane.map((box) => at(box.column)), wide, BOX.gap, width);
+    const left = apart(lane.map((box) => at(box.column) - wide / 2), 2, width - wide - 2, wide + BOX.gap);
     lane.forEach((box, i) => places.set(box.key, { x: left[i], y, width: wide, height: BOX.height }));
     y += BOX.height + BOX.lane;
   }
