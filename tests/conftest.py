@@ -9,6 +9,8 @@ import shutil
 import pytest
 import torch
 
+from tests import annotations
+
 STRICT = bool(os.environ.get("TL_CIRCUITS_REQUIRE_ALL"))
 
 
@@ -16,6 +18,10 @@ def need(present: bool, what: str) -> None:
     """Skip the test when something optional is missing; fail where everything must be there."""
     if not present:
         (pytest.fail if STRICT else pytest.skip)(f"needs {what}")
+
+
+def pytest_configure():
+    annotations.install()
 
 
 def pytest_collection_modifyitems(items):

@@ -6,7 +6,7 @@ import torch
 from tl_circuits.dictionaries.training.layer import LayerTraining, restored
 from tl_circuits.dictionaries.training.sparse import decoded, largest, products, sums_by_feature
 from tl_circuits.dictionaries.training.start import add_tokens, no_moments, started
-from tl_circuits.dictionaries.training.step import Weights, gradient, read
+from tl_circuits.dictionaries.training.step import Weights, gradient, read, token_weights
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -19,17 +19,18 @@ def weights(d=6, width=20):
 
 def test_the_gradient_is_autograds():
     x, y, w, k = random(11, 6, seed=3), random(11, 6, seed=4), weights(), 9
-    ours = gradient(w, x, read(w, x, y, k))
+    counts = torch.rand(11, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ours = gradient(w, x, read(w, x, y, k), counts)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in w.named().items()}
     pre = x @ leaves["W_enc"].T + leaves["b_enc"]
     top = pre.topk(k, dim=-1)
     assert (top.values < 0).any()  # ReLU's zeros among the k are part of the test
     acts = torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
     out = acts @ leaves["W_dec"] + leaves["b_dec"] + x @ leaves["W_skip"].T
-    (out - y).square().sum(-1).mean().backward()
+    (counts * (out - y).square().sum(-1)).mean().backward()
     for name, leaf in leaves.items():
         assert torch.allclose(getattr(ours, name), leaf.grad, rtol=1e-12, atol=1e-12), name  # float64, another order of sums
-    assert gradient(w, x, read(w, x, y, k), skip=False).W_skip is None
+    assert gradient(w, x, read(w, x, y, k), counts, skip=False).W_skip is None
 
 
 def test_sparse_products_are_those_of_dense_matrices():
@@ -56,8 +57,9 @@ def test_the_largest_are_found_whatever_the_number_of_threads():
 def begun(skip=True, dtype=torch.float32):
     x = random(400, 6, dtype=dtype) * 3 + 1
     y = x @ random(6, 6, seed=1, dtype=dtype) + 0.3 * random(400, 6, seed=5, dtype=dtype) + 2
-    moments = no_moments(6, 6, torch.device("cpu"))
-    for part in (slice(0, 150), slice(150, 400)):
+    parts = (slice(0, 150), slice(150, 400))
+    moments = no_moments(x[parts[0]], y[parts[0]])
+    for part in parts:
         add_tokens(moments, x[part], y[part], keep=50)
     return x, y, started(moments, 20, skip, torch.Generator().manual_seed(0))
 
@@ -74,6 +76,33 @@ def test_the_skip_connection_starts_as_least_squares():
     squares = float((y - y.mean(0)).square().sum(1).mean()) / start.y_scale**2
     assert abs(start.variance - squares) < 1e-6 * squares  # sums of squares lose digits to the mean
     assert begun(skip=False)[2].weights.W_skip is None
+
+
+def test_a_token_with_a_huge_output_counts_for_ten_usual_ones_at_most():
+    y = torch.tensor([[3.0, 4.0], [300.0, 400.0], [0.0, 0.0]])
+    usual = 12.5  # the first token's mean square
+    counts = token_weights(y, usual)
+    assert counts[0] == 1.0 and counts[2] == 1.0
+    assert abs(float(counts[1]) * 125_000 - 10 * usual) < 1e-3  # float32
+
+
+def test_features_learn_ordinary_tokens_beside_huge_ones():
+    x = random(1200, 6, dtype=torch.float32)
+    y = (x @ random(6, 12, seed=1, dtype=torch.float32) - 2).relu() @ random(12, 6, seed=2, dtype=torch.float32)
+    huge = torch.arange(len(x)) % 100 == 0
+    y[huge] = random(12, 6, seed=9, dtype=torch.float32) * 900
+    moments = no_moments(x, y)
+    add_tokens(moments, x, y, keep=1200)
+    layer = LayerTraining(started(moments, 40, True, torch.Generator().manual_seed(0)), k=6, window=100)
+
+    def explained():
+        wrong = (layer.output(x) - y)[~huge]
+        return 1 - float(wrong.square().sum() / (y[~huge] - y[~huge].mean(0)).square().sum())
+
+    before = explained()
+    for _ in range(400):
+        layer.step(x, y, 3e-3)
+    assert before < 0.7 and explained() > before + 0.15, (before, explained())
 
 
 def test_the_folded_weights_write_what_the_layer_writes():

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.training.start import Start
-from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read
+from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read, token_weights
 
 SKIP_EVERY = 4
 """Steps from one update of the skip connection to the next: it starts at its least-squares fit, and its gradient is dear."""
@@ -23,7 +23,7 @@ class Numbers:
 
 
 class LayerTraining:
-    """One layer's transcoder while it is trained, in units where inputs and outputs have mean square 1.
+    """One layer's transcoder while it is trained, in units where the usual token's inputs and outputs have mean square 1.
 
     Args:
         start: weights to begin with, which are changed in place, and the two scales.
@@ -56,9 +56,9 @@ class LayerTraining:
 
     def step(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], lr: float) -> Numbers:
         """Train on tokens of the model, all at once."""
-        x = x / self.start.x_scale
-        found = read(self.start.weights, x, y / self.start.y_scale, self.k)
-        slopes = gradient(self.start.weights, x, found, skip=self.steps % SKIP_EVERY == 0)
+        x, y = x / self.start.x_scale, y / self.start.y_scale
+        found = read(self.start.weights, x, y, self.k)
+        slopes = gradient(self.start.weights, x, found, token_weights(y), skip=self.steps % SKIP_EVERY == 0)
         for name, tensor in self.tensors.items():
             tensor.grad = getattr(slopes, name)
         self.optimiser.param_groups[0]["lr"] = lr

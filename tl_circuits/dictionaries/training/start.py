@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.dictionaries.training.step import Weights
+from tl_circuits.dictionaries.training.step import Weights, token_weights
 
 RIDGE = 1e-4
 """Share of the inputs' mean variance that is added to each in the least squares."""
@@ -14,42 +14,58 @@ RIDGE = 1e-4
 
 @dataclass
 class Moments:
-    """Sums over tokens of one layer's inputs and outputs, in float64, and some of the tokens themselves."""
+    """Sums over tokens of one layer's inputs and outputs, in float64, and some of the tokens themselves.
 
-    n: int
+    ``x_usual`` and ``y_usual``: the median token's mean square. ``n``, ``x``, ``y``, ``xx`` and ``xy`` count each token by its
+    weight in the loss; ``all_n``, ``all_y`` and ``all_yy`` count each as one, for the explained variance.
+    """
+
+    x_usual: float
+    y_usual: float
+    n: float
     x: Float[Tensor, " d_in"]
     y: Float[Tensor, " d_out"]
     xx: Float[Tensor, "d_in d_in"]
     xy: Float[Tensor, "d_in d_out"]
-    yy: float
+    all_n: int
+    all_y: Float[Tensor, " d_out"]
+    all_yy: float
     kept: list[tuple[Tensor, Tensor]]
 
 
-def no_moments(d_in: int, d_out: int, device: torch.device) -> Moments:
-    """Sums over no tokens."""
+def no_moments(x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Moments:
+    """Sums over no tokens yet; ``x`` and ``y`` are the first that will be added, and say what is usual."""
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=device)
+        return torch.zeros(shape, dtype=torch.float64, device=x.device)
 
-    return Moments(0, zeros(d_in), zeros(d_out), zeros(d_in, d_in), zeros(d_in, d_out), yy=0.0, kept=[])
+    d_in, d_out = x.shape[1], y.shape[1]
+    x_usual, y_usual = (float(part.square().mean(1).median()) or 1.0 for part in (x, y))
+    return Moments(
+        x_usual, y_usual, 0.0, zeros(d_in), zeros(d_out), zeros(d_in, d_in), zeros(d_in, d_out), 0, zeros(d_out), 0.0, []
+    )
 
 
 def add_tokens(moments: Moments, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], keep: int) -> None:
     """Add tokens to the sums, and keep the first ``keep`` of them as they are."""
-    moments.n += len(x)
-    moments.x += x.sum(0).double()
-    moments.y += y.sum(0).double()
-    moments.xx += (x.T @ x).double()
-    moments.xy += (x.T @ y).double()
-    moments.yy += float(y.square().sum(dtype=torch.float64))
+    counts = token_weights(y, moments.y_usual)
+    weighted = x * counts[:, None]
+    moments.n += float(counts.sum(dtype=torch.float64))
+    moments.x += weighted.sum(0).double()
+    moments.y += (counts @ y).double()
+    moments.xx += (weighted.T @ x).double()
+    moments.xy += (weighted.T @ y).double()
+    moments.all_n += len(y)
+    moments.all_y += y.sum(0).double()
+    moments.all_yy += float(y.square().sum(dtype=torch.float64))
     moments.kept.append((x[:keep].clone(), y[:keep].clone()))
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Weights in units where inputs and outputs have mean square 1, the two scales, and the outputs' variance in these units.
+    """Weights in units where the usual token's inputs and outputs have mean square 1, the two scales, and the outputs' variance.
 
-    ``variance`` is the sum over coordinates, so ``1 - |error|² / variance`` is the explained variance.
+    ``variance`` is in these units and the sum over coordinates, so ``1 - |error|² / variance`` is the explained variance.
     """
 
     weights: Weights
@@ -61,19 +77,19 @@ class Start:
 def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -> Start:
     """Fit what has a closed form, and take features from tokens.
 
-    The skip connection and the output's bias are the ridge regression of outputs on inputs. A feature's encoder is the
+    The skip connection and the output's bias are the ridge regression of outputs on inputs, tokens weighted as
+    in the loss. A feature's encoder is the
     direction that tells one token ``t`` best from all others if these have a normal distribution (Fisher's discriminant),
     ``Σ⁻¹ (x_t - mean)``, scaled so that it is a standard score on the text; its decoder is a small step along what the
     regression leaves unexplained at ``t``.
     """
-    d_in, d_out, n = len(moments.x), len(moments.y), moments.n
-    x_scale = float(moments.xx.trace() / n / d_in) ** 0.5 or 1.0
-    y_scale = (moments.yy / n / d_out) ** 0.5 or 1.0
+    d_in, n = len(moments.x), moments.n
+    x_scale, y_scale = moments.x_usual**0.5, moments.y_usual**0.5
     mean_x, mean_y = moments.x / n / x_scale, moments.y / n / y_scale
     xx = moments.xx / n / x_scale**2 - mean_x[:, None] * mean_x
     xy = moments.xy / n / x_scale / y_scale - mean_x[:, None] * mean_y
     xx += RIDGE * xx.trace() / d_in * torch.eye(d_in, dtype=xx.dtype, device=xx.device)
-    variance = moments.yy / n / y_scale**2 - float(mean_y.square().sum())
+    variance = (moments.all_yy / moments.all_n - float((moments.all_y / moments.all_n).square().sum())) / y_scale**2
     solved = torch.linalg.solve(xx, xy) if skip else torch.zeros_like(xy)
     x, y = (torch.cat(part).double() for part in zip(*moments.kept, strict=True))
     x, y = x / x_scale - mean_x, y / y_scale - mean_y

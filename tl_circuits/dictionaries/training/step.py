@@ -1,8 +1,11 @@
 """One layer's training step: what a transcoder says of some tokens, its loss, and the gradient, written by hand.
 
-With ``e`` the error of a token and ``a`` its activations, the loss is the mean of ``|e|²``. Its gradient needs ``e`` and the
+With ``e`` the error of a token and ``w`` its weight, the loss is the mean of ``w |e|²``. Its gradient needs ``e`` and the
 active features alone, so neither autograd nor a matrix of all features is needed. tests/test_training_step.py holds it
 against autograd.
+
+On some layers a few tokens have outputs hundreds of times as large as all others. By their squares they would rule the loss,
+so the features of all other tokens would learn nothing: a token counts for no more than HEAVIEST usual ones.
 """
 
 from dataclasses import dataclass, fields
@@ -12,6 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.dictionaries.training.sparse import decoded, largest, products, sums_by_feature
+
+
+HEAVIEST = 10.0
+"""How many usual tokens a token with a large output counts for at most."""
+
+
+def token_weights(y: Float[Tensor, "token d_out"], usual: float = 1.0) -> Float[Tensor, " token"]:
+    """How much each token's squared error counts: 1, and less for an output whose mean square is over HEAVIEST times ``usual``."""
+    return (HEAVIEST * usual / y.square().mean(1).clamp_min(torch.finfo(y.dtype).tiny)).clamp_max(1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +62,22 @@ def read(weights: Weights, x: Float[Tensor, "token d_in"], y: Float[Tensor, "tok
     return Read(ids, acts, error)
 
 
-def gradient(weights: Weights, x: Float[Tensor, "token d_in"], found: Read, skip: bool = True) -> Weights:
-    """The gradient of the mean over tokens of ``|error|²``.
+def gradient(
+    weights: Weights, x: Float[Tensor, "token d_in"], found: Read, counts: Float[Tensor, " token"], skip: bool = True
+) -> Weights:
+    """The gradient of the mean over tokens of ``counts |error|²``.
 
     Args:
         weights: the transcoder.
         x: its inputs.
         found: what :func:`read` made of them.
+        counts: each token's weight, of :func:`token_weights`.
         skip: whether the skip connection's gradient is wanted: it costs as much as a fifth of the encoder.
 
     Returns:
         A tensor for each of ``weights``; ``W_skip`` is None if there is none, or if it is not wanted.
     """
-    g = found.error * (2.0 / len(x))
+    g = found.error * (counts * (2.0 / len(x)))[:, None]
     slopes = products(g, weights.W_dec, found.ids) * (found.acts > 0)
     W_dec, W_enc = sums_by_feature(found.ids, [(found.acts, g), (slopes, x)], len(weights.W_enc))
     return Weights(

@@ -259,7 +259,7 @@ def _begun(
     def add(layer: int, x: Tensor, y: Tensor) -> None:
         x, y = _inner(x), _inner(y)
         if layer not in moments:
-            moments[layer] = no_moments(x.shape[1], y.shape[1], x.device)
+            moments[layer] = no_moments(x, y)
         add_tokens(moments[layer], x, y, keep=-(-START_KEPT // steps))
 
     with watched(network.mlps, add):
