@@ -22,7 +22,8 @@ arrays = jaxtyped(typechecker=_beartype)
 def plain(made: Any) -> Any:
     """A function or class that checks types, but for names that only type checkers import."""
     if isinstance(made, type):
-        return _beartype(made)
+        made.__init__ = plain(made.__init__)  # its methods have checkers of their own
+        return made
     written = made.__annotations__
     made.__annotations__ = {name: _looked_up(hint, made.__globals__) for name, hint in written.items()}
     call = _beartype(made)
@@ -68,6 +69,13 @@ def checked_source(module: ast.Module) -> ast.Module:
         for node in ast.walk(module)
         if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping"
         for name in node.names
+    }
+    names |= {  # such as Pieces = Int[Tensor, "piece context"]
+        target.id
+        for node in module.body
+        if isinstance(node, ast.Assign) and any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node.value))
+        for target in node.targets
+        if isinstance(target, ast.Name)
     }
     _Checkers(names).visit(module)
     head = 0

@@ -20,6 +20,10 @@ from torch import Tensor
 def product(a: Float[Tensor, "row inner"], b: Float[Tensor, "inner column"]) -> Float[Tensor, "row column"]:
     return a @ b
 
+Row = Float[Tensor, "inner"]
+
+def both(a: Row, b: Row) -> None: ...
+
 def wrong() -> Float[Tensor, "one two"]:
     from torch import zeros
     return zeros(3)
@@ -55,7 +59,7 @@ def made():
 def test_shapes_are_checked_across_arguments_and_results(made):
     a, b = torch.zeros(2, 3), torch.zeros(3, 4)
     assert made["product"](a, b).shape == (2, 4)
-    for call in (lambda: made["product"](a, a), made["wrong"], lambda: made["outer"](a)):
+    for call in (lambda: made["product"](a, a), made["wrong"], lambda: made["outer"](a), lambda: made["both"](a[0], b[0])):
         with pytest.raises(TypeCheckError):
             call()
 

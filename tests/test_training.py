@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,9 @@ def text(tmp_path_factory):
 
 
 def rise(history):
-    last = history.step.max()
-    return [
-        history[(history.step >= a) & (history.step < b)].explained_variance.mean() for a, b in ((0, 5), (last - 10, last + 1))
-    ]
+    """Explained variance on held-out text after the first step and at the end."""
+    measured = history.dropna(subset="held_out").groupby("step").held_out.mean()
+    return measured.iloc[0], measured.iloc[-1]
 
 
 def test_trained_transcoders_explain_more_and_trace(text, tmp_path, monkeypatch):
@@ -159,20 +159,22 @@ def test_a_dataset_in_a_folder_is_read_by_its_column_text(tmp_path):
         tlc.train_transcoders(tiny_folder("llama"), [], tmp_path / "no", dataset=str(tmp_path / "data"), **SMALL)
 
 
-def test_a_few_steps_on_smollm2_raise_the_explained_variance(smollm2, tmp_path):
-    words = "The capital of France is Paris. Bread is made of flour, water, salt and yeast. Two and two are four. " * 40
-    (tmp_path / "text.txt").write_text(words)
-    history = tlc.train_transcoders(
-        "smollm2-135m", [tmp_path / "text.txt"], tmp_path / "out", layers=[4, 5], features=1000, k=16, context=32, batch_size=2,
-        device="cpu", progress=False,
-    )
-    last = history.step.max()
-    first, final = (history[history.step.between(a, b)].explained_variance.mean() for a, b in ((0, 2), (last - 2, last)))
-    assert final > first
-    found = tlc.load_transcoders(tmp_path / "out")
-    assert found.width(4) == 1000
+def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(smollm2, tmp_path, monkeypatch):
+    for name, number in (("MEASURES", 1), ("MEASURED", 1), ("HELD_OUT", 8)):  # each measures the loss, which runs all layers
+        monkeypatch.setattr(train, name, number)
+    docs, explained = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))[:12], {}
+    for width, k in ((1, 1), (60, 8)):
+        history = tlc.train_transcoders(
+            "smollm2-135m", docs, tmp_path / str(width), layers=[0], features=width, k=k, context=64, batch_size=8, tokens=13_000,
+            lr=3e-3, device="cpu", progress=False,
+        )  # fmt: skip
+        explained[width] = float(history.held_out.iloc[-1])
+    assert 1 - explained[60] < 0.95 * (1 - explained[1]), explained
+    found = tlc.load_transcoders(tmp_path / "60")
+    assert found.width(0) == 60
     with tlc.attach(smollm2, found) as replacement:
-        assert (tlc.dictionary_quality(replacement, [words[:200]]).explained_variance > 0.5).all()
+        text = docs[0].read_text()[:800]
+        assert (tlc.dictionary_quality(replacement, [text]).explained_variance > 0.3).all()
 
 
 def test_the_command_trains_and_says_how_far(text, tmp_path):

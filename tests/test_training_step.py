@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from tl_circuits.dictionaries.training.fit import add_to_equations, no_equations, solve_equations
 from tl_circuits.dictionaries.training.layer import LayerTraining, restored
 from tl_circuits.dictionaries.training.sparse import decoded, largest, products, sums_by_feature
 from tl_circuits.dictionaries.training.start import add_tokens, no_moments, started
@@ -69,13 +70,36 @@ def test_the_skip_connection_starts_as_least_squares():
     ones = np.hstack([x.numpy(), np.ones((400, 1))])
     solved = np.linalg.lstsq(ones, y.numpy(), rcond=None)[0]
     layer = LayerTraining(start, k=2, window=100)
-    layer.start.weights.W_dec.zero_()  # without features
+    assert not layer.start.weights.W_dec.any()
     w = layer.folded()
     made = x.float() @ w.W_skip.T + w.b_dec
     assert np.allclose(made.numpy(), ones @ solved, atol=5e-3)  # the ridge is 1e-4 of a variance
     squares = float((y - y.mean(0)).square().sum(1).mean()) / start.y_scale**2
     assert abs(start.variance - squares) < 1e-6 * squares  # sums of squares lose digits to the mean
     assert begun(skip=False)[2].weights.W_skip is None
+
+
+def test_the_fit_is_the_weighted_least_squares_of_a_dense_matrix():
+    w, x, y, k = weights(), random(200, 6, seed=3), random(200, 6, seed=4), 5
+    w.W_enc[3], w.b_enc[3] = 0.0, -9.0  # a feature that is never among the active ones
+    y[::7] *= 40
+    equations = no_equations(w)
+    for part in (slice(0, 120), slice(120, 200)):
+        add_to_equations(equations, w, x[part], y[part], k)
+    pre = x @ w.W_enc.T + w.b_enc
+    top = pre.topk(k, dim=-1)
+    acts = torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
+    inputs = torch.cat([acts, x, torch.ones(200, 1, dtype=torch.float64)], dim=1).numpy()
+    ridge = 1e-3 * (token_weights(y)[:, None].numpy() * inputs**2).sum(0)
+    ridge[:20] = np.maximum(ridge[:20], ridge[:20].mean())
+    ridge[-1] = 0
+    rows = np.vstack([inputs * token_weights(y).sqrt()[:, None].numpy(), np.diag(np.sqrt(ridge))])
+    right = np.vstack([(y * token_weights(y).sqrt()[:, None]).numpy(), np.zeros((27, 6))])
+    solved = np.linalg.lstsq(rows, right, rcond=None)[0]
+    solve_equations(equations, w)
+    for name, tensor, part in (("W_dec", w.W_dec, solved[:20]), ("W_skip", w.W_skip.T, solved[20:26]), ("b_dec", w.b_dec, solved[26])):
+        assert np.allclose(tensor.numpy(), part, atol=1e-9), name  # float64, another solver
+    assert not w.W_dec[3].any()
 
 
 def test_a_token_with_a_huge_output_counts_for_ten_usual_ones_at_most():

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.dictionaries.training.fit import NormalEquations, add_to_equations, no_equations, solve_equations
 from tl_circuits.dictionaries.training.start import Start
 from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read, token_weights
 
@@ -66,6 +67,18 @@ class LayerTraining:
         self.optimiser.zero_grad()
         self.steps += 1
         return self._noted(found)
+
+    def equations(self) -> NormalEquations:
+        """Sums for :meth:`fit`, over no tokens yet."""
+        return no_equations(self.start.weights)
+
+    def add(self, equations: NormalEquations, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> None:
+        """Add tokens of the model to the sums."""
+        add_to_equations(equations, self.start.weights, x / self.start.x_scale, y / self.start.y_scale, self.k)
+
+    def fit(self, equations: NormalEquations) -> None:
+        """Put the best decoder, skip connection and bias for this encoder in place."""
+        solve_equations(equations, self.start.weights)
 
     def _noted(self, found: Read) -> Numbers:
         active = found.acts > 0

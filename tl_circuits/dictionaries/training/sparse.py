@@ -55,8 +55,8 @@ def products(
 
 
 def sums_by_feature(
-    ids: Int[Tensor, "token k"], pairs: list[tuple[Float[Tensor, "token k"], Float[Tensor, "token d"]]], width: int
-) -> list[Float[Tensor, "feature d"]]:
+    ids: Int[Tensor, "token k"], pairs: list[tuple[Float[Tensor, "token k"], Float[Tensor, "token _"]]], width: int
+) -> list[Float[Tensor, "feature _"]]:
     """For each pair of weights and rows: for each feature, the sum of the rows of the tokens where it is active, weighted.
 
     This is ``Aᵀ X`` with the sparse matrix ``A`` of the weights; sorting by feature is shared by all pairs.

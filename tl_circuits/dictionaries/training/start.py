@@ -14,7 +14,7 @@ RIDGE = 1e-4
 
 @dataclass
 class Moments:
-    """Sums over tokens of one layer's inputs and outputs, in float64, and some of the tokens themselves.
+    """Sums over tokens of one layer's inputs and outputs, in float64, and some of the inputs themselves.
 
     ``x_usual`` and ``y_usual``: the median token's mean square. ``n``, ``x``, ``y``, ``xx`` and ``xy`` count each token by its
     weight in the loss; ``all_n``, ``all_y`` and ``all_yy`` count each as one, for the explained variance.
@@ -30,7 +30,7 @@ class Moments:
     all_n: int
     all_y: Float[Tensor, " d_out"]
     all_yy: float
-    kept: list[tuple[Tensor, Tensor]]
+    kept: list[Float[Tensor, "token d_in"]]
 
 
 def no_moments(x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Moments:
@@ -47,7 +47,7 @@ def no_moments(x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) 
 
 
 def add_tokens(moments: Moments, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], keep: int) -> None:
-    """Add tokens to the sums, and keep the first ``keep`` of them as they are."""
+    """Add tokens to the sums, and keep the inputs of the first ``keep``."""
     counts = token_weights(y, moments.y_usual)
     weighted = x * counts[:, None]
     moments.n += float(counts.sum(dtype=torch.float64))
@@ -58,7 +58,7 @@ def add_tokens(moments: Moments, x: Float[Tensor, "token d_in"], y: Float[Tensor
     moments.all_n += len(y)
     moments.all_y += y.sum(0).double()
     moments.all_yy += float(y.square().sum(dtype=torch.float64))
-    moments.kept.append((x[:keep].clone(), y[:keep].clone()))
+    moments.kept.append(x[:keep].clone())
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,8 @@ def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -
     The skip connection and the output's bias are the ridge regression of outputs on inputs, tokens weighted as
     in the loss. A feature's encoder is the
     direction that tells one token ``t`` best from all others if these have a normal distribution (Fisher's discriminant),
-    ``Σ⁻¹ (x_t - mean)``, scaled so that it is a standard score on the text; its decoder is a small step along what the
-    regression leaves unexplained at ``t``.
+    ``Σ⁻¹ (x_t - mean)``, scaled so that it is a standard score on the text. The decoder is zero: :mod:`fit` or
+    the first steps find it.
     """
     d_in, n = len(moments.x), moments.n
     x_scale, y_scale = moments.x_usual**0.5, moments.y_usual**0.5
@@ -91,15 +91,13 @@ def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -
     xx += RIDGE * xx.trace() / d_in * torch.eye(d_in, dtype=xx.dtype, device=xx.device)
     variance = (moments.all_yy / moments.all_n - float((moments.all_y / moments.all_n).square().sum())) / y_scale**2
     solved = torch.linalg.solve(xx, xy) if skip else torch.zeros_like(xy)
-    x, y = (torch.cat(part).double() for part in zip(*moments.kept, strict=True))
-    x, y = x / x_scale - mean_x, y / y_scale - mean_y
+    x = torch.cat(moments.kept).double() / x_scale - mean_x
     chosen = torch.randint(len(x), (width,), generator=random).to(x.device)
     toward = torch.linalg.solve(xx, x[chosen].T).T
     W_enc = toward / (toward * x[chosen]).sum(1, keepdim=True).clamp_min(1e-6).sqrt()
-    W_dec = 0.01 * (y - x @ solved)[chosen]
     return Start(
         Weights(
-            W_enc.contiguous().float(), (-W_enc @ mean_x).float(), W_dec.contiguous().float(), (mean_y - mean_x @ solved).float(),
+            W_enc.contiguous().float(), (-W_enc @ mean_x).float(), solved.new_zeros(width, len(mean_y)).float(), (mean_y - mean_x @ solved).float(),
             solved.T.contiguous().float() if skip else None,
         ),
         x_scale, y_scale, max(variance, 1e-12),

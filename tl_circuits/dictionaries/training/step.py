@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tl_circuits.dictionaries.training.sparse import decoded, largest, products, sums_by_feature
 
-
 HEAVIEST = 10.0
 """How many usual tokens a token with a large output counts for at most."""
 

@@ -1,7 +1,7 @@
 """Train transcoders for any model on text, all layers in one pass."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -22,6 +22,7 @@ from tl_circuits.dictionaries.training.checkpoint import (
     read_history,
     write_checkpoint,
 )
+from tl_circuits.dictionaries.training.fit import NormalEquations, equations_bytes, n_inputs
 from tl_circuits.dictionaries.training.layer import LayerTraining
 from tl_circuits.dictionaries.training.network import Network, opened, watched
 from tl_circuits.dictionaries.training.progress import COLUMNS, Line, held_out_measures, rows_of
@@ -38,6 +39,10 @@ START_KEPT = 4096
 """Of these, tokens that features can be taken from."""
 DEAD_TOKENS = 200_000
 """A feature that was silent for so many tokens counts as dead."""
+FIT_TOKENS = 20
+"""How many tokens decoders are fitted to for each number to be found."""
+FIT_BYTES = 2 << 30
+"""Memory for the fit's sums: layers beyond it wait for another pass over the text."""
 HELD_OUT = 32
 """Pieces that are held out at most, if none are given: one of fifty."""
 MEASURES = 25
@@ -266,7 +271,41 @@ def _begun(
         for step in tqdm(range(steps), desc="fitting the skip connections", unit="step", disable=not progress):
             _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
     random = torch.Generator().manual_seed(seed)
-    return {layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS) for layer in sorted(moments)}
+    layers = {layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS) for layer in sorted(moments)}
+    _fit(network, layers, pieces, plan, range(_fit_steps(plan, context, layers)), device, "fitting the decoders", progress)
+    return layers
+
+
+def _fit_steps(plan: _Plan, context: int, layers: Mapping[int, LayerTraining]) -> int:
+    """How many steps' text decoders are fitted to; 0 if there is too little, on which they would learn the text by heart."""
+    unknown = max(n_inputs(layer.start.weights) for layer in layers.values())
+    steps = -(-FIT_TOKENS * unknown // (plan.batch_size * context))
+    return steps if steps <= plan.steps else 0
+
+
+def _fit(
+    network: Network, layers: Mapping[int, LayerTraining], pieces: np.ndarray, plan: _Plan, steps: range, device: str, what: str,
+    progress: bool,
+) -> None:  # fmt: skip
+    """Give layers the best decoder for their encoder on some steps' text, as many layers at a time as memory is allowed for."""
+    if not steps:
+        return
+    at_once = max(1, FIT_BYTES // max(equations_bytes(layer.start.weights) for layer in layers.values()))
+    groups = [sorted(layers)[n : n + at_once] for n in range(0, len(layers), at_once)]
+    bar = tqdm(total=len(groups) * len(steps), desc=what, unit="step", disable=not progress)
+    with bar:
+        for group in groups:
+            equations = {layer: layers[layer].equations() for layer in group}
+
+            def add(layer: int, x: Tensor, y: Tensor, equations: dict[int, NormalEquations] = equations) -> None:
+                layers[layer].add(equations[layer], _inner(x), _inner(y))
+
+            with watched({layer: network.mlps[layer] for layer in group}, add):
+                for step in steps:
+                    _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
+                    bar.update()
+            for layer in group:
+                layers[layer].fit(equations.pop(layer))
 
 
 def _trained(
@@ -293,6 +332,9 @@ def _trained(
             with watched(network.mlps, learn):
                 _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
             last = step == plan.steps - 1
+            if last:  # in order: the encoders' last step, the decoders that fit them, what that explains
+                steps = range(plan.steps - _fit_steps(plan, pieces.shape[1], layers), plan.steps)
+                _fit(network, layers, pieces, plan, steps, device, "fitting the decoders again", progress)
             measured: tuple[dict[int, float], float] = ({}, float("nan"))
             if len(held) and (last or step % max(1, plan.steps // MEASURES) == 0):
                 measured = held_out_measures(network, layers, held if last else held[:MEASURED])
