@@ -60,7 +60,7 @@ def measure(name):
             for i, (layer, feature, side) in where.items():
                 by_text = reader.examples(layer, feature, int(side < 0), place_of(graph, i)).name
                 with torch.no_grad():
-                    effect, like = vocabulary_products(replacement, layer, torch.tensor([feature]), torch.tensor([side]))
+                    effect, like = vocabulary_products(replacement, torch.tensor([layer]), torch.tensor([feature]), torch.tensor([side]))
                 by_weights = max(weight_names(model, usual, effect[0], like[0]), key=lambda found: found.sharpness, default=None)
                 if by_text is not None and by_text.sharpness >= SHARP:
                     rules["examples"][i] = by_text.rule

@@ -135,16 +135,15 @@ def _weights(replacement: Replacement, graph: AttributionGraph, nodes: Sequence[
         return {}
     found: dict[int, Weights] = {}
     at, model, usual = node_places(replacement.dictionary, graph), replacement.model, usual_products(replacement)
+    nodes = sorted(nodes, key=lambda i: int(at[i]))  # a layer's weights are read once
     with torch.no_grad(), tqdm(total=len(nodes), desc="reading weights", unit="feature", disable=not progress) as bar:
-        for place in sorted({int(at[i]) for i in nodes}):
-            here = [i for i in nodes if int(at[i]) == place]
-            for start in range(0, len(here), FEATURES_AT_ONCE):
-                part = here[start : start + FEATURES_AT_ONCE]
-                products = vocabulary_products(replacement, place, graph._nodes.feature[part], active_side(graph, part))
-                for i, effect, like in zip(part, *products, strict=True):
-                    label = Label(UNCLEAR, *strongest_tokens(model, effect, like))
-                    found[i] = Weights(label, sharpest_weight_name(model, usual, effect, like))
-                bar.update(len(part))
+        for start in range(0, len(nodes), FEATURES_AT_ONCE):
+            part = nodes[start : start + FEATURES_AT_ONCE]
+            products = vocabulary_products(replacement, at[part], graph._nodes.feature[part], active_side(graph, part))
+            for i, effect, like in zip(part, *products, strict=True):
+                label = Label(UNCLEAR, *strongest_tokens(model, effect, like))
+                found[i] = Weights(label, sharpest_weight_name(model, usual, effect, like))
+            bar.update(len(part))
     return found
 
 

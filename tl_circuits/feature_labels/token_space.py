@@ -33,12 +33,13 @@ class TokenSpace:
         also: Sequence[int] = (),
     ):
         self._pieces, self._texts = pieces, texts
+        self._plain = {token: plain(text) for token, text in texts.items()}
         ids = torch.tensor([i for piece in pieces for i in piece])
         distinct, counts = torch.cat([ids, torch.tensor(list(also), dtype=torch.long)]).unique(return_counts=True)
         share = counts / counts.sum()
         self._rows = {token: row for row, token in enumerate(distinct.tolist())}
         self.spaced = any(text.startswith(" ") for text in texts.values())
-        names = [plain(texts[token]) for token in self._rows]
+        names = [self._plain[token] for token in self._rows]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         self._share: Counter[str] = Counter()
         for name, part in zip(names, share.tolist(), strict=True):
@@ -69,26 +70,27 @@ class TokenSpace:
         count = 0
         for number, at in self._where.get(phrase[nearest], ()):
             piece, end = self._pieces[number], at - nearest
-            if end >= len(piece) or end + min(phrase) < 0 or (tokens and plain(self._texts[piece[end]]) not in tokens):
+            if end >= len(piece) or end + min(phrase) < 0 or (tokens and self._plain[piece[end]] not in tokens):
                 continue
-            count += all(plain(self._texts[piece[end + offset]]) == text for offset, text in phrase.items())
+            count += all(self._plain[piece[end + offset]] == text for offset, text in phrase.items())
         return count / max(1, len(self._places))
 
     def share_before(self, text: str, offset: int, tokens: Collection[str]) -> float:
         """Of the places where one of ``tokens`` stands, the share that has ``text`` at ``offset`` before it."""
         found = self._before(offset, tokens)
-        return sum(there == plain(text) for there in found) / max(1, len(found))
+        wanted = plain(text)
+        return sum(there == wanted for there in found) / max(1, len(found))
 
     def _before(self, offset: int, tokens: Collection[str]) -> list[str]:
         places = [place for token in tokens for place in self._where.get(token, ())]
-        return [plain(self._texts[self._pieces[p][at + offset]]) if at + offset >= 0 else "" for p, at in places]
+        return [self._plain[self._pieces[p][at + offset]] if at + offset >= 0 else "" for p, at in places]
 
     @cached_property
     def _where(self) -> dict[str, list[tuple[int, int]]]:
         found: dict[str, list[tuple[int, int]]] = {}
         for number, piece in enumerate(self._pieces):
             for at, token in enumerate(piece):
-                found.setdefault(plain(self._texts[token]), []).append((number, at))
+                found.setdefault(self._plain[token], []).append((number, at))
         return found
 
     def alike(self, tokens: Sequence[int]) -> Float[Tensor, "n n"]:

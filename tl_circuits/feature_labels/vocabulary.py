@@ -19,7 +19,7 @@ from tl_circuits.hooks import Replacement, embed_weights, in_turn, token_text, u
 from tl_circuits.support.checked import checked
 
 TOKENS_KEPT = 5
-FEATURES_AT_ONCE = 64
+FEATURES_AT_ONCE = 128
 
 
 @checked
@@ -58,20 +58,17 @@ def label_features(
     wanted = features.nonzero()[:, 0].tolist() if nodes is None else [i for i in (node_index(graph, node) for node in nodes) if features[i]]
     labels = dict(graph.labels)
     at = node_places(replacement.dictionary, graph)
-    by_place: dict[int, list[int]] = {}
-    for index in wanted:
-        by_place.setdefault(int(at[index]), []).append(index)
+    wanted = sorted(wanted, key=lambda index: int(at[index]))  # a layer's weights are read once
     with torch.no_grad(), tqdm(total=len(wanted), desc="labelling", unit="feature", disable=not progress) as bar:
-        for place, indices in sorted(by_place.items()):
-            for start in range(0, len(indices), FEATURES_AT_ONCE):
-                part = indices[start : start + FEATURES_AT_ONCE]
-                labels.update(zip(part, _labels(replacement, graph, place, part), strict=True))
-                bar.update(len(part))
+        for start in range(0, len(wanted), FEATURES_AT_ONCE):
+            part = wanted[start : start + FEATURES_AT_ONCE]
+            labels.update(zip(part, _labels(replacement, graph, at[part], part), strict=True))
+            bar.update(len(part))
     return replace(graph, labels=labels)
 
 
-def _labels(replacement: Replacement, graph: AttributionGraph, place: int, indices: list[int]) -> list[Label]:
-    effects, likes = vocabulary_products(replacement, place, graph._nodes.feature[indices], active_side(graph, indices))
+def _labels(replacement: Replacement, graph: AttributionGraph, places: Int[Tensor, " n"], indices: list[int]) -> list[Label]:
+    effects, likes = vocabulary_products(replacement, places, graph._nodes.feature[indices], active_side(graph, indices))
     labels = []
     for effect, like in zip(effects, likes, strict=True):
         up, reads = effect.topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)
@@ -103,23 +100,32 @@ def active_side(graph: AttributionGraph, indices: Sequence[int]) -> Float[Tensor
 
 
 def vocabulary_products(
-    replacement: Replacement, place: int, features: Int[Tensor, " n"], side: Float[Tensor, " n"]
+    replacement: Replacement, places: Int[Tensor, " n"], features: Int[Tensor, " n"], side: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d_vocab"], Float[Tensor, "n d_vocab"]]:
-    """What features of one dictionary write to each logit, and how well each token's embedding fits their encoders.
+    """What features write to each logit, and how well each token's embedding fits their encoders.
+
+    With a large vocabulary this is most of the time that names take, and it goes twice as fast for a hundred features as for
+    thirty, whatever their layers.
 
     Args:
         replacement: the model with its dictionary.
-        place: the number of the dictionary's place: its layer, unless some layer has several.
+        places: for each feature, the number of its dictionary's place: its layer, unless some layer has several.
         features: the features' indices.
         side: 1 for features that are active above zero, -1 below: those promote what their decoder suppresses.
     """
     model, dictionary = replacement.model, replacement.dictionary
     W_U, W_E = unembed_weights(model).W_U, embed_weights(model)
-    features, side = features.to(W_U.device), side.to(W_U.device)
-    written = written_directions(model, dictionary, place, features) * side[:, None]
-    effects = written.to(W_U.dtype) @ W_U
-    read = read_directions(model, dictionary, place, features)
-    return effects.float(), (read.to(W_E) @ W_E.T).float()
+    written, read = W_U.new_empty(len(features), W_U.shape[0]), W_E.new_empty(len(features), W_E.shape[1])
+    for place in places.unique().tolist():
+        here = (places == place).nonzero()[:, 0]
+        signs = side[here][:, None].to(W_U.device)
+        of_place = features[here].to(W_U.device)
+        written[here.to(W_U.device)] = (written_directions(model, dictionary, place, of_place) * signs).to(W_U)
+        read[here.to(W_E.device)] = read_directions(model, dictionary, place, of_place).to(W_E)
+    if W_U.data_ptr() == W_E.data_ptr() and W_U.T.shape == W_E.shape:  # many models have one matrix for both
+        effects, likes = (torch.cat([written, read]) @ W_U).float().chunk(2)
+        return effects, likes
+    return (written @ W_U).float(), (read @ W_E.T).float()
 
 
 def _peak(values: Float[Tensor, " d_vocab"], top: Float[Tensor, " k"]) -> float:

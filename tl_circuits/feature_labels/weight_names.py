@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.feature_labels.token_space import plain
-from tl_circuits.feature_labels.vocabulary import vocabulary_products
+from tl_circuits.feature_labels.vocabulary import FEATURES_AT_ONCE, vocabulary_products
 from tl_circuits.hooks import Replacement, by_place, embed_weights, token_text, unembed_weights
 
 _SAMPLE = 256  # features that say what is usual for a token
@@ -62,9 +62,10 @@ def usual_products(replacement: Replacement) -> UsualProducts:
     each = max(1, _SAMPLE // len(dictionary.layers))
     sums: list[Tensor] = []
     with torch.no_grad():
-        for place in dictionary.layers:
-            features = torch.randint(dictionary.width(place), (each,), generator=generator)
-            parts = [_unit(products) for products in vocabulary_products(replacement, place, features, torch.ones(each))]
+        places = torch.tensor(dictionary.layers).repeat_interleave(each)
+        features = torch.cat([torch.randint(dictionary.width(place), (each,), generator=generator) for place in dictionary.layers])
+        for at, chosen in zip(places.split(FEATURES_AT_ONCE), features.split(FEATURES_AT_ONCE), strict=True):
+            parts = [_unit(products) for products in vocabulary_products(replacement, at, chosen, torch.ones(len(at)))]
             squares = [part.square().sum(0) for part in parts]
             sums = [a + b for a, b in zip(sums, squares, strict=True)] if sums else squares
         written, read = ((s / (each * len(dictionary.layers))).sqrt().clamp_min(1e-30) for s in sums)
