@@ -47,7 +47,7 @@ def activations(pieces: np.ndarray, layers: list[int], tokens: int) -> dict[int,
             kept.append(part[:, 1:].flatten(0, 1).clone())
 
     with watched(network.mlps, keep):
-        for start in range(0, -(-tokens // (pieces.shape[1] - 1)), 8):
+        for start in range(0, min(len(pieces), -(-tokens // (pieces.shape[1] - 1))), 8):
             network.trunk(input_ids=torch.from_numpy(np.array(pieces[start : start + 8])).long(), use_cache=False)
     return {layer: (torch.cat(x)[:tokens], torch.cat(y)[:tokens]) for layer, (x, y) in found.items()}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from docs.make.chromium import chromium
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges

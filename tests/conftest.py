@@ -4,11 +4,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import shutil
 
 import pytest
 import torch
 
+from docs.make.chromium import find_chromium
 from tests import annotations
 
 STRICT = bool(os.environ.get("TL_CIRCUITS_REQUIRE_ALL"))
@@ -44,7 +44,7 @@ def _two_threads():
 @pytest.fixture(scope="session")
 def chromium():
     """The path of an installed Chromium."""
-    found = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+    found = find_chromium()
     need(found is not None, "Chromium (Debian: apt-get install chromium)")
     return found
 

@@ -169,7 +169,8 @@ HIDDEN = """() => {
   let hidden = 0;
   for (const path of document.querySelectorAll(".story .hit")) {
     const others = units.filter(([key]) => key !== path.dataset.from && key !== path.dataset.to);
-    for (let at = 0; at <= path.getTotalLength(); at += 4) {
+    const length = path.getTotalLength();
+    for (let at = 0; at <= length; at += 1) {
       const { x, y } = path.getPointAtLength(at);
       hidden += others.some(([, b]) => x > b.x && x < b.x + b.width && y > b.y && y < b.y + b.height);
     }

@@ -159,7 +159,7 @@ def test_a_dataset_in_a_folder_is_read_by_its_column_text(tmp_path):
         tlc.train_transcoders(tiny_folder("llama"), [], tmp_path / "no", dataset=str(tmp_path / "data"), **SMALL)
 
 
-def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(tmp_path, monkeypatch):
+def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(smollm2, tmp_path, monkeypatch):
     for name, number in (("MEASURES", 1), ("MEASURED", 1), ("HELD_OUT", 4)):  # each measures the loss, which runs all layers
         monkeypatch.setattr(train, name, number)
     docs, explained = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))[:6], {}
@@ -170,7 +170,10 @@ def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(
         )  # fmt: skip
         explained[width] = float(history.held_out.iloc[-1])
     assert 1 - explained[60] < 0.95 * (1 - explained[1]), explained
-    assert tlc.load_transcoders(tmp_path / "60").width(0) == 60
+    found = tlc.load_transcoders(tmp_path / "60")
+    assert found.width(0) == 60
+    with tlc.attach(smollm2, found) as replacement:
+        assert (tlc.dictionary_quality(replacement, [docs[0].read_text()[:200]]).explained_variance > 0.5).all()
 
 
 def test_the_command_trains_and_says_how_far(text, tmp_path):

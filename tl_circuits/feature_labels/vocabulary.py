@@ -104,8 +104,8 @@ def vocabulary_products(
 ) -> tuple[Float[Tensor, "n d_vocab"], Float[Tensor, "n d_vocab"]]:
     """What features write to each logit, and how well each token's embedding fits their encoders.
 
-    With a large vocabulary this is most of the time that names take, and it goes twice as fast for a hundred features as for
-    thirty, whatever their layers.
+    With a large vocabulary this is most of the time that names take. A feature costs less the more of them, of whatever layers,
+    are asked for at once.
 
     Args:
         replacement: the model with its dictionary.

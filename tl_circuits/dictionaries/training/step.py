@@ -4,8 +4,8 @@ With ``e`` the error of a token and ``w`` its weight, the loss is the mean of ``
 active features alone, so neither autograd nor a matrix of all features is needed. tests/test_training_step.py holds it
 against autograd.
 
-On some layers a few tokens have outputs hundreds of times as large as all others. By their squares they would rule the loss,
-so the features of all other tokens would learn nothing: a token counts for no more than HEAVIEST usual ones.
+On some layers a few tokens have outputs far larger than all others. By their squares they would rule the loss, and the features
+of all other tokens would learn little: a token counts for no more than HEAVIEST usual ones.
 """
 
 from dataclasses import dataclass, fields

@@ -292,8 +292,7 @@ def _fit(
         return
     at_once = max(1, FIT_BYTES // max(equations_bytes(layer.start.weights) for layer in layers.values()))
     groups = [sorted(layers)[n : n + at_once] for n in range(0, len(layers), at_once)]
-    bar = tqdm(total=len(groups) * len(steps), desc=what, unit="step", disable=not progress)
-    with bar:
+    with tqdm(total=len(groups) * len(steps), desc=what, unit="step", disable=not progress) as bar:
         for group in groups:
             equations = {layer: layers[layer].equations() for layer in group}
 
