@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import hook_state, prompt, tiny_bridge, transcoders
+from tests.tiny import hook_state, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import ArgumentError, DictionaryError, EditError, PromptError, TLCircuitsError
 
 
 @pytest.fixture(scope="module")
 def traced():
-    model = tiny_bridge("llama")
+    model = own_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
         yield replacement, tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import tl_circuits as tlc
-from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
+from tests.tiny import command, own_bridge, prompt, tiny_folder, transcoders
 from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data, strongest_edges, word_stories
 from tl_circuits.cli.heads import loading_rows
 from tl_circuits.errors import TargetError
@@ -13,7 +13,7 @@ from tl_circuits.errors import TargetError
 
 @pytest.fixture(scope="module")
 def told():
-    model = tiny_bridge("gemma3")
+    model = own_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
         edges = strongest_edges(graph, 3)

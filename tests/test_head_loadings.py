@@ -8,7 +8,7 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import tl_circuits as tlc
-from tests.tiny import ARCHITECTURES, cross_layer, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, cross_layer, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.attention.loadings import _column, _Reads, edge_paths
 from tl_circuits.attention.retrace import columns_of, retrace
 from tl_circuits.attribution.engines.linear import Leading
@@ -94,7 +94,7 @@ def test_each_way_is_what_the_edge_is_with_all_other_heads_switched_off(architec
 
 @pytest.fixture(scope="module")
 def traced():
-    model = tiny_bridge("gemma3")
+    model = own_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as replacement:
         yield replacement, tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
 

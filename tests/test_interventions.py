@@ -7,7 +7,7 @@ import torch
 
 import tl_circuits as tlc
 from tests.oracles import removal_gap
-from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, cross_layer, hook_state, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import EditError
 from tl_circuits.hooks import edit_hooks, make_plan
 
@@ -47,7 +47,7 @@ def test_models_in_double_precision_are_traced_too(engine, kind):
 
 @pytest.fixture(scope="module")
 def replacement():
-    model = tiny_bridge("gemma3")
+    model = own_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as attached:
         yield attached
 

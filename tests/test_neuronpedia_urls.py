@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import tl_circuits as tlc
-from tests.tiny import prompt, tiny_bridge, transcoders
+from tests.tiny import own_bridge, prompt, transcoders
 from tl_circuits.errors import ExportError, NeuronpediaError
 from tl_circuits.feature_labels.feature_codes import cantor_pair
 from tl_circuits.neuronpedia.ids import Place
@@ -42,7 +42,7 @@ def test_its_groups_become_edits():
 
 @pytest.fixture(scope="module")
 def traced():
-    model = tiny_bridge("llama")
+    model = own_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
         yield tlc.attribute(replacement, prompt(), max_nodes=20, progress=False), replacement
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import prompt, tiny_bridge, transcoders
+from tests.tiny import own_bridge, prompt, transcoders
 from tl_circuits.errors import ArgumentError, EditError, TargetError
 from tl_circuits.hooks import real, whole, wholes
 
@@ -22,7 +22,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def traced():
-    model = tiny_bridge("llama")
+    model = own_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
         yield replacement, tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
 

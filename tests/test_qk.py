@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import ARCHITECTURES, cross_layer, hook_state, prompt, tiny_bridge, transcoders
+from tests.tiny import ARCHITECTURES, cross_layer, hook_state, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.attention import top_pairs as top_pairs_module
 from tl_circuits.attention.qk import score_attribution
 from tl_circuits.attention.retrace import retrace
@@ -110,7 +110,7 @@ def test_removing_the_top_sources_lowers_the_score_by_what_was_predicted(archite
 
 @pytest.fixture(scope="module")
 def traced():
-    model = tiny_bridge("gemma3")
+    model = own_bridge("gemma3")
     with tlc.attach(model, cross_layer(model)) as replacement:
         yield replacement, tlc.attribute(replacement, prompt(), max_nodes=60, progress=False)
 

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config
 
 import tl_circuits as tlc
-from tests.tiny import VOCAB, checkpoint, prompt, tiny_bridge
+from tests.tiny import VOCAB, checkpoint, own_bridge, prompt
 from tl_circuits.errors import ArgumentError, DivergenceError
 from tl_circuits.interventions.box_effects import measure_boxes
 from tl_circuits.interventions.controls import random_sets
@@ -77,7 +77,7 @@ def test_paths_that_enter_a_removed_set_again_are_cut(linear):
 
 @pytest.fixture(scope="module")
 def gated():
-    model = tiny_bridge("llama")
+    model = own_bridge("llama")
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         yield replacement, tlc.attribute(replacement, prompt(), max_nodes=80, progress=False)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import prompt, tiny_bridge
+from tests.tiny import own_bridge, prompt
 from tl_circuits.errors import ArchitectureError
 
 
 @pytest.fixture(scope="module")
 def replacement():
-    model = tiny_bridge("gpt2")
+    model = own_bridge("gpt2")
     with tlc.attach(model, tlc.mlp_neurons(model)) as attached:
         yield attached
 

@@ -15,7 +15,7 @@ import pytest
 
 import tl_circuits as tlc
 from tests.browser import NASTY, tab
-from tests.tiny import prompt, run_async, tiny_bridge
+from tests.tiny import own_bridge, prompt, run_async, tiny_bridge
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -65,7 +65,7 @@ def serving(model, prompts, home):
 def served(tmp_path_factory):
     """A server with a small model: its address and its folder."""
     home = tmp_path_factory.mktemp("graphs")
-    with serving(tiny_bridge("llama"), {"capital": prompt(), "other": prompt(5)}, home) as url:
+    with serving(own_bridge("llama"), {"capital": prompt(), "other": prompt(5)}, home) as url:
         yield url, home
 
 

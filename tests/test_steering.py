@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import ARCHITECTURES, command, hook_state, prompt, tiny_bridge, tiny_folder, transcoders
+from tests.tiny import ARCHITECTURES, command, hook_state, own_bridge, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import EditError, PromptError
 
 
 @pytest.fixture(scope="module")
 def replacement():
-    model = tiny_bridge("gemma3")
+    model = own_bridge("gemma3")
     with tlc.attach(model, transcoders(model)) as attached:
         yield attached
 

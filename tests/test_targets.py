@@ -8,14 +8,14 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import tl_circuits as tlc
-from tests.tiny import hook_state, prompt, tiny_bridge, transcoders
+from tests.tiny import hook_state, own_bridge, prompt, transcoders
 from tl_circuits.attribution.targets import parse_target, token_id
 from tl_circuits.errors import ArgumentError, PromptError, TargetError
 
 
 @pytest.fixture(scope="module")
 def replacement():
-    model = tiny_bridge("llama")
+    model = own_bridge("llama")
     with tlc.attach(model, transcoders(model)) as attached:
         yield attached
 

@@ -82,6 +82,11 @@ def tiny_bridge(architecture: str, dtype: torch.dtype = torch.float32) -> Transf
     return TransformerBridge.boot_transformers(tiny_folder(architecture), device="cpu", dtype=dtype).eval()
 
 
+def own_bridge(architecture: str) -> TransformerBridge:
+    """A bridge that no other test has, for fixtures that stay attached while other tests run: their order may change."""
+    return tiny_bridge.__wrapped__(architecture)
+
+
 def prompt(length: int = 9, seed: int = 3) -> torch.Tensor:
     tokens = torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed))
     tokens[0] = 1  # the beginning-of-sequence token

@@ -142,7 +142,8 @@ def qk_attribution(
     Sources are the prompt's tokens, all active features, all errors, and one bias. Each counts with its linear effect
     on the stream that enters ``layer`` at the query (or key) position, also through the frozen patterns of earlier
     heads. Norm denominators, those of queries and keys included, are frozen ("Tracing Attention Computation Through
-    Feature Interactions", Anthropic 2025; the equation is in docs/method.md, "Attention").
+    Feature Interactions", Anthropic 2025; the equation is in docs/method.md, "Attention"). If the layer has an autoencoder
+    of ``hook_resid_pre``, its features and errors at the two positions are the sources: the heads read nothing else.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -172,7 +173,7 @@ def qk_attribution(
     """
     replacement.require_attached()
     _require_head(replacement.model, layer, head)
-    return score_attribution(retrace(replacement, graph, below=layer), graph, layer, head, query, key, baseline_key, top)
+    return score_attribution(retrace(replacement, graph, scores_of=layer), graph, layer, head, query, key, baseline_key, top)
 
 
 def score_attribution(
@@ -229,10 +230,10 @@ def _parts(
     """
     d_head = matrix.shape[1]
     vectors = matrix.T.contiguous()
-    first = local.sources.first_place(layer)
-    at, where = (torch.full((d_head,), number, device=matrix.device) for number in (first, position))
+    end = local.sources.up_to_heads(layer)
+    at, where = (torch.full((d_head,), number, device=matrix.device) for number in (end, position))
     targets = Targets(at, where, vectors, vectors.new_zeros(d_head)).to(local.sources.home)
-    parts = targets.vector.new_empty(local.sources.before(first) + 1, d_head)
+    parts = targets.vector.new_empty(local.sources.before(end) + 1, d_head)
     for some, rows, constant in sweeps(local.engine.below(layer), targets, "auto"):
         parts[:-1, some] = rows.T
         parts[-1, some] = constant + bias.to(constant.device)[some]
@@ -265,7 +266,7 @@ def _assemble(
     k: Tensor,
     top: int | None,
 ) -> QKAttribution:
-    columns = columns_of(local.sources, layer)
+    columns = columns_of(local.sources, local.sources.up_to_heads(layer))
     q_wide, k_wide = q.double(), k.double()
     q_all, k_all = q_wide.sum(0), k_wide.sum(0)
     live_q, live_k = (side.any(1).nonzero()[:, 0] for side in (q, k))

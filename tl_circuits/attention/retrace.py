@@ -20,6 +20,7 @@ from tl_circuits.hooks import (
     Recording,
     Replacement,
     frozen_scores,
+    own_sites,
     read_prompt,
     record,
     record_below,
@@ -60,7 +61,7 @@ class Retraced:
 
 
 def retrace(
-    replacement: Replacement, graph: AttributionGraph, below: int | None = None, contrast: bool = False
+    replacement: Replacement, graph: AttributionGraph, scores_of: int | None = None, contrast: bool = False
 ) -> Retraced:
     """Record a graph's prompt again and build the frozen linear maps.
 
@@ -69,7 +70,8 @@ def retrace(
     Args:
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
-        below: build only what decides this layer's attention scores: the layers below it. By default everything.
+        scores_of: build only what decides this layer's attention scores: the layers below it, and it too if it rebuilds the
+            stream that its heads read. By default everything.
         contrast: count sources as the graph does, by their difference from its baseline, if it has one.
 
     Raises:
@@ -82,12 +84,14 @@ def retrace(
     model, dictionary = replacement.model, replacement.dictionary
     prompt = read_prompt(model, dictionary, graph)
     tokens = prompt.tokens
+    rebuilt = scores_of is not None and f"blocks.{scores_of}.hook_resid_pre" in own_sites(dictionary)
+    below = None if scores_of is None or (rebuilt and scores_of == int(model.cfg.n_layers) - 1) else scores_of + rebuilt
     sites = recorded_sites(model, dictionary, below)
     scores: dict[int, FrozenScores] = {}
     replacement.holds(tokens)  # refuses a model whose hooks do not show what it computes
     with torch.no_grad():
-        if below is None:
-            recording = record(model, tokens, tokens.numel() - 1, sites)
+        if below is None or below != scores_of:
+            recording = record(model, tokens, tokens.numel() - 1, sites, below)
         else:
             recording, scores[below] = record_below(model, tokens, below, sites)
         sources = find_sources(model, dictionary, recording, prompt.skipped)
@@ -153,9 +157,9 @@ class Columns:
         return int(where[0])
 
 
-def columns_of(sources: Sources, below: int | None = None) -> Columns:
-    """Kind, layer, position, feature and site of every column, or of those before layer ``below``."""
-    stop = len(sources.places) if below is None else sources.first_place(below)
+def columns_of(sources: Sources, stop: int | None = None) -> Columns:
+    """Kind, layer, position, feature and site of every column, or of those before place ``stop``."""
+    stop = len(sources.places) if stop is None else stop
     width, n_pos = sources.before(stop), sources.n_pos
     kind, layer, position, feature, at_site = (torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1, -1))
     columns = Columns(kind, layer, position, feature, at_site, sources.sites)

@@ -129,7 +129,7 @@ class _Backward:
     def run(self) -> SiteArrival:
         engine, g = self._engine, None
         layer = len(engine.blocks) - 1
-        if self._place == engine.sources.first_place(len(engine.blocks)):
+        if self._place == engine.end:
             g = engine.read_final.transpose(self._vector(engine.sources.tokens.shape[1])[None], self._at)[0][0]
         else:
             layer = engine.sources.places[self._place].layer

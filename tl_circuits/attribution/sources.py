@@ -98,6 +98,11 @@ class Sources:
         """The number of a layer's first place; of the layer behind the last one, the number of places."""
         return next((number for number, place in enumerate(self.places) if place.layer >= layer), len(self.places))
 
+    def up_to_heads(self, layer: int) -> int:
+        """How many places write to the stream that a layer's heads read: the layer's own if it rebuilds ``hook_resid_pre``."""
+        first = self.first_place(layer)
+        return first + (first < len(self.places) and own_site(self.dictionary, first) == "hook_resid_pre")
+
     @property
     def dictionary_layers(self) -> list[int]:
         """The places with a dictionary, as far as the recording goes (it may end below the last layer)."""

@@ -18,8 +18,7 @@ from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_d
 from tl_circuits.attribution.engines.site_maps import MLP, BlockMaps, block_maps, final_map
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.errors import ArchitectureError
-from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, is_parallel, own_sites
+from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, is_parallel
 
 Transform = Callable[[Float[Tensor, "used n d_model"], int], Float[Tensor, "used n d_site"]]
 
@@ -28,13 +27,14 @@ class SiteEngine:
     """Direct effects on any targets of one prompt, exact in the wider local replacement model.
 
     Making one compares each frozen map with what the model computed on this prompt, and raises ArchitectureError if they
-    differ. Targets whose place is the number of all places read the final norm's output.
+    differ. Targets whose place is :attr:`end`, the number of all places, read the final norm's output.
     """
 
     def __init__(self, model: Any, recording: Recording, sources: Sources):
         self.sources = sources
         self.parallel = is_parallel(model)
         self.blocks = block_maps(model, recording, sources)
+        self.end = len(sources.places)
         self.read_final = final_map(model, recording)
         whole = recording.logits is not None
         self.final = self.read_final.forward(recording.resid_final)[recording.position] if whole else None
@@ -61,18 +61,12 @@ class SiteEngine:
         return torch.tensor(order, device=self.sources.home)
 
     def below(self, layer: int) -> "SiteEngine":
-        """The same engine for the layers below ``layer`` only: targets of that layer read the stream that enters it.
+        """The same engine up to what ``layer``'s heads read: targets at its :attr:`end` read the stream that enters the layer.
 
-        Raises:
-            ArchitectureError: that stream is rebuilt by the layer's own autoencoder, which is not among those layers.
+        If an autoencoder of the layer's own rebuilds that stream (``hook_resid_pre``), they read its features and errors.
         """
-        if f"blocks.{layer}.hook_resid_pre" in own_sites(self.sources.dictionary):
-            raise ArchitectureError(
-                f"the stream that layer {layer}'s heads read is rebuilt by an autoencoder of hook_resid_pre, and what its features "
-                "do to queries and keys of their own layer is not computed. Ask about another layer."
-            )
         cut = copy.copy(self)
-        cut.blocks, cut.read_final = self.blocks[:layer], ReadMap("residual", None)
+        cut.blocks, cut.read_final, cut.end = self.blocks[:layer], ReadMap("residual", None), self.sources.up_to_heads(layer)
         return cut
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
@@ -110,13 +104,15 @@ class _Sweep:
     def run(self) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
         """Go through all layers, and then to the tokens."""
         sources, blocks = self._engine.sources, self._engine.blocks
-        last = sources.first_place(len(blocks))
-        if self._depth == last:
-            vectors, at, rows = self._entering(last, self._d_model)
+        end = self._engine.end
+        if self._depth == end:
+            vectors, at, rows = self._entering(end, self._d_model)
             on_stream, bias = self._engine.read_final.transpose(vectors, at)
             self._bias[rows] += bias
             self._join(on_stream, at)
-        deepest = len(blocks) - 1 if self._depth == last else sources.places[self._depth].layer
+            if end > sources.first_place(len(blocks)):  # what heads read is rebuilt in their own layer
+                self._rebuilt_stream(end - 1)
+        deepest = len(blocks) - 1 if self._depth == end else sources.places[self._depth].layer
         for layer in range(deepest, -1, -1):
             self._layer(blocks[layer])
         tokens, shared = sources.tokens, sources.shared_tokens
