@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from .holding import Holds, edits_expected, hold_hooks
+from .expected_warnings import edits_expected
+from .holding import Holds, hold_hooks
 from .record import Listener
 from .sites import Model
 from .turn import added_hooks, in_turn

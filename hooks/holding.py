@@ -12,9 +12,7 @@ is held in one of two ways:
 """
 
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,15 +172,3 @@ def can_replay_pattern(model: Model, layer: int) -> bool:
 def can_replay_norm(model: Model, name: str) -> bool:
     """Whether a norm has the hooks for replaying it: input and output."""
     return all(find(model, f"{name}.{point}") is not None for point in ("hook_in", "hook_out"))
-
-
-@contextmanager
-def edits_expected() -> Iterator[None]:
-    """Silence the bridge's warning about edited denominators, which here are edited on purpose."""
-    before = warnings.filters
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        warnings.filters = before  # catch_warnings does so too, unless an exception comes just as it begins to

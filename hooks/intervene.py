@@ -18,9 +18,10 @@ from .any_site import flat, own_sites, passed_mlps, passing_points
 from .attach import Replacement, output_site
 from .edit_plan import Ops, Plan
 from .errors import EditError
+from .expected_warnings import edits_expected
 from .head_edits import head_edit_hooks, held_pattern_edits
 from .held_mlp import HeldMLP, held_mlp
-from .holding import Holds, HookList, edits_expected, hold_hooks, pattern_point, scale_point, why_loose
+from .holding import Holds, HookList, hold_hooks, pattern_point, scale_point, why_loose
 from .places import by_place, places
 from .record import (
     Listener,

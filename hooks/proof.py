@@ -21,12 +21,12 @@ from transformer_lens.hook_points import HookPoint
 
 from .collect import stopping_at
 from .errors import ArchitectureError, TLCircuitsError
+from .expected_warnings import edits_expected
 from .holding import (
     Holds,
     HookList,
     can_replay_norm,
     can_replay_pattern,
-    edits_expected,
     held_output,
     hold_hooks,
     pattern_point,

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +12,7 @@ import tl_circuits as tlc
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import BusyError
 from tl_circuits.hooks import added_hooks, turn
+from tl_circuits.hooks.expected_warnings import edits_expected
 
 TEXT = "the capital of the state containing Dallas is"
 
@@ -93,6 +95,25 @@ def test_the_same_thread_may_take_its_turn_again_and_other_models_do_not_wait():
         tlc.attribute(replacement, prompt(), max_nodes=10, progress=False)
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(lambda: tlc.attach(other, tlc.mlp_neurons(other)).detach()).result(20) is None
+
+
+def test_passes_that_end_in_any_order_leave_the_warnings_as_they_were_and_hide_no_others():
+    """Two threads with a model each; the first to come is the first to leave."""
+    before = list(warnings.filters)
+    first, second = edits_expected(), edits_expected()
+    with pytest.warns(UserWarning, match="of mine"):
+        with edits_expected():
+            warnings.warn("of mine", stacklevel=1)
+    with pytest.warns(UserWarning, match="edited hook_scale"):
+        warnings.warn("A forward hook edited hook_scale/hook_normalized", stacklevel=1)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        warnings.warn("A forward hook edited hook_scale/hook_normalized", stacklevel=1)
+        second.__exit__(None, None, None)
+    assert not shown and list(warnings.filters) == before
 
 
 def test_coroutines_may_hand_work_on_one_model_to_threads(facts):
