@@ -311,6 +311,10 @@ def test_the_page_has_the_same_ids_scores_and_meter(browser, traced, tmp_path):
         shown = [float(number) for number in re.findall(r"([\d.]+) %", page.inner_text(".pinned-scores"))]
         found = graph.scores(pins)
         assert shown == pytest.approx([100 * found.replacement, 100 * found.completeness], abs=0.6)
+        page.get_by_role("button", name="All nodes").click()
+        page.wait_for_function("tlc.nodesView.painted")
+        rows = page.evaluate("() => tlc.nodesView.rows.map((r) => tlc.nodesView.rowNames.get(r))")
+        assert rows[:4] == ["tokens", "L0 attn_out", "L0 mlp_out", "L0 resid_post"] and rows[-1] == "output"
     with tab(browser, graph.to_html(tmp_path / "again.html").as_uri()) as page:
         meter = [float(text.split()[0]) for text in page.locator(".influence .key").all_inner_texts()]
         told = story_of(graph).meter

@@ -308,8 +308,8 @@ def too_little(story: Story, graph: AttributionGraph) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in per cent with two meaningful digits, as the page writes it."""
+    """A share in per cent with two meaningful digits, as the page writes it: with the sign of arithmetic."""
     size = 100 * abs(share)
     digits = 0 if size in (0, 100) or 10 <= size < 99 else 1 if size >= 1 else 2
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f} %".replace("-", "−")
 

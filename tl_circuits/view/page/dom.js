@@ -29,7 +29,7 @@ export function button(text, act, properties = {}) {
 export function percent(x, digits) {
   const size = Math.abs(100 * x);
   const usual = size === 0 || (size >= 10 && size < 99) || size === 100 ? 0 : size >= 1 ? 1 : 2;
-  return `${(100 * x).toFixed(digits ?? usual)} %`;
+  return `${x < 0 ? "−" : ""}${size.toFixed(digits ?? usual)} %`;
 }
 
 export const signed = (x) => `${x >= 0 ? "+" : "−"}${percent(Math.abs(x))}`;

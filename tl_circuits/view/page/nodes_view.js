@@ -3,12 +3,19 @@
 // drawn of the chosen node, or else only the strongest. For each zoom, all nodes are kept as a backdrop in strong and in faint
 // colours, so that a click only has to draw what it is about.
 import { clipped, el, visible } from "./dom.js";
-const LEFT = 70, BOTTOM = 34, STRONGEST = 1200, REST_MS = 140, NEAR = 18, MOST_ZOOM = 24, NEIGHBOURS = 150;
+const BOTTOM = 34, STRONGEST = 1200, REST_MS = 140, NEAR = 18, MOST_ZOOM = 24, NEIGHBOURS = 150;
+
+function rowName({ kinds, nodes }, i) {
+  if (kinds[i] === "embedding") return "tokens";
+  if (kinds[i] === "logit") return "output";
+  return nodes.site?.[i] ? `L${nodes.layer[i]} ${nodes.site[i]}` : `layer ${nodes.layer[i]}`;
+}
 
 export class NodesView {
   constructor(graph, choose) {
     this.graph = graph;
     this.choose = choose;
+    this.left = graph.nodes.site ? 96 : 70; // room for the names of rows
     this.canvas = el("canvas", { tabindex: 0, role: "img",
       "aria-label": "All nodes, positions from left to right, layers from bottom to top. The table lists the same nodes." });
     this.tip = el("div", { class: "tip", hidden: true });
@@ -32,9 +39,10 @@ export class NodesView {
     this.paint();
   }
 
-  // A column is as wide as its fullest cell needs. Only layers that hold a node get a row.
+  // A column is as wide as its fullest cell needs. Only layers that hold a node get a row; sites of a layer have rows of their own.
   place() {
-    const { graph } = this, row = (i) => (graph.kinds[i] === "embedding" ? -1 : graph.kinds[i] === "logit" ? graph.n_layers : graph.nodes.layer[i]);
+    const { graph } = this, row = (i) => (graph.kinds[i] === "embedding" ? -1 : graph.kinds[i] === "logit" ? Infinity : graph.depth[i]);
+    this.rowNames = new Map(graph.kinds.map((_, i) => [row(i), rowName(graph, i)]));
     this.rows = [...new Set(graph.kinds.map((_, i) => row(i)))].sort((a, b) => a - b);
     const rank = new Map(this.rows.map((r, i) => [r, i])), step = (this.high - BOTTOM - 16) / Math.max(1, this.rows.length);
     const cells = new Map(), fullest = graph.tokens.map(() => 1);
@@ -49,9 +57,9 @@ export class NodesView {
       members.sort((a, b) => graph.nodes.influence[b] - graph.nodes.influence[a]);
     }
     const weights = fullest.map((n) => Math.sqrt(n) + 1.5), total = weights.reduce((a, b) => a + b, 0);
-    const unit = (this.wide - LEFT - 10) / total;
+    const unit = (this.wide - this.left - 10) / total;
     this.columns = [];
-    let x = LEFT;
+    let x = this.left;
     weights.forEach((w) => { this.columns.push([x, w * unit]); x += w * unit; });
     this.x = new Float32Array(graph.n);
     this.y = new Float32Array(graph.n);
@@ -65,8 +73,8 @@ export class NodesView {
     }
     // Targets spread over the whole width, so that each has room for its name.
     this.logits = graph.kinds.flatMap((kind, i) => (kind === "logit" ? [i] : []));
-    this.room = (this.wide - LEFT) / Math.max(1, this.logits.length);
-    this.logits.forEach((i, n) => { this.x[i] = LEFT + 8 + this.room * n; });
+    this.room = (this.wide - this.left) / Math.max(1, this.logits.length);
+    this.logits.forEach((i, n) => { this.x[i] = this.left + 8 + this.room * n; });
     this.step = step;
   }
 
@@ -173,7 +181,7 @@ export class NodesView {
     const { x, y, k } = this.zoom;
     c.fillStyle = look.paper;
     c.globalAlpha = 0.9;
-    c.fillRect(0, 0, LEFT - 6, this.high);
+    c.fillRect(0, 0, this.left - 6, this.high);
     c.fillRect(0, this.high - BOTTOM + 6, this.wide, BOTTOM);
     c.globalAlpha = 1;
     c.font = "12px system-ui, sans-serif";
@@ -183,18 +191,18 @@ export class NodesView {
       const at = y + k * (this.high - BOTTOM - this.step * (i + 0.5)) + 4;
       if (at > this.high - BOTTOM || at < 10 || (last - at < 13 && i < this.rows.length - 1)) return;
       last = at;
-      c.fillText(r === -1 ? "tokens" : r === this.graph.n_layers ? "output" : `layer ${r}`, 6, at);
+      c.fillText(this.rowNames.get(r), 6, at);
     });
     c.fillStyle = look.ink;
     for (const i of this.logits) {
       const at = x + k * this.x[i], name = visible(this.graph.nodes.label[i].replace(/^output /, ""));
-      if (at > LEFT - 10) c.fillText(clipped(name, Math.max(3, Math.floor((k * this.room - 14) / 7))), at + 8, y + k * this.y[i] + 4);
+      if (at > this.left - 10) c.fillText(clipped(name, Math.max(3, Math.floor((k * this.room - 14) / 7))), at + 8, y + k * this.y[i] + 4);
     }
     this.graph.tokens.forEach((token, p) => {
       const [left, wide] = this.columns[p], room = k * wide - 6;
       const text = visible(token), most = Math.max(1, Math.floor(room / 7));
       const at = x + k * left + 4;
-      if (at > LEFT - 20 && at < this.wide) c.fillText(text.length > most ? `${text.slice(0, Math.max(1, most - 1))}…` : text, at, this.high - 12);
+      if (at > this.left - 20 && at < this.wide) c.fillText(text.length > most ? `${text.slice(0, Math.max(1, most - 1))}…` : text, at, this.high - 12);
     });
   }
 
@@ -223,7 +231,7 @@ export class NodesView {
   // Brings a node into sight.
   reveal(i) {
     const { x, y, k } = this.zoom, px = x + k * this.x[i], py = y + k * this.y[i];
-    if (px < LEFT || px > this.wide - 10 || py < 10 || py > this.high - BOTTOM) this.moveInside(k, this.wide / 2 - k * this.x[i], this.high / 2 - k * this.y[i]);
+    if (px < this.left || px > this.wide - 10 || py < 10 || py > this.high - BOTTOM) this.moveInside(k, this.wide / 2 - k * this.x[i], this.high / 2 - k * this.y[i]);
   }
 
   fit() { this.move({ x: 0, y: 0, k: 1 }); }
