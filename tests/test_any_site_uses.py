@@ -75,6 +75,18 @@ def test_generation_with_edits_repeats_what_runs_without_a_cache_give(traced):
     assert text.split()[-3:] == replacement.model.tokenizer.decode(ids[-3:]).split()
 
 
+def with_heads(engine, kept):
+    """The engine with heads that write nothing, but for those ``kept``, pairs of layer and head."""
+    cut, blocks = copy.copy(engine), []
+    for layer, block in enumerate(engine.blocks):
+        mask = torch.zeros(len(block.attention.W_O), 1, 1)
+        mask[[head for at_layer, head in kept if at_layer == layer]] = 1.0
+        into = block.heads and replace(block.heads, into=replace(block.heads.into, W_O=block.heads.into.W_O * mask))
+        blocks.append(replace(block, attention=replace(block.attention, W_O=block.attention.W_O * mask), heads=into))
+    cut.blocks = blocks
+    return cut
+
+
 def test_a_heads_loading_is_the_edge_with_all_other_heads_cut(traced):
     replacement, graph = traced
     with torch.no_grad():
@@ -82,15 +94,7 @@ def test_a_heads_loading_is_the_edge_with_all_other_heads_cut(traced):
         reads, columns = _Reads(local, graph, None), columns_of(local.sources)
 
         def cut(layer, head, target, column):
-            """The edge in an engine whose heads write nothing, but for one."""
-            engine, blocks = copy.copy(local.engine), []
-            for at_layer, block in enumerate(local.engine.blocks):
-                mask = torch.zeros(len(block.attention.W_O), 1, 1)
-                mask[head] = float(at_layer == layer)
-                into = block.heads and replace(block.heads, into=replace(block.heads.into, W_O=block.heads.into.W_O * mask))
-                blocks.append(replace(block, attention=replace(block.attention, W_O=block.attention.W_O * mask), heads=into))
-            engine.blocks = blocks
-            return float(engine.rows(reads.targets(target))[0][0, column])
+            return float(with_heads(local.engine, [(layer, head)]).rows(reads.targets(target))[0][0, column])
 
         checked = 0
         for edge in graph._edges.weight.abs().argsort(descending=True)[:40:4].tolist():
@@ -106,6 +110,31 @@ def test_a_heads_loading_is_the_edge_with_all_other_heads_cut(traced):
                 assert abs(alone - row.loading) < 1e-5 * abs(float(weight))  # float32
                 checked += 1
     assert checked > 5
+
+
+@pytest.mark.parametrize("sites", [{0: "attn.hook_z", 1: "hook_mlp_out", 2: "hook_attn_out"}, {0: "hook_resid_pre"}, {2: "hook_resid_post"}, {2: "hook_mlp_out"}])
+@pytest.mark.parametrize("architecture", ["gemma2", "neox"])
+def test_two_heads_one_after_the_other_carry_what_the_edge_loses_if_both_are_not_there(architecture, sites):
+    model = tiny_bridge(architecture)
+    with tlc.attach(model, autoencoders(model, sites), mlps="ratio") as replacement, torch.no_grad():
+        graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+        local = retrace(replacement, graph)
+        reads, columns, checked = _Reads(local, graph, None), columns_of(local.sources), 0
+        for edge in graph._edges.weight.abs().argsort(descending=True)[:60:6].tolist():
+            source, target, weight = (getattr(graph._edges, name)[edge] for name in ("source", "target", "weight"))
+            frame = tlc.head_loadings(replacement, graph, int(source), int(target), chains=10_000)
+            column = columns.find(*(int(getattr(graph._nodes, name)[int(source)]) for name in ("kind", "layer", "position", "feature")))
+            assert abs(frame.loading.sum() - float(weight)) < 1e-5 * max(1.0, abs(float(weight)))
+
+            def left(*kept, target=target, column=column):
+                return float(with_heads(local.engine, kept).rows(reads.targets(int(target)))[0][0, column])
+
+            for path, loading in frame[frame.kind == "chain"][["path", "loading"]].head(3).itertuples(index=False):
+                first, second = [tuple(int(part[1:]) for part in head.split("/")) for head in path.split(" > ")]
+                alone = left(first, second) - left(first) - left(second) + left()
+                assert abs(alone - loading) < 1e-5 * max(1.0, abs(float(weight)))  # float32
+                checked += 1
+    assert checked > 3
 
 
 def test_attention_scores_are_sums_over_features_and_errors(traced):

@@ -161,7 +161,7 @@ class HeadPaths:
         for layer, g in sorted(target.at_values.items()):
             values = (source.values[layer] * g).double().sum(-1) * self.heads[layer].mix[:, end, start].to(g.device)
             heads |= {(layer, head): value for head, value in enumerate(values.tolist())}
-        best = _Largest(chains)
+        best = Largest(chains)
         layers = sorted(target.at_values)
         if chains and len(layers) > 1:
             self._pairs(best, layers, source, target)
@@ -228,7 +228,7 @@ class HeadPaths:
                 total = total + written.double() @ read[layer].double()
         return float(total)
 
-    def _pairs(self, best: "_Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
+    def _pairs(self, best: "Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
         """Sequences of two heads: what the first head wrote is carried to the second head's layer and read there."""
         n_heads, n_pos = source.spread[0].shape
         states = source.written[0].new_zeros(0, 1, source.written[0].shape[-1])  # [head so far, position or 1, d_model]
@@ -265,7 +265,7 @@ class HeadPaths:
         both = torch.cat([states, joining])
         return both + self._skip(layer, both)
 
-    def _triples(self, best: "_Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
+    def _triples(self, best: "Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
         """Sequences of three heads, computed for each head in the middle."""
         n_heads = source.spread[0].shape[0]
         for i in range(1, len(layers) - 1):
@@ -322,7 +322,7 @@ class Arriving:
     beyond: dict[int, Float[Tensor, "n_heads later d_head"]] = field(default_factory=dict)
 
 
-class _Largest:
+class Largest:
     """The largest values seen so far by absolute size, with the heads they belong to."""
 
     def __init__(self, count: int):

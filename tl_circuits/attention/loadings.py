@@ -159,7 +159,7 @@ def edge_paths(
         # Positions that a file leaves out without saying so would give other edges: compare before explaining.
         _require_same(local, graph, columns, edges, reads)
         if isinstance(local.engine, SiteEngine):
-            return _site_parts(local, graph, columns, edges, reads)
+            return _site_parts(local, graph, columns, edges, chains, reads)
         heads, leaving, found = HeadPaths(local), {}, {}
         arriving, last = None, None
         ordered = sorted(edges, key=lambda edge: int(graph._edges.target[edge]))  # one target at a time
@@ -174,19 +174,21 @@ def edge_paths(
 
 
 def _site_parts(
-    local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], reads: "_Reads"
+    local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], chains: int, reads: "_Reads"
 ) -> list[EdgeParts]:
-    """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of several heads are not told apart."""
+    """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of three heads and more are not told apart."""
     assert isinstance(local.engine, SiteEngine)
-    paths, arriving, at = SitePaths(local.engine), {}, node_places(local.sources.dictionary, graph).tolist()
-    found = []
+    paths, at = SitePaths(local.engine), node_places(local.sources.dictionary, graph).tolist()
+    found: dict[int, EdgeParts] = {}
+    into: dict[int, list[int]] = {}
     for edge in edges:
-        source, target = int(graph._edges.source[edge]), int(graph._edges.target[edge])
-        if target not in arriving:
-            arriving[target] = paths.arrive(reads.targets(target))
-        writer = _site_writer(local, graph, columns, source, at[source])
-        found.append(paths.parts(writer, arriving[target], float(graph._edges.weight[edge])))
-    return found
+        into.setdefault(int(graph._edges.target[edge]), []).append(edge)
+    for target, some in into.items():
+        sources = graph._edges.source[some].tolist()
+        writers = [_site_writer(local, graph, columns, source, at[source]) for source in sources]
+        parts = paths.parts(writers, paths.arrive(reads.targets(target)), graph._edges.weight[some].tolist(), chains)
+        found |= dict(zip(some, parts, strict=True))
+    return [found[edge] for edge in edges]
 
 
 def _site_writer(local: Retraced, graph: AttributionGraph, columns: Columns, node: int, place: int) -> SiteWriter:

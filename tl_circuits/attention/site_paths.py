@@ -3,19 +3,24 @@
 Between two attentions everything acts at one position: the residual stream, skips, and MLPs with held ratios. So a source
 that has passed no head stands at its own position still, and a target that no head has carried back stands at its own. The
 loading of a head is what the source gives the head's values, times how the head's output reaches the target, times how
-much the head looks from one position to the other. A rebuilt stream ends both.
+much the head looks from one position to the other. Two heads one after the other meet at every position between: what the
+first writes there is held against the gradient of what the second reads, carried back. A rebuilt stream ends all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_circuits.attention.head_paths import EdgeParts, Head, LayerHeads, layer_heads
+from tl_circuits.attention.head_paths import EdgeParts, Head, Largest, LayerHeads, layer_heads
 from tl_circuits.attribution.engines.site_maps import MLP, BlockMaps
 from tl_circuits.attribution.engines.site_sweep import SiteEngine
 from tl_circuits.attribution.targets import Targets
+
+AT_ONCE = 4096
+"""Vectors that go through a passed MLP at once."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,80 @@ class SitePaths:
         """Carry one target back through all blocks, along the stream and through MLPs alone."""
         return _Backward(self._engine, target).run()
 
-    def parts(self, writer: SiteWriter, arrival: SiteArrival, edge: float) -> EdgeParts:
-        """Split the edge from a source to a target."""
+    def parts(self, writers: Sequence[SiteWriter], arrival: SiteArrival, edges: Sequence[float], chains: int) -> list[EdgeParts]:
+        """Split the edges from several sources to a target; ``chains`` is the most sequences of two heads to list for each."""
+        entering = [self._leave(writer) for writer in writers]
+        largest = self._pairs(writers, entering, arrival, chains) if chains else [Largest(0) for _ in writers]
+        together = zip(writers, entering, edges, largest, strict=True)
+        return [self._part(writer, enters, arrival, edge, pairs.found()) for writer, enters, edge, pairs in together]
+
+    def _part(
+        self, writer: SiteWriter, entering: dict[int, Tensor], arrival: SiteArrival, edge: float,
+        chains: list[tuple[tuple[Head, ...], float]],
+    ) -> EdgeParts:  # fmt: skip
         residual = 0.0
         if writer.position == arrival.position and writer.place in arrival.writes:
             residual = float(writer.vector.double() @ arrival.writes[writer.place].double())
         found: dict[Head, float] = {}
-        for layer, x in self._leave(writer).items():
+        for layer, x in entering.items():
             if layer in arrival.heads:
                 heads = self._layer_heads(layer)
                 products = (heads.values(x[None])[:, 0] * arrival.heads[layer]).double().sum(-1)
                 values = products * heads.mix[:, arrival.position, writer.position]
                 found |= {(layer, head): value for head, value in enumerate(values.tolist())}
-        return EdgeParts(residual, found, [], edge - residual - sum(found.values()))
+        rest = edge - residual - sum(found.values()) - sum(value for _, value in chains)
+        return EdgeParts(residual, found, chains, rest)
+
+    def _pairs(
+        self, writers: Sequence[SiteWriter], entering: Sequence[dict[int, Tensor]], arrival: SiteArrival, chains: int
+    ) -> list[Largest]:
+        """The largest sequences of two heads for each source, in one pass from the last layer to the first.
+
+        ``reads`` holds what each head so far reads for the target, carried back to this layer at every position, and
+        ``weights`` how much that head looks there from the target's position.
+        """
+        best, used = [Largest(chains) for _ in writers], arrival.position + 1
+        like = self._engine.sources.tokens
+        reads, weights = like.new_zeros(used, 0, like.shape[1]), like.new_zeros(0, used)
+        names: list[Head] = []
+        for layer in range(max(arrival.heads, default=-1), -1, -1):
+            block = self._engine.blocks[layer]
+            if "hook_resid_post" in block.places:
+                reads, weights, names = reads[:, :0], weights[:0], []
+            back = self._back_through_mlp(block, reads) if names else None
+            through = reads if back is None else reads + back
+            if "hook_resid_mid" in block.places:
+                through, weights, names = through[:, :0], weights[:0], []
+            written_to = reads if self._engine.parallel else through
+            if names and not {"attn.hook_z", "hook_attn_out"} & block.places.keys():  # else what heads write is rebuilt
+                heads = self._layer_heads(layer)
+                for writer, enters, kept in zip(writers, entering, best, strict=True):
+                    if layer in enters and writer.position < used:
+                        written = heads.written(heads.values(enters[layer][None])[:, 0])
+                        looks = heads.mix[:, :used, writer.position]
+                        values = torch.einsum("pnd,hd,hp,np->hn", written_to, written, looks, weights)
+                        kept.add(values, lambda h, n, layer=layer, names=names: ((layer, h), names[n]))
+            reads = through
+            if layer in arrival.heads:
+                heads = self._layer_heads(layer)
+                joining = heads.values_back(arrival.heads[layer])
+                reads = torch.cat([reads, joining.expand(used, -1, -1)], dim=1)
+                weights = torch.cat([weights, heads.mix[:, arrival.position, :used]])
+                names = [*names, *((layer, head) for head in range(len(joining)))]
+            if "hook_resid_pre" in block.places:
+                reads, weights, names = reads[:, :0], weights[:0], []
+        return best
+
+    def _back_through_mlp(self, block: BlockMaps, g: Float[Tensor, "used n d_model"]) -> Tensor | None:
+        """What comes back through a block's MLP to the stream that it reads; None if nothing does."""
+        if "hook_mlp_out" in block.places:
+            return None
+        if block.passed is not None:
+            used, n, d_model = g.shape
+            positions = torch.arange(used, device=g.device).repeat_interleave(n)
+            parts = zip(g.reshape(-1, d_model).split(AT_ONCE), positions.split(AT_ONCE), strict=True)
+            return torch.cat([block.passed.transpose(part, at) for part, at in parts]).reshape(used, n, d_model)
+        return None if block.at_mlp is None else self._engine.writes[block.at_mlp].through_skip(g, 0)
 
     def _leave(self, writer: SiteWriter) -> dict[int, Float[Tensor, " d_model"]]:
         """The source on the stream that each block's attention reads, as far as it reaches along the stream alone."""
