@@ -40,7 +40,7 @@ def test_the_wheel_holds_hooks_under_tl_circuits_and_nothing_beside(built):
     assert "tl_circuits/view/page/page.js" in names
     assert {"tl_circuits/course/notebooks/fact_neurons.ipynb", "tl_circuits/course/recorded/fact_effects.safetensors"} <= set(names)
     assert {"tl_circuits/feature_labels/text/facts.txt", "tl_circuits/feature_labels/text/LICENCE.txt"} <= set(names)
-    assert "tl_circuits/dictionaries/builtin/tiny_facts/transcoders.safetensors" in names
+    assert "tl_circuits/builtin/tiny_facts/transcoders.safetensors" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tl_circuits"}
 
 

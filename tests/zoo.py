@@ -10,7 +10,7 @@ import transformers as T
 import tl_circuits
 
 VOCAB = 320
-_TOKENIZER = Path(tl_circuits.__file__).parent / "dictionaries" / "builtin" / "tiny_facts"
+_TOKENIZER = Path(tl_circuits.__file__).parent / "builtin" / "tiny_facts"
 _IDS = dict(bos_token_id=1, eos_token_id=2)
 _BASE = dict(
     vocab_size=VOCAB,

@@ -74,7 +74,7 @@ PACKAGED = {
 COMPLETE = "complete.json"  # written last, with the checksums of all other files
 BUILTIN = "tiny-facts"
 BUILTIN_DESCRIPTION = "a small world of facts, with transcoders (Llama architecture, 4 layers, in this package)"
-BUILTIN_FOLDER = Path(__file__).parent / "dictionaries" / "builtin" / "tiny_facts"
+BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "tiny_facts"
 
 
 def load_model(
