@@ -24,7 +24,7 @@ class CachedModel:
     def __init__(self, model: Model):
         self._model = model
         self._length = 0
-        self._hooked = "past_kv_cache" in inspect.signature(model.forward).parameters
+        self._hooked = not hasattr(model, "original_model")  # only a bridge has the Hugging Face model
         self._cache: Any = None
         if self._hooked:
             from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache

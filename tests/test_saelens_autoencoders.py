@@ -107,6 +107,79 @@ def test_what_cannot_be_known_is_refused():
         tlc.load_dictionary([autoencoder("Standard"), autoencoder("Standard", site="hook_resid_pre")], layers=[0])
 
 
+def saved(folder, sae, **config):
+    """A SAELens autoencoder as SAELens saves it, with more in its config."""
+    folder.mkdir(parents=True)
+    sae.save_inference_model(folder) if hasattr(sae, "save_inference_model") else sae.save_model(folder)
+    path = folder / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def test_a_folder_with_several_sites_of_a_layer_is_opened_as_all_of_them(tmp_path):
+    made = {(layer, site): autoencoder("JumpReLU", layer, site) for layer, site in [(0, "hook_resid_post"), (2, "hook_resid_post"), (2, "hook_mlp_out")]}
+    for (layer, site), sae in made.items():
+        saved(tmp_path / "set" / f"{layer}-{site}", sae)
+    both = tlc.load_dictionary(tmp_path / "set")
+    assert both.layers == (0, 2) and {part[layer].input_hook for layer, part in both.owned if layer == 2} == {"hook_resid_post", "hook_mlp_out"}
+    x = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
+    for layer, part in both.owned:
+        sae = made[layer, part[layer].input_hook]
+        with torch.no_grad():
+            assert torch.allclose(part.activate(layer, part.pre_activations(layer, x), x), sae.encode(x), atol=2e-5)  # float32, another order
+    assert tlc.load_dictionary(tmp_path / "set", layers=[0]).layers == (0,)
+    assert tlc.load_dictionary(tmp_path / "set", layers=[2]).layers == (2,)
+    with pytest.raises(DictionaryError, match="no layers 1"):
+        tlc.load_dictionary(tmp_path / "set", layers=[1, 2])
+    saved(tmp_path / "set" / "again", made[0, "hook_resid_post"])
+    with pytest.raises(DictionaryError, match="holds 2 dictionaries for layer 0.*Give the folder of one"):
+        tlc.load_dictionary(tmp_path / "set")
+
+
+def test_autoencoders_may_leave_layers_out_in_a_folder_and_as_objects(tmp_path):
+    made = {layer: autoencoder("JumpReLU", layer) for layer in (0, 2)}
+    for layer, sae in made.items():
+        saved(tmp_path / str(layer), sae)
+    assert tlc.load_dictionary(tmp_path).layers == tlc.load_dictionary(made).layers == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"post_enc_scale": 2.0}, "'post_enc_scale' is a field that this version does not know"),
+        ({"architecture": "jumprelu", "activation_fn_str": "tanh-relu"}, "the activation function is 'tanh-relu'"),
+        ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor is set"),
+        ({"architecture": "batchtopk", "k": 6}, "k counts over a batch. Save it with save_inference_model"),
+        ({"architecture": "abstopk"}, "architecture 'abstopk' cannot be opened; these can: "),
+        ({"metadata": {"hook_name": "transformer.h.0"}}, "expected a hook of TransformerLens"),
+        ({"metadata": {"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "blocks.0.hook_mlp_out"}}, "writes where it reads"),
+        ({"d_in": D + 1}, r"SAELens cannot open this autoencoder: .*size mismatch"),
+    ],
+)
+def test_a_folder_that_says_what_is_not_understood_is_refused_with_the_reason(tmp_path, config, said):
+    with pytest.raises(DictionaryError, match=said):
+        tlc.load_dictionary(saved(tmp_path / "one", autoencoder("JumpReLU"), **config))
+
+
+def test_a_topk_without_k_and_two_hooks_for_one_autoencoder_are_refused(tmp_path):
+    folder = saved(tmp_path / "one", autoencoder("TopK"))
+    config = json.loads((folder / "cfg.json").read_text())
+    del config["k"]
+    (folder / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(DictionaryError, match="k is missing"):
+        tlc.load_dictionary(folder)
+    with pytest.raises(DictionaryError, match="an autoencoder writes where it reads, but input_hook is 'hook_resid_mid' and output_hook 'hook_mlp_out'"):
+        tlc.load_dictionary(saved(tmp_path / "two", autoencoder("JumpReLU")), input_hook="hook_resid_mid", output_hook="hook_mlp_out")
+
+
+@pytest.mark.parametrize("make", ["taken over", "ours"])
+def test_text_is_generated_on_saelens_own_hooked_model(make):
+    model = hooked_with([autoencoder("JumpReLU", 1)] if make == "taken over" else [])
+    with tlc.attach(model, None if make == "taken over" else tlc.mlp_neurons(model)) as replacement:
+        cached, plain = (tlc.generate(replacement, prompt(), [], max_new_tokens=3, use_past_kv_cache=keep) for keep in (True, False))
+    assert cached == plain
+
+
 def bridge_with(pairs):
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
@@ -320,6 +393,9 @@ def test_neuronpedias_pages_are_those_of_the_ids_that_were_opened():
     assert found.source(3) == "3-gemmascope-res-65k" and found.model == "gemma-2-2b"
     assert known_source_set("gpt2-small-attn-out-v5-32k").source(0) == "0-att_32k-oai"
     assert known_source_set("gemma-scope-2b-pt-res//layer_*/width_16k/average_l0_*") is None  # named by layer
+    # The registry calls the stream behind layer 11 layer 12; layer 11's page there is that of another autoencoder.
+    assert known_source_set("gpt2-small-res-jb//blocks.11.hook_resid_post") is None
+    assert known_source_set("gpt2-small-res-jb//blocks.*.hook_resid_pre").source(11) == "11-res-jb"
 
 
 def test_what_a_release_does_not_have_is_said(hub):

@@ -11,7 +11,7 @@ from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import LayerWeights
 from tl_circuits.dictionaries.residency import choose_residency, place
-from tl_circuits.dictionaries.saelens import from_saelens, is_saelens
+from tl_circuits.dictionaries.saelens import AUTOENCODERS, from_saelens, is_saelens
 from tl_circuits.dictionaries.selection import wanted_layers
 from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.dictionaries.transcoders import TranscoderSet
@@ -52,7 +52,8 @@ def refuse_publishing_options(what: str, **options: Any) -> None:
 def from_layers(source: Mapping[Any, Any], options: Options) -> Dictionary:
     """The dictionary of layers given as SAELens objects or as :class:`Transcoder`."""
     given = {_layer_number(key): value for key, value in source.items()}
-    chosen = {layer: given[layer] for layer in wanted_layers(options.name or "the set", sorted(given), options.layers)}
+    anywhere = all(map(_is_autoencoder, given.values()))
+    chosen = {layer: given[layer] for layer in wanted_layers(options.name or "the set", sorted(given), options.layers, anywhere)}
     layers = {layer: _one(layer, value, options) for layer, value in chosen.items()}
     return with_options(TranscoderSet(layers, options.name or "transcoders"), replace(options, layers=None, name=None))
 
@@ -63,7 +64,7 @@ def with_options(dictionary: Dictionary, options: Options) -> Dictionary:
     Raises:
         DictionaryError: an option cannot be applied to it; the message names the option.
     """
-    layers = None if options.layers is None else wanted_layers(dictionary.name, list(dictionary.layers), options.layers)
+    layers = None if options.layers is None else wanted_layers(dictionary.name, list(dictionary.layers), options.layers, False)
     whole_set = layers is None or list(layers) == list(dictionary.layers)
     if isinstance(dictionary, TranscoderSet) and type(dictionary) in (TranscoderSet, CrossLayerTranscoders):
         if not whole_set and isinstance(dictionary, CrossLayerTranscoders):
@@ -123,6 +124,12 @@ def _layer_number(key: Any) -> int:
     if number < 0:
         raise DictionaryError(f"a transcoder's key is its layer, a whole number from 0, got {key!r}.")
     return number
+
+
+def _is_autoencoder(value: Any) -> bool:
+    if isinstance(value, Transcoder):
+        return value.input_hook == value.output_hook
+    return is_saelens(value) and value.cfg.architecture() in AUTOENCODERS
 
 
 def _one(layer: int, value: Any, options: Options) -> Transcoder:

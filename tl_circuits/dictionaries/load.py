@@ -1,7 +1,7 @@
 """``tlc.load_transcoders``: open a dictionary from a published set, a folder, SAELens objects or tensors."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.base import Dictionary
+from tl_circuits.dictionaries.combined import combined
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import Hints, LayerWeights
 from tl_circuits.dictionaries.given import Options, from_layers, refuse_publishing_options, with_options
@@ -22,7 +23,7 @@ from tl_circuits.dictionaries.releases import find_release, release_names
 from tl_circuits.dictionaries.repository import LocalFolder, Repository
 from tl_circuits.dictionaries.residency import Residency, choose_residency, place
 from tl_circuits.dictionaries.saelens_releases import is_release, open_release
-from tl_circuits.dictionaries.selection import select
+from tl_circuits.dictionaries.selection import select, wanted_layers
 from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import PromptRule, wholes
@@ -132,8 +133,8 @@ def load_transcoders(
     hub_cache = None if cache_dir is None else Path(cache_dir)
     with boundary(DictionaryError, source):
         published = _find(source, hub_cache)
-    chosen = select(published.name, published.candidates, width, l0, layers)
-    _fetch(chosen.values())
+    sets = [select(published.name, here, width, l0, asked) for here, asked in _by_site(published, layers)]
+    _fetch(candidate for one in sets for candidate in one.values())
     hints = Hints(
         input_hook or published.hints.input_hook,
         output_hook or published.hints.output_hook,
@@ -141,20 +142,40 @@ def load_transcoders(
         published.hints.k,
     )
     where = _device(device)
-    everything = {c.repository.local(file) for c in chosen.values() for file in c.entry.files}
+    everything = {c.repository.local(file) for one in sets for c in one.values() for file in c.entry.files}
     stay = choose_residency(residency, where, sum(path.stat().st_size for path in everything))
-    loaded: dict[int, LayerWeights] = {}
+    made_for = _made_for(published, next(iter(sets[0].values())))
     shared: dict[Tensor, Tensor] = {}
-    for layer, candidate in tqdm(chosen.items(), desc="opening transcoders", unit="layer", disable=not progress):
+
+    def opened(layer: int, candidate: Candidate) -> LayerWeights:
         with boundary(DictionaryError, f"layer {layer} of {source} ({', '.join(candidate.entry.files)})"):
             read = candidate.layout.read(candidate.repository, candidate.entry, hints)
-        files = [candidate.repository.local(file) for file in candidate.entry.files]
-        if read.decoder is not None and len(chosen) < len({c.entry.layer for c in published.candidates}):
+        if read.decoder is not None and len(sets[0]) < len({c.entry.layer for c in published.candidates}):
             raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")
-        loaded[layer] = place(read, files, stay, where, dtype, shared)
-    made_for = _made_for(published, next(iter(chosen.values())))
-    made = _assemble(name or published.name, loaded, made_for)
+        files = [candidate.repository.local(file) for file in candidate.entry.files]
+        bar.update()
+        return place(read, files, stay, where, dtype, shared)
+
+    with tqdm(total=sum(map(len, sets)), desc="opening transcoders", unit="layer", disable=not progress) as bar:
+        parts = [_assemble(name or published.name, {layer: opened(layer, c) for layer, c in one.items()}, made_for) for one in sets]
+    made = parts[0] if len(parts) == 1 else combined(parts)
     return made.with_prompt_rule(prompt_rule or published_rule(made_for))
+
+
+def _by_site(published: Published, layers: Iterable[int] | None) -> list[tuple[Sequence[Candidate], Iterable[int] | None]]:
+    """The candidates with the layers asked for, apart by site where a layer has autoencoders at several sites."""
+    candidates = published.candidates
+    there = {c.entry.layer for c in candidates}
+    if len({(c.entry.layer, c.entry.site) for c in candidates}) == len(there):
+        return [(candidates, layers)]
+    layers = layers and wanted_layers(published.name, sorted(there), layers, anywhere=True)
+    apart: list[tuple[Sequence[Candidate], Iterable[int] | None]] = []
+    for site in dict.fromkeys(c.entry.site for c in candidates):
+        here = [c for c in candidates if c.entry.site == site]
+        asked = None if layers is None else sorted({c.entry.layer for c in here} & set(layers))
+        if asked is None or asked:
+            apart.append((here, asked))
+    return apart
 
 
 def _find(source: str | Path, cache_dir: Path | None) -> Published:

@@ -52,6 +52,10 @@ def from_saelens(layer: int, sae: Any, input_hook: str | None = None, output_hoo
         raise DictionaryError(
             f"layer {layer}: a SAELens {architecture!r} cannot be opened; these can: {', '.join((*ARCHITECTURES, *AUTOENCODERS))}."
         )
+    if input_hook and output_hook and input_hook != output_hook:
+        raise DictionaryError(
+            f"layer {layer}: an autoencoder writes where it reads, but input_hook is {input_hook!r} and output_hook {output_hook!r}."
+        )
     return _autoencoder(layer, sae, architecture, input_hook or output_hook)
 
 

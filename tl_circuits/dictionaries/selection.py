@@ -33,14 +33,15 @@ def select(
     for candidate in fitting:
         by_layer.setdefault(candidate.entry.layer, []).append(candidate)
     chosen = {layer: _one(name, layer, here, l0, candidates) for layer, here in sorted(by_layer.items())}
-    return {layer: chosen[layer] for layer in wanted_layers(name, list(chosen), layers)}
+    anywhere = all(c.entry.site is not None for c in candidates)
+    return {layer: chosen[layer] for layer in wanted_layers(name, list(chosen), layers, anywhere)}
 
 
-def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None) -> Sequence[int]:
+def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None, anywhere: bool) -> Sequence[int]:
     """The layers to open, ascending: those ``asked`` for, or all that are ``there``.
 
-    A set with a gap is probably an unfinished download or training, so it is opened only if its layers are asked for
-    one by one.
+    A set of transcoders with a gap is probably an unfinished download or training, so it is opened only if its layers are
+    asked for one by one. Autoencoders may sit ``anywhere``.
 
     Raises:
         DictionaryError: there is a gap and no layers were asked for, or a layer asked for is not there.
@@ -53,7 +54,7 @@ def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None) 
             raise DictionaryError(f"{name} has {what}; it has {ranges(there)}.")
         return layers
     missing = gaps(there) if there else []
-    if missing:
+    if missing and not anywhere:
         raise DictionaryError(
             f"{name} is missing the layers {ranges(missing)}; it has {ranges(there)}. Complete it, or say that these are "
             f"meant in load_transcoders(..., layers={list(there)}): the MLPs of all other layers are error nodes then."
@@ -76,6 +77,9 @@ def _one(
         return fitting[0]
     if not fitting:
         raise DictionaryError(f"{name}, layer {layer}, has no l0 {l0!r}. There is: {_listed(here)}.")
+    if all(c.entry.width is None and c.entry.l0 is None for c in everything):
+        files = ", ".join(c.entry.files[0] for c in fitting[:4])
+        raise DictionaryError(f"{name} holds {len(fitting)} dictionaries for layer {layer}: {files}. Give the folder of one of them.")
     raise DictionaryError(
         f"{name} publishes several sets; choose one with width= and l0= (on the command line --width and --l0). There is: "
         f"{_listed(everything)}."

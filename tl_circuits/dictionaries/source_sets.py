@@ -87,14 +87,18 @@ def known_source_set(dictionary: str) -> SourceSet | None:
 def _source_set_of(release: str, ids: str) -> SourceSet | None:
     """The source set of those ids in a release's part of the registry that fit a pattern, or are listed.
 
-    None if they are in several sets: a source's name is then not the same for all layers.
+    None if they are in several sets: a source's name is then not the same for all layers. Also if a page has another layer's
+    number than the id: gpt2-small-res-jb calls the stream behind layer 11 layer 12, and layer 11 there is another dictionary.
     """
     found = set()
     for entry in re.split(r"^\s*- (?=id: )", release, flags=re.MULTILINE)[1:]:
         one = re.search(r"^id: (\S+)", entry)
-        page = re.search(r"^\s*neuronpedia: (\S+)/\d+-(\S+)$", entry, re.MULTILINE)
+        page = re.search(r"^\s*neuronpedia: (\S+)/(\d+)-(\S+)$", entry, re.MULTILINE)
         if one and page and any(fnmatchcase(one[1], wanted) for wanted in ids.split(", ")):
-            found.add(SourceSet(page[1], page[2]))
+            layer = re.search(r"(?:blocks\.|layers?[_.])(\d+)", one[1])
+            if layer is not None and int(layer[1]) != int(page[2]):
+                return None
+            found.add(SourceSet(page[1], page[3]))
     return found.pop() if len(found) == 1 else None
 
 

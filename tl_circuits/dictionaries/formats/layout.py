@@ -16,13 +16,15 @@ from tl_circuits.dictionaries.transcoder import Transcoder
 class Entry:
     """One layer of one published set. ``width`` and ``l0`` are as the repository writes them.
 
-    ``files``: the weights first, then other files that are needed to read them.
+    ``files``: the weights first, then other files that are needed to read them. ``site``: of an autoencoder, the hook within
+    its block at which it sits.
     """
 
     layer: int
     files: tuple[str, ...]
     width: str | None = None
     l0: str | None = None
+    site: str | None = None
 
 
 @dataclass(frozen=True)

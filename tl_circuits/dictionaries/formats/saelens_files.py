@@ -17,7 +17,7 @@ from tl_circuits.dictionaries.formats.reading import (
 )
 from tl_circuits.dictionaries.mapped import MappedFile
 from tl_circuits.dictionaries.repository import Repository
-from tl_circuits.dictionaries.saelens import ARCHITECTURES, relative_hook
+from tl_circuits.dictionaries.saelens import ARCHITECTURES, AUTOENCODERS, relative_hook
 from tl_circuits.dictionaries.transcoder import Transcoder
 from tl_circuits.errors import DictionaryError
 
@@ -58,10 +58,7 @@ def _field(config: dict[str, Any], name: str) -> Any:
 def _require_transcoder(path: Path, config: dict[str, Any]) -> None:
     architecture = config.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise DictionaryError(
-            f"{path}: architecture {architecture!r} is not a transcoder. It rebuilds the tensor it reads, so it "
-            "leaves no linear path through the MLP; use a transcoder, or tlc.mlp_neurons(model)."
-        )
+        raise DictionaryError(f"{path}: {_why_neither(config, architecture)}")
     require_known_fields(path, config, _FIELDS, _HARMLESS)
     if config.get("reshape_activations") not in (None, "none"):
         raise DictionaryError(f"{path}: reshape_activations is {config['reshape_activations']!r}; transcoders are read with 'none'.")
@@ -73,6 +70,19 @@ def _require_transcoder(path: Path, config: dict[str, Any]) -> None:
             f"{path}: normalize_activations is {normalise!r}, which depends on the input at run time. Fold it into the "
             "weights first (sae.fold_activation_norm_scaling_factor) and save again."
         )
+
+
+def _why_neither(config: dict[str, Any], architecture: Any) -> str:
+    """Why a config without a transcoder's architecture was not taken for an autoencoder's either."""
+    if architecture is not None and architecture not in AUTOENCODERS:
+        return f"architecture {architecture!r} cannot be opened; these can: {', '.join((*ARCHITECTURES, *AUTOENCODERS))}."
+    hook = _field(config, "hook_name") or config.get("hook_point")
+    out = _field(config, "hook_name_out")
+    if out not in (None, hook):
+        return f"an autoencoder writes where it reads, but hook_name is {hook!r} and hook_name_out {out!r}."
+    if re.match(r"blocks\.\d+\.", str(hook)) is None:
+        return f"hook_name is {hook!r}, expected a hook of TransformerLens, blocks.<layer>.<hook>."
+    return "this is an autoencoder, and other folders beside it are not. Open each by its own folder, and give a list of both."
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
