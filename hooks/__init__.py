@@ -44,9 +44,7 @@ from .intervene import FREEZE_MODES, CleanRun, clean_run, edit_hooks, require_fr
 from .maps import (
     FrozenNorm,
     ReadMap,
-    attention_norms,
     frozen_norm,
-    mlp_norms,
     mlp_site,
     read_map,
     read_stage,
@@ -54,7 +52,7 @@ from .maps import (
     write_stage,
     written_share,
 )
-from .norms import NormWeights, norm_names, norm_weights, require_norm_weights, was_folded
+from .norms import NormWeights, attention_norms, mlp_norms, norm_names, norm_weights, require_norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
 from .patterns import AttentionScores, Pattern
 from .places import BlockPlace, by_place, place_number, places, short_site, sites_of

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import ArchitectureError, DictionaryError
-from .maps import attention_norms, mlp_site
-from .norms import is_norm
+from .maps import mlp_site
+from .norms import attention_norms, is_norm
 from .places import by_place, places
 from .record import Listener, final_hook, final_stream
 from .sites import Model, attention_weights, find, is_parallel

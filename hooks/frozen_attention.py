@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .maps import attention_norms, frozen_norm
+from .maps import frozen_norm
+from .norms import attention_norms
 from .patterns import Pattern, PatternBlock
 from .record import Recording
 from .sites import Model, attention_weights

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .errors import ArchitectureError
 from .frozen_attention import FrozenAttention
-from .maps import attention_norms, frozen_norm
+from .maps import frozen_norm
+from .norms import attention_norms
 from .record import Recording
 from .sites import Model, attention_weights
 

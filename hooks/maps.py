@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import ArchitectureError, UnknownHookError
-from .norms import NormWeights, is_norm, norm_weights
+from .norms import NormWeights, mlp_norms, norm_weights
 from .record import Recording
 from .sites import Model, find, is_parallel
 from .tolerances import largest_gap, rounding_within
@@ -146,35 +146,6 @@ def read_map(model: Model, recording: Recording, layer: int, hook: str) -> ReadM
     """The frozen map from the residual stream to the tensor at a dictionary's input hook."""
     before, _ = mlp_norms(model, layer)
     return ReadMap(read_stage(model, layer, hook), frozen_norm(model, recording, before))
-
-
-def mlp_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
-    """The names of the norms before and after a layer's MLP, None for those that it does not have.
-
-    Usually ``ln2`` and ``ln2_post``. OLMo 2 and EXAONE 4 have only one after the MLP, which is called ``ln2``; a block
-    with parallel attention and MLP may have one norm for both, ``ln1``.
-    """
-    before, after = _around(model, layer, "ln2", "hook_mlp_out")
-    if before is None and after is None and is_parallel(model):
-        shared = f"blocks.{layer}.ln1"
-        before = shared if is_norm(model, shared) else None
-    return before, after
-
-
-def attention_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
-    """The names of the norms before and after a layer's attention, None for those that it does not have."""
-    return _around(model, layer, "ln1", "hook_attn_out")
-
-
-def _around(model: Model, layer: int, norm: str, added: str) -> tuple[str | None, str | None]:
-    first, second = f"blocks.{layer}.{norm}", f"blocks.{layer}.{norm}_post"
-    if is_norm(model, second):
-        return first if is_norm(model, first) else None, second
-    if not is_norm(model, first):
-        return None, None
-    out = find(model, f"{first}.hook_out")
-    is_last = out is not None and out is find(model, f"blocks.{layer}.{added}")
-    return (None, first) if is_last else (first, None)
 
 
 def mlp_site(model: Model, layer: int) -> str:

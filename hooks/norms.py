@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import ArchitectureError
-from .sites import Model, find, layer_device, layer_of, registry, walk
+from .sites import Model, find, is_parallel, layer_device, layer_of, registry, walk
 
 _STREAM_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 _STREAM_NORM = re.compile(rf"blocks\.\d+\.(?:{'|'.join(_STREAM_NORMS)})$|ln_final$")
@@ -79,8 +79,37 @@ def norm_names(model: Model, below: int | None = None) -> list[str]:
     for layer in range(n_layers):
         names += [name for name in (f"blocks.{layer}.{norm}" for norm in _STREAM_NORMS) if is_norm(model, name)]
         names += inner.get(layer, [])
-    last = "ln_final" if below is None else f"blocks.{below}.ln1"
-    return [*names, last] if is_norm(model, last) else names
+    last = "ln_final" if below is None else attention_norms(model, below)[0]
+    return [*names, last] if last is not None and is_norm(model, last) else names
+
+
+def mlp_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
+    """The names of the norms before and after a layer's MLP, None for those that it does not have.
+
+    Usually ``ln2`` and ``ln2_post``. OLMo 2 and EXAONE 4 have only one after the MLP, which is called ``ln2``; a block
+    with parallel attention and MLP may have one norm for both, ``ln1``.
+    """
+    before, after = _around(model, layer, "ln2", "hook_mlp_out")
+    if before is None and after is None and is_parallel(model):
+        shared = f"blocks.{layer}.ln1"
+        before = shared if is_norm(model, shared) else None
+    return before, after
+
+
+def attention_norms(model: Model, layer: int) -> tuple[str | None, str | None]:
+    """The names of the norms before and after a layer's attention, None for those that it does not have."""
+    return _around(model, layer, "ln1", "hook_attn_out")
+
+
+def _around(model: Model, layer: int, norm: str, added: str) -> tuple[str | None, str | None]:
+    first, second = f"blocks.{layer}.{norm}", f"blocks.{layer}.{norm}_post"
+    if is_norm(model, second):
+        return first if is_norm(model, first) else None, second
+    if not is_norm(model, first):
+        return None, None
+    out = find(model, f"{first}.hook_out")
+    is_last = out is not None and out is find(model, f"blocks.{layer}.{added}")
+    return (None, first) if is_last else (first, None)
 
 
 def is_inner_norm(name: str) -> bool:

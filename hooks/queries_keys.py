@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .collect import stopping_at
 from .errors import ArchitectureError
-from .maps import FrozenNorm, attention_norms, frozen_norm
-from .norms import require_norm_weights
+from .maps import FrozenNorm, frozen_norm
+from .norms import attention_norms, require_norm_weights
 from .record import Listener, Recording, record, scores_name
 from .sites import Model, find, scores_scale, scores_softcap
 from .softcap import without_soft_cap
@@ -50,7 +50,9 @@ class Rotation:
 class FrozenScores:
     """One layer's attention scores before softmax, as products of affine queries and keys.
 
-    ``scores``: the model's own scores, after its soft cap if it has one; minus infinity where the mask hides a key.
+    ``scores``: the model's own scores, after its soft cap if it has one; minus infinity where the mask hides a key. Some
+    bridges (OPT, XGLM) show what softmax made of them instead. Then ``scores`` is its logarithm, which is right up to a constant for each query,
+    and ``stream`` what enters the layer; else that is None.
     """
 
     layer: int
@@ -65,6 +67,7 @@ class FrozenScores:
     scale: float
     softcap: float | None
     scores: Float[Tensor, "n_heads query key"]
+    stream: Float[Tensor, "pos d_model"] | None
 
     def query(self, head: int, position: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
         """Matrix and bias that give a head's query at ``position`` from the stream, rotated and scaled."""
@@ -81,8 +84,22 @@ class FrozenScores:
         return bool(torch.isinf(self.scores[head, query, key]))
 
     def uncapped(self, head: int, query: int, key: int) -> float:
-        """The model's own score before its soft cap, which is inverted in double precision."""
-        return float(without_soft_cap(self.scores[head, query, key].double(), self.softcap))
+        """The model's own score before its soft cap, which is inverted in double precision.
+
+        Where it is known up to a constant for each query, the constant is the mean difference from query times key.
+        """
+        row = without_soft_cap(self.scores[head, query].double(), self.softcap)
+        if self.stream is None:
+            return float(row[key])
+        seen = row.isfinite().nonzero()[:, 0]
+        return float(row[key] + (self._products(head, query, seen.tolist(), self.stream.double()) - row[seen]).mean())
+
+    def _products(self, head: int, query: int, keys: list[int], stream: Float[Tensor, "pos d_model"]) -> Float[Tensor, " key"]:
+        """Query times key for some keys of one query."""
+        matrix, bias = self.query(head, query)
+        q = stream[query] @ matrix.double() + bias.double()
+        each = [(position, *self.key(head, position)) for position in keys]
+        return torch.stack([q @ (stream[position] @ W.double() + b.double()) for position, W, b in each])
 
     def _read(
         self, W: Tensor, b: Tensor, norm: HeadNorm | None, head: int, position: int
@@ -131,8 +148,11 @@ def _frozen(model: Model, recording: Recording, layer: int, listener: Listener) 
         raise ArchitectureError(
             f"blocks.{layer}.attn shows no scores ({_SCORES} stays silent), so they cannot be explained."
         )
-    scores = seen[_SCORES][0]
-    floor = torch.finfo(scores.dtype).min / 2  # masks write minus infinity, or write or add the lowest number
+    shown = seen[_SCORES][0]
+    floor = torch.finfo(shown.dtype).min / 2  # masks write minus infinity, or write or add the lowest number
+    scores = torch.where(shown < floor, -torch.inf, shown.float())
+    after = bool((scores >= 0).all() and ((scores.sum(-1) - 1).abs() < _SUMS_TO_ONE).all())  # what softmax made of them
+    streams = [*recording.resid_pre, recording.resid_final]
     return FrozenScores(
         layer=layer,
         W_Q=W_Q,
@@ -145,11 +165,13 @@ def _frozen(model: Model, recording: Recording, layer: int, listener: Listener) 
         rotation=_rotation(model, attn, seen, recording.tokens),
         scale=scores_scale(model, layer, W_Q.shape[-1]),
         softcap=scores_softcap(model),
-        scores=torch.where(scores < floor, -torch.inf, scores.float()),
+        scores=scores.log() if after else scores,
+        stream=streams[layer].float().to(scores.device) if after else None,
     )
 
 
 _SCORES = "hook_attn_scores"
+_SUMS_TO_ONE = 1e-2  # of a row of a pattern in half precision
 _HOOKS = (_SCORES, "hook_cos", "hook_sin", "q_norm.hook_scale", "k_norm.hook_scale")
 
 
@@ -167,7 +189,10 @@ def _listener(model: Model, layer: int) -> Listener:
 
 def _projection(attn: Any, layer: int, kind: str) -> tuple[Tensor, Tensor]:
     grouped = getattr(attn, f"_W_{kind}", None)  # HookedTransformer's W_K repeats grouped heads
-    W = grouped if isinstance(grouped, Tensor) else getattr(attn, f"W_{kind}", None)
+    try:
+        W = grouped if isinstance(grouped, Tensor) else getattr(attn, f"W_{kind}", None)
+    except NotImplementedError:  # latent attention: the bridge says so itself
+        W = None
     if not isinstance(W, Tensor) or W.ndim != 3:
         raise ArchitectureError(
             f"blocks.{layer}.attn has no plain W_{kind} [heads, d_model, d_head] (latent or linear attention?), "

@@ -145,9 +145,12 @@ def scores_scale(model: Model, layer: int, d_head: int) -> float:
     own = getattr(attn, "attn_scale", None)  # HookedTransformer divides by it
     if isinstance(own, (int, float)):
         return 1.0 / float(own)
-    scaling = getattr(getattr(attn, "original_component", None), "scaling", None)
+    native = getattr(attn, "original_component", None)
+    scaling = getattr(native, "scaling", None)
     if isinstance(scaling, (int, float)):
         return float(scaling)
+    if type(native).__name__ == "GPTNeoSelfAttention":  # it multiplies by nothing, and its config does not say so
+        return 1.0
     by_layer = layer + 1 if getattr(model.cfg, "scale_attn_by_inverse_layer_idx", False) else 1
     return d_head**-0.5 / by_layer
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
+from tests import zoo
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.attention import top_pairs as top_pairs_module
 from tl_circuits.attention.qk import score_attribution
@@ -56,6 +58,36 @@ def test_pairs_add_up_to_the_score_of_every_head_at_ten_pairs(architecture):
     compared = check_scores(model, transcoders(model))
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     assert compared == n_heads * 10
+
+
+@pytest.mark.parametrize("name", ["opt", "xglm", "gptneo", "olmo2", "exaone4", "gpt2", "gemma2", "nemotron"])
+def test_softmax_of_a_heads_scores_is_the_plain_models_pattern(name):
+    """Also where a bridge shows patterns in place of scores (OPT, XGLM, GPT-Neo), or has no norm before attention (OLMo 2)."""
+    tokens, folder = torch.tensor([1, 45, 60, 7, 88, 33]), zoo.folder(name)
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        patterns = plain(tokens[None], output_attentions=True).attentions
+    model = tlc.load_model(folder, device="cpu")
+    cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, tokens, max_nodes=10, progress=False)
+        for layer, head in ((0, 1), (1, 3), (2, 0)):
+            pattern = patterns[layer][0, head, 4].double()
+            keys = [key for key in range(5) if pattern[key] > 0]
+            found = [tlc.qk_attribution(replacement, graph, layer, head, query=4, key=key) for key in keys]
+            assert max(abs(qk.total - qk.score) for qk in found) < 1e-4  # float32
+            scores = torch.tensor([qk.total for qk in found], dtype=torch.float64)
+            scores = torch.tanh(scores / cap) * cap if cap > 0 else scores
+            assert (scores.softmax(0) - pattern[keys] / pattern[keys].sum()).abs().max() < 1e-5  # float32 on both sides
+
+
+@pytest.mark.parametrize(("name", "why"), [("bloom", "ALiBi"), ("gptj", "does not show how"), ("glmdsa", "has no plain W_Q")])
+def test_scores_that_are_not_a_product_alone_are_refused_with_the_reason(name, why):
+    model = tlc.load_model(zoo.folder(name), device="cpu")
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, torch.tensor([1, 45, 60, 7, 88, 33]), max_nodes=10, progress=False)
+        with pytest.raises(ArchitectureError, match=why):
+            tlc.qk_attribution(replacement, graph, layer=1, head=1, query=4, key=2)
 
 
 HOOKED = {

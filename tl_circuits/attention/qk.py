@@ -250,7 +250,8 @@ def _require_sum(
         if not gap <= tolerance:
             raise ArchitectureError(
                 f"layer {scores.layer}: query times key is off by {gap:.2%} from the model's own score (tolerance "
-                f"{tolerance:.2%}), so this attention is not of a form that can be attributed."
+                f"{tolerance:.2%}). The model adds something to it, such as a bias for the distance (ALiBi), or its bridge does not "
+                "show how queries and keys are rotated or normalised. Such scores are not explained."
             )
 
 
