@@ -183,8 +183,8 @@ def mlp_weights(model: Model, layer: int) -> MLPWeights:
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not isinstance(W_in, Tensor) or not isinstance(W_out, Tensor) or W_in.ndim != 2:
         raise ArchitectureError(
-            f"blocks.{layer}.mlp has no plain W_in and W_out (a mixture of experts?), so its "
-            "neurons cannot serve as features. Attach transcoders for this layer instead."
+            f"blocks.{layer}.mlp has no plain W_in and W_out (a mixture of experts?), so its neurons cannot serve as features, and "
+            "nothing can be passed through it. Attach transcoders for this layer."
         )
     W_gate, b_gate = getattr(mlp, "W_gate", None), getattr(mlp, "b_gate", None)
     b_in, b_out = (

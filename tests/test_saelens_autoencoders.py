@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import tl_circuits as tlc
 from tests.published import hub_cache
 from tests.tiny import prompt, tiny_bridge, tiny_folder
-from tl_circuits.errors import DictionaryError, DownloadError
+from tl_circuits.errors import DictionaryError, DownloadError, HookFiringError
 
 saes = pytest.importorskip("sae_lens.saes", reason="sae_lens is not installed (transformer_lens 4)")
 Metadata = pytest.importorskip("sae_lens.saes.sae").SAEMetadata
@@ -161,6 +161,12 @@ def test_a_folder_that_says_what_is_not_understood_is_refused_with_the_reason(tm
         tlc.load_dictionary(saved(tmp_path / "one", autoencoder("JumpReLU"), **config))
 
 
+def test_a_list_of_different_things_is_refused_with_what_to_do():
+    sae = autoencoder("JumpReLU")
+    with pytest.raises(DictionaryError, match="got JumpReLUSAE, TranscoderSet. Open each with"):
+        tlc.load_dictionary([sae, tlc.load_dictionary(autoencoder("Gated", 1))])
+
+
 def test_a_topk_without_k_and_two_hooks_for_one_autoencoder_are_refused(tmp_path):
     folder = saved(tmp_path / "one", autoencoder("TopK"))
     config = json.loads((folder / "cfg.json").read_text())
@@ -170,6 +176,14 @@ def test_a_topk_without_k_and_two_hooks_for_one_autoencoder_are_refused(tmp_path
         tlc.load_dictionary(folder)
     with pytest.raises(DictionaryError, match="an autoencoder writes where it reads, but input_hook is 'hook_resid_mid' and output_hook 'hook_mlp_out'"):
         tlc.load_dictionary(saved(tmp_path / "two", autoencoder("JumpReLU")), input_hook="hook_resid_mid", output_hook="hook_mlp_out")
+
+
+def test_a_bridge_whose_points_saelens_put_out_of_use_is_refused_with_the_way_out():
+    model = bridge_with([autoencoder("JumpReLU", 1)])
+    model.reset_saes()
+    with tlc.attach(model, tlc.load_dictionary({1: autoencoder("JumpReLU", 1)})) as replacement:
+        with pytest.raises(HookFiringError, match="SAELens' reset_saes.*Open the model again"):
+            tlc.attribute(replacement, prompt(), max_nodes=10, progress=False)
 
 
 @pytest.mark.parametrize("make", ["taken over", "ours"])

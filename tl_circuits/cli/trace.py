@@ -247,7 +247,7 @@ def show(
         )
     else:
         console.print(
-            f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in unexplained MLP output "
+            f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in what features do not explain "
             "(replacement score)"
         )
         console.print(f"  {facts['completeness_score']:.0%} of nodes' inputs are explained (completeness score)")

@@ -97,6 +97,11 @@ def load_dictionary(
             source = combined(source)
         elif all(is_saelens(part) for part in source):
             return _of_saelens(source, options)
+        elif any(isinstance(part, (Dictionary, str, Path)) for part in source):
+            kinds = ", ".join(sorted({type(part).__name__ for part in source}))
+            raise DictionaryError(
+                f"a list must hold dictionaries alone or SAELens objects alone, got {kinds}. Open each with tlc.load_dictionary first."
+            )
     elif ids is not None:
         return open_release(source, ids=ids, **options)
     if ids is not None:
