@@ -1,7 +1,7 @@
 """How much of an answer do chosen nodes carry? F and C over families of prompts, by how the nodes were chosen.
 
-``python -m benchmarks.circuits [--model NAME] [--family NAME] [--nodes N]`` prints a table for each: graphs against the
-other prompts of the family, graphs without a baseline by total effect and by influence, and the other ways of choosing
+``python -m benchmarks.circuits [--model NAME] [--family NAME] [--nodes N] [--transcoders SOURCE]`` prints a table for each, through
+the model's neurons or through transcoders: graphs against the other prompts of the family, graphs without a baseline by total effect and by influence, and the other ways of choosing
 that :func:`tl_circuits.circuit_quality` compares with. The metric is the answer's logit minus the mean of the others'.
 """
 
@@ -51,11 +51,11 @@ def family(model: Any, name: str) -> Family:
     return Family(prompts, answers)
 
 
-def measure(replacement: Any, own: Family, nodes: int) -> list[tuple[str, float, float, float]]:
+def measure(replacement: Any, own: Family, nodes: int, kinds: list[str]) -> list[tuple[str, float, float, float]]:
     """Rows: how the nodes were chosen, F, C, seconds of processor time a prompt."""
     rows = []
-    for name, options in GRAPHS.items():
-        began, graphs = time.process_time(), []
+    for name in kinds:
+        options, began, graphs = GRAPHS[name], time.process_time(), []
         for prompt, answer in zip(own.prompts, own.answers, strict=True):
             other = [a for a in dict.fromkeys(own.answers) if a != answer]
             chosen = {"select": options["select"]}
@@ -76,14 +76,16 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="smollm2-135m, gemma-3-270m, ...")
     parser.add_argument("--family", action="append", choices=sorted(FAMILIES))
     parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--transcoders", help="a set for the one --model, in place of its neurons")
+    parser.add_argument("--usual", action="store_true", help="only the usual graph: by total effect, against the others")
     asked = parser.parse_args()
     for name in asked.model or ("smollm2-135m", "gemma-3-270m"):
         model = tlc.load_model(name, device="cpu")
-        with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        with tlc.attach(model, tlc.load_transcoders(asked.transcoders) if asked.transcoders else tlc.mlp_neurons(model)) as replacement:
             for called in asked.family or FAMILIES:
                 own = family(model, called)
                 print(f"{name}, {called}: {len(own.prompts)} prompts, {asked.nodes} nodes a prompt", flush=True)
-                for chosen, f, c, seconds in measure(replacement, own, asked.nodes):
+                for chosen, f, c, seconds in measure(replacement, own, asked.nodes, list(GRAPHS)[:1] if asked.usual else list(GRAPHS)):
                     print(f"  {chosen:34} F {f:5.2f}  C {c:5.2f}  {seconds:6.1f} s a prompt", flush=True)
 
 

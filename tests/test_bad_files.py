@@ -256,7 +256,7 @@ def _json(path, **changes):
         (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"hook_name": "blocks.1.hook_mlp_out"}, "hook_name is 'blocks.1.hook_mlp_out'"),
         (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"d_sae": 9}, "d_sae is 9, but the tensors say 7"),
         (published.saelens, "layer_1/cfg.json", {"d_sae": 9}, "cfg.json: d_sae is 9, but the tensors say 7"),
-        (published.saelens, "layer_1/cfg.json", {"architecture": "standard"}, "'standard' is not a transcoder.*no linear path"),
+        (published.saelens, "layer_1/cfg.json", {"architecture": "standard"}, "an autoencoder writes where it reads, but hook_name is"),
         (published.saelens, "layer_1/cfg.json", {"architecture": "jumprelu_transcoder"}, "the tensor 'threshold' is missing"),
         (published.saelens, "layer_1/cfg.json", {"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"d_model": 9}, "d_model is 9"),
@@ -313,7 +313,7 @@ def test_layouts_known_by_sight_are_refused_by_name(file, name, tmp_path):
 
 def test_a_repository_of_autoencoders_with_the_layout_of_transcoders(tmp_path):
     published.gemma_scope(tmp_path / "google/gemma-scope-2b-pt-res", published.random_layers(2))
-    refused(tmp_path / "google/gemma-scope-2b-pt-res", "autoencoders .res., not transcoders.*no linear path")
+    refused(tmp_path / "google/gemma-scope-2b-pt-res", "autoencoders .res., not transcoders.*gemma-scope-2b-pt-res-canonical")
 
 
 def test_a_set_that_chooses_features_over_all_layers_is_refused_by_name(tmp_path):

@@ -63,6 +63,9 @@ def draw_capital(_: StateSwap, folder: Path) -> None:
     screenshot(graph, folder / "capital.png", removed)
 
 
+EARLIER = ("capital-before.png",)
+"""Kept as an earlier version drew it, for docs/pictures.md."""
+
 FIGURES = {
     "two-hop.svg": draw_story,
     "swap.svg": draw_story,

@@ -21,8 +21,8 @@ def find(repository: Repository) -> Sequence[Entry]:
     kind = _AUTOENCODERS.search(repository.name.rstrip("/"))
     if kind:
         raise DictionaryError(
-            f"{repository.name} holds autoencoders ({kind[1]}), not transcoders: they rebuild the tensor they read, "
-            "so they leave no linear path through the MLP. Use google/gemma-scope-2b-pt-transcoders ('gemma')."
+            f"{repository.name} holds autoencoders ({kind[1]}), not transcoders. They are opened by their release in SAELens, such as "
+            f"tlc.load_dictionary('gemma-scope-2b-pt-{kind[1]}-canonical'); transcoders are google/gemma-scope-2b-pt-transcoders ('gemma')."
         )
     matches = ((path, PATH.fullmatch(path)) for path in repository.paths)
     return [Entry(int(m[1]), (path,), m[2], m[3]) for path, m in matches if m]

@@ -85,8 +85,8 @@ def settings_of(repository: Repository, config: str) -> Settings:
     old = "transcode" not in fields
     if not (fields.get("transcode") or (old and (fields.get("skip_connection") or _trained(repository, config).get("transcode")))):
         raise DictionaryError(
-            f"{path}: transcode is {fields.get('transcode')!r}: this is an autoencoder, which leaves no linear path "
-            "through the MLP. Train with transcode=True (tl-circuits train does)."
+            f"{path}: transcode is {fields.get('transcode')!r}: this is an autoencoder, and of sparsify's files only transcoders are "
+            "opened. Give its tensors as tlc.Transcoder with one hook to read and write, or train with transcode=True (tl-circuits train does)."
         )
     # The field came with the change that stopped subtracting b_dec for transcoders (sparsify f02711e). An older file with a
     # skip connection is a transcoder all the same: an autoencoder's skip could copy what it reads.
