@@ -51,8 +51,8 @@ class FrozenScores:
     """One layer's attention scores before softmax, as products of affine queries and keys.
 
     ``scores``: the model's own scores, after its soft cap if it has one; minus infinity where the mask hides a key. Some
-    bridges (OPT, XGLM) show what softmax made of them instead. Then ``scores`` is its logarithm, which is right up to a constant for each query,
-    and ``stream`` what enters the layer; else that is None.
+    bridges (OPT, XGLM) show what softmax made of them instead. Then ``scores`` is its logarithm, which differs from them by a
+    constant for each query, and ``stream`` is what enters the layer; else that is None.
     """
 
     layer: int

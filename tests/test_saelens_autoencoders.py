@@ -129,8 +129,9 @@ def test_a_folder_with_several_sites_of_a_layer_is_opened_as_all_of_them(tmp_pat
             assert torch.allclose(part.activate(layer, part.pre_activations(layer, x), x), sae.encode(x), atol=2e-5)  # float32, another order
     assert tlc.load_dictionary(tmp_path / "set", layers=[0]).layers == (0,)
     assert tlc.load_dictionary(tmp_path / "set", layers=[2]).layers == (2,)
-    with pytest.raises(DictionaryError, match="no layers 1"):
-        tlc.load_dictionary(tmp_path / "set", layers=[1, 2])
+    for asked, said in (([1, 2], "no layers 1"), ([], "layers= is empty")):
+        with pytest.raises(DictionaryError, match=said):
+            tlc.load_dictionary(tmp_path / "set", layers=asked)
     saved(tmp_path / "set" / "again", made[0, "hook_resid_post"])
     with pytest.raises(DictionaryError, match="holds 2 dictionaries for layer 0.*Give the folder of one"):
         tlc.load_dictionary(tmp_path / "set")

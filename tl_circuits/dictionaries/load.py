@@ -168,7 +168,7 @@ def _by_site(published: Published, layers: Iterable[int] | None) -> list[tuple[S
     there = {c.entry.layer for c in candidates}
     if len({(c.entry.layer, c.entry.site) for c in candidates}) == len(there):
         return [(candidates, layers)]
-    layers = layers and wanted_layers(published.name, sorted(there), layers, anywhere=True)
+    layers = None if layers is None else wanted_layers(published.name, sorted(there), layers, anywhere=True)
     apart: list[tuple[Sequence[Candidate], Iterable[int] | None]] = []
     for site in dict.fromkeys(c.entry.site for c in candidates):
         here = [c for c in candidates if c.entry.site == site]
