@@ -162,6 +162,11 @@ def test_a_folder_that_says_what_is_not_understood_is_refused_with_the_reason(tm
         tlc.load_dictionary(saved(tmp_path / "one", autoencoder("JumpReLU"), **config))
 
 
+def test_a_config_that_holds_what_a_training_was_told_is_understood(tmp_path):
+    told = dict(use_ghost_grads=False, noise_scale=0.0, scale_sparsity_penalty_by_decoder_norm=True, jumprelu_bandwidth=0.001)
+    assert tlc.load_dictionary(saved(tmp_path / "one", autoencoder("JumpReLU"), **told)).layers == (0,)
+
+
 def test_a_list_of_different_things_is_refused_with_what_to_do():
     sae = autoencoder("JumpReLU")
     with pytest.raises(DictionaryError, match="got JumpReLUSAE, TranscoderSet. Open each with"):

@@ -28,6 +28,12 @@ _EARLIER = (
     *("ignore_tokens", "dataset_path", "dataset_trust_remote_code", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id"),
     *("from_pretrained_path", "hf_hook_name", "exclude_special_tokens"),
 )
+# What version 5 wrote of a training: it changes how weights were found, not what they mean.
+_TRAINING = (
+    *("l1_coefficient", "lp_norm", "use_ghost_grads", "normalize_sae_decoder", "noise_scale", "decoder_orthogonal_init"),
+    *("mse_loss_normalization", "jumprelu_init_threshold", "jumprelu_bandwidth", "decoder_heuristic_init"),
+    *("decoder_heuristic_init_norm", "init_encoder_as_decoder_transpose", "scale_sparsity_penalty_by_decoder_norm"),
+)
 
 
 def find(repository: Repository) -> Sequence[Entry]:
@@ -89,7 +95,7 @@ def _require_understood(path: Path, config: dict[str, Any]) -> None:
     if "architecture" in config:
         classes = get_sae_class(architecture)[1], get_sae_training_class(architecture)[1]
         own = {field.name for one in classes for field in fields(one)}
-        require_known_fields(path, config, (*sorted(own - {*_EARLIER}), *_EARLIER), ())
+        require_known_fields(path, config, own | {*_EARLIER}, _TRAINING)
     kind = config.get("activation_fn_str", config.get("activation_fn", "relu"))
     counted = isinstance(config.get("activation_fn_kwargs"), dict) and "k" in config["activation_fn_kwargs"]
     if kind != "relu" and not (kind == "topk" and (counted or "k" in config)):
