@@ -1,8 +1,9 @@
 """How much of an answer do chosen nodes carry? F and C over families of prompts, by how the nodes were chosen.
 
-``python -m benchmarks.circuits [--model NAME] [--family NAME] [--nodes N] [--transcoders SOURCE]`` prints a table for each, through
-the model's neurons or through transcoders: graphs against the other prompts of the family, graphs without a baseline by total effect and by influence, and the other ways of choosing
-that :func:`tl_circuits.circuit_quality` compares with. The metric is the answer's logit minus the mean of the others'.
+``python -m benchmarks.circuits [--model NAME] [--family NAME] [--nodes N] [--transcoders SOURCE]`` prints a table
+for each, through the model's neurons or through transcoders: graphs against the other prompts of the family, graphs without
+a baseline by total effect and by influence, and the other ways of choosing that :func:`tl_circuits.circuit_quality` compares
+with. The metric is the answer's logit minus the mean of the others'.
 """
 
 import argparse

@@ -165,12 +165,13 @@ def _why_silent(model: Model, name: str) -> str:
     on = [option for option in FIRING_OPTIONS if getattr(model.cfg, option, False)]
     if on:
         return f"The option {on[0]} is on, which changes what fires: switch it off with model.set_{on[0]}(False)."
-    if any(base.__module__.startswith("sae_lens") for base in type(model).__mro__):
+    silent = "The model has this hook point but does not run it."
+    if hasattr(model, "original_model") and any(base.__module__.startswith("sae_lens") for base in type(model).__mro__):
         return (
-            "The model has this hook point but does not run it: SAELens' reset_saes() and saes() put a new one in its place that the "
-            "block does not call. Open the model again, and attach with tlc.attach alone."
+            f"{silent} If SAELens' reset_saes() or saes() was used on this bridge, they left a new point there that the block does "
+            "not call. Open the model again, and attach with tlc.attach alone."
         )
-    return "The model has this hook point but does not run it."
+    return silent
 
 
 @contextmanager

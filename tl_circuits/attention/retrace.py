@@ -90,10 +90,10 @@ def retrace(
     scores: dict[int, FrozenScores] = {}
     replacement.holds(tokens)  # refuses a model whose hooks do not show what it computes
     with torch.no_grad():
-        if below is None or below != scores_of:
+        if scores_of is None or rebuilt:
             recording = record(model, tokens, tokens.numel() - 1, sites, below)
         else:
-            recording, scores[below] = record_below(model, tokens, below, sites)
+            recording, scores[scores_of] = record_below(model, tokens, scores_of, sites)
         sources = find_sources(model, dictionary, recording, prompt.skipped)
         if contrast:
             sources = compare_again(replacement, sources, recording, graph.info)

@@ -99,7 +99,10 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
         name = "all" if row.layer == -1 else str(row.layer)
         table.add_row(name, f"{row.l0:.1f}", f"{row.explained_variance:.3f}", f"{row.loss_change:+.4f}")
     console.print(table)
-    console.print("\nL0: active features a token. Change in loss: nats a token, with what that layer's dictionary rebuilds (in the last row: all) in place of the model's own.")
+    console.print(
+        "\nL0: active features a token. Change in loss: nats a token, with what that layer's dictionary rebuilds (in the last row: all) "
+        "in place of the model's own."
+    )
     if hint:
         console.print(f"\n{hint}", soft_wrap=True)
 

@@ -97,10 +97,11 @@ def _require_understood(path: Path, config: dict[str, Any]) -> None:
         own = {field.name for one in classes for field in fields(one)}
         require_known_fields(path, config, own | {*_EARLIER}, _TRAINING)
     kind = config.get("activation_fn_str", config.get("activation_fn", "relu"))
-    counted = isinstance(config.get("activation_fn_kwargs"), dict) and "k" in config["activation_fn_kwargs"]
-    if kind != "relu" and not (kind == "topk" and (counted or "k" in config)):
+    more = config.get("activation_fn_kwargs")
+    has_k = "k" in config or (isinstance(more, dict) and "k" in more)
+    if kind != "relu" and not (kind == "topk" and has_k):
         raise DictionaryError(f"{path}: the activation function is {kind!r}, expected 'relu', or 'topk' with its k.")
-    if architecture == "topk" and not (counted or "k" in config):
+    if architecture == "topk" and not has_k:
         raise DictionaryError(f"{path}: k is missing, how many features are active at once.")
     if config.get("finetuning_scaling_factor"):
         raise DictionaryError(
