@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from docs.make.chromium import chromium
+from tests.browser import wait_until
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import GraphInfo, Label, Nodes
 from tl_circuits.graph.scores import Edges
@@ -74,7 +75,7 @@ def main() -> None:
         usual, most = page.evaluate(CLICKS)
         print(f"click on a box to picture and card drawn: {usual:.0f} ms, slowest: {most:.0f} ms (at most 50)")
         page.locator("button[data-view=nodes]").click()
-        page.wait_for_function("tlc.nodesView.painted")
+        wait_until(page, "tlc.nodesView.painted")
         usual, most = page.evaluate(NODE_CLICKS)
         print(f"click on a node among all to drawn: {usual:.0f} ms, slowest: {most:.0f} ms (at most 50)")
         for name, step in (("pan", "v.move({ k: 3, x: -300 - 5 * (i % 90), y: -300 })"), ("zoom", "v.zoomBy(i % 60 < 30 ? 1.03 : 1 / 1.03, 500, 300)")):

@@ -1,5 +1,6 @@
 """One Chromium for all tests of pages, and tabs that report every problem and every request."""
 
+import time
 from contextlib import contextmanager
 
 FLAGS = [
@@ -27,3 +28,11 @@ def tab(browser, url, allowed=None, width=1280, height=800, context=None):
     page.close()
     if context is None:
         own.close()
+
+
+def wait_until(page, expression, seconds=30):
+    """Waits until ``expression`` is true in ``page``; the page's policy forbids the eval that ``wait_for_function`` polls with."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"{expression} is still false after {seconds} seconds"
+        page.wait_for_timeout(20)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.browser import NASTY, tab
+from tests.browser import NASTY, tab, wait_until
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.graph.drawn import MOST_NODES
 from tl_circuits.graph.nodes import Example, Label
@@ -397,7 +397,7 @@ def test_search_table_and_csv(page, graph):
 
 def test_all_nodes_can_be_clicked_zoomed_and_walked(page, graph):
     page.locator("button[data-view=nodes]").click()
-    page.wait_for_function("tlc.nodesView.painted")
+    wait_until(page, "tlc.nodesView.painted")
     row = graph.nodes[graph.nodes.kind == "feature"].sort_values("influence").iloc[-1]
     x, y = page.evaluate("(i) => [tlc.nodesView.x[i], tlc.nodesView.y[i]]", int(row.name))
     page.locator("canvas").click(position={"x": x, "y": y})
@@ -454,7 +454,7 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
         }).map((unit) => unit.textContent.slice(0, 60))"""
         assert page.evaluate(inside) == []  # names neither leave their boxes nor lie under the counts
         page.set_viewport_size({"width": 390, "height": 844})
-        page.wait_for_function("tlc.width < 390")
+        wait_until(page, "tlc.width < 390")
         assert page.evaluate(inside) == []
         page.locator(".unit.box").first.click()
         page.evaluate("scrollTo(0, 0)")
@@ -499,7 +499,7 @@ def test_a_browser_without_decompression_gets_a_sentence(browser, file):
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")
     page.goto(file)
-    page.wait_for_function("document.getElementById('graph').textContent.includes('DecompressionStream')")
+    wait_until(page, "document.getElementById('graph').textContent.includes('DecompressionStream')")
     page.close()
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 import tl_circuits as tlc
-from tests.browser import NASTY, tab
+from tests.browser import NASTY, tab, wait_until
 from tests.tiny import own_bridge, prompt, run_async, tiny_bridge
 
 pytest.importorskip("fastapi")
@@ -296,7 +296,7 @@ def test_tabs_in_a_browser_steer_each_its_own_and_labels_come_after_the_picture(
     with tab(browser, address, allowed) as one, tab(browser, address, allowed) as two, tab(browser, address, allowed) as three:
         tabs = (one, two, three)
         for page in tabs:
-            page.wait_for_function("tlc.graph.kinds.every((kind, i) => kind !== 'feature' || tlc.graph.nodes.cards[i])", timeout=60_000)
+            wait_until(page, "tlc.graph.kinds.every((kind, i) => kind !== 'feature' || tlc.graph.nodes.cards[i])", seconds=60)
         assert one.locator(".unit.box .name").first.text_content().startswith(("say", "sees"))
         for k, page in enumerate(tabs):
             page.locator(".unit.box").nth(k).click()

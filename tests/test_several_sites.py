@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
-from tests.browser import tab
+from tests.browser import tab, wait_until
 from tests.oracles import removal_gap
 from tests.sites import autoencoders, plain_effects, several
 from tests.tiny import hook_state, prompt, tiny_bridge, tiny_folder, transcoders
@@ -312,7 +312,7 @@ def test_the_page_has_the_same_ids_scores_and_meter(browser, traced, tmp_path):
         found = graph.scores(pins)
         assert shown == pytest.approx([100 * found.replacement, 100 * found.completeness], abs=0.6)
         page.get_by_role("button", name="All nodes").click()
-        page.wait_for_function("tlc.nodesView.painted")
+        wait_until(page, "tlc.nodesView.painted")
         rows = page.evaluate("() => tlc.nodesView.rows.map((r) => tlc.nodesView.rowNames.get(r))")
         assert rows[:4] == ["tokens", "L0 attn_out", "L0 mlp_out", "L0 resid_post"] and rows[-1] == "output"
     with tab(browser, graph.to_html(tmp_path / "again.html").as_uri()) as page:

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pandas as pd
@@ -162,18 +162,19 @@ def test_a_dataset_in_a_folder_is_read_by_its_column_text(tmp_path):
 def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(smollm2, tmp_path, monkeypatch):
     for name, number in (("MEASURES", 1), ("MEASURED", 1), ("HELD_OUT", 4)):  # each measures the loss, which runs all layers
         monkeypatch.setattr(train, name, number)
-    docs, explained = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))[:6], {}
-    for width, k in ((1, 1), (60, 8)):
+    text, explained = tmp_path / "manual.txt", {}
+    text.write_text("\n\n".join(topics[name] for name in sorted(topics)))  # Python's manual: real text on every machine
+    for width, k in ((1, 1), (256, 16)):
         history = tlc.train_transcoders(
-            "smollm2-135m", docs, tmp_path / str(width), layers=[0], features=width, k=k, context=64, batch_size=8, tokens=13_000,
+            "smollm2-135m", [text], tmp_path / str(width), layers=[0], features=width, k=k, context=64, batch_size=8, tokens=26_000,
             lr=3e-3, device="cpu", progress=False,
         )  # fmt: skip
         explained[width] = float(history.held_out.iloc[-1])
-    assert 1 - explained[60] < 0.95 * (1 - explained[1]), explained
-    found = tlc.load_transcoders(tmp_path / "60")
-    assert found.width(0) == 60
+    assert 1 - explained[256] < 0.9 * (1 - explained[1]), explained  # 0.74 here: half the tokens are too few to tell
+    found = tlc.load_transcoders(tmp_path / "256")
+    assert found.width(0) == 256
     with tlc.attach(smollm2, found) as replacement:
-        assert (tlc.dictionary_quality(replacement, [docs[0].read_text()[:200]]).explained_variance > 0.5).all()
+        assert (tlc.dictionary_quality(replacement, [text.read_text()[:200]]).explained_variance > 0.5).all()
 
 
 def test_the_command_trains_and_says_how_far(text, tmp_path):
