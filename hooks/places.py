@@ -58,8 +58,8 @@ def place_number(dictionary: Any, layer: int, site: str | None = None, error: ty
     Args:
         dictionary: the attached dictionary.
         layer: the layer.
-        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"`` or
-            ``"hook_resid_post"``.
+        site: which dictionary, if the layer has several: the name of its site, such as ``"resid_post"``,
+            ``"hook_resid_post"`` or ``"blocks.4.hook_resid_post"``.
         error: the type of the error.
 
     Raises:
@@ -69,12 +69,13 @@ def place_number(dictionary: Any, layer: int, site: str | None = None, error: ty
     here = sites_of(dictionary, layer)
     if site is not None and not isinstance(site, str):
         raise error(f"site= is the name of a site such as {here[0] if here else 'resid_post'!r}, got {shown(site)}.")
-    if site and short_site(site) not in here:
+    name = short_site(site.removeprefix(f"blocks.{layer}.")) if site else None
+    if name and name not in here:
         raise error(f"layer {layer} has no dictionary at site={site!r}; it has {', '.join(map(repr, here)) or 'none'}.")
-    if not site and len(here) > 1:
+    if not name and len(here) > 1:
         raise error(f"layer {layer} has several dictionaries; say which one with site=, one of {', '.join(map(repr, here))}.")
     first = next(n for n, place in enumerate(places(dictionary, layer + 1)) if place.layer == layer)
-    return first + (here.index(short_site(site)) if site else 0)
+    return first + (here.index(name) if name else 0)
 
 
 def _output(placed: Any, number: int) -> str:

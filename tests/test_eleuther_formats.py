@@ -11,7 +11,7 @@ from tests import eleuther
 from tests.eleuther import Coder, normal
 from tests.oracles import removal_gap
 from tests.tiny import prompt, tiny_bridge
-from tl_circuits.errors import DictionaryError
+from tl_circuits.errors import DictionaryError, NotFiniteError
 
 # Our sums are in another order than theirs, in float32 on numbers of size 1 to 30.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
@@ -229,8 +229,20 @@ def test_cross_layer_sets_that_are_refused(change, words, tmp_path):
 def test_norms_that_are_no_positive_number(value, tmp_path):
     coder = Coder({"normalize_io": True}, eleuther.tensors() | NORMS | {"in_norm": torch.tensor([value])})
     eleuther.write(tmp_path / "set", "h.0.mlp", coder.tensors, coder.config)
-    with pytest.raises(DictionaryError, match="in_norm is .*, expected one positive number"):
+    with pytest.raises((DictionaryError, NotFiniteError), match="in_norm (is .*, expected one positive number|holds NaN or infinity)"):
         tlc.load_transcoders(tmp_path / "set")
+
+
+def test_nan_in_a_vector_that_others_are_computed_from_is_named_and_not_what_was_computed(tmp_path):
+    """Older sparsify files' encoder biases are computed from ``b_dec``, clt-training's thresholds from ``post_enc``."""
+    broken = torch.tensor([float("nan")] * 6)
+    eleuther.write(tmp_path / "older", "layers.0.mlp", eleuther.tensors(skip=True) | {"b_dec": broken}, eleuther.OLD)
+    write_set(tmp_path / "cross", cross("untied"))
+    added = {f"post_encs.{slot}": torch.full((9,), float("inf")) for slot in range(3)}
+    retouch(tmp_path / "cross", tensors=added)
+    for name, tensor in (("older", "b_dec"), ("cross", r"post_encs\.0")):
+        with pytest.raises(NotFiniteError, match=rf"sae\.safetensors: {tensor} holds NaN or infinity"):
+            tlc.load_transcoders(tmp_path / name)
 
 
 def test_too_few_sources_for_the_layers_that_write(tmp_path):

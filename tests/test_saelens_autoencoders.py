@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import tl_circuits as tlc
 from tests.published import hub_cache
 from tests.tiny import prompt, tiny_bridge, tiny_folder
-from tl_circuits.errors import DictionaryError, DownloadError, HookFiringError
+from tl_circuits.errors import DictionaryError, DownloadError, HookFiringError, NotFiniteError
 
 saes = pytest.importorskip("sae_lens.saes", reason="sae_lens is not installed (transformer_lens 4)")
 Metadata = pytest.importorskip("sae_lens.saes.sae").SAEMetadata
@@ -114,6 +114,15 @@ def saved(folder, sae, **config):
     path = folder / "cfg.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     return folder
+
+
+def test_nan_in_the_decoder_bias_is_not_called_the_encoder_bias(tmp_path):
+    sae = autoencoder("Standard")
+    with torch.no_grad():
+        sae.b_dec[3] = float("nan")
+    for source in (sae, saved(tmp_path / "set", sae)):
+        with pytest.raises(NotFiniteError, match="b_dec holds NaN or infinity"):
+            tlc.load_dictionary(source)
 
 
 def test_a_folder_with_several_sites_of_a_layer_is_opened_as_all_of_them(tmp_path):

@@ -165,11 +165,18 @@ def test_a_site_is_named_where_the_layer_has_several(traced):
     edits = tlc.edits_of(graph, [feature.id])
     assert edits == [tlc.Ablate(layer, position, number, site="attn_out")] == [tlc.parse_edit(f"{feature.id} = 0")]
     assert repr(edits[0]) == f"Ablate(layer={layer}, position={position}, feature={number}, site='attn_out')"
+    short, hook, whole = (
+        tlc.intervene(replacement, prompt(), tlc.Ablate(layer, position, number, site=site)).logits
+        for site in ("attn_out", "hook_attn_out", f"blocks.{layer}.hook_attn_out")
+    )
+    assert short.equal(hook) and short.equal(whole)
     lists = "'attn_out', 'mlp_out', 'resid_post'"
     with pytest.raises(EditError, match=f"layer {layer} has several dictionaries; say which one with site=, one of {lists}"):
         tlc.intervene(replacement, prompt(), tlc.Ablate(layer, position, number))
     with pytest.raises(EditError, match=f"no dictionary at site='resid_pre'; it has {lists}"):
         tlc.intervene(replacement, prompt(), tlc.ErrorEdit(layer, position, site="resid_pre"))
+    with pytest.raises(EditError, match=f"layer {layer} has no dictionary at site='blocks.9.hook_attn_out'; it has {lists}"):
+        tlc.intervene(replacement, prompt(), tlc.ErrorEdit(layer, position, site="blocks.9.hook_attn_out"))
     with pytest.raises(DictionaryError, match=lists):
         replacement.site(layer)
     with pytest.raises(DictionaryError, match="what was asked for is known only where a layer has one"):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tl_circuits.dictionaries.base import require_finite
 from tl_circuits.dictionaries.transcoder import Activation, Transcoder
 from tl_circuits.errors import DictionaryError
 
@@ -104,6 +105,7 @@ def _autoencoder(layer: int, sae: Any, architecture: str, hook: str | None) -> T
     W_enc, W_dec, b_dec = (_tensor(part) for part in (sae.W_enc, sae.W_dec, sae.b_dec))
     found = _activation(layer, sae, architecture, W_enc.T)
     if cfg.apply_b_dec_to_input:
+        require_finite(layer, "b_dec", b_dec)  # before it makes the encoder's bias NaN, which is not at fault
         # The encoder reads x - b_dec; both are linear, so this is a part of its bias.
         found["b_enc"] = found["b_enc"].float() - found["W_enc"].float() @ b_dec.float()
     return Transcoder(**{"W_dec": W_dec, **found}, b_dec=b_dec, input_hook=hook, output_hook=hook, normalize=_NORMALISED[normalize])

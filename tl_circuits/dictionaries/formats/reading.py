@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tl_circuits.errors import DictionaryError
+from tl_circuits.errors import DictionaryError, NotFiniteError
 from tl_circuits.support.reading import LARGEST_CONFIG, boundary, require_plain
 
 
@@ -77,13 +78,23 @@ def require_known_tensors(path: Path, tensors: Collection[str], known: re.Patter
 
 
 def need(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    """The tensors called ``names``; DictionaryError if one is missing."""
+    """The tensors called ``names``.
+
+    Raises:
+        DictionaryError: one is missing.
+        NotFiniteError: a vector holds NaN or infinity. Layouts compute biases from each other, so this is the last place
+            that can say which of the file's own it was. Matrices are checked when they are used.
+    """
     missing = [name for name in names if name not in tensors]
     if missing:
         raise DictionaryError(
             f"{path}: the tensor {missing[0]!r} is missing; the file holds {', '.join(sorted(tensors))}."
         )
-    return [tensors[name] for name in names]
+    found = [tensors[name] for name in names]
+    for name, tensor in zip(names, found, strict=True):
+        if tensor.ndim < 2 and not torch.isfinite(tensor).all():
+            raise NotFiniteError(f"{path}: {name} holds NaN or infinity.")
+    return found
 
 
 def shaped(path: Path, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Tensor:
