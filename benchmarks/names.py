@@ -25,7 +25,7 @@ from tl_circuits.feature_labels.firing_names import place_of
 from tl_circuits.feature_labels.naming import SHARP, FiringReader
 from tl_circuits.feature_labels.token_space import TokenSpace, plain
 from tl_circuits.feature_labels.vocabulary import active_side, vocabulary_products
-from tl_circuits.feature_labels.weight_names import usual_products, weight_names
+from tl_circuits.feature_labels.weight_names import sharpest, usual_products, weight_names
 from tl_circuits.hooks import collect_sites, embed_weights, flat, token_text
 
 POSITIVE, NEGATIVE, FEATURES = 5, 20, 100
@@ -61,7 +61,7 @@ def measure(name):
                 by_text = reader.examples(layer, feature, int(side < 0), place_of(graph, i)).name
                 with torch.no_grad():
                     effect, like = vocabulary_products(replacement, torch.tensor([layer]), torch.tensor([feature]), torch.tensor([side]))
-                by_weights = max(weight_names(model, usual, effect[0], like[0]), key=lambda found: found.sharpness, default=None)
+                by_weights = sharpest(weight_names(model, usual, effect, like)[0])
                 if by_text is not None and by_text.sharpness >= SHARP:
                     rules["examples"][i] = by_text.rule
                 if by_weights is not None:

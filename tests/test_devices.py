@@ -1,5 +1,6 @@
 """Models on an accelerator, and spread over two: everything works where the layers lie and equals the CPU's result."""
 
+from dataclasses import astuple
 from functools import cache
 
 import pandas as pd
@@ -136,7 +137,8 @@ def test_trimmed_rows_and_a_feature_as_target(where):
 
 def test_a_graph_from_an_accelerator_is_pruned_scored_and_saved(tmp_path):
     graph, expected = (traced("llama", where, "transcoders") for where in ("two", "cpu"))
-    assert graph.scores() == pytest.approx(expected.scores(), abs=1e-5)
+    # float32 sums: the same kernels may add in another order from other addresses in memory
+    assert astuple(graph.scores()) == pytest.approx(astuple(expected.scores()), abs=1e-5)
     assert graph.prune().node_ids == expected.prune().node_ids
     graph.save(tmp_path / "graph.safetensors")
     assert torch.equal(tlc.load_graph(tmp_path / "graph.safetensors").adjacency(), graph.adjacency())

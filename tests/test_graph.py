@@ -14,6 +14,10 @@ import tl_circuits as tlc
 from tests.oracles import reference_prune, reference_scores
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import GraphFileError, OutputError, TargetError
+from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.kinds import Kind
+from tl_circuits.graph.nodes import GraphInfo, Nodes
+from tl_circuits.graph.paths import strongest_paths
 from tl_circuits.graph.prune import prune_masks
 from tl_circuits.graph.scores import Edges, scores
 
@@ -225,3 +229,41 @@ def test_a_node_is_found_by_its_id_and_every_column_is_explained():
         graph.node(name.split("@")[0])
     for column in graph.nodes.columns:
         assert f"``{column}``" in tlc.AttributionGraph.nodes.__doc__, column
+
+
+def two_full_layers(width=250, n_tokens=4):
+    """Tokens, two layers in which every feature reads every one before it, and an answer: 62,500 edges at one depth."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.tensor([Kind.FEATURE] * 2 * width + [Kind.EMBEDDING] * n_tokens + [Kind.LOGIT])
+    layer = torch.tensor([0] * width + [1] * width + [-1] * n_tokens + [2])
+    first, second, tokens = (torch.arange(width), torch.arange(width, 2 * width), torch.arange(2 * width, 2 * width + n_tokens))
+    answer = torch.tensor([len(kind) - 1])
+    pairs = torch.cat([torch.cartesian_prod(first, tokens), torch.cartesian_prod(second, first), torch.cartesian_prod(answer, second)])
+    position = torch.full((len(kind),), n_tokens - 1)
+    position[tokens] = torch.arange(n_tokens)
+    nothing, value = torch.zeros(len(kind)), torch.full((len(kind),), float("nan"))
+    weights = torch.where(kind == Kind.LOGIT, 1.0, 0.0)
+    nodes = Nodes(kind, layer, position, torch.arange(len(kind)), torch.ones(len(kind)), value, nothing, nothing, nothing, weights)
+    words = tuple(f" w{i}" for i in range(n_tokens))
+    info = GraphInfo("".join(words), tuple(range(n_tokens)), words, (" x",), (1.0,), "none", "none", 2, True, "linear", 2 * width, 2 * width, "0")
+    return AttributionGraph(info, nodes, Edges(pairs[:, 1], pairs[:, 0], torch.randn(len(pairs), generator=generator)), {})
+
+
+def test_the_strongest_paths_are_those_of_a_search_by_hand_with_any_number_of_threads():
+    graph = two_full_layers()
+    shares = graph.adjacency().double().abs()
+    shares /= shares.sum(1, keepdim=True).clamp_min(1e-30)
+    into_first = shares[:250, 500:504].max(1)
+    into_second = (shares[250:500, :250] * into_first.values).max(1)
+    direct = graph.adjacency()[504, 250:500].abs().argsort(descending=True)
+    wanted = []
+    for feature in direct[:20].tolist():
+        before = int(into_second.indices[feature])
+        wanted.append((500 + int(into_first.indices[before]), before, 250 + feature, 504))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            assert [path.nodes for path in strongest_paths(graph, 20)] == wanted, f"{count} threads"
+    finally:
+        torch.set_num_threads(threads)

@@ -1,7 +1,11 @@
 """Several threads on one model: each gets what it would get alone, or an error that says what to do."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +17,8 @@ from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import BusyError
 from tl_circuits.hooks import added_hooks, turn
 from tl_circuits.hooks.expected_warnings import edits_expected
+from tl_circuits.support import threads
+from tl_circuits.support.threads import free_threads
 
 TEXT = "the capital of the state containing Dallas is"
 
@@ -126,3 +132,51 @@ def test_coroutines_may_hand_work_on_one_model_to_threads(facts):
     with ThreadPoolExecutor(1) as pool:  # the browser's tests keep a loop running in this thread
         results = pool.submit(asyncio.run, both()).result()
     assert all(torch.equal(result, alone) for result in results)
+
+
+@pytest.fixture
+def busy():
+    """Four other programs for each processor."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+    time.sleep(0.5)
+    yield
+    for program in programs:
+        program.kill()
+        program.wait()
+
+
+@pytest.fixture
+def several():
+    """As many threads as the machine has processors, at least two."""
+    before, count = torch.get_num_threads(), max(2, os.cpu_count() or 1)
+    torch.set_num_threads(count)
+    yield count
+    torch.set_num_threads(before)
+
+
+def _used(replacement):
+    """How many threads ``attribute`` computes with, and how many there are after it."""
+    seen = []
+    with added_hooks(replacement.model, [("blocks.1.mlp.hook_in", lambda value, hook: seen.append(torch.get_num_threads()))]):
+        graph = tlc.attribute(replacement, TEXT, max_nodes=30, progress=False)
+    assert graph.completeness_error() < 1e-4  # float32
+    return set(seen), torch.get_num_threads()
+
+
+def test_beside_busy_programs_attribute_takes_fewer_threads_and_gives_them_back(facts, several, busy):
+    (used,), after = _used(facts)
+    assert used < several == after
+    with pytest.raises(ValueError, match="no more"), free_threads():
+        raise ValueError("no more")
+    assert torch.get_num_threads() == several
+
+
+def test_with_free_processors_attribute_takes_all_of_torchs_threads(facts, several, monkeypatch):
+    monkeypatch.setattr(threads, "processors_got", lambda: 0.9 * several)  # in place of a machine that nothing else uses
+    assert _used(facts) == ({several}, several)
+
+
+def test_one_thread_stays_one_without_a_look_at_the_machine(facts, several, monkeypatch):
+    monkeypatch.setattr(threads, "processors_got", lambda: pytest.fail("one thread has none to spare"))
+    torch.set_num_threads(1)
+    assert _used(facts) == ({1}, 1)

@@ -49,6 +49,7 @@ from tl_circuits.hooks import (
     token_text,
 )
 from tl_circuits.support.checked import checked
+from tl_circuits.support.threads import free_threads
 
 
 @checked
@@ -114,7 +115,8 @@ def attribute(
 
     Returns:
         The graph: features that were expanded, errors, tokens (embeddings) and logits, and every edge between
-        them. The model is left as it was.
+        them. The model is left as it was. Beside other programs that take the processors, fewer of torch's threads are used,
+        and the last bits of float32 sums differ; after ``torch.set_num_threads(1)`` they are always the same.
 
     Raises:
         BaselineError: there are no prompts to compare with, or it is not clear which positions correspond.
@@ -158,7 +160,7 @@ def attribute(
     read = _read(replacement, prompt, rule, skip_positions)
     tokens = read.tokens
     position = resolve_position(position, tokens.numel())
-    with torch.no_grad():
+    with torch.no_grad(), free_threads():
         holds = replacement.holds(tokens)
         recording = record(model, tokens, position, recorded_sites(model, dictionary))
         sources = find_sources(model, dictionary, recording, read.skipped)

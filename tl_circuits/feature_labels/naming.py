@@ -23,7 +23,7 @@ from tl_circuits.feature_labels.record_names import record_names
 from tl_circuits.feature_labels.token_space import TokenSpace
 from tl_circuits.feature_labels.top_firing import BEFORE
 from tl_circuits.feature_labels.vocabulary import FEATURES_AT_ONCE, active_side, strongest_tokens, vocabulary_products
-from tl_circuits.feature_labels.weight_names import WeightName, sharpest_weight_name, usual_products
+from tl_circuits.feature_labels.weight_names import WeightName, sharpest, usual_products, weight_names
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import UNCLEAR, Example, Label
 from tl_circuits.hooks import Replacement, embed_weights, in_turn, token_text
@@ -140,9 +140,8 @@ def _weights(replacement: Replacement, graph: AttributionGraph, nodes: Sequence[
         for start in range(0, len(nodes), FEATURES_AT_ONCE):
             part = nodes[start : start + FEATURES_AT_ONCE]
             products = vocabulary_products(replacement, at[part], graph._nodes.feature[part], active_side(graph, part))
-            for i, effect, like in zip(part, *products, strict=True):
-                label = Label(UNCLEAR, *strongest_tokens(model, effect, like))
-                found[i] = Weights(label, sharpest_weight_name(model, usual, effect, like))
+            tokens, names = strongest_tokens(model, *products), weight_names(model, usual, *products)
+            found |= {i: Weights(Label(UNCLEAR, *t), sharpest(n)) for i, t, n in zip(part, tokens, names, strict=True)}
             bar.update(len(part))
     return found
 

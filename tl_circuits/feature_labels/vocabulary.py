@@ -70,22 +70,20 @@ def label_features(
 def _labels(replacement: Replacement, graph: AttributionGraph, places: Int[Tensor, " n"], indices: list[int]) -> list[Label]:
     effects, likes = vocabulary_products(replacement, places, graph._nodes.feature[indices], active_side(graph, indices))
     labels = []
-    for effect, like in zip(effects, likes, strict=True):
-        up, reads = effect.topk(TOKENS_KEPT), like.topk(TOKENS_KEPT)
-        promotes, suppresses, seen = strongest_tokens(replacement.model, effect, like)
-        writes_more = _peak(effect, up.values) >= _peak(like, reads.values)
+    for tokens, writes_more in zip(strongest_tokens(replacement.model, effects, likes), _peak(effects) >= _peak(likes), strict=True):
+        promotes, suppresses, seen = tokens
         short = f"say {_quoted(promotes)}" if writes_more else f"sees {_quoted(seen)}"
         labels.append(Label(short, promotes, suppresses, seen))
     return labels
 
 
 def strongest_tokens(
-    model: Any, effect: Float[Tensor, " d_vocab"], like: Float[Tensor, " d_vocab"]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The tokens that a feature promotes most, suppresses most, and reads, strongest first."""
-    tops = (effect.topk(TOKENS_KEPT), (-effect).topk(TOKENS_KEPT), like.topk(TOKENS_KEPT))
-    promotes, suppresses, seen = (tuple(token_text(model, i) for i in top.indices.tolist()) for top in tops)
-    return promotes, suppresses, seen
+    model: Any, effects: Float[Tensor, "n d_vocab"], likes: Float[Tensor, "n d_vocab"]
+) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+    """The tokens that each feature promotes most, suppresses most, and reads, strongest first."""
+    tops = (effects.topk(TOKENS_KEPT), effects.topk(TOKENS_KEPT, largest=False), likes.topk(TOKENS_KEPT))
+    promotes, suppresses, seen = ([tuple(token_text(model, i) for i in row) for row in top.indices.tolist()] for top in tops)
+    return list(zip(promotes, suppresses, seen, strict=True))
 
 
 def active_side(graph: AttributionGraph, indices: Sequence[int]) -> Float[Tensor, " n"]:
@@ -128,9 +126,10 @@ def vocabulary_products(
     return (written @ W_U).float(), (read @ W_E.T).float()
 
 
-def _peak(values: Float[Tensor, " d_vocab"], top: Float[Tensor, " k"]) -> float:
-    """How far the largest value lies above the mean, in standard deviations."""
-    return float((top[0] - values.mean()) / values.std().clamp_min(1e-30))
+def _peak(products: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
+    """How far each row's largest value lies above its mean, in standard deviations."""
+    std, mean = torch.std_mean(products, dim=1)
+    return (products.amax(1) - mean) / std.clamp_min(1e-30)
 
 
 def _quoted(tokens: Sequence[str]) -> str:

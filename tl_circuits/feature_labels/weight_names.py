@@ -6,7 +6,6 @@ dictionary's features. A token names a feature if it then stands out from the vo
 random directions.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +71,7 @@ def usual_products(replacement: Replacement) -> UsualProducts:
         W_U, W_E = unembed_weights(replacement.model).W_U.detach(), embed_weights(replacement.model).detach()
         directions = torch.randn(_DIRECTIONS, W_E.shape[1], generator=generator)
         chance = (directions.to(W_U) @ W_U).float(), (directions.to(W_E) @ W_E.T).float()
-    least = [max(float(_peaks(row, usual).max()) for row in rows) for rows, usual in zip(chance, (written, read), strict=True)]
+    least = [float(_peaks(rows, usual, 1)[0][0].max()) for rows, usual in zip(chance, (written, read), strict=True)]
     return UsualProducts(written, read, *least)
 
 
@@ -82,42 +81,51 @@ def _unit(products: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n d_vocab"]:
     return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def _peaks(products: Float[Tensor, " d_vocab"], usual: Float[Tensor, " d_vocab"]) -> Float[Tensor, " d_vocab"]:
-    """How far each token stands out, in standard deviations over the vocabulary."""
-    relative = (products - products.mean()) / usual.to(products.device)
-    return (relative - relative.mean()) / relative.std().clamp_min(1e-30)
+def _peaks(products: Float[Tensor, "n d_vocab"], usual: Float[Tensor, " d_vocab"], *signs: int) -> list[tuple[Tensor, Tensor]]:
+    """How far the tokens that stand out most do so, in standard deviations over the vocabulary, and which they are.
+
+    Returns:
+        For each of ``signs``, 1 for the products as they are and -1 for their negatives: values and tokens, both
+        ``[n, token]``, largest first.
+    """
+    relative = (products - products.mean(1, keepdim=True)).div_(usual.to(products.device))
+    std, mean = (part[:, None] for part in torch.std_mean(relative, dim=1))
+    found = []
+    for sign in signs:
+        values, tokens = relative.topk(min(_LOOKED_AT, relative.shape[1]), largest=sign > 0)
+        found.append((sign * (values - mean) / std.clamp_min(1e-30), tokens))
+    return found
 
 
 def weight_names(
-    model: Any, usual: UsualProducts, effect: Float[Tensor, " d_vocab"], like: Float[Tensor, " d_vocab"]
-) -> Iterator[WeightName]:
-    """The names that are sharper than chance, of the three kinds: tokens it promotes, suppresses and reads."""
-    written, read = _peaks(effect, usual.written), _peaks(like, usual.read)
-    kinds = (("say", written, usual.least_written), ("suppresses", -written, usual.least_written), ("sees", read, usual.least_read))
-    for verb, peaks, least in kinds:
-        if float(peaks.max()) <= least:
-            continue
-        top = peaks.topk(min(_LOOKED_AT, len(peaks)))
-        found: dict[str, tuple[int, str]] = {}
-        for token in top.indices.tolist():
-            text = token_text(model, token)
-            if "\ufffd" not in text and text.strip():
-                found.setdefault(plain(text), (token, text))
-        named = list(found.values())[:_NAMED]
-        text = f"{verb} " + ", ".join(f"“{text}”" for _, text in named)
-        if named:
-            yield WeightName(text, float(top.values[0]), tuple(token for token, _ in named))
-
-
-def sharpest_weight_name(
-    model: Any, usual: UsualProducts, effect: Float[Tensor, " d_vocab"], like: Float[Tensor, " d_vocab"]
-) -> WeightName | None:
-    """The sharpest of the three names; None if none is sharper than chance.
+    model: Any, usual: UsualProducts, effects: Float[Tensor, "n d_vocab"], likes: Float[Tensor, "n d_vocab"]
+) -> list[list[WeightName]]:
+    """Each feature's names that are sharper than chance, of the three kinds: tokens it promotes, suppresses and reads.
 
     Args:
         model: the model.
         usual: what is usual for its tokens.
-        effect: what the feature writes to each logit.
-        like: how well each token's embedding fits its encoder.
+        effects: what the features write to each logit.
+        likes: how well each token's embedding fits their encoders.
     """
-    return max(weight_names(model, usual, effect, like), key=lambda name: name.sharpness, default=None)
+    names: list[list[WeightName]] = [[] for _ in effects]
+    say, suppress = _peaks(effects, usual.written, 1, -1)
+    (see,) = _peaks(likes, usual.read, 1)
+    kinds = (("say", say, usual.least_written), ("suppresses", suppress, usual.least_written), ("sees", see, usual.least_read))
+    for verb, (values, tokens), least in kinds:
+        for feature in (values[:, 0] > least).nonzero()[:, 0].tolist():
+            found: dict[str, tuple[int, str]] = {}
+            for token in tokens[feature].tolist():
+                text = token_text(model, token)
+                if "\ufffd" not in text and text.strip():
+                    found.setdefault(plain(text), (token, text))
+            named = list(found.values())[:_NAMED]
+            text = f"{verb} " + ", ".join(f"“{text}”" for _, text in named)
+            if named:
+                names[feature].append(WeightName(text, float(values[feature, 0]), tuple(token for token, _ in named)))
+    return names
+
+
+def sharpest(names: list[WeightName]) -> WeightName | None:
+    """The sharpest of a feature's names; None if it has none."""
+    return max(names, key=lambda name: name.sharpness, default=None)

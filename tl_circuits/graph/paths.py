@@ -67,10 +67,15 @@ def _best_ways(graph: AttributionGraph, shares: Tensor) -> Tensor:
     for at in depth.unique().tolist():  # ascending, so that a source's own best is final
         here = (depth == at).nonzero()[:, 0]
         strength = best[edges.source[here]] * shares[here]
-        order = torch.argsort(strength, stable=True)  # the strongest is written last and stays
-        here, strength = here[order][strength[order] > 0], strength[order][strength[order] > 0]
-        best[edges.target[here]] = strength
-        came_from[edges.target[here]] = edges.source[here]
+        order = torch.argsort(strength, stable=True)
+        order = order[torch.argsort(edges.target[here][order], stable=True)]  # by target, the strongest last
+        here, strength = here[order], strength[order]
+        last = torch.ones_like(strength, dtype=torch.bool)
+        last[:-1] = edges.target[here][1:] != edges.target[here][:-1]
+        # Each target is written to once: of several writes to one place, threads may let any stay.
+        strongest = last & (strength > 0)
+        best[edges.target[here[strongest]]] = strength[strongest]
+        came_from[edges.target[here[strongest]]] = edges.source[here[strongest]]
     return came_from
 
 
