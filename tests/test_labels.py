@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 import tl_circuits as tlc
 from tests.tiny import prompt, tiny_bridge, transcoders
+from tl_circuits.feature_labels.vocabulary import extreme
 
 
 def test_a_feature_that_writes_one_tokens_unembedding_is_labelled_with_it():
@@ -60,3 +62,13 @@ def test_a_negative_activation_turns_promotion_round():
         layer, feature = int(graph._nodes.layer[i]), graph._nodes.feature[i : i + 1]
         effect = -replacement.dictionary.decoder_vectors(layer, feature, layer)[0] @ model.W_U
     assert labelled.labels[i].promotes[0] == model.tokenizer.decode([int(torch.argmax(effect))])
+
+
+@pytest.mark.parametrize("d_vocab", [4, 600, 512 * 9, 512 * 9 + 1, 7001])
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_most_extreme_tokens_are_those_of_a_whole_sort(d_vocab, largest):
+    products = torch.randn(6, d_vocab, generator=torch.Generator().manual_seed(d_vocab))
+    products[0, -3:] = products[1, :3] = torch.tensor([9.0, -9.0, 8.0])  # at both ends of the vocabulary, and in one block
+    values, tokens = extreme(products, 5, largest)
+    wanted = products.sort(1, descending=largest)
+    assert torch.equal(tokens, wanted.indices[:, :5]) and torch.equal(values, wanted.values[:, :5])

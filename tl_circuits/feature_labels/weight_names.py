@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.feature_labels.token_space import plain
-from tl_circuits.feature_labels.vocabulary import FEATURES_AT_ONCE, vocabulary_products
+from tl_circuits.feature_labels.vocabulary import FEATURES_AT_ONCE, extreme, vocabulary_products
 from tl_circuits.hooks import Replacement, by_place, embed_weights, token_text, unembed_weights
 
 _SAMPLE = 256  # features that say what is usual for a token
@@ -71,7 +71,7 @@ def usual_products(replacement: Replacement) -> UsualProducts:
         W_U, W_E = unembed_weights(replacement.model).W_U.detach(), embed_weights(replacement.model).detach()
         directions = torch.randn(_DIRECTIONS, W_E.shape[1], generator=generator)
         chance = (directions.to(W_U) @ W_U).float(), (directions.to(W_E) @ W_E.T).float()
-    least = [float(_peaks(rows, usual, 1)[0][0].max()) for rows, usual in zip(chance, (written, read), strict=True)]
+    least = [float(_Peaks(rows, usual).largest().max()) for rows, usual in zip(chance, (written, read), strict=True)]
     return UsualProducts(written, read, *least)
 
 
@@ -81,20 +81,25 @@ def _unit(products: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n d_vocab"]:
     return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def _peaks(products: Float[Tensor, "n d_vocab"], usual: Float[Tensor, " d_vocab"], *signs: int) -> list[tuple[Tensor, Tensor]]:
-    """How far the tokens that stand out most do so, in standard deviations over the vocabulary, and which they are.
+class _Peaks:
+    """How far tokens stand out, in standard deviations over the vocabulary, features by rows."""
 
-    Returns:
-        For each of ``signs``, 1 for the products as they are and -1 for their negatives: values and tokens, both
-        ``[n, token]``, largest first.
-    """
-    relative = (products - products.mean(1, keepdim=True)).div_(usual.to(products.device))
-    std, mean = (part[:, None] for part in torch.std_mean(relative, dim=1))
-    found = []
-    for sign in signs:
-        values, tokens = relative.topk(min(_LOOKED_AT, relative.shape[1]), largest=sign > 0)
-        found.append((sign * (values - mean) / std.clamp_min(1e-30), tokens))
-    return found
+    def __init__(self, products: Float[Tensor, "n d_vocab"], usual: Float[Tensor, " d_vocab"]):
+        self._relative = (products - products.mean(1, keepdim=True)).div_(usual.to(products.device))
+        std, mean = torch.std_mean(self._relative, dim=1)
+        self._std, self._mean = std.clamp_min(1e-30), mean
+
+    def largest(self) -> Float[Tensor, " n"]:
+        """Of the token that stands out most."""
+        return (self._relative.amax(1) - self._mean) / self._std
+
+    def smallest(self) -> Float[Tensor, " n"]:
+        """Of the token that stands out most on the other side, as a positive number."""
+        return (self._mean - self._relative.amin(1)) / self._std
+
+    def tokens(self, rows: Int[Tensor, " row"], largest: bool) -> list[list[int]]:
+        """The tokens of some rows that stand out most, furthest first."""
+        return extreme(self._relative[rows], _LOOKED_AT, largest)[1].tolist()
 
 
 def weight_names(
@@ -109,20 +114,24 @@ def weight_names(
         likes: how well each token's embedding fits their encoders.
     """
     names: list[list[WeightName]] = [[] for _ in effects]
-    say, suppress = _peaks(effects, usual.written, 1, -1)
-    (see,) = _peaks(likes, usual.read, 1)
-    kinds = (("say", say, usual.least_written), ("suppresses", suppress, usual.least_written), ("sees", see, usual.least_read))
-    for verb, (values, tokens), least in kinds:
-        for feature in (values[:, 0] > least).nonzero()[:, 0].tolist():
+    written, read = _Peaks(effects, usual.written), _Peaks(likes, usual.read)
+    kinds = (
+        ("say", written, written.largest(), usual.least_written, True),
+        ("suppresses", written, written.smallest(), usual.least_written, False),
+        ("sees", read, read.largest(), usual.least_read, True),
+    )
+    for verb, peaks, sharpness, least, largest in kinds:
+        sharp = (sharpness > least).nonzero()[:, 0]
+        for feature, tokens in zip(sharp.tolist(), peaks.tokens(sharp, largest), strict=True):
             found: dict[str, tuple[int, str]] = {}
-            for token in tokens[feature].tolist():
+            for token in tokens:
                 text = token_text(model, token)
                 if "\ufffd" not in text and text.strip():
                     found.setdefault(plain(text), (token, text))
             named = list(found.values())[:_NAMED]
             text = f"{verb} " + ", ".join(f"“{text}”" for _, text in named)
             if named:
-                names[feature].append(WeightName(text, float(values[feature, 0]), tuple(token for token, _ in named)))
+                names[feature].append(WeightName(text, float(sharpness[feature]), tuple(token for token, _ in named)))
     return names
 
 
