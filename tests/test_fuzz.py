@@ -16,7 +16,7 @@ from tests.tiny import prompt, tiny_bridge
 from tl_circuits.errors import DictionaryError, GraphFileError
 from tl_circuits.view.folder import GraphFolder
 
-FOUND = (71, 123, 305, 314, 409, 526, 578)
+FOUND = (71, 123, 305, 314, 409, 526, 578, 3374, 3431)
 """Seeds that once raised an error that was not ours."""
 
 
@@ -51,6 +51,23 @@ def test_a_gzip_file_is_unpacked_no_further_than_a_graph_can_go(tmp_path):
         for _ in range(64):
             file.write(b" " * 2**20)
     refused(path, "unpacks to more than .* It is not unpacked")
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), 10**400], ids=["nan", "inf", "-inf", "400 digits"])
+def test_numbers_about_the_graph_are_finite_or_it_is_refused(exported, odd, tmp_path):
+    """Such as the sample of weights by which a model is recognised: no table holds them, but every export does."""
+    path, whole = tmp_path / "odd.json", json.dumps(exported)
+    name, values = exported["metadata"]["tl_circuits"]["info"]["sample"][0]
+    exported["metadata"]["tl_circuits"]["info"]["sample"][0] = [name, [odd, *values[1:]]]
+    path.write_text(json.dumps(exported))
+    refused(path, "sample|int too large")
+    kept = json.loads(whole)
+    kept["metadata"]["generation_settings"] = {"by_hand": [{"of": odd}]}  # what another program says, kept for the next export
+    path.write_text(json.dumps(kept))
+    if isinstance(odd, float):
+        refused(path, "beyond the graph holds (nan|-?inf), and JSON has only finite numbers")
+    else:  # a whole number of any size is JSON
+        assert tlc.load_graph(path).source_file
 
 
 def test_values_of_the_wrong_type_are_found_at_load(exported, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import fields
+from sys import float_info
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -40,7 +41,7 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
             raise GraphFileError(f"{where}: there is a label for node {index}, and {len(graph)} nodes.")
         require_typed(label, f"{where}: label of node {index}")
         _finite_examples(label, f"{where}: label of node {index}")
-    require_plain(graph.source_file, f"{where}: what it says beyond the graph", GraphFileError, MOST_EXTRAS)
+    require_plain(graph.source_file, f"{where}: what it says beyond the graph", GraphFileError, MOST_EXTRAS, finite=True)
     _stories(graph, where)
     if graph.target_vectors is not None and not bool(torch.isfinite(graph.target_vectors).all()):
         raise GraphFileError(f"{where}: the vectors of its targets hold NaN or infinity.")
@@ -54,7 +55,7 @@ def require_typed(value: Any, where: str) -> None:
     for field in fields(value):
         said = getattr(value, field.name)
         if not _fits(said, hints[field.name]):
-            raise GraphFileError(f"{where}.{field.name} is {quoted(said)}, which does not fit {hints[field.name]}.")
+            raise GraphFileError(f"{where}.{field.name} is {quoted(said)}, which does not fit {hints[field.name]} with finite numbers.")
         if any(len(text) > LONGEST_TEXT for text in ([said] if isinstance(said, str) else _texts(said))):
             raise GraphFileError(f"{where}.{field.name} has more than {LONGEST_TEXT:,} characters.")
 
@@ -72,7 +73,7 @@ def _fits(value: Any, hint: Any) -> bool:
         inner = [parts[0]] * len(value) if isinstance(value, tuple) and parts[1:] == (Ellipsis,) else parts
         return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max  # finite
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
@@ -140,7 +141,7 @@ def _finite_examples(label: Label, where: str) -> None:
 
 
 def _stories(graph: AttributionGraph, where: str) -> None:
-    require_plain(list(graph.head_stories), f"{where}: head_stories", GraphFileError, MOST_EXTRAS)
+    require_plain(list(graph.head_stories), f"{where}: head_stories", GraphFileError, MOST_EXTRAS, finite=True)
     for i, story in enumerate(graph.head_stories):
         for key, wanted in _STORY_TYPES.items():
             if not isinstance(story, dict) or not _fits(story.get(key), wanted):

@@ -110,8 +110,12 @@ def parse_json(data: bytes | str, where: object, made: type[TLCircuitsError]) ->
         raise
 
 
-def require_plain(value: Any, where: object, made: type[TLCircuitsError], most: int = MOST_VALUES) -> None:
+def require_plain(
+    value: Any, where: object, made: type[TLCircuitsError], most: int = MOST_VALUES, finite: bool = False
+) -> None:
     """Raise ``made`` unless ``value`` is made of text, numbers, lists and mappings, and stays within the bounds.
+
+    ``finite``: refuse NaN and infinity too, where ``value`` is to be written as JSON again, which has no such numbers.
 
     A reference to a part counts as often as it stands there: a YAML file of a few lines can repeat one list a billion
     times.
@@ -120,6 +124,8 @@ def require_plain(value: Any, where: object, made: type[TLCircuitsError], most: 
 
     def size(part: Any, depth: int) -> int:
         if part is None or isinstance(part, (str, int, float)):
+            if finite and isinstance(part, float) and not abs(part) < float("inf"):
+                raise made(f"{where} holds {part}, and JSON has only finite numbers.")
             return 1
         if not isinstance(part, (list, tuple, dict)):
             raise made(f"{where} holds a {type(part).__name__}; expected text, numbers, lists and mappings.")
