@@ -141,6 +141,18 @@ def test_llamascopiums_layers_are_halved(tmp_path, whole_feature):
     assert graph.prune(1.0, 1.0).scores().replacement == pytest.approx(0.5)  # attention errors count as errors
 
 
+def test_a_torch_file_whose_tensors_want_gradients_is_the_same_graph(monkeypatch):
+    given, load = tlc.load_graph(DATA / "circuit_tracer.pt"), torch.load
+
+    def wishing(*args, **options):  # saving one would need circuit-tracer's own classes
+        content = load(*args, **options)
+        return {name: v.requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for name, v in content.items()}
+
+    monkeypatch.setattr(torch, "load", wishing)
+    graph = tlc.load_graph(DATA / "circuit_tracer.pt")
+    assert graph.nodes.equals(given.nodes) and graph.edges.equals(given.edges)
+
+
 def test_circuit_tracers_json_and_pt_are_the_same_graph_though_two_nodes_share_an_id():
     written = json.loads((DATA / "circuit_tracer.json").read_text())
     assert [n["node_id"] for n in written["nodes"]].count("0_1_2") == 2

@@ -65,8 +65,8 @@ def read_pt(path: Path) -> AttributionGraph:
     if missing:
         raise GraphFileError(f"{path} is a torch file, but not a circuit-tracer graph: it has no {missing[0]!r}.")
     _refuse_expanded(content, path)
-    try:
-        return _build(content)
+    try:  # a tensor may have been saved with the wish for gradients, which frames do not read
+        return _build({name: value.detach() if isinstance(value, Tensor) else value for name, value in content.items()})
     except GraphFileError:
         raise
     except Exception as error:
