@@ -20,6 +20,18 @@ def told():
         yield replacement, graph, edge_stories(replacement, graph, edges, heads=2)
 
 
+def test_the_strongest_edges_go_into_the_answers_from_other_positions_largest_influence_first(told):
+    _, graph, _ = told
+    nodes = graph.nodes.set_index("id")
+    edges = graph.edges.assign(amount=graph.edges.weight.abs())
+    flow = edges.amount / edges.groupby("target").amount.transform("sum") * nodes.influence[edges.target].to_numpy()
+    moved = nodes.position[edges.source].to_numpy() != nodes.position[edges.target].to_numpy()
+    kept = moved & ~nodes.position[edges.source].isin(graph.skipped_positions()).to_numpy()
+    answers = kept & (nodes.kind[edges.target] == "logit").to_numpy()
+    wanted = edges[answers].assign(flow=flow[answers]).sort_values("flow", ascending=False, kind="stable").head(8)
+    assert strongest_edges(graph, 8) == list(zip(wanted.source, wanted.target, strict=True))
+
+
 def test_a_story_goes_from_the_edge_to_its_heads_to_their_scores(told):
     replacement, graph, stories = told
     assert len(stories) == 3

@@ -11,6 +11,7 @@ from tests import eleuther
 from tests.eleuther import Coder, normal
 from tests.oracles import removal_gap
 from tests.tiny import prompt, tiny_bridge
+from tl_circuits.dictionaries.slot_decoders import SlotDecoders
 from tl_circuits.errors import DictionaryError, NotFiniteError
 
 # Our sums are in another order than theirs, in float32 on numbers of size 1 to 30.
@@ -321,3 +322,9 @@ def test_a_cross_layer_set_is_traced(kind, residency, tmp_path):
         assert graph.is_kind("feature").sum() > 20 and graph.completeness_error() < 1e-4
         assert torch.allclose(graph.adjacency(), again.adjacency(), atol=1e-4)  # float32, two ways of summing
         assert removal_gap(replacement, graph)[0] < 1e-3
+
+
+@pytest.mark.parametrize(("matrices", "scales"), [((), ()), ((torch.ones(2, 3),), ()), ((), (None,))])
+def test_decoders_are_given_with_one_scale_each(matrices, scales):
+    with pytest.raises(DictionaryError, match=f"{len(matrices)} decoder matrices and {len(scales)} scales: give one scale each"):
+        SlotDecoders(matrices, scales)

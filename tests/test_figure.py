@@ -105,7 +105,7 @@ def font_of(characters, name, path):
 def test_characters_that_the_usual_font_lacks_get_a_font_that_has_them_or_one_warning_in_words(traced, tmp_path, monkeypatch):
     from matplotlib import font_manager
 
-    from tl_circuits.support.fonts import OWN_FONT
+    from tl_circuits.support.fonts import MOST_QUOTED, OWN_FONT
 
     own = [e for e in font_manager.fontManager.ttflist if e.name == OWN_FONT]  # a computer with no other font
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
@@ -114,7 +114,10 @@ def test_characters_that_the_usual_font_lacks_get_a_font_that_has_them_or_one_wa
     graph = traced[0].group("東京の都", traced[0].groups[0][1])
     with pytest.warns(UserWarning, match="no font of this computer has the characters “の”, “京”, “東”, “都”.*fonts-noto-cjk") as told:
         boxes = graph.plot().png
-    assert len(told) == 1
+    assert len(told) == 1 and " more" not in str(told[0].message)
+    many = traced[0].group("".join(map(chr, range(0x3042, 0x3042 + MOST_QUOTED + 3))), traced[0].groups[0][1])
+    with pytest.warns(UserWarning, match="“い”.* and 3 more, so the figure"):
+        many.plot()
     system.append(str(font_of("東京の都", "Triangles", tmp_path / "triangles.ttf")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

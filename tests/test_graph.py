@@ -3,6 +3,8 @@
 import math
 import os
 import stat
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from safetensors.torch import save_file
 import tl_circuits as tlc
 from tests.oracles import reference_prune, reference_scores
 from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.errors import GraphFileError, OutputError, TargetError
+from tl_circuits.attribution.sums import _SUMS_WITHIN, require_sums
+from tl_circuits.errors import ArchitectureError, GraphFileError, OutputError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import GraphInfo, Nodes
@@ -229,6 +232,20 @@ def test_a_node_is_found_by_its_id_and_every_column_is_explained():
         graph.node(name.split("@")[0])
     for column in graph.nodes.columns:
         assert f"``{column}``" in tlc.AttributionGraph.nodes.__doc__, column
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_sums_may_be_off_by_a_share_of_a_nodes_value_in_a_model_of_any_scale(graph, scale):
+    nodes, edges = graph._nodes, graph._edges
+    known = (~nodes.value.isnan()).nonzero()[:, 0]
+    node = known[nodes.value[known].abs().argmax()]  # the node of largest value, which sets its own limit
+    for share, fits in ((0.2, True), (30.0, False)):  # rounding of float32 is allowed besides
+        bias = scale * nodes.bias
+        bias[node] += share * _SUMS_WITHIN[torch.float32] * scale * nodes.value[node].abs()
+        changed = replace(nodes, bias=bias, value=scale * nodes.value)
+        made = replace(graph, _nodes=changed, _edges=Edges(edges.source, edges.target, scale * edges.weight))
+        with nullcontext() if fits else pytest.raises(ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[node]} give"):
+            require_sums(made, torch.float32)
 
 
 def two_full_layers(width=250, n_tokens=4):
