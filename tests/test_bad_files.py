@@ -234,6 +234,14 @@ def test_configs_that_contradict_themselves_or_the_tensors(change, words, llama)
     refused(llama, words)
 
 
+@pytest.mark.parametrize("given", [{"input_hook": "mlp.hook_in"}, {"output_hook": "hook_mlp_out"}])
+def test_one_of_two_hooks_that_nothing_says_is_not_enough(given, llama):
+    (llama / "config.yaml").unlink()
+    with pytest.raises(DictionaryError, match="nothing says which tensors.*Give input_hook= and output_hook="):
+        tlc.load_transcoders(llama, **given)
+    assert tlc.load_transcoders(llama, input_hook="mlp.hook_in", output_hook="hook_mlp_out").layers
+
+
 def _json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
