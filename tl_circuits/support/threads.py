@@ -41,7 +41,8 @@ def processors_got() -> float:
     """
     if time.get_clock_info("process_time").resolution > _CLOCK:
         return float("inf")
-    matrix = torch.ones(512, 512)
+    size = round(512 * (torch.get_num_threads() / 2) ** (1 / 3))  # as much work for each of many threads as for each of two
+    matrix = torch.ones(size, size)
     matrix @ matrix  # starts the threads
     at, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - at < _LOOK:
