@@ -53,14 +53,17 @@ def test_edits_of_heads_mix_with_edits_of_features_and_with_batches():
     with tlc.attach(model, transcoders(model)) as replacement:
         together = tlc.intervene(replacement, prompt(), edits, freeze="attention", layers=())
         several = tlc.intervene_many(replacement, prompt(), [edits, [tlc.ScoreEdit(*HEAD, value=1.0)], []])
+        strong = [tlc.PatternEdit(1, 2, 8, 5, value=30.0)]
         written = [
-            tlc.generate(replacement, prompt(), [tlc.PatternEdit(1, 2, 8, 5, value=3.0)], max_new_tokens=5, use_past_kv_cache=cached)
-            for cached in (True, False)
+            tlc.generate(replacement, prompt(), strong, max_new_tokens=5, use_past_kv_cache=cached) for cached in (True, False)
         ]
+        first = int(tlc.intervene(replacement, prompt(), strong, freeze="none", layers=()).logits[-1].argmax())
+        unedited = tlc.generate(replacement, prompt(), max_new_tokens=5)
     assert torch.allclose(several[0].logits, together.logits, atol=1e-5)
     assert not torch.allclose(several[1].logits, several[2].logits, atol=1e-4)
     assert torch.allclose(several[2].logits, several[2].baseline_logits, atol=1e-5)
-    assert written[0] == written[1]
+    assert written[0] == written[1] != unedited
+    assert written[0].split()[-5] == model.tokenizer.decode([first]).strip()
 
 
 def test_edits_of_heads_as_text():
