@@ -79,6 +79,19 @@ def test_an_existing_output_is_refused_before_the_work_and_force_overwrites(trac
     assert len(refused.stderr.strip().splitlines()) == 1 and time.time() - started < 10
 
 
+def test_a_text_that_is_missing_or_would_not_be_used_is_refused_before_the_work(tmp_path):
+    asked = ("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 20, "--out", "named")
+    (tmp_path / "words.txt").write_text("w1 w2 w3 w4 w5 " * 20)
+    for options, said in (
+        (("--text", "none.txt"), "--text none.txt: there is no such file or folder"),
+        (("--text", "words.txt", "--no-examples"), "says where to look for examples, and --no-examples that none are wanted"),
+    ):
+        done = command(*asked, *options, cwd=tmp_path)
+        assert done.exit_code == 1 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "named.html").exists()
+    assert command(*asked, "--text", "words.txt", cwd=tmp_path).exit_code == 0
+
+
 def test_more_gives_what_the_larger_trace_gives_and_keeps_notes(tmp_path):
     asked = ("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--no-examples")
     assert command(*asked, "--max-nodes", 20, "--out", "grown", cwd=tmp_path).exit_code == 0
