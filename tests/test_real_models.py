@@ -12,7 +12,7 @@ import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.sites import at, autoencoders
 from tests.tiny import tiny_folder, transcoders
-from tl_circuits.errors import ModelError
+from tl_circuits.errors import ModelError, TargetError
 from tl_circuits.models import PACKAGED, open_packaged
 
 PROMPT = "The capital of France is"
@@ -155,3 +155,13 @@ def test_unknown_models_say_what_can_be_named(name):
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(ModelError, match="no config.json"):
         tlc.load_model(str(tmp_path))
+
+
+def test_a_word_that_is_one_token_only_after_a_space_is_suggested_with_it(smollm2):
+    words = (smollm2.tokenizer.decode([i]) for i in range(10_000, 49_000))
+    split = next(w[1:] for w in words if w[1:].isalpha() and w[0] == " " and len(smollm2.tokenizer(w[1:]).input_ids) > 1)
+    with tlc.attach(smollm2, tlc.mlp_neurons(smollm2)) as replacement:
+        for given, hint in ((split, f"Did you mean ' {split}'?"), (" zzqqzzqq", ""), ("zzqqzzqq", "")):
+            with pytest.raises(TargetError, match="expected exactly one") as told:
+                tlc.attribute(replacement, "The capital is", given, max_nodes=5, progress=False)
+            assert str(told.value).endswith(hint or "expected exactly one.")
