@@ -116,6 +116,31 @@ def saved(folder, sae, **config):
     return folder
 
 
+@pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
+def test_an_edit_of_a_normalised_autoencoder_moves_the_site_as_saelens_own_decoder_says(normalize):
+    """SAELens multiplies what it decodes with the input's own scale again; so must what an edit adds."""
+    model, sae = tiny_bridge("llama"), autoencoder("Standard", 1, normalize_activations=normalize)
+    seen = {}
+
+    def by_hand(tensor, hook):
+        with torch.no_grad():
+            acts = sae.encode(tensor)
+            whole = sae.decode(acts)
+            sae.encode(tensor)  # its decoder uses a scale up
+            seen["feature"] = int(acts[0, 4].argmax())
+            edited = acts.clone()
+            edited[0, 4, seen["feature"]] = 7.0
+            return tensor + sae.decode(edited) - whole
+
+    with torch.no_grad():
+        wanted = model.run_with_hooks(prompt()[None], fwd_hooks=[("blocks.1.hook_resid_post", by_hand)])[0]
+    with tlc.attach(model, tlc.load_dictionary(sae)) as replacement:
+        edit = tlc.Set(1, 4, seen["feature"], value=7.0)
+        result = tlc.intervene(replacement, prompt(), edit, freeze="none", layers=())
+    assert not torch.allclose(result.logits, result.baseline_logits, atol=1e-2)
+    assert torch.allclose(result.logits, wanted, atol=1e-4)  # float32, another order of sums
+
+
 def test_nan_in_the_decoder_bias_is_not_called_the_encoder_bias(tmp_path):
     sae = autoencoder("Standard")
     with torch.no_grad():
