@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import HookFiringError
 from .owned import put_hook
 from .repeatable import require_repeatable
-from .sites import Model, resolve, with_its_layer
+from .sites import Model, model_device, resolve, with_its_layer
 from .turn import in_turn
 
 
@@ -77,7 +77,7 @@ def collect_sites(
         for name in names:
             stack.callback(put_hook(resolve(model, name), keep(name)))
         try:
-            model(tokens)
+            model(tokens.to(model_device(model)))
         except _Enough:
             return seen
     silent = [name for name in names if name not in seen]

@@ -10,7 +10,7 @@ from transformer_lens.hook_points import HookPoint
 from .expected_warnings import edits_expected
 from .holding import Holds, hold_hooks
 from .record import Listener
-from .sites import Model
+from .sites import Model, model_device
 from .turn import added_hooks, in_turn
 
 
@@ -58,7 +58,7 @@ def differentiable_run(
         hooks = hold_hooks(model, holds, held)
         hooks += [(name, _on_tensor(f)) for name, f in replaced]
         with added_hooks(model, hooks), Listener(model, wanted) as listener:
-            model(tokens.clone()[None])
+            model(tokens.clone()[None].to(model_device(model)))
         listener.check()
         return {name: tensor[0] for name, tensor in listener.seen.items()}
 

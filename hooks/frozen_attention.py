@@ -13,6 +13,7 @@ from .record import Recording
 from .sites import Model, attention_weights
 
 ROWS_AT_ONCE = 1024  # targets x queries in one product of mix_back, so that its sums stay in the processor's cache
+ROWS_OF_A_GPU = 2**15  # the same on a GPU, which waits for every launch
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class FrozenAttention:
             here = slice(queries.start - first, queries.stop - first)
             # Query heads that share a value head are summed: they are laid out along the product's inner axis.
             from_queries = weights.flatten(1, 2).transpose(1, 2)
-            step = max(1, ROWS_AT_ONCE // (queries.stop - queries.start))
+            rows = ROWS_AT_ONCE if g.device.type == "cpu" else ROWS_OF_A_GPU
+            step = max(1, rows // (queries.stop - queries.start))
             for some in range(0, n, step):
                 stop = min(some + step, n)
                 at_queries = self.at_heads(g[here, some:stop].reshape(-1, g.shape[2]))

@@ -21,6 +21,7 @@ from .sites import (
     find,
     is_parallel,
     layer_device,
+    model_device,
     resolve,
     scores_scale,
     scores_softcap,
@@ -232,6 +233,7 @@ def record(
         >>> recording.scales["blocks.0.ln1"].shape  # the norm's denominator at each position
         torch.Size([9, 1])
     """
+    tokens = tokens.to(model_device(model))
     layers = range(int(model.cfg.n_layers) if below is None else below)
     blocks = [f"blocks.{layer}" for layer in layers]
     norms, last = norm_names(model, below), _last(model, below)

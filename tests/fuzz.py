@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def samples(home: Path) -> list[Sample]:
         (published.gemma_scope, ("layer_1/width_16k/average_l0_71/params.npz",)),
         (published.gemma_scope_2, ("transcoder_all/layer_1_width_16k_l0_small/config.json",)),
         (published.saelens, ("layer_1/cfg.json",)),
+        (published.four_bit, ("layer_01.four_bit.safetensors", "config.json")),
     ):
         folder = home / write.__name__
         write(folder, layers)
@@ -193,14 +194,18 @@ def _places(content: Any, depth: int) -> Iterator[tuple[Any, Any, int]]:
             yield from _places(content[key], depth + 1)
 
 
-def run(home: Path, seeds: Iterable[int], report: Callable[[str], None]) -> int:
-    """Run a case for each seed; returns how many went wrong, and reports each of them."""
+def run(home: Path, seeds: Iterable[int], report: Callable[[str], None], of: Mapping[int, str] | None = None) -> int:
+    """Run a case for each seed; returns how many went wrong, and reports each of them.
+
+    ``of``: the sample's name for some seeds; the others' samples take turns.
+    """
     files, wrong = samples(home), 0
     whole = {sample.name: (sample.folder / sample.file).read_bytes() for sample in files}
     for sample in files:  # a whole file opens, or the mutations would test nothing
         sample.use(sample.folder)
     for seed in seeds:
-        sample, rng = files[seed % len(files)], random.Random(seed)
+        name = (of or {}).get(seed, files[seed % len(files)].name)
+        sample, rng = next(sample for sample in files if sample.name == name), random.Random(seed)
         path = sample.folder / sample.file
         path.write_bytes(mutated(whole[sample.name], rng))
         began = time.process_time()

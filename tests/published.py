@@ -206,6 +206,49 @@ def llamascopium(folder: Path, layers, act_fn="jumprelu", norms=None, decoder_no
         (here / "config.json").write_text(json.dumps(fields | config))
 
 
+def four_bit_matrix(name, matrix):
+    """A matrix as its three tensors with four bits a number, and the numbers that these stand for, one after the other.
+
+    Up to sixteen different numbers are kept as they are. More are rounded to sixteen even steps up to a row's largest number.
+    """
+    rows, columns = matrix.shape
+    levels = sorted({float(v) for v in matrix.flatten()})
+    scales = [1.0] * rows
+    if len(levels) > 16:
+        levels, scales = [(i - 8) / 8 for i in range(16)], [float(row.abs().max()) for row in matrix.half()]
+    levels += [levels[-1]] * (16 - len(levels))
+    codes, stands = torch.zeros(rows, (columns + 1) // 2, dtype=torch.uint8), torch.empty(rows, columns)
+    for r in range(rows):
+        for c in range(columns):
+            code = min(range(16), key=lambda i: abs(levels[i] * scales[r] - float(matrix[r, c])))
+            codes[r, c // 2] += code * (16 if c % 2 else 1)
+            stands[r, c] = levels[code] * scales[r]
+    parts = {"codes": codes, "scale": torch.tensor(scales).half(), "levels": torch.tensor(levels)}
+    return {f"{name}.{part}": tensor for part, tensor in parts.items()}, stands
+
+
+def four_bit(folder: Path, layers, hooks=("mlp.hook_in", "mlp.hook_out"), activation="relu", k=None, skip=False, **config):
+    """tl_circuits' own sets with four bits a number; returns the layers that they stand for."""
+    stand = []
+    for i, t in enumerate(layers):
+        tensors, stands = {"b_enc": t["b_enc"], "b_dec": t["b_dec"]}, dict(t)
+        if activation == "jumprelu":
+            tensors["threshold"] = t["threshold"]
+        for name in ("W_enc", "W_dec", *(["W_skip"] if skip else [])):
+            parts, stands[name] = four_bit_matrix(name, t[name])
+            tensors |= parts
+        _save(folder / f"layer_{i:02d}.four_bit.safetensors", tensors)
+        stand.append(stands)
+    fields = {
+        "format": "tl_circuits four bits", "version": 1, "model": "smollm2-135m", "input_hook": hooks[0], "output_hook": hooks[1],
+        "activation": activation, "k": k, "clamp": True, "skip": skip, "d_in": layers[0]["W_enc"].shape[1],
+        "d_out": layers[0]["W_dec"].shape[1], "features": len(layers[0]["b_enc"]), "layers": list(range(len(layers))),
+        "licence": "Apache-2.0", "training_tokens": 1000, "description": None,
+    }
+    (folder / "config.json").write_text(json.dumps(fields | config))
+    return stand
+
+
 def hub_cache(cache: Path, repo: str, write, revision="main"):
     """A repository in the hub library's cache, as if downloaded; ``write(folder)`` lays its files out."""
     root = cache / ("models--" + repo.replace("/", "--"))

@@ -35,6 +35,9 @@ LAYOUTS = {  # writer, its options, activation, which optional tensors, the hook
     "arena": (published.arena, {"unfolded": (8,)}, "relu", False, PRE_GAIN),
     "sparsify": (published.sparsify, {"k": 1, "skip": True}, "topk", True, _hooks("mlp.hook_in", "mlp.hook_out")),
     "llamascopium": (published.llamascopium, {}, "jumprelu", False, PRE_GAIN),
+    "four_bit": (published.four_bit, {}, "relu", False, _hooks("mlp.hook_in", "mlp.hook_out")),
+    "four_bit_skip": (published.four_bit, {"activation": "topk", "k": 1, "skip": True}, "topk", True, _hooks("mlp.hook_in", "mlp.hook_out")),
+    "four_bit_jumprelu": (published.four_bit, {"activation": "jumprelu"}, "jumprelu", False, _hooks("mlp.hook_in", "mlp.hook_out")),
 }
 
 
@@ -48,7 +51,7 @@ def _own_cache(tmp_path, monkeypatch):
 def test_tensors_are_those_written_in_every_layer(layout, residency, tmp_path):
     write, options, activation, skip, hooks = LAYOUTS[layout]
     layers = published.random_layers()
-    write(tmp_path / "set", layers, **options)
+    layers = write(tmp_path / "set", layers, **options) or layers  # one that rounds returns what it wrote
     found = tlc.load_transcoders(tmp_path / "set", residency=residency)
     assert list(found.layers) == list(range(12))
     for i, expected in enumerate(layers):

@@ -1,8 +1,9 @@
 """Transcoders for SmolLM2-135M from text that needs no model hub: ``python -m training.smollm2_features --out FOLDER``.
 
 Gathers English text from Debian packages (:mod:`training.feature_text`) and samples of the model itself, sets whole
-documents aside for measuring, mixes pieces of 256 tokens over all sources, and trains all 30 layers. Each part is written
-once, below ``--text``; a second call goes on where the first stopped.
+documents aside for measuring, mixes pieces of 256 tokens over all sources, and trains all 30 layers, one by one and then
+together. Each part is written once, below ``--text``; a second call goes on where the first stopped. With a GPU it takes
+minutes, without one days.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tl_circuits.dictionaries.training.samples import write_samples, written
 from tl_circuits.dictionaries.training.train import train_transcoders
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 MODEL = "smollm2-135m"
 CONTEXT = 256
 HELD_OUT = 3  # documents of a hundred
+FEATURES = 1984
+"""Features of a layer: as many as 40 MB hold with four bits a number."""
 
 
 def main() -> None:
@@ -32,27 +36,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the transcoders")
     parser.add_argument("--text", type=Path, default=Path(tempfile.gettempdir(), "smollm2-features-text"), help="folder for text and token ids")
-    parser.add_argument("--tokens", type=int, default=3_000_000, help="tokens to train on")
-    parser.add_argument("--samples", type=int, default=1_048_576, help="tokens that the model writes itself")
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="tokens to train each layer on")
+    parser.add_argument("--together", type=int, default=6_000_000, help="tokens to train all layers together on")
+    parser.add_argument("--further", type=int, default=3_400_000, help="tokens to train all layers together on, truer to each MLP")
+    parser.add_argument("--samples", type=int, default=2_621_440, help="tokens that the model writes itself")
+    parser.add_argument("--at-once", type=int, default=96, help="pieces that the model writes at a time: 2048 on a GPU")
+    parser.add_argument("--batch", type=int, default=16, help="pieces in a step")
+    parser.add_argument("--k", type=int, default=64, help="active features a token")
     parser.add_argument("--only", choices=("text", "samples", "mix"), help="stop after this part")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_float32_matmul_precision("high")  # on a GPU: factors of ten bits, sums of float32
     args.text.mkdir(parents=True, exist_ok=True)
     gather(args.text)
     if args.only == "text":
         return
     if not (args.text / "mixed.npy").exists():
         if args.only != "mix":  # what was sampled so far is enough then
-            sample(args.text / "samples.npy", args.samples // CONTEXT)
+            sample(args.text / "samples.npy", args.samples // CONTEXT, args.at_once)
         if args.only == "samples":
             return
         mix(args.text)
     if args.only == "mix":
         return
+    text = {"held_out": args.text / "held_out.npy", "context": CONTEXT, "batch_size": args.batch}
+    sizes = {"features": FEATURES, "k": args.k, "four_bits": True, "resume": args.out.exists()}
     train_transcoders(
-        MODEL, [args.text / "mixed.npy"], args.out, held_out=args.text / "held_out.npy", features=2048, k=64,
-        context=CONTEXT, tokens=args.tokens, lr=3e-3, resume=True,
+        MODEL, [args.text / "mixed.npy"], args.out, tokens=args.tokens, together=args.together, local=0.1, lr=3e-3, **text, **sizes
     )
+    further = args.out.with_name(f"{args.out.name}-further")
+    train_transcoders(
+        MODEL, [args.text / "mixed.npy"], further, begin_with=args.out.with_name(f"{args.out.name}.four_bits"), tokens=0,
+        together=args.further, local=0.4, lr=2e-3, seed=1, **text, **sizes | {"resume": further.exists()},
+    )  # fmt: skip
 
 
 def gather(folder: Path) -> None:
@@ -103,15 +119,15 @@ class _Pieces:
             self.rest = self.rest[CONTEXT - 1 :]
 
 
-def sample(path: Path, count: int) -> None:
+def sample(path: Path, count: int, at_once: int) -> None:
     """The model's own text, as int32 pieces of 256 tokens."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = str(open_packaged(PACKAGED[MODEL]))
     first = special_token(AutoTokenizer.from_pretrained(source))
     network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    for done in write_samples(network, first, count, CONTEXT, path, batch_size=96, seed=0):
+    network = network.to("cuda" if torch.cuda.is_available() else "cpu")
+    for done in write_samples(network, first, count, CONTEXT, path, batch_size=at_once, seed=0):
         logger.info("%d of %d pieces sampled", done, count)
 
 

@@ -284,9 +284,9 @@ def _assemble(
             "weight": weight.cpu().numpy(),
         }
     )
-    place = torch.cat([columns.position, torch.tensor([local.n_pos])]).to(q.device)
-    grouped = [
-        torch.zeros(local.n_pos + 1, q.shape[1], dtype=torch.float64, device=q.device).index_add_(0, place, side)
+    place = torch.cat([columns.position, torch.tensor([local.n_pos])])
+    grouped = [  # on the CPU, because a GPU adds several numbers to one place in no fixed order
+        torch.zeros(local.n_pos + 1, q.shape[1], dtype=torch.float64).index_add_(0, place, side.cpu())
         for side in (q_wide, k_wide)
     ]
     names = [*range(local.n_pos), "bias"]
@@ -301,7 +301,7 @@ def _assemble(
         terms=terms,
         by_query=_marginals(graph, columns, q_wide @ k_all, live_q, top),
         by_key=_marginals(graph, columns, k_wide @ q_all, live_k, top),
-        by_position=pd.DataFrame((grouped[0] @ grouped[1].T).cpu().numpy(), index=names, columns=names),
+        by_position=pd.DataFrame((grouped[0] @ grouped[1].T).numpy(), index=names, columns=names),
         tokens=graph.info.tokens,
         _sides=Sides(columns, q, k),
     )

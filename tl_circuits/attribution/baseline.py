@@ -117,7 +117,8 @@ class _Sums:
         layers = []
         for place, total in enumerate(self._errors):
             keys, where = torch.cat(self._keys[place]).unique(return_inverse=True)
-            values = torch.zeros(len(keys), device=keys.device).index_add_(0, where, torch.cat(self._values[place]))
+            # On the CPU, because a GPU adds several numbers to one place in no fixed order.
+            values = torch.zeros(len(keys)).index_add_(0, where.cpu(), torch.cat(self._values[place]).cpu()).to(keys.device)
             position, feature = keys // self._width(place), keys % self._width(place)
             mean = values / count.to(values.device)[position]
             error = None if total is None else total / count.to(total.device)[:, None]

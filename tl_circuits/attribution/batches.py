@@ -13,6 +13,7 @@ from tl_circuits.attribution.targets import Targets
 from tl_circuits.support.memory import free_memory
 
 SWEEP_FLOATS = 2**30  # how many numbers one sweep may hold: 4 GB of float32, but at most half of the free memory
+SWEEP_FLOATS_OF_A_GPU = 2**32  # 16 GB
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def sweep_chunks(
     """
     order = torch.argsort(targets.position, stable=True)
     positions = targets.position[order].tolist()
-    start, floats = 0, min(SWEEP_FLOATS, least_free_memory({sources.home, *sources.devices}) // 8)
+    most = SWEEP_FLOATS if sources.home.type == "cpu" else SWEEP_FLOATS_OF_A_GPU
+    start, floats = 0, min(most, least_free_memory({sources.home, *sources.devices}) // 8)
     for i in range(1, len(positions) + 1):
         if i < len(positions) and _takes_one_more(positions[start : i + 1], batch_size, sources, floats):
             continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -35,8 +36,13 @@ class Rows:
             influence[: self.values.shape[1]] += share @ self.values.abs()
         else:
             assert self.start is not None  # set together with ``column``
-            each = share.repeat_interleave(self.start.diff())
-            influence.index_add_(0, self.column.long(), self.values.abs() * each)
+            column, sizes = self.column.long(), self.values.abs()
+            if influence.device.type == "cpu":
+                influence.index_add_(0, column, sizes * share.repeat_interleave(self.start.diff()))
+                return
+            # Row by row, because a GPU adds several numbers to one place in no fixed order; a row has each column once.
+            for i, (begin, end) in enumerate(pairwise(self.start.tolist())):
+                influence.index_add_(0, column[begin:end], sizes[begin:end] * share[i])
 
     def entries(
         self, node_of: Int[Tensor, " width"]
@@ -44,7 +50,7 @@ class Rows:
         """Row, node number and value of every non-zero entry whose column became a node (``node_of[column] >= 0``)."""
         if self.column is None:
             columns = (node_of[: self.values.shape[1]] >= 0).nonzero()[:, 0]
-            kept = self.values.cpu()[:, columns]
+            kept = self.values[:, columns.to(self.values.device)].cpu()
             row, at = kept.nonzero(as_tuple=True)
             return row, node_of[columns[at]], kept[row, at].float()
         assert self.start is not None  # set together with ``column``

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.dictionaries.base import GATHERED_FLOATS, Dictionary, LayerActive
+from tl_circuits.dictionaries.base import Dictionary, LayerActive, add_by_position, rows_at_once
 from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import (
     SITES,
@@ -309,11 +309,11 @@ def add_decoded(
 ) -> None:
     """Add what the active features of place ``writer`` write at place ``layer``, a block of decoder rows at a time."""
     active = active.to(recons.device)
-    step = max(1, GATHERED_FLOATS // recons.shape[1])
+    step = rows_at_once(recons.shape[1], recons.device)
     for start in range(0, active.feature.numel(), step):
         part = slice(start, start + step)
         rows = dictionary.decoder_vectors(writer, active.feature[part], layer)
-        recons.index_add_(0, active.position[part], rows * active.counted[part, None])
+        add_by_position(recons, active.position[part], rows, active.counted[part])
 
 
 def _require_rebuilt(

@@ -9,11 +9,34 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from tl_circuits.errors import DictionaryError, NotFiniteError
 from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
-GATHERED_FLOATS = 2**20  # of rows gathered at once, 4 MB: more would leave the processor's cache
+
+def rows_at_once(d: int, device: torch.device) -> int:
+    """How many rows of ``d`` numbers to gather at once: 4 MB, which stay in a processor's cache; 256 MB on a GPU, which waits
+    for every launch."""
+    return max(1, (2**20 if device.type == "cpu" else 2**26) // d)
+
+
+def add_by_position(
+    total: Float[Tensor, "pos d"], position: Int[Tensor, " n"], rows: Float[Tensor, "n d"], weight: Float[Tensor, " n"]
+) -> None:
+    """Add each row, times its weight, to ``total`` at its position; positions are in ascending order.
+
+    On a GPU, ``index_add_`` sums in whatever order threads come, and the last bits differ from run to run. There the
+    rows of a position are summed as a bag, which has an order.
+    """
+    if total.device.type == "cpu":
+        total.index_add_(0, position, rows * weight[:, None])
+        return
+    starts = torch.searchsorted(position.contiguous(), torch.arange(len(total), device=position.device))
+    numbers = torch.arange(len(rows), device=rows.device)
+    total += embedding_bag(numbers, rows, starts, per_sample_weights=weight.to(rows.dtype), mode="sum")
+
+
 
 
 @dataclass(frozen=True)
@@ -160,12 +183,12 @@ class Dictionary(ABC):
     ) -> Float[Tensor, "pos d_in"]:
         """The sum at each position of what active features read (:meth:`read_vectors`), times ``weight``."""
         total = torch.zeros_like(x, dtype=torch.float32)
-        step = max(1, GATHERED_FLOATS // x.shape[1])
+        step = rows_at_once(x.shape[1], x.device)
         for start in range(0, active.feature.numel(), step):
             part = slice(start, start + step)
             position = active.position[part]
             vectors, _ = self.read_vectors(layer, active.feature[part], x[position])
-            total.index_add_(0, position, vectors * weight[part, None])
+            add_by_position(total, position, vectors, weight[part])
         return total
 
     def silent_vectors(

@@ -69,7 +69,7 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
         tokens = read.tokens
         if tokens.numel() < 2:
             raise PromptError("a prompt needs at least two tokens to have a loss.")
-        keep = torch.ones(tokens.numel(), dtype=torch.bool, device=tokens.device)
+        keep = torch.ones(tokens.numel(), dtype=torch.bool)  # each layer takes it to its own device
         keep[list(read.skipped)] = False
         if not keep.any():
             raise PromptError(f"all {tokens.numel()} positions of the prompt are left out, so there is nothing to measure on.")
@@ -92,7 +92,7 @@ def _loss(model: Any, tokens: Int[Tensor, " pos"], hooks: list[tuple[str, Callab
     """The next-token loss, summed over tokens, in nats."""
     with torch.no_grad(), added_hooks(model, hooks):
         logits = model(tokens[None])[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum"))
+    return float(torch.nn.functional.cross_entropy(logits, tokens[1:].to(logits.device), reduction="sum"))
 
 
 def _listening(
@@ -104,13 +104,13 @@ def _listening(
         recons: dict[str, Tensor] = {}
 
         def count(acts: Tensor, hook: Any, layer: int = layer) -> None:
-            sums[layer].active += int((acts[0, keep] != 0).sum())
+            sums[layer].active += int((acts[0, keep.to(acts.device)] != 0).sum())
 
         def rebuilt(value: Tensor, hook: Any, recons: dict = recons) -> None:
-            recons["here"] = value[0, keep].float()
+            recons["here"] = value[0, keep.to(value.device)].float()
 
         def missed(error: Tensor, hook: Any, layer: int = layer, recons: dict = recons) -> None:
-            left = error[0, keep].float()
+            left = error[0, keep.to(error.device)].float()
             sums[layer].add(recons["here"] + left, left)
 
         hooks += [(f"{site}.hook_sae_acts_post", count), (f"{site}.hook_sae_recons", rebuilt)]
@@ -120,7 +120,7 @@ def _listening(
 
 def _without_error(keep: Bool[Tensor, " pos"]) -> Callable[..., Tensor]:
     def hook(error: Tensor, hook: Any) -> Tensor:
-        return torch.where(keep[None, :, None], 0.0, error)
+        return torch.where(keep.to(error.device)[None, :, None], 0.0, error)
 
     return hook
 

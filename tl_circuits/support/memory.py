@@ -7,7 +7,9 @@ import torch
 def free_memory(device: torch.device) -> int:
     """Free memory of ``device`` in bytes; the machine's own if the device cannot say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch keeps for later, it can use again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     machine = psutil.virtual_memory().available
     if device.type == "cpu":
         return machine

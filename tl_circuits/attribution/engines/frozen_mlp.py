@@ -1,14 +1,18 @@
 """What one layer's MLP adds to rows of direct effects: its features, error, constant and skip connection."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.sources import LayerSources, Sources
-from tl_circuits.dictionaries.base import GATHERED_FLOATS
+from tl_circuits.dictionaries.base import rows_at_once
 from tl_circuits.hooks import ReadMap
 
 CACHED_FLOATS = 2**22  # a layer's decoder rows are kept between sweeps if they take at most 16 MB, else gathered anew
+CACHED_FLOATS_OF_A_GPU = 2**25  # 128 MB
+PRODUCTS_OF_A_GPU = 2**28  # numbers in one product for several positions: 1 GB
 DENSE_SHARE = 0.25  # if more than this share of features is active, a product with the whole decoder is faster
 
 
@@ -16,8 +20,21 @@ def add_position_dots(
     total: Float[Tensor, " n"], g: Float[Tensor, "pos n d"], vectors: Float[Tensor, "total_pos d"]
 ) -> None:
     """Add ``Σ_pos g[pos, n]·vectors[pos]`` to ``total[n]``."""
+    if g.device.type != "cpu":
+        total += position_dots(g, vectors).sum(0)
+        return
     for here, vector in zip(g, vectors, strict=False):  # a loop is several times faster than one batched product here
         total.addmv_(here, vector)
+
+
+def position_dots(g: Float[Tensor, "pos n d"], vectors: Float[Tensor, "total_pos d"]) -> Float[Tensor, "pos n"]:
+    """``g[pos, n]·vectors[pos]``.
+
+    A GPU does all positions in one product, since it waits for every launch. On a CPU a loop is several times faster.
+    """
+    if g.device.type != "cpu":
+        return torch.bmm(g, vectors[: len(g), :, None])[..., 0]
+    return torch.stack([torch.mv(here, vector) for here, vector in zip(g, vectors, strict=False)]) if len(g) else g.new_empty(g.shape[:2])
 
 
 class Decoder:
@@ -39,9 +56,12 @@ class Decoder:
         n_active, width = source.active.feature.numel(), sources.dictionary.width(writer)
         dense = n_active > DENSE_SHARE * width * max(1, sources.n_pos - len(sources.skipped))
         d_out = sources.tokens.shape[1]
-        self._at_once = max(1, GATHERED_FLOATS // d_out)
-        self._decoder = self._vectors(torch.arange(width, device=self._active.feature.device)) if dense else None
-        self._kept = self._scaled(0, n_active) if not dense and n_active * d_out <= CACHED_FLOATS else None
+        device = self._active.feature.device
+        self._rows = rows_at_once(d_out, device)
+        self._starts = torch.tensor(self._bounds, device=device)
+        self._decoder = self._vectors(torch.arange(width, device=device)) if dense else None
+        cached = CACHED_FLOATS if device.type == "cpu" else CACHED_FLOATS_OF_A_GPU
+        self._kept = self._scaled(0, n_active) if not dense and n_active * d_out <= cached else None
 
     def _scaled(self, start: int, stop: int) -> Float[Tensor, "n d_model"]:
         """What active features ``start`` to ``stop`` write to the stream: decoder vectors times activations."""
@@ -57,6 +77,9 @@ class Decoder:
         ``g[i, n]`` is the gradient of target ``n`` at position ``first + i`` of the stream; an effect is its product
         with what the feature writes there.
         """
+        if g.device.type != "cpu":
+            self._add_many_positions(g, first, out)
+            return
         rows, begin, end = self._kept, 0, 0 if self._kept is None else self._bounds[-1]
         for at, here in enumerate(g, start=first):
             start, stop = self._bounds[at], self._bounds[at + 1]
@@ -67,9 +90,52 @@ class Decoder:
                 torch.addcmul(columns, *self._dense_effects(self._decoder, here, at, start, stop), out=columns)
                 continue
             if rows is None or stop > end:  # gather the next block of decoder rows, which may serve several positions
-                begin, end = start, min(max(stop, start + self._at_once), self._bounds[first + g.shape[0]])
+                begin, end = start, min(max(stop, start + self._rows), self._bounds[first + g.shape[0]])
                 rows = self._scaled(begin, end)
             columns.addmm_(here, rows[start - begin : stop - begin].T)
+
+    def _add_many_positions(self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]) -> None:
+        """As :meth:`add_effects`, but for many positions in one product: a GPU waits for every launch.
+
+        Positions have different numbers of active features, so the products of some positions with the next ones' numbers are
+        computed for nothing, and not read.
+        """
+        for start, stop, most in self._spans(first, first + len(g), g.shape[1]):
+            begin, end = self._bounds[start], self._bounds[stop]
+            if begin == end:
+                continue
+            here, position = g[start - first : stop - first], self._active.position[begin:end]
+            at = position - start
+            if self._decoder is not None:
+                if self._norm is not None:
+                    where = torch.arange(start, stop, device=g.device).repeat_interleave(g.shape[1])
+                    here = self._norm.transpose(here.flatten(0, 1), where).view_as(here)
+                found = (here @ self._decoder.T)[at, :, self._active.feature[begin:end]]
+                found = found * self._active.counted[begin:end, None]
+            else:
+                slot = torch.arange(begin, end, device=g.device) - self._starts[position]
+                rows = g.new_zeros(stop - start, most, g.shape[2])
+                rows[at, slot] = self._scaled(begin, end) if self._kept is None else self._kept[begin:end]
+                found = torch.bmm(here, rows.transpose(1, 2))[at, :, slot]
+            out[:, self._first + begin : self._first + end] += found.T
+
+    def _spans(self, first: int, last: int, n: int) -> Iterator[tuple[int, int, int]]:
+        """Positions from ``first`` to ``last`` in spans that fit into memory, each with the largest number of active features."""
+        start, most = first, 0
+        for at in range(first, last):
+            active = self._bounds[at + 1] - self._bounds[at]
+            if at > start and not self._fit(at + 1 - start, max(most, active), n):
+                yield start, at, most
+                start, most = at, 0
+            most = max(most, active)
+        if first < last:
+            yield start, last, most
+
+    def _fit(self, positions: int, most: int, n: int) -> bool:
+        """Whether the products of ``n`` targets at so many positions, each with up to ``most`` features, fit into memory."""
+        if self._decoder is not None:
+            return positions * len(self._decoder) * n <= PRODUCTS_OF_A_GPU
+        return positions * most <= self._rows and positions * most * n <= PRODUCTS_OF_A_GPU
 
     def _dense_effects(
         self, decoder: Float[Tensor, "feature d_out"], g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
@@ -135,8 +201,7 @@ class FrozenMLP:
             add_position_dots(out[:, self._sources.shared_column], g, self._shared[first:])
         if self._error is not None:
             at = self._source.errors_at + first
-            for offset, here in enumerate(g):
-                out[:, at + offset] = torch.mv(here, self._error[first + offset])
+            out[:, at : at + len(g)] = position_dots(g, self._error[first:]).T
 
     def through_skip(
         self, g: Float[Tensor, "used n d_model"], first: int

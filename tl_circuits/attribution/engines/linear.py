@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tl_circuits.attribution.engines.effects import Effects
 from tl_circuits.attribution.engines.factored import Factored
-from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_dots
+from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_dots, position_dots
 from tl_circuits.attribution.engines.rounding import rounded_attention, rounded_reads, stream_rounding
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
@@ -166,9 +166,8 @@ class _Sweep:
             self._go_to(layer)
             self._layer(layer, engine.parallel)
         last = self._first + self._g.shape[0]
-        own, gradients = self._out[:, self._first : last], self._gradients()
-        for offset, here in enumerate(gradients):
-            own[:, offset] += torch.mv(here, self._tokens[self._first + offset])
+        gradients = self._gradients()
+        self._out[:, self._first : last] += position_dots(gradients, self._tokens[self._first :]).T
         shared = engine.sources.shared_tokens
         if shared is not None:
             add_position_dots(self._out[:, engine.sources.shared_column], gradients, shared[self._first :])

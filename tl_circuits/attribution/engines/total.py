@@ -19,7 +19,7 @@ from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.engines.passed import Keeper, passing_hooks
 from tl_circuits.attribution.sources import Sources, output_name, output_of
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.dictionaries.base import GATHERED_FLOATS, LayerActive
+from tl_circuits.dictionaries.base import LayerActive, rows_at_once
 from tl_circuits.hooks import Holds, Recording, differentiable_run, final_hook, final_stream, own_site
 
 
@@ -54,7 +54,7 @@ def combined(targets: Targets, weights: Float[Tensor, " n"]) -> Targets:
 
 def _blocks(active: LayerActive, d: int) -> list[slice]:
     """The features in slices, for each of which the vectors are gathered at once."""
-    step = max(1, GATHERED_FLOATS // d)
+    step = rows_at_once(d, active.feature.device)
     return [slice(start, start + step) for start in range(0, active.feature.numel(), step)]
 
 

@@ -5,6 +5,7 @@ from tl_circuits.dictionaries.formats import (
     circuit_tracer,
     circuit_tracer_clt,
     clt_training,
+    four_bit_files,
     gemma_scope,
     gemma_scope_2,
     llamascopium,
@@ -15,6 +16,7 @@ from tl_circuits.dictionaries.formats import (
 from tl_circuits.dictionaries.formats.layout import Entry, Hints, LayerWeights, Layout
 
 LAYOUTS = (
+    four_bit_files.LAYOUT,
     arena_files.LAYOUT,  # before SAELens', whose file names and configs are the same
     gemma_scope.LAYOUT,
     gemma_scope_2.LAYOUT,

@@ -55,10 +55,12 @@ class Layout:
     """One way in which weights are published.
 
     ``find`` lists a repository's layers in this layout (none if it has another), ``read`` reads one, and ``model``
-    gives the name of the model it was trained on, if the files say it.
+    gives the name of the model it was trained on, if the files say it. ``grows``: how many bytes of memory a byte of its
+    files takes.
     """
 
     name: str
     find: Callable[[Repository], Sequence[Entry]]
     read: Callable[[Repository, Entry, Hints], LayerWeights]
     model: Callable[[Repository, Entry], str | None] = lambda repository, entry: None
+    grows: int = 1

@@ -1,11 +1,13 @@
 """The training of one layer: its weights, its optimiser, and what is known of its features."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_circuits.dictionaries.formats.four_bit import rounded
 from tl_circuits.dictionaries.training.fit import NormalEquations, add_to_equations, no_equations, solve_equations
 from tl_circuits.dictionaries.training.start import Start
 from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read, token_weights
@@ -41,32 +43,44 @@ class LayerTraining:
         self.optimiser = torch.optim.Adam(list(self.tensors.values()), lr=0.0, fused=True)
         self.silent: Int[Tensor, " feature"] = torch.zeros(len(start.weights.W_enc), dtype=torch.long, device=start.weights.W_enc.device)
         self.steps = 0
-
-    def read(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Read:
-        """What the transcoder makes of tokens of the model, in the units of training."""
-        return read(self.start.weights, x / self.start.x_scale, y / self.start.y_scale, self.k)
+        self.levels: dict[str, Float[Tensor, " level"]] = {}
+        """What each matrix' entries are rounded to in training; empty while they are not."""
 
     def explained_variance(self, squares: float, tokens: int) -> float:
         """The explained variance, from the sum of squares of an error over some tokens."""
         return 1.0 - squares / tokens / self.start.variance
 
     def output(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
-        """What the transcoder writes for inputs of the model, in the model's units."""
-        nothing = x.new_zeros(len(x), len(self.start.weights.b_dec))
-        return self.read(x, nothing).error * self.start.y_scale
+        """What the transcoder writes for inputs of the model, in the model's units; with rounded weights if it has levels."""
+        skip = self.rounded("W_skip") if "W_skip" in self.tensors else None
+        weights = Weights(self.rounded("W_enc"), self.tensors["b_enc"], self.rounded("W_dec"), self.tensors["b_dec"], skip)
+        nothing = x.new_zeros(len(x), len(weights.b_dec))
+        return read(weights, x / self.start.x_scale, nothing, self.k).error * self.start.y_scale
+
+    def rounded(self, name: str) -> Tensor:
+        """A tensor as it is used: rounded to four bits if it has levels."""
+        return rounded(self.tensors[name], self.levels[name]) if name in self.levels else self.tensors[name]
 
     def step(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], lr: float) -> Numbers:
         """Train on tokens of the model, all at once."""
         x, y = x / self.start.x_scale, y / self.start.y_scale
         found = read(self.start.weights, x, y, self.k)
         slopes = gradient(self.start.weights, x, found, token_weights(y), skip=self.steps % SKIP_EVERY == 0)
+        self.update({name: getattr(slopes, name) for name in self.tensors}, lr)
+        return self.noted(found)
+
+    def update(self, slopes: Mapping[str, Tensor | None], lr: float) -> None:
+        """Let the optimiser take a step along the gradient of each tensor; None leaves a tensor as it is."""
         for name, tensor in self.tensors.items():
-            tensor.grad = getattr(slopes, name)
+            tensor.grad = slopes[name]
         self.optimiser.param_groups[0]["lr"] = lr
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.steps += 1
-        return self._noted(found)
+
+    def begin_again(self) -> None:
+        """Let the optimiser forget, because the gradients that follow are of another loss."""
+        self.optimiser.state.clear()
 
     def equations(self) -> NormalEquations:
         """Sums for :meth:`fit`, over no tokens yet."""
@@ -80,7 +94,8 @@ class LayerTraining:
         """Put the best decoder, skip connection and bias for this encoder in place."""
         solve_equations(equations, self.start.weights)
 
-    def _noted(self, found: Read) -> Numbers:
+    def noted(self, found: Read) -> Numbers:
+        """What a step reports; features that were active are not silent any more."""
         active = found.acts > 0
         self.silent += len(active)
         self.silent[found.ids[active]] = 0
@@ -99,6 +114,7 @@ class LayerTraining:
         """Everything that a later call of :func:`restored` needs, as tensors."""
         numbers = torch.tensor([self.start.x_scale, self.start.y_scale, self.start.variance], dtype=torch.float64)
         found = {"scales": numbers, "silent": self.silent, "steps": torch.tensor(self.steps)} | self.tensors
+        found |= {f"levels.{name}": levels for name, levels in self.levels.items()}
         for name, tensor in self.tensors.items():
             for key, value in self.optimiser.state[tensor].items():
                 found[f"{name}.{key}"] = value
@@ -111,10 +127,10 @@ def restored(state: dict[str, Tensor], k: int, window: int) -> LayerTraining:
     weights = Weights(state["W_enc"], state["b_enc"], state["W_dec"], state["b_dec"], state.get("W_skip"))
     made = LayerTraining(Start(weights, x_scale, y_scale, variance), k, window)
     made.steps, made.silent = int(state["steps"]), state["silent"]
+    made.levels = {name.removeprefix("levels."): levels for name, levels in state.items() if name.startswith("levels.")}
     for name, tensor in made.tensors.items():
         kept = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
         if kept:
             made.optimiser.state[tensor] = kept
     return made
-
 

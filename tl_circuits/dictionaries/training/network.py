@@ -46,7 +46,7 @@ def opened(model: str, device: str, layers: Sequence[int] | None) -> tuple[Netwo
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        whole = whole.to(device).eval()
+        whole = whole.to(device).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot open the model {source!r} for training: {' '.join(str(error).split())[:300]}") from error
     base = whole.base_model

@@ -41,8 +41,8 @@ def write_samples(network: Any, first: int, count: int, context: int, path: Path
     for number, start in enumerate(range(0, count, batch_size)):
         end = min(start + batch_size, count)
         if (file[start:end] == _NOT_YET).any():
-            random = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            file[start:end] = sampled(network, first, end - start, context, random).numpy()
+            random = torch.Generator(next(network.parameters()).device).manual_seed(seed * 1_000_003 + number)
+            file[start:end] = sampled(network, first, end - start, context, random).cpu().numpy()
             file.flush()
         yield end
 
@@ -58,15 +58,14 @@ def written(path: Path) -> Int[np.ndarray, "piece context"]:
 def sampled(network: Any, first: int, n: int, context: int, random: torch.Generator) -> Int[Tensor, "piece context"]:
     """``n`` pieces of the model's own text at temperature 1, each beginning with the token ``first``.
 
-    A token is drawn as the largest of ``p / E`` with ``E`` from the exponential distribution, which has probability ``p``.
+    ``random`` is of the device that the model is on. A token is drawn as the largest of ``p / E`` with ``E`` from the exponential distribution, which has probability ``p``.
     """
-    ids = torch.full((n, context), first, dtype=torch.int32)
-    device = next(network.parameters()).device
+    ids = torch.full((n, context), first, dtype=torch.int32, device=random.device)
     cache = None
     for position in range(1, context):
-        out = network(input_ids=ids[:, position - 1, None].long().to(device), past_key_values=cache, use_cache=True)
+        out = network(input_ids=ids[:, position - 1, None].long(), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        ids[:, position] = _drawn(out.logits[:, -1].float().cpu(), random)
+        ids[:, position] = _drawn(out.logits[:, -1].float(), random)
     return ids
 
 

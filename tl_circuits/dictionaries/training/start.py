@@ -74,6 +74,20 @@ class Start:
     variance: float
 
 
+def resumed(moments: Moments, weights: Weights) -> Start:
+    """Weights in the model's own units, as training goes on with them."""
+    x, y = moments.x_usual**0.5, moments.y_usual**0.5
+    w = weights
+    skip = None if w.W_skip is None else w.W_skip * (x / y)
+    return Start(Weights(w.W_enc * x, w.b_enc.clone(), w.W_dec / y, w.b_dec / y, skip), x, y, _variance(moments))
+
+
+def _variance(moments: Moments) -> float:
+    """Of the outputs, in units where the usual token's mean square is 1."""
+    total = moments.all_yy / moments.all_n - float((moments.all_y / moments.all_n).square().sum())
+    return max(total / moments.y_usual, 1e-12)
+
+
 def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -> Start:
     """Fit what has a closed form, and take features from tokens.
 
@@ -89,7 +103,6 @@ def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -
     xx = moments.xx / n / x_scale**2 - mean_x[:, None] * mean_x
     xy = moments.xy / n / x_scale / y_scale - mean_x[:, None] * mean_y
     xx += RIDGE * xx.trace() / d_in * torch.eye(d_in, dtype=xx.dtype, device=xx.device)
-    variance = (moments.all_yy / moments.all_n - float((moments.all_y / moments.all_n).square().sum())) / y_scale**2
     solved = torch.linalg.solve(xx, xy) if skip else torch.zeros_like(xy)
     x = torch.cat(moments.kept).double() / x_scale - mean_x
     chosen = torch.randint(len(x), (width,), generator=random).to(x.device)
@@ -100,5 +113,5 @@ def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -
             W_enc.contiguous().float(), (-W_enc @ mean_x).float(), solved.new_zeros(width, len(mean_y)).float(), (mean_y - mean_x @ solved).float(),
             solved.T.contiguous().float() if skip else None,
         ),
-        x_scale, y_scale, max(variance, 1e-12),
+        x_scale, y_scale, _variance(moments),
     )

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.dictionaries.formats.four_bit import fitted_levels
+from tl_circuits.dictionaries.formats.four_bit_files import write_four_bit
+from tl_circuits.dictionaries.load import load_transcoders
 from tl_circuits.dictionaries.training import text as text_files
 from tl_circuits.dictionaries.training.checkpoint import (
     Checkpoint,
@@ -23,11 +26,14 @@ from tl_circuits.dictionaries.training.checkpoint import (
     write_checkpoint,
 )
 from tl_circuits.dictionaries.training.fit import NormalEquations, equations_bytes, n_inputs
-from tl_circuits.dictionaries.training.layer import LayerTraining
+from tl_circuits.dictionaries.training.layer import LayerTraining, Numbers
 from tl_circuits.dictionaries.training.network import Network, opened, watched
 from tl_circuits.dictionaries.training.progress import COLUMNS, Line, held_out_measures, rows_of
 from tl_circuits.dictionaries.training.samples import write_samples
-from tl_circuits.dictionaries.training.start import Moments, add_tokens, no_moments, started
+from tl_circuits.dictionaries.training.start import Moments, add_tokens, no_moments, resumed, started
+from tl_circuits.dictionaries.training.step import Weights
+from tl_circuits.dictionaries.training.together import step_together
+from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import ArgumentError, NotFiniteError, PromptError
 from tl_circuits.hooks import special_token
 from tl_circuits.models import sha256
@@ -43,6 +49,10 @@ FIT_TOKENS = 20
 """How many tokens decoders are fitted to for each number to be found."""
 FIT_BYTES = 2 << 30
 """Memory for the fit's sums: layers beyond it wait for another pass over the text."""
+TOGETHER_RATE = 1 / 2
+"""The highest learning rate where layers are trained together, as a share of that before."""
+ROUNDED = 0.4
+"""The share of the steps together that round weights to four bits, if they are to be kept so."""
 HELD_OUT = 32
 """Pieces that are held out at most, if none are given: one of fifty."""
 MEASURES = 25
@@ -68,6 +78,10 @@ def train_transcoders(
     batch_size: int = 8,
     epochs: int = 1,
     tokens: int | None = None,
+    together: int = 0,
+    four_bits: bool = False,
+    local: float = 0.4,
+    begin_with: str | Path | None = None,
     held_out: str | Path | None = None,
     lr: float = 1e-3,
     save_minutes: float = 10.0,
@@ -99,6 +113,15 @@ def train_transcoders(
         batch_size: pieces in a training step.
         epochs: how often the text is gone through.
         tokens: train on so many tokens at most; None for the whole text.
+        together: then train all layers together on so many tokens of the same text, in another order, so that the model still
+            says the same with all of these MLPs replaced (:mod:`~tl_circuits.dictionaries.training.together`). A step takes
+            several times as long as one before.
+        four_bits: also write the set with four bits a number, in a folder ``<out>.four_bits``. The last of the steps
+            together are taken with weights rounded so.
+        local: in steps together, how many nats a layer's unexplained variance counts for, if it is all of it: more of it keeps
+            a layer truer to its MLP, less brings the whole model's predictions nearer.
+        begin_with: a set of such transcoders that ``load_transcoders`` opens, of the same sizes: go on from its weights, rather
+            than from a fit to the text. ``tokens`` may then be 0, which leaves the steps together.
         held_out: text to measure on, as in ``texts``; None sets aside one piece of fifty. 32 pieces are used at most,
             and the first 8 of them until the last step.
         lr: the highest learning rate: it rises over the first fiftieth of the run, then falls to zero at its end.
@@ -136,14 +159,15 @@ def train_transcoders(
     with torch.inference_mode(False), torch.no_grad():
         network, tokenizer = opened(model, device, layers)
         width = _width(features, expansion, k, network.d_model)
-        _require_positive(context=context - 1, batch_size=batch_size, epochs=epochs, lr=lr, tokens=1 if tokens is None else tokens)
+        _require_positive(context=context - 1, batch_size=batch_size, epochs=epochs, lr=lr, tokens=1 if tokens is None else tokens + (begin_with is not None and together > 0))
         first = special_token(tokenizer)  # as text is traced with the set (dictionaries/prompt_rules.py)
         files = _written(out, network, tokenizer, texts, held_out, context, first, dataset, generate, seed)
         pieces = text_files.read_pieces(files[0], context, network.d_vocab)
-        plan = _planned(len(pieces), len(files) == 1, epochs, batch_size, context, tokens, seed)
+        plan = _planned(len(pieces), len(files) == 1, epochs, batch_size, context, tokens, together, seed)
         settings = {
             "model": model, "layers": sorted(network.mlps), "features": width, "k": k, "skip": skip, "context": context,
-            "batch_size": batch_size, "steps": plan.steps, "lr": lr, "seed": seed, "text": [sha256(f) for f in files],
+            "batch_size": batch_size, "steps": plan.alone, "together": plan.steps - plan.alone, "four_bits": four_bits, "local": local, "lr": lr, "seed": seed, "text": [sha256(f) for f in files],
+            "begin_with": None if begin_with is None else str(begin_with),
         }  # fmt: skip
         at = None
         if out.exists():
@@ -153,18 +177,23 @@ def train_transcoders(
                 return pd.DataFrame(read_history(out), columns=COLUMNS)
         held = _tensor(pieces[np.sort(plan.held)] if len(files) == 1 else text_files.read_pieces(files[1], context, network.d_vocab)[:HELD_OUT], device)
         if at is None:
-            at = Checkpoint(_begun(network, pieces, plan, width, k, skip, device, seed, progress), 0, [])
+            layers_at_first = _begun(network, pieces, plan, width, k, skip, device, seed, begin_with, progress)
+            at = Checkpoint(layers_at_first, 0, [])
         history = _trained(network, pieces, plan, held, at, _Saving(out, settings, save_minutes), lr, device, progress)
+        if four_bits:
+            levels = {n: layer.levels for n, layer in at.layers.items()}
+            write_four_bit(load_transcoders(out), _four_bits_of(out), model=model, training_tokens=plan.steps * batch_size * context, levels=levels)
     return pd.DataFrame(history, columns=COLUMNS)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which pieces each step reads, and which are held out."""
+    """Which pieces each step reads, and which are held out; in the first ``alone`` steps each layer is trained for itself."""
 
     order: np.ndarray
     held: np.ndarray
     batch_size: int
+    alone: int
 
     @property
     def steps(self) -> int:
@@ -224,19 +253,22 @@ def _written(
     return [pieces] if held_out is None else [pieces, held]
 
 
-def _planned(n: int, hold: bool, epochs: int, batch_size: int, context: int, tokens: int | None, seed: int) -> _Plan:
-    """Hold pieces out, and put the others in another random order in each epoch."""
+def _planned(n: int, hold: bool, epochs: int, batch_size: int, context: int, tokens: int | None, together: int, seed: int) -> _Plan:
+    """Hold pieces out, and put the others in another random order in each epoch, and in further ones for the steps together."""
     mixed = np.random.default_rng(seed).permutation(n)
     held = mixed[: min(HELD_OUT, n // 50)] if hold else mixed[:0]
     others = mixed[len(held) :]
     order = np.concatenate([np.random.default_rng((seed, epoch)).permutation(others) for epoch in range(epochs)])
     if tokens is not None:
-        order = order[: max(batch_size, tokens // context)]
-    if len(order) < batch_size:
+        order = order[: max(batch_size, tokens // context) if tokens else 0]
+    if len(others) < batch_size:
         raise PromptError(
             f"the text gives {n} pieces, fewer than one batch of {batch_size}. Give more text, or a smaller context."
         )
-    return _Plan(order[: len(order) // batch_size * batch_size], held, batch_size)
+    alone = len(order) // batch_size
+    later = -(-together // (batch_size * context)) * batch_size
+    more = [np.random.default_rng((seed, epochs + n)).permutation(others) for n in range(-(-later // len(others)))]
+    return _Plan(np.concatenate([order[: alone * batch_size], *more])[: alone * batch_size + later], held, batch_size, alone)
 
 
 def _tensor(pieces: np.ndarray, device: str) -> Tensor:
@@ -254,12 +286,12 @@ def _inner(x: Tensor) -> Tensor:
 
 def _begun(
     network: Network, pieces: np.ndarray, plan: _Plan, width: int, k: int, skip: bool, device: str, seed: int,
-    progress: bool,
+    begin_with: str | Path | None, progress: bool,
 ) -> dict[int, LayerTraining]:  # fmt: skip
-    """All layers as training begins: fitted by least squares to the first tokens of the plan."""
+    """All layers as training begins: those of a folder, or fitted by least squares to the first tokens of the plan."""
     moments: dict[int, Moments] = {}
     context = pieces.shape[1]
-    steps = min(plan.steps, -(-START_TOKENS // (plan.batch_size * context)))
+    steps = min(plan.alone or plan.steps, -(-START_TOKENS // (plan.batch_size * context)))
 
     def add(layer: int, x: Tensor, y: Tensor) -> None:
         x, y = _inner(x), _inner(y)
@@ -270,17 +302,39 @@ def _begun(
     with watched(network.mlps, add):
         for step in tqdm(range(steps), desc="fitting the skip connections", unit="step", disable=not progress):
             _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
+    if begin_with is not None:
+        before = _opened(begin_with, sorted(moments), width, k, skip, network.d_model, device)
+        return {layer: LayerTraining(resumed(moments[layer], before[layer]), k, DEAD_TOKENS) for layer in sorted(moments)}
     random = torch.Generator().manual_seed(seed)
     layers = {layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS) for layer in sorted(moments)}
     _fit(network, layers, pieces, plan, range(_fit_steps(plan, context, layers)), device, "fitting the decoders", progress)
     return layers
 
 
+def _opened(
+    begin_with: str | Path, layers: Sequence[int], width: int, k: int, skip: bool, d_model: int, device: str
+) -> dict[int, Weights]:
+    """The weights of a set that ``load_transcoders`` opens, of these layers."""
+    found = load_transcoders(begin_with, device=device)
+    if not isinstance(found, TranscoderSet) or not set(layers) <= set(found.layers):
+        raise ArgumentError(f"begin_with: {begin_with} is {found!r}, expected per-layer transcoders of the layers {list(layers)}.")
+    made = {}
+    for layer in layers:
+        t = found[layer]
+        there = {"activation": t.activation, "k": t.k, "skip": t.W_skip is not None, "W_enc": tuple(t.W_enc.shape), "normalize": t.normalize}
+        wanted = {"activation": "topk", "k": k, "skip": skip, "W_enc": (width, d_model), "normalize": "none"}
+        if there != wanted:
+            raise ArgumentError(f"begin_with: layer {layer} of {begin_with} has {there}, expected {wanted}.")
+        skips = None if t.W_skip is None else t.W_skip.float()
+        made[layer] = Weights(t.W_enc.float(), t.b_enc.float(), t.W_dec.float(), t.b_dec.float(), skips)
+    return made
+
+
 def _fit_steps(plan: _Plan, context: int, layers: Mapping[int, LayerTraining]) -> int:
     """How many steps' text decoders are fitted to; 0 if there is too little, on which they would learn the text by heart."""
     unknown = max(n_inputs(layer.start.weights) for layer in layers.values())
     steps = -(-FIT_TOKENS * unknown // (plan.batch_size * context))
-    return steps if steps <= plan.steps else 0
+    return steps if steps <= plan.alone else 0
 
 
 def _fit(
@@ -315,27 +369,37 @@ def _trained(
     layers, history = at.layers, list(at.history)
     line = Line(plan.steps, at.step, progress)
     saved = time.monotonic()
-    rate, numbers, step = 0.0, {}, at.step
+    rate = 0.0
+    numbers: dict[int, Numbers] = {}
 
     def learn(layer: int, x: Tensor, y: Tensor) -> None:
         numbers[layer] = layers[layer].step(_inner(x), _inner(y), rate)
-        if not isfinite(numbers[layer].explained_variance):
-            raise NotFiniteError(
-                f"the error of layer {layer} is not finite in step {step}. Go on from the last checkpoint with resume if there is one, "
-                f"or begin again with a lower learning rate than {lr}."
-            )
+
+    def together(step: int) -> dict[int, Numbers]:
+        if step == plan.alone:
+            for layer in layers.values():
+                layer.begin_again()
+        if saving.settings["four_bits"] and step >= plan.steps - int(ROUNDED * (plan.steps - plan.alone)):
+            for layer in layers.values():
+                layer.levels = layer.levels or {name: fitted_levels(t) for name, t in layer.tensors.items() if t.ndim == 2}
+        return step_together(network, layers, _tensor(pieces[plan.pieces_of(step)], device), rate, saving.settings["local"])[0]
 
     try:
         for step in range(at.step, plan.steps):
-            rate, numbers = lr * _share(step, plan.steps), {}
-            with watched(network.mlps, learn):
-                _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
+            if step < plan.alone:
+                rate, numbers = lr * _share(step, plan.alone), {}
+                with watched(network.mlps, learn):
+                    _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
+            else:
+                rate = lr * TOGETHER_RATE * _share(step - plan.alone, plan.steps - plan.alone)
+                numbers = together(step)
+            _require_finite(numbers, step, lr)
             last = step == plan.steps - 1
-            if last:  # in order: the encoders' last step, the decoders that fit them, what that explains
-                steps = range(plan.steps - _fit_steps(plan, pieces.shape[1], layers), plan.steps)
+            if step == plan.alone - 1:  # in order: the encoders' last step, the decoders that fit them, what that explains
+                steps = range(plan.alone - _fit_steps(plan, pieces.shape[1], layers), plan.alone)
                 _fit(network, layers, pieces, plan, steps, device, "fitting the decoders again", progress)
             measured: tuple[dict[int, float], float] = ({}, float("nan"))
-            if len(held) and (last or step % max(1, plan.steps // MEASURES) == 0):
+            if len(held) and (last or step == plan.alone - 1 or step % max(1, plan.steps // MEASURES) == 0):
                 measured = held_out_measures(network, layers, held if last else held[:MEASURED])
             rows = rows_of(step, (step + 1) * plan.batch_size * pieces.shape[1], numbers, *measured)
             history += rows
@@ -346,6 +410,19 @@ def _trained(
     finally:
         line.close()
     return history
+
+
+def _require_finite(numbers: Mapping[int, Numbers], step: int, lr: float) -> None:
+    for layer, found in numbers.items():
+        if not isfinite(found.explained_variance):
+            raise NotFiniteError(
+                f"the error of layer {layer} is not finite in step {step}. Go on from the last checkpoint with resume if there is one, "
+                f"or begin again with a lower learning rate than {lr}."
+            )
+
+
+def _four_bits_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.four_bits")
 
 
 def _share(step: int, steps: int) -> float:
