@@ -177,7 +177,7 @@ def attribute(
             sources,
             roots.weights,
             started_at=() if roots.column is None else (roots.column,),
-            trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width),
+            trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width, sources.home),
         )
         total = _total(chosen, model, recording, roots, holds)
         # Neurons, and all nodes of a contrast graph, carry more of the answer if chosen by total effect; transcoder features

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_circuits.attribution.batches import Engine, sweeps
-from tl_circuits.attribution.rows import ROW_FLOATS, ROW_MASS, Rows, trimmed_rows, whole_rows
+from tl_circuits.attribution.rows import ROW_FLOATS, ROW_FLOATS_OF_A_GPU, ROW_MASS, Rows, trimmed_rows, whole_rows
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
 
@@ -43,15 +43,16 @@ class Trimming:
     limit: int
 
     @classmethod
-    def choose(cls, mass: float | None, max_nodes: int, width: int) -> "Trimming | None":
-        """The trimming for ``max_nodes`` rows of ``width`` entries; None means that rows are kept whole.
+    def choose(cls, mass: float | None, max_nodes: int, width: int, device: torch.device) -> "Trimming | None":
+        """The trimming for ``max_nodes`` rows of ``width`` entries on ``device``; None means that rows are kept whole.
 
         ``mass`` is the caller's wish (1.0: everything). If it is None, rows are kept whole when they all fit into
         ``ROW_FLOATS``, and else trimmed so that they do.
         """
         if mass is None:
+            most = ROW_FLOATS if device.type == "cpu" else ROW_FLOATS_OF_A_GPU
             # An entry that is kept by itself takes two numbers, its value and its column: hence half as many.
-            return None if max_nodes * width <= ROW_FLOATS else cls(ROW_MASS, max(1, ROW_FLOATS // (2 * max_nodes)))
+            return None if max_nodes * width <= most else cls(ROW_MASS, max(1, most // (2 * max_nodes)))
         return None if mass == 1.0 else cls(mass, width)
 
 

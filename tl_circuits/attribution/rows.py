@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 ROW_FLOATS = 2**27  # how many entries all rows together may keep: 512 MB of float32
+ROW_FLOATS_OF_A_GPU = 2**30  # 4 GB
 ROW_MASS = 0.999  # the share of its absolute sum that a trimmed row keeps
 _SAMPLE = 4096  # from about this many entries of a row the size of the smallest one to keep is estimated
 
