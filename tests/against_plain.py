@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
 from tests import plain
+from tests.accelerator import DEVICE
 from tests.tiny import transcoders
 from tl_circuits.errors import TLCircuitsError
 
@@ -34,7 +35,7 @@ class Compared:
 def compare(folder: str) -> Compared:
     """Graphs by both engines and one held intervention, against the plain model."""
     try:
-        model = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32).eval()
+        model = TransformerBridge.boot_transformers(folder, device=DEVICE, dtype=torch.float32).eval()
         with torch.no_grad():
             model(TOKENS[None])
     except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:  # not ours: nothing of ours ran

@@ -10,6 +10,7 @@ import torch
 
 from docs.make.chromium import find_chromium
 from tests import annotations
+from tests.accelerator import DEVICE, lenient
 
 STRICT = bool(os.environ.get("TL_CIRCUITS_REQUIRE_ALL"))
 
@@ -34,6 +35,12 @@ def opens_a_real_model(item):
     if "request" in names and hasattr(item, "callspec"):  # the model is asked for by a parameter
         names |= {str(value) for value in item.callspec.params.values()}
     return bool(names & {"smollm2", "smollm2-135m", "gemma3", "gemma-3-270m"})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _devices_of_tests():
+    with lenient():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,7 +74,7 @@ def _packaged(name):
 
     model = PACKAGED[name]
     need(model.installed or model.folder.is_dir(), model.command)
-    return tlc.load_model(name, device="cpu")
+    return tlc.load_model(name, device=DEVICE)
 
 
 @pytest.fixture(scope="session")

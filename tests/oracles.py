@@ -80,7 +80,7 @@ def source_vector(replacement, graph, index, clean):
     if kind == 2:
         change[0, position] = clean[site][position]
     elif kind == 0:
-        row = dictionary.decoder_vectors(layer, nodes.feature[index : index + 1], layer)[0]
+        row = dictionary.decoder_vectors(layer, nodes.feature[index : index + 1].to(change.device), layer)[0]
         change[0, position] = row * nodes.activation[index]
     elif layer in dictionary.layers:
         x = clean[dictionary.input_hook(layer)]
@@ -108,7 +108,7 @@ def measured_columns(replacement, graph, indices):
 def measured_effects(replacement, graph, nodes, factor=0.0):
     """What removing each node does to every node with a row, all else held: ``[node, target]``."""
     model, dictionary = replacement.model, replacement.dictionary
-    tokens = torch.tensor(graph.info.token_ids)
+    tokens = to_tokens(model, list(graph.info.token_ids))
     sets = [tuple(tlc.edits_of(graph, [node], factor)) for node in nodes]
     clean = clean_run(replacement, tokens, bos_positions(model, tokens))
     at, position, feature = node_places(dictionary, graph), graph._nodes.position, graph._nodes.feature
@@ -123,7 +123,7 @@ def measured_effects(replacement, graph, nodes, factor=0.0):
         for target in rows:
             name = placed.input_hook(int(at[target]))
             x = clean.seen[name][0, position[target]]
-            vector, _ = placed.read_vectors(int(at[target]), feature[target : target + 1], x[None])
+            vector, _ = placed.read_vectors(int(at[target]), feature[target : target + 1].to(x.device), x[None])
             effects[here, target] = (seen[name][:, position[target]] - x).float() @ vector[0]
         moved = (finals - clean.final)[:, -1]
         for target in graph.is_kind("logit").nonzero()[:, 0].tolist():

@@ -5,13 +5,14 @@ that refuse, as those of a real accelerator do, to meet tensors of another devic
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
@@ -54,6 +55,8 @@ class Pretend(Tensor):
         return self.held.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_unary(self):  # a mode may move it first
+            return handle_torch_function(Tensor.numpy, (self,), self, *args, **kwargs)
         raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
 
     def __repr__(self, *args: Any, **kwargs: Any) -> str:
@@ -123,10 +126,17 @@ class PretendDevices(TorchFunctionMode):
             return _to(*args, **(kwargs or {}))
         if func is Tensor.cpu:
             return move(args[0], CPU)
+        if func is Tensor.numpy:
+            return args[0].numpy(*args[1:], **(kwargs or {}))
+        if func is torch.nn.functional.one_hot:  # PyTorch makes a part of it on the device it takes the tensor to be on
+            return move(func(_held(args[0]), *args[1:], **(kwargs or {})), args[0].device)
         if func is not Tensor.new_tensor and not (kwargs and "device" in kwargs):  # nearly all of millions of calls
             return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if func is torch.nn.Module.to:
+            return func(*args, **kwargs)
+        real = kwargs.get("device") is not None and torch.device(kwargs["device"]).type != KIND
+        if real and not any(isinstance(a, Pretend) for a in args):  # the CPU, or tensors without numbers
             return func(*args, **kwargs)
         device = kwargs.pop("device", args[0].device if func is Tensor.new_tensor else None)
         out = func(*args, **kwargs)
@@ -200,6 +210,27 @@ def on_two_devices(architecture: str, dtype: torch.dtype = torch.float32) -> Tra
         )
     network.hf_device_map = spread
     return TransformerBridge.boot_transformers(tiny_folder(architecture), hf_model=network, dtype=dtype).eval()
+
+
+@contextmanager
+def whole_session() -> Iterator[None]:
+    """``xpu:0`` as the device that every model and dictionary goes to, as a GPU is: ``TL_CIRCUITS_TEST_DEVICE=xpu:0``."""
+    to, home = torch.nn.Module.to, torch.device(KIND, 0)
+
+    def module_to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None or device.type != KIND:
+            return to(module, *args, **kwargs)
+        place(module if dtype is None else to(module, dtype), device)
+        return module
+
+    with (
+        mock.patch.object(torch.nn.Module, "to", module_to),
+        mock.patch("transformer_lens.model_bridge.sources.transformers.get_device", lambda: home),
+        mock.patch("tl_circuits.dictionaries.load._device", lambda device: torch.device(device or home)),
+        PretendDevices(),
+    ):
+        yield
 
 
 def _network(architecture: str, dtype: torch.dtype) -> Any:

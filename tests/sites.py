@@ -25,7 +25,7 @@ def autoencoders(model, sites, activation="jumprelu", normalize="none", width=40
         d = width_of(model, layer, site)
         W_enc, W_dec = (torch.randn(width, d, generator=generator) / d**0.5 for _ in range(2))
         b_enc, b_dec = 0.1 * torch.randn(width, generator=generator) - 0.3, 0.1 * torch.randn(d, generator=generator)
-        scale = seen[f"blocks.{layer}.{site}"][1:].float().square().mean().sqrt() if normalize == "none" else 1.0
+        scale = float(seen[f"blocks.{layer}.{site}"][1:].float().square().mean().sqrt()) if normalize == "none" else 1.0
         made[layer] = tlc.Transcoder(
             W_enc / scale, W_dec, b_enc, b_dec, activation=activation, input_hook=site, output_hook=site, normalize=normalize,
             threshold=torch.full((width,), 0.3) if activation == "jumprelu" else None, k=k if activation == "topk" else None,

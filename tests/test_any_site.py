@@ -9,6 +9,7 @@ from tests.oracles import removal_gap
 from tests.sites import SITES, at, autoencoders, plain_effects
 from tests.tiny import hook_state, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import ArchitectureError, DictionaryError, EditError
+from tl_circuits.hooks import to_tokens
 from tl_circuits.hooks.any_site import require_effective
 
 # float32 sums over a few hundred terms and a handful of layers: a few units in the last place.
@@ -261,10 +262,10 @@ def test_a_hook_whose_edits_do_not_reach_the_model_is_refused(monkeypatch):
         handle = model.blocks[2].register_forward_pre_hook(lambda mod, args: (args[0] * 1.5, *args[1:]))
         try:
             with pytest.raises(ArchitectureError, match="does not show what the block passes on"):
-                require_effective(model, prompt(), replacement.dictionary)
+                require_effective(model, to_tokens(model, prompt()), replacement.dictionary)
         finally:
             handle.remove()
-        require_effective(model, prompt(), replacement.dictionary)
+        require_effective(model, to_tokens(model, prompt()), replacement.dictionary)
 
 
 def test_an_error_that_is_no_node_cannot_be_edited():

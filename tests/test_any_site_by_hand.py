@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import checkpoint
 
 TOKENS = [1, 9, 4, 7]
@@ -89,7 +90,7 @@ def test_a_graph_of_two_layers_is_what_numpy_makes_of_it(tmp_path):
     )
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32).eval()
+    model = TransformerBridge.boot_transformers(folder, device=DEVICE, dtype=torch.float32).eval()
     with tlc.attach(model, dictionary) as replacement:
         graph = tlc.attribute(replacement, torch.tensor(TOKENS), [5], skip_positions=[0], progress=False)
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
 from tests import plain, zoo
+from tests.accelerator import DEVICE
 from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, effect_error, relative
 from tests.tiny import transcoders
 from tl_circuits.attribution.sums import require_sums
@@ -39,7 +40,7 @@ REFUSED = {
 
 
 def bridge(name):
-    return TransformerBridge.boot_transformers(zoo.folder(name), device="cpu", dtype=torch.float32).eval()
+    return TransformerBridge.boot_transformers(zoo.folder(name), device=DEVICE, dtype=torch.float32).eval()
 
 
 def hugging_face(name):
@@ -70,7 +71,7 @@ def layers_model(name, change):
         torch.manual_seed(3)
         for block in plain.layers_of(model):
             change(block)
-    opened = TransformerBridge.boot_transformers(zoo.folder(name), hf_model=models[0], device="cpu")
+    opened = TransformerBridge.boot_transformers(zoo.folder(name), hf_model=models[0].to(DEVICE), device=DEVICE)
     return opened.eval(), models[1].eval()
 
 
@@ -315,7 +316,7 @@ def test_target_values_are_the_plain_models_centred_logits(name):
 
 def hooked(**changes):
     settings = dict(
-        n_layers=2, d_model=32, n_ctx=64, d_head=8, n_heads=4, d_vocab=320, d_mlp=48, act_fn="gelu_new", seed=0, device="cpu"
+        n_layers=2, d_model=32, n_ctx=64, d_head=8, n_heads=4, d_vocab=320, d_mlp=48, act_fn="gelu_new", seed=0, device=DEVICE
     )
     model = HookedTransformer(HookedTransformerConfig(**settings | changes)).eval()
     generator = torch.Generator().manual_seed(1)

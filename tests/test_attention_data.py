@@ -5,6 +5,7 @@ import json
 import pytest
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import command, own_bridge, prompt, tiny_folder, transcoders
 from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data, strongest_edges, word_stories
 from tl_circuits.cli.heads import loading_rows
@@ -154,7 +155,7 @@ def test_rows_of_the_table_sum_to_the_edge_however_many_are_left_out(told):
 
 
 def test_rows_of_a_model_with_more_heads_than_are_listed_sum_to_the_edge():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         graph = tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
         stories = edge_stories(replacement, graph, strongest_edges(graph, 5), heads=0)
     assert len(stories) == 5
@@ -168,7 +169,7 @@ def test_rows_of_a_model_with_more_heads_than_are_listed_sum_to_the_edge():
 
 
 def test_heads_takes_model_and_transcoders_that_the_graph_names(tmp_path):
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         tlc.attribute(replacement, "Dallas is in", progress=False).save(tmp_path / "a.graph.safetensors")
     done = command("heads", tmp_path / "a.graph.safetensors", "token@1 > logit:0")
     assert done.exit_code == 0 and "token@1 “Dallas” → logit:0" in done.stdout

@@ -7,6 +7,7 @@ import torch
 
 import tl_circuits as tlc
 from tests import tiny
+from tests.accelerator import DEVICE
 from tl_circuits.errors import BaselineError, EditError
 from tl_circuits.graph.paths import sentence, strongest_paths
 from tl_circuits.view.story import story_of
@@ -23,7 +24,7 @@ MAKES = {
 
 @pytest.fixture(scope="module")
 def facts():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         yield replacement
 
 
@@ -259,7 +260,7 @@ def test_a_path_says_of_each_feature_whether_it_is_turned_down_or_active(facts):
 
 
 def test_what_is_compared_with_is_named_as_the_prompt_is_without_the_special_token():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         info = tlc.attribute(replacement, PROMPT, baseline=OTHERS, max_nodes=10, progress=False).info
     assert info.reads == f"tiny-facts reads “{PROMPT}”, compared with “{OTHERS[0]}” and “{OTHERS[1]}”"
     with_token = replace(info, compared_with=tuple(info.tokens[0] + text for text in [*OTHERS, PROMPT, PROMPT, PROMPT]))

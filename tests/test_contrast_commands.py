@@ -1,16 +1,19 @@
 """`tl-circuits trace --against` and `tl-circuits circuit`, run as a person would."""
 
+import io
 import json
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.test_contrast import OTHERS, PROMPT
 from tl_circuits.cli.against import expanded, read_against
-from tl_circuits.cli.circuit import half_line
+from tl_circuits.cli.circuit import _show, half_line
 from tl_circuits.cli.main import app
 
 FACTS = ["--model", "tiny-facts", "--transcoders", "tiny-facts"]
@@ -46,7 +49,7 @@ def test_trace_against_other_prompts_asks_why_this_and_not_that(tmp_path):
 
 
 def test_trace_against_a_saved_baseline(tmp_path):
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         tlc.make_baseline(replacement, OTHERS, progress=False).save("usual.safetensors")
     done = run("trace", PROMPT, *FACTS, "--against", "usual.safetensors", "--max-nodes", 50, "--json")
     assert done.exit_code == 0, done.output
@@ -76,6 +79,19 @@ def test_what_half_of_the_answer_needs_is_said_only_as_far_as_it_was_tried():
     assert line((0, 0.0), (10, 0.3)) == ""
 
 
+def test_what_the_nodes_do_not_carry_is_said():
+    """As of skip transcoders, whose skip connections are no nodes."""
+    curve = pd.DataFrame({"chosen": "circuit", "nodes": [0, 10], "F": [0.0, 1.0], "C": [1.0, 0.0]})
+
+    def shown(metric):
+        console = Console(record=True, width=200, file=io.StringIO())
+        _show(tlc.CircuitQuality(curve, metric=metric, n_nodes=10, ablate="mean"), console)
+        return console.export_text()
+
+    assert "All nodes together carry 23% of the metric" in shown((9.10, 7.00)) and "7.00 of 9.10 is left" in shown((9.10, 7.00))
+    assert "All nodes" not in shown((9.10, 0.02))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [("a.csv", "prompt\nx\n", "needs prompt and answer"), ("b.csv", "prompt,answer\nx,y\n", "at least 2 prompts"), ("c.jsonl", "{", "is not a table")],
@@ -87,7 +103,7 @@ def test_a_file_that_is_no_family_is_refused_in_words(tmp_path, name, text, says
 
 
 def test_contrast_graphs_recur_and_are_not_averaged_with_whole_ones():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         family = [PROMPT, *OTHERS]
         graphs = [tlc.attribute(replacement, text, baseline=[t for t in family if t != text], max_nodes=60, progress=False) for text in family]
         plain = tlc.attribute(replacement, PROMPT, max_nodes=20, progress=False)

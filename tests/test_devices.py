@@ -1,7 +1,7 @@
 """Models on an accelerator, and spread over two: everything works where the layers lie and equals the CPU's result."""
 
 from dataclasses import astuple
-from functools import cache
+from functools import cache, partial
 
 import pandas as pd
 import pytest
@@ -17,7 +17,7 @@ from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.errors import ModelError
 from tl_circuits.support.memory import free_memory
 
-PLACES = {"cpu": tiny_bridge, "one": on_one_device, "two": on_two_devices}
+PLACES = {"cpu": partial(tiny_bridge, device="cpu"), "one": on_one_device, "two": on_two_devices}
 DICTIONARIES = {
     "transcoders": transcoders,
     "skip_transcoders": lambda model: transcoders(model, skip=True),
@@ -269,6 +269,51 @@ def test_boxes_removed_and_the_circuit_curve():
         assert [box["nodes"] for box in ours] == [box["nodes"] for box in boxes]
         assert [b["measured"] for b in ours] == pytest.approx([b["measured"] for b in boxes], abs=1e-4)
         pd.testing.assert_frame_equal(our_curve, curve, atol=1e-4)
+
+
+def test_quality_of_a_dictionary():
+    *found, expected = everywhere(lambda r, g: tlc.dictionary_quality(r, [prompt(6), prompt(5)], progress=False))
+    for frame in found:
+        pd.testing.assert_frame_equal(frame, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["transcoders", "cross_layer"])
+def test_patching_feature_by_feature(kind):
+    *found, expected = everywhere(
+        lambda r, g: tlc.feature_patching(r, prompt(6), prompt(6, seed=5), lambda logits: logits[3], limit=4), kind
+    )
+    for frame in found:
+        pd.testing.assert_frame_equal(frame, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablate", ["mean", "counterfactual"])
+def test_circuit_quality(ablate):
+    prompts, others = [prompt(6), prompt(6, seed=5)], [prompt(6, seed=7), prompt(6, seed=8)]
+
+    def measured(replacement, graph):
+        options = {"counterfactuals": others} if ablate == "counterfactual" else {}
+        return tlc.circuit_quality(
+            replacement, graph, prompts, answers=[5, 9], ablate=ablate, sizes=[2, 4], random_sets=1, progress=False, **options
+        )
+
+    *found, expected = everywhere(measured)
+    for quality in found:
+        pd.testing.assert_frame_equal(quality.curve, expected.curve, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["transcoders", "skip_transcoders", "cross_layer", "some_layers"])
+def test_a_baseline_of_prompts_and_one_of_texts(kind):
+    def contrasted(replacement, graph):
+        baseline = tlc.make_baseline(replacement, [prompt(6, seed=5).tolist(), prompt(5, seed=6).tolist()], progress=False)
+        return [
+            tlc.attribute(replacement, prompt(6), baseline=one, max_nodes=12, progress=False)
+            for one in (baseline, [prompt(6, seed=5), prompt(6, seed=7)])
+        ]
+
+    *found, expected = everywhere(contrasted, kind)
+    for graphs in found:
+        for graph, wanted in zip(graphs, expected, strict=True):
+            require_same(graph, wanted)
 
 
 def test_a_hooked_transformer_spread_over_devices_is_traced():

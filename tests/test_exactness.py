@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, LlamaConfig
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.oracles import measured_columns
 from tests.tiny import ARCHITECTURES, CONFIGS, VOCAB, checkpoint, cross_layer, prompt, tiny_bridge, transcoders
 
@@ -71,7 +72,7 @@ def test_adding_a_source_moves_every_target_by_its_edge(architecture, kind):
         for target in graph.is_kind("feature").nonzero()[:, 0].tolist():
             layer, position = int(nodes.layer[target]), int(nodes.position[target])
             x = before[dictionary.input_hook(layer)][position]
-            vector, _ = dictionary.read_vectors(layer, nodes.feature[target : target + 1], x[None])
+            vector, _ = dictionary.read_vectors(layer, nodes.feature[target : target + 1].to(x.device), x[None])
             row = adjacency[target].abs().max()
             for source, after in zip(sources, columns, strict=True):
                 effect = float(vector[0] @ (after[dictionary.input_hook(layer)][position] - x).float())
@@ -131,7 +132,7 @@ def test_few_vectors_with_shares_are_as_good_as_full_gradients(architecture, kin
 
 def test_gated_neurons_with_biases_add_up(tmp_path):
     settings = CONFIGS["llama"].to_dict() | {"mlp_bias": True, "attention_bias": True}
-    model = TransformerBridge.boot_transformers(checkpoint(LlamaConfig(**settings), str(tmp_path)), device="cpu").eval()
+    model = TransformerBridge.boot_transformers(checkpoint(LlamaConfig(**settings), str(tmp_path)), device=DEVICE).eval()
     assert model.blocks[1].mlp.gate.bias.abs().min() > 0
     linear, autograd = (trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd"))
     assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
@@ -144,7 +145,7 @@ def test_a_neuron_whose_gate_is_exactly_closed_does_no_harm(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights["model.layers.1.mlp.gate_proj.weight"][:7] = 0
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    model = TransformerBridge.boot_transformers(folder, device="cpu").eval()
+    model = TransformerBridge.boot_transformers(folder, device=DEVICE).eval()
     linear, autograd = (trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd"))
     assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
     assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
@@ -195,7 +196,7 @@ def test_any_small_llama_adds_up(tmp_path_factory, kv, d_head, layers, length, w
         hidden_size=4 * d_head, intermediate_size=12, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=kv, head_dim=d_head, vocab_size=VOCAB, max_position_embeddings=16,
     )
-    model = TransformerBridge.boot_transformers(checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device="cpu")
+    model = TransformerBridge.boot_transformers(checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device=DEVICE)
     dictionary = transcoders(model, skip=skip, width=width, seed=seed)
     with tlc.attach(model, dictionary) as replacement:
         linear, autograd = (
@@ -211,7 +212,7 @@ def test_any_small_llama_adds_up(tmp_path_factory, kv, d_head, layers, length, w
 @given(heads=st.sampled_from([1, 2, 4]), layers=st.integers(1, 3), length=st.integers(2, 7), seed=st.integers(0, 999))
 def test_any_small_gpt2_adds_up(tmp_path_factory, heads, layers, length, seed):
     config = GPT2Config(n_embd=16, n_layer=layers, n_head=heads, vocab_size=VOCAB, n_positions=16)
-    model = TransformerBridge.boot_transformers(checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device="cpu")
+    model = TransformerBridge.boot_transformers(checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device=DEVICE)
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(length, seed), max_nodes=40, progress=False)
     assert graph.completeness_error() < SUMS

@@ -8,6 +8,7 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import ARCHITECTURES, cross_layer, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.attention.loadings import _column, _Reads, edge_paths
 from tl_circuits.attention.retrace import columns_of, retrace
@@ -159,7 +160,7 @@ def test_targets_given_once_more_are_read_where_a_model_has_no_final_norm():
     torch.manual_seed(0)
     config = HookedTransformerConfig(
         n_layers=2, d_model=16, n_ctx=16, d_head=4, n_heads=4, d_mlp=24, d_vocab=101, act_fn="gelu",
-        normalization_type=None, device="cpu",
+        normalization_type=None, device=DEVICE,
     )  # fmt: skip
     model, targets = HookedTransformer(config), [tlc.LogitDifference(5, 9)]
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.oracles import measured_effects, removal_gap
 from tests.sites import SITES, at, autoencoders, several
 from tests.tiny import VOCAB, hook_state, prompt, transcoders
@@ -13,7 +14,7 @@ transformer_lens = pytest.importorskip("transformer_lens")
 if not hasattr(transformer_lens, "HookedTransformer"):
     pytest.skip("transformer_lens 4 has no HookedTransformer", allow_module_level=True)
 
-BASE = dict(n_layers=3, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=VOCAB, device="cpu", seed=0)
+BASE = dict(n_layers=3, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=VOCAB, device=DEVICE, seed=0)
 KINDS = {
     "gpt2": dict(act_fn="gelu_new", normalization_type="LN"),
     "folded": dict(act_fn="gelu_new", normalization_type="LNPre"),

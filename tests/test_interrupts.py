@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.interrupting import Operation, chosen, differences, try_all, whole_state
 from tests.sites import autoencoders
 from tests.tiny import prompt, tiny_bridge, tiny_folder, transcoders
@@ -114,7 +115,7 @@ def test_detach_restores_a_hooked_transformer():
     except ImportError:
         pytest.skip("transformer_lens 4 has no HookedTransformer")
     config = HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device="cpu", seed=0, act_fn="gelu"
+        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device=DEVICE, seed=0, act_fn="gelu"
     )
     model = HookedTransformer(config).eval()
     expected, before = _logits(model), whole_state(model)
@@ -129,7 +130,7 @@ def test_detach_gives_back_what_saelens_had_attached():
 
     from tests.test_saelens import saelens_transcoder
 
-    model = SAETransformerBridge.boot_transformers(tiny_folder("gemma3"), device="cpu")
+    model = SAETransformerBridge.boot_transformers(tiny_folder("gemma3"), device=DEVICE)
     for layer in range(4):
         model.add_sae(saelens_transcoder("SkipTranscoder", layer))
     expected, before = _logits(model), whole_state(model)

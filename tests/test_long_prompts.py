@@ -9,6 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import CONFIGS, checkpoint, prompt, transcoders
 from tl_circuits.attention.retrace import retrace
 from tl_circuits.attribution.batches import sweep_chunks
@@ -27,7 +28,7 @@ def long_model(request):
     if request.param == "gemma3":
         config.sliding_window = 40
     with tempfile.TemporaryDirectory() as folder:
-        return TransformerBridge.boot_transformers(checkpoint(config, folder), device="cpu").eval()
+        return TransformerBridge.boot_transformers(checkpoint(config, folder), device=DEVICE).eval()
 
 
 def test_a_pattern_keeps_everything_but_the_mask(long_model):
@@ -47,7 +48,7 @@ def test_a_long_prompts_patterns_are_made_again_from_queries_and_keys(arch, monk
     config = copy.deepcopy(CONFIGS[arch])
     config.max_position_embeddings, config.sliding_window = 512, 40
     with tempfile.TemporaryDirectory() as folder:
-        model = TransformerBridge.boot_transformers(checkpoint(config, folder), device="cpu").eval()
+        model = TransformerBridge.boot_transformers(checkpoint(config, folder), device=DEVICE).eval()
     tokens = prompt(LENGTH)
     kept = record(model, tokens, LENGTH - 1).patterns
     with tlc.attach(model, transcoders(model)) as replacement:
@@ -123,7 +124,8 @@ def test_a_trimmed_row_keeps_the_mass_asked_for_or_as_many_of_its_largest_as_may
 
 
 def test_rows_that_do_not_fit_are_trimmed_and_say_so(long_model, monkeypatch):
-    monkeypatch.setattr("tl_circuits.attribution.expand.ROW_FLOATS", 2000)
+    for most in ("ROW_FLOATS", "ROW_FLOATS_OF_A_GPU"):
+        monkeypatch.setattr(f"tl_circuits.attribution.expand.{most}", 2000)
     with tlc.attach(long_model, transcoders(long_model)) as replacement:
         whole = tlc.attribute(replacement, prompt(40), max_nodes=20, row_mass=1.0, progress=False)
         small = tlc.attribute(replacement, prompt(40), max_nodes=20, progress=False)
@@ -157,6 +159,7 @@ def test_sweeps_take_at_most_half_of_the_free_memory(long_model, monkeypatch):
     assert torch.allclose(whole.adjacency(), tight.adjacency(), atol=1e-5)  # products of other shapes
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU takes larger sweeps")
 def test_far_positions_are_swept_apart_and_near_ones_together(long_model):
     def swept(positions):
         n = len(positions)

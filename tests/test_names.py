@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.sites import autoencoders
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.cli.trace import show
@@ -42,7 +43,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def facts():
-    model = tlc.load_model("tiny-facts", device="cpu")
+    model = tlc.load_model("tiny-facts", device=DEVICE)
     with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
         yield replacement
 
@@ -294,7 +295,7 @@ def test_a_text_runs_once_for_a_model_and_dictionary(facts, graph, own_cache, mo
     assert tlc.name_features(facts, graph).labels == first.labels and len(runs) == 1  # damaged: run again, and stored again
     assert tlc.name_features(facts, graph).labels == first.labels and len(runs) == 1
     tlc.name_features(facts, graph, max_tokens=500)  # another text
-    with tlc.attach(tiny := tlc.load_model("tiny-facts", device="cpu"), tlc.mlp_neurons(tiny)) as other:
+    with tlc.attach(tiny := tlc.load_model("tiny-facts", device=DEVICE), tlc.mlp_neurons(tiny)) as other:
         tlc.name_features(other, tlc.attribute(other, FACT, max_nodes=10, progress=False))
     assert len(runs) == 3 and len(list(own_cache.iterdir())) == 3
 

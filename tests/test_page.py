@@ -125,9 +125,9 @@ def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
     drawn = (("token", "“a”"), ("box", "b"), ("box", "c"), ("target", "“d”"))
     units = tuple(Unit(kind, name, "", (i,), 0.0, 0.0, 1.0) for i, (kind, name) in enumerate(drawn))
     flows = torch.zeros(4, 4)
-    flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.5, 0.5
+    flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.02, 0.5
     assert _sentence(units, flows, (0, 1, 2, 3)) == (
-        "“a” activates [b] (1 feature, 50 % of its inputs), which holds back [c] (1 feature, 50 % of its inputs); "
+        "“a” activates [b] (1 feature; 50 % of what reaches it), which holds back [c] (1 feature; a weak step: 2.0 % of what reaches it); "
         "[c] would raise “d” (50 % of the answer)."
     )
 

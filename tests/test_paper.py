@@ -29,6 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import tokenizer
 
 S = math.sqrt(10 / 4)
@@ -55,7 +56,7 @@ def model(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("paper"))
     made.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    return TransformerBridge.boot_transformers(folder, device="cpu")
+    return TransformerBridge.boot_transformers(folder, device=DEVICE)
 
 
 def by_hand():

@@ -14,6 +14,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.conftest import need
 from tests.tiny import CONFIGS, checkpoint, tiny_bridge, tiny_folder, tokenizer, transcoders
 from tl_circuits.dictionaries.prompt_rules import GEMMA_3_CHAT, SPECIAL_FIRST
@@ -34,7 +35,7 @@ class Reads:
         self.tokenizer = tokenizer
         self.cfg = SimpleNamespace(
             default_prepend_bos=default_prepend_bos, tokenizer_prepends_bos=tokenizer_prepends_bos,
-            tokenizer_appends_eos=False, n_ctx=64, d_vocab=101, device="cpu",
+            tokenizer_appends_eos=False, n_ctx=64, d_vocab=101, device=DEVICE,
         )  # fmt: skip
         self.to_tokens = TransformerBridge.to_tokens.__get__(self)
 
@@ -217,7 +218,7 @@ def no_bos(tmp_path_factory):
         tokenizer_object=tokenizer().backend_tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="w97"
     )
     own.save_pretrained(folder)
-    return tlc.load_model(folder, device="cpu")
+    return tlc.load_model(folder, device=DEVICE)
 
 
 def circuit_tracers_tokens(text, tokenizer, model_name):

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
 from tests import zoo
+from tests.accelerator import DEVICE
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.attention import top_pairs as top_pairs_module
 from tl_circuits.attention.qk import score_attribution
@@ -67,7 +68,7 @@ def test_softmax_of_a_heads_scores_is_the_plain_models_pattern(name):
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         patterns = plain(tokens[None], output_attentions=True).attentions
-    model = tlc.load_model(folder, device="cpu")
+    model = tlc.load_model(folder, device=DEVICE)
     cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1.0) or -1.0)
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, tokens, max_nodes=10, progress=False)
@@ -83,7 +84,7 @@ def test_softmax_of_a_heads_scores_is_the_plain_models_pattern(name):
 
 @pytest.mark.parametrize(("name", "why"), [("bloom", "ALiBi"), ("gptj", "does not show how"), ("glmdsa", "has no plain W_Q")])
 def test_scores_that_are_not_a_product_alone_are_refused_with_the_reason(name, why):
-    model = tlc.load_model(zoo.folder(name), device="cpu")
+    model = tlc.load_model(zoo.folder(name), device=DEVICE)
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, torch.tensor([1, 45, 60, 7, 88, 33]), max_nodes=10, progress=False)
         with pytest.raises(ArchitectureError, match=why):
@@ -111,7 +112,7 @@ def test_pairs_add_up_on_hooked_transformer_too(kind):
     if not hasattr(transformer_lens, "HookedTransformer"):
         pytest.skip("transformer_lens 4 has no HookedTransformer")
     config = transformer_lens.HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device="cpu", seed=0, **HOOKED[kind]
+        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device=DEVICE, seed=0, **HOOKED[kind]
     )
     model = transformer_lens.HookedTransformer(config)
     generator = torch.Generator().manual_seed(1)

@@ -9,6 +9,7 @@ import torch
 
 import tl_circuits as tlc
 from tests import published
+from tests.accelerator import DEVICE
 from tests.tiny import command, prompt, tiny_bridge, tiny_folder, transcoders
 from tl_circuits.errors import DictionaryError
 
@@ -106,7 +107,7 @@ def test_folded_norms_are_refused_where_the_gain_is_wanted(tmp_path):
         pytest.skip("transformer_lens 4 has no HookedTransformer")
     config = transformer_lens.HookedTransformerConfig(
         n_layers=2, d_model=32, n_ctx=16, d_head=8, n_heads=4, d_mlp=48, d_vocab=50, act_fn="silu", gated_mlp=True,
-        normalization_type="RMSPre", device="cpu",
+        normalization_type="RMSPre", device=DEVICE,
     )
     model = transformer_lens.HookedTransformer(config)
     published.circuit_tracer(tmp_path, published.random_layers(2, width=8, d=32), hooks=("mlp.hook_in", "mlp.hook_out"))

@@ -21,7 +21,7 @@ PROMPT = "The capital of France is"
 @pytest.mark.parametrize("name", PACKAGED)
 def test_bridge_and_hugging_face_agree_bit_for_bit(name, request):
     model = request.getfixturevalue({"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}[name])
-    theirs = AutoModelForCausalLM.from_pretrained(PACKAGED[name].folder, attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_pretrained(PACKAGED[name].folder, attn_implementation="eager").to(model.cfg.device).eval()
     tokens = model.to_tokens(PROMPT)
     with torch.no_grad():
         assert torch.equal(model(tokens), theirs(tokens).logits)

@@ -5,6 +5,7 @@ import torch
 from transformers import GPT2Config
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import VOCAB, checkpoint, own_bridge, prompt
 from tl_circuits.errors import ArgumentError, DivergenceError
 from tl_circuits.interventions.box_effects import measure_boxes
@@ -29,7 +30,7 @@ def linear(tmp_path_factory):
         if name.endswith("mlp.c_fc.bias"):
             tensors[name] += 3
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    model = TransformerBridge.boot_transformers(str(folder), device="cpu").eval()
+    model = TransformerBridge.boot_transformers(str(folder), device=DEVICE).eval()
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         yield replacement, tlc.attribute(replacement, prompt(5), max_nodes=10_000, progress=False)
 
@@ -129,7 +130,7 @@ def test_a_report_counts_diverged_removals_and_leaves_them_out(gated, monkeypatc
 
 @pytest.fixture(scope="module")
 def facts():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         yield replacement, tlc.attribute(replacement, "the capital of the state containing Dallas is", progress=False)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import prompt, tiny_bridge, tiny_folder
 from tl_circuits.errors import AttachError, DictionaryError
 
@@ -16,7 +17,7 @@ def saelens_transcoder(kind, layer, d=32, width=24):
     cls = getattr(saes, kind)
     config = getattr(saes, f"{kind}Config")
     cfg = config(
-        d_in=d, d_out=d, d_sae=width, dtype="float32", device="cpu", apply_b_dec_to_input=False,
+        d_in=d, d_out=d, d_sae=width, dtype="float32", device=DEVICE, apply_b_dec_to_input=False,
         metadata=Metadata(
             hook_name=f"blocks.{layer}.ln2.hook_normalized", hook_name_out=f"blocks.{layer}.hook_mlp_out"
         ),
@@ -35,7 +36,7 @@ def saelens_transcoder(kind, layer, d=32, width=24):
 def test_activations_and_reconstruction_are_saelens_own(kind):
     sae = saelens_transcoder(kind, 0)
     ours = tlc.load_transcoders({0: sae})
-    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     with torch.no_grad():
         acts = ours.activate(0, ours.pre_activations(0, x), x)
         assert torch.allclose(acts, sae.encode(x), atol=1e-5)  # other order of float32 sums
@@ -78,7 +79,7 @@ def carrying():
     """A SAETransformerBridge with SAELens' own attachments on every layer."""
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
-    model = SAETransformerBridge.boot_transformers(tiny_folder("gemma3"), device="cpu")
+    model = SAETransformerBridge.boot_transformers(tiny_folder("gemma3"), device=DEVICE)
     for layer in range(4):
         model.add_sae(saelens_transcoder("SkipTranscoder", layer))
     return model

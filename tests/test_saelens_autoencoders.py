@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.published import hub_cache
 from tests.tiny import prompt, tiny_bridge, tiny_folder
 from tl_circuits.errors import DictionaryError, DownloadError, HookFiringError, NotFiniteError
@@ -31,7 +32,7 @@ def autoencoder(kind, layer=0, site="hook_resid_post", d=D, **options):
     if "Matryoshka" in kind:
         options["matryoshka_widths"] = [10, WIDTH]
     config = getattr(saes, f"{kind}SAEConfig")
-    cfg = config(d_in=d, d_sae=WIDTH, dtype="float32", device="cpu", metadata=Metadata(hook_name=f"blocks.{layer}.{site}"), **options)
+    cfg = config(d_in=d, d_sae=WIDTH, dtype="float32", device=DEVICE, metadata=Metadata(hook_name=f"blocks.{layer}.{site}"), **options)
     sae = getattr(saes, f"{kind}SAE")(cfg)
     generator = torch.Generator().manual_seed(layer)
     with torch.no_grad():
@@ -56,7 +57,7 @@ def for_inference(sae):
 
 
 def assert_saelens_own(ours, sae, layer=0):
-    x = 2 * torch.randn(1, 6, ours[layer].W_enc.shape[1], generator=torch.Generator().manual_seed(5)) + 0.5
+    x = (2 * torch.randn(1, 6, ours[layer].W_enc.shape[1], generator=torch.Generator().manual_seed(5)) + 0.5).to(DEVICE)
     with torch.no_grad():
         acts, theirs = ours.activate(layer, ours.pre_activations(layer, x), x), sae.encode(x)
         # float32 in another order: b_dec is part of the encoder's bias here
@@ -237,7 +238,7 @@ def test_text_is_generated_on_saelens_own_hooked_model(make):
 def bridge_with(pairs):
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
-    model = SAETransformerBridge.boot_transformers(tiny_folder("llama"), device="cpu")
+    model = SAETransformerBridge.boot_transformers(tiny_folder("llama"), device=DEVICE)
     for sae in pairs:
         model.add_sae(sae)
     return model

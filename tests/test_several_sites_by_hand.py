@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.test_any_site_by_hand import TOKENS, Block, D, H
 from tests.tiny import checkpoint
 
@@ -32,7 +33,7 @@ def test_a_block_with_two_autoencoders_is_what_numpy_makes_of_it(tmp_path):
     parts = [made(s_enc, s_dec, s_bias, b_dec[1], "hook_resid_post"), made(a_enc, a_dec, a_bias, b_dec[0], "hook_attn_out")]
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32).eval()
+    model = TransformerBridge.boot_transformers(folder, device=DEVICE, dtype=torch.float32).eval()
     with tlc.attach(model, tlc.load_dictionary(parts)) as replacement:
         graph = tlc.attribute(replacement, torch.tensor(TOKENS), [5], skip_positions=[0], progress=False)
 

@@ -7,6 +7,7 @@ import torch
 
 import tl_circuits as tlc
 from tests import tiny
+from tests.accelerator import DEVICE
 from tests.test_contrast import MAKES, PROMPT
 from tl_circuits.errors import BaselineError, GraphFileError
 
@@ -15,7 +16,7 @@ TEXTS = ["the state containing Oakland is California .", "the state containing M
 
 @pytest.fixture(scope="module")
 def facts():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         yield replacement
 
 

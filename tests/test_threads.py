@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import BusyError
 from tl_circuits.hooks import added_hooks, turn
@@ -25,7 +26,7 @@ TEXT = "the capital of the state containing Dallas is"
 
 @pytest.fixture(scope="module")
 def facts():
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         yield replacement
 
 

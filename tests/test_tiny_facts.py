@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import command
 from tl_circuits.cli.state_swap import sentences, swap_state
 from tl_circuits.dictionaries.builtin.split import split
@@ -22,7 +23,7 @@ PROGRAM = str(Path(sys.executable).parent / "tl-circuits")
 
 @pytest.fixture(scope="module")
 def model():
-    return tlc.load_model("tiny-facts", device="cpu")
+    return tlc.load_model("tiny-facts", device=DEVICE)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE
 from tests.tiny import command, prompt, tiny_bridge, tiny_folder
 from tl_circuits.dictionaries.training import checkpoint, train
 from tl_circuits.errors import ArgumentError, ModelError, NotFiniteError, OutputError, PromptError
 
-SMALL = dict(features=128, k=8, context=16, batch_size=4, lr=3e-3, device="cpu", progress=False)
+SMALL = dict(features=128, k=8, context=16, batch_size=4, lr=3e-3, device=DEVICE, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(
     for width, k in ((1, 1), (256, 16)):
         history = tlc.train_transcoders(
             "smollm2-135m", [text], tmp_path / str(width), layers=[0], features=width, k=k, context=64, batch_size=8, tokens=26_000,
-            lr=3e-3, device="cpu", progress=False,
+            lr=3e-3, device=DEVICE, progress=False,
         )  # fmt: skip
         explained[width] = float(history.held_out.iloc[-1])
     assert 1 - explained[256] < 0.9 * (1 - explained[1]), explained  # 0.74 here: half the tokens are too few to tell

@@ -7,6 +7,7 @@ import torch
 
 import tl_circuits as tlc
 from tests import tiny
+from tests.accelerator import DEVICE
 from tl_circuits.graph.words import path_effects
 
 
@@ -30,7 +31,7 @@ def test_words_are_total_effects_and_sums_over_all_paths_of_a_whole_graph(make, 
 def test_the_city_matters_most_and_alone_against_other_cities():
     prompt = "the capital of the state containing Dallas is"
     others = [prompt.replace("Dallas", city) for city in ("Oakland", "Miami")]
-    with tlc.attach(tlc.load_model("tiny-facts", device="cpu"), tlc.load_transcoders("tiny-facts")) as replacement:
+    with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         graph = tlc.attribute(replacement, prompt, baseline=others, max_nodes=50, progress=False)
         # Held as the graph holds, the token's embedding replaced by the mean of the others moves the target as said.
         words = graph.words

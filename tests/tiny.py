@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import tl_circuits as tlc
+from tests.accelerator import DEVICE, home_of
 
 VOCAB = 101
 _GROUPED = dict(
@@ -78,8 +79,8 @@ def run_async(coroutine):
 
 
 @cache
-def tiny_bridge(architecture: str, dtype: torch.dtype = torch.float32) -> TransformerBridge:
-    return TransformerBridge.boot_transformers(tiny_folder(architecture), device="cpu", dtype=dtype).eval()
+def tiny_bridge(architecture: str, dtype: torch.dtype = torch.float32, device: str = DEVICE) -> TransformerBridge:
+    return TransformerBridge.boot_transformers(tiny_folder(architecture), device=device, dtype=dtype).eval()
 
 
 def own_bridge(architecture: str) -> TransformerBridge:
@@ -105,10 +106,10 @@ def transcoders(
 ) -> tlc.TranscoderSet:
     """Random transcoders with a few active features a position."""
     d = int(model.cfg.d_model)
-    generator = torch.Generator().manual_seed(seed)
+    generator, home = torch.Generator().manual_seed(seed), home_of(model)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(home)
 
     return tlc.load_transcoders(
         {
@@ -118,7 +119,7 @@ def transcoders(
                 b_enc=0.1 * random(width) - 0.3,
                 b_dec=0.1 * random(d),
                 W_skip=0.1 * random(d, d) if skip else None,
-                threshold=torch.full((width,), 0.3) if activation == "jumprelu" else None,
+                threshold=torch.full((width,), 0.3, device=home) if activation == "jumprelu" else None,
                 activation=activation,
                 k=5 if activation == "topk" else None,
                 input_hook=input_hook,
@@ -136,7 +137,7 @@ def cross_layer(model, seed: int = 2, slots: int | None = None, **kwargs) -> tlc
     generator = torch.Generator().manual_seed(seed)
     last, d = encoders.layers[-1], int(model.cfg.d_model)
     decoders = {
-        layer: torch.randn(encoders.width(layer), min(slots or 99, last - layer + 1), d, generator=generator) / d**0.5
+        layer: torch.randn(encoders.width(layer), min(slots or 99, last - layer + 1), d, generator=generator).to(home_of(model)) / d**0.5
         for layer in encoders.layers
     }
     return tlc.CrossLayerTranscoders({layer: encoders[layer] for layer in encoders.layers}, decoders)

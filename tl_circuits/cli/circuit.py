@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tl_circuits.interventions.circuit_quality import CircuitQuality
 
 FEWEST_PROMPTS = 2
+NEARLY_ALL = 0.9  # of the metric: where nodes carry less of it, this is said
 
 
 @app.command()
@@ -50,7 +51,7 @@ def circuit(
             found.curve.to_csv(files["table"], index=False)
             found.plot(files["figure"], overwrite=force)
         if as_json:
-            facts = {"nodes": found.n_nodes, "metric": found.metric, "ablate": found.ablate}
+            facts = {"nodes": found.n_nodes, "metric": found.metric, "ablate": found.ablate, "carried_by_nodes": found.carried_by_nodes()}
             facts |= {"curve": found.curve.to_dict("records"), "areas": found.areas().to_dict("records")}
             typer.echo(json.dumps(facts | {"files": {k: str(p) for k, p in files.items()}}, ensure_ascii=False))
         else:
@@ -128,6 +129,12 @@ def as_answer(tokenizer: Any, row: dict[str, str]) -> str:
 def _show(found: "CircuitQuality", console: Console) -> None:
     console.print(found)
     console.print(Text("\nF: only the circuit is the prompt's own; 1 is the whole answer. C: all but the circuit is; 0 is the whole answer.", style="dim"))
+    if found.carried_by_nodes() < NEARLY_ALL:
+        console.print(
+            f"All nodes together carry {found.carried_by_nodes():.0%} of the metric, and F and C speak of this share alone: with every node "
+            f"replaced, {found.metric[1]:.2f} of {found.metric[0]:.2f} is left. Skip connections and token embeddings are no nodes.",
+            soft_wrap=True,
+        )
     line = half_line(found.curve[found.curve.chosen == "circuit"], found.n_nodes)
     if line:
         console.print(line)

@@ -59,6 +59,8 @@ class CircuitQuality:
         >>> found = tlc.CircuitQuality(measured, metric=(12.0, 0.5), n_nodes=100, ablate="mean")
         >>> found.at(50)  # F and C of the fifty most important nodes
         (0.8, 0.4)
+        >>> round(found.carried_by_nodes(), 2)  # of the metric
+        0.96
         >>> print(found.areas().round(2).to_string(index=False))
          chosen  CPR  CMD    C
         circuit 0.65 0.35 0.45
@@ -68,6 +70,15 @@ class CircuitQuality:
     metric: tuple[float, float]
     n_nodes: int
     ablate: str
+
+    def carried_by_nodes(self) -> float:
+        """The share of the metric that goes when every node is replaced. F and C speak of this share alone.
+
+        What is left is carried by what is no node: token embeddings and, in sets that have them, skip connections. So F and C
+        of two dictionaries are on one scale only where these shares are alike.
+        """
+        whole, none = self.metric
+        return (whole - none) / whole if whole else float("nan")
 
     def areas(self) -> pd.DataFrame:
         """A frame ``chosen CPR CMD C``, areas over the share of nodes kept from 0 to 1 (MIB benchmark).

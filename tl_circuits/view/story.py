@@ -19,6 +19,7 @@ from tl_circuits.graph.visible import visible
 
 SENTENCES = 3
 ARROWS_PER_BOX = 4  # arrows drawn into one box or target, strongest first,
+WEAK_STEP = 0.05  # of what reaches a box: a sentence says so below it
 LEAST_ARROW = 0.002  # none below this share of its inputs
 LEAST_TOLD = 0.10  # if boxes carry less of the answer, no sentence is told
 MOST_TARGETS = 5
@@ -236,10 +237,15 @@ def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain:
     words, joint, would = units[chain[0]].name, " ", False
     for source, target in zip(chain, chain[1:], strict=False):
         share, unit = float(flows[target, source]), units[target]
-        up, of_it = share >= 0, f"{_percent(abs(share))} of {'the answer' if unit.kind == 'target' else 'its inputs'}"
+        up, percent = share >= 0, _percent(abs(share))
         verb = VERBS["target" if unit.kind == "target" else "lower" if unit.lower else "feature"][0 if up else 1]
         count = len(unit.members)
-        name = f"{unit.name} ({of_it})" if unit.kind == "target" else f"[{unit.name}] ({count} feature{'s' * (count != 1)}, {of_it})"
+        if unit.kind == "target":
+            name = f"{unit.name} ({percent} of the answer)"
+        else:
+            weak = "a weak step: " if abs(share) < WEAK_STEP else ""
+            of_it = f"{weak}{percent} of what reaches {'it' if count == 1 else 'them'}"
+            name = f"[{unit.name}] ({count} feature{'s' * (count != 1)}; {of_it})"
         words += f"{joint}{conjugated(verb, would)} {name}"
         joint = ", which " if up else f"; [{unit.name}] "
         would = would or not up  # after "holds back [X]" comes what X would do, not what holding it back does

@@ -78,10 +78,12 @@ def gradient(
     """
     g = found.error * (counts * (2.0 / len(x)))[:, None]
     slopes = products(g, weights.W_dec, found.ids) * (found.acts > 0)
-    W_dec, W_enc = sums_by_feature(found.ids, [(found.acts, g), (slopes, x)], len(weights.W_enc))
+    # Not index_add_ for b_enc: a GPU would add in no fixed order, and a resumed run would not be that without interruption.
+    pairs = [(found.acts, g), (slopes, x), (slopes, x.new_ones(len(x), 1))]
+    W_dec, W_enc, b_enc = sums_by_feature(found.ids, pairs, len(weights.W_enc))
     return Weights(
         W_enc=W_enc,
-        b_enc=torch.zeros_like(weights.b_enc).index_add_(0, found.ids.flatten(), slopes.flatten()),
+        b_enc=b_enc[:, 0],
         W_dec=W_dec,
         b_dec=g.sum(0),
         W_skip=g.T @ x if skip and weights.W_skip is not None else None,
