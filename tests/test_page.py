@@ -91,7 +91,7 @@ def test_every_step_of_a_sentence_is_a_drawn_arrow_with_its_share(page, graph):
     shares = {(arrow.source, arrow.target): arrow.share for arrow in story.arrows}
     for way, sentence in zip(story.ways, story.sentences, strict=True):
         for step in zip(way, way[1:], strict=False):
-            of = "the answer" if story.units[step[1]].kind == "target" else "its inputs"
+            of = "the answer" if story.units[step[1]].kind == "target" else "what reaches "
             assert f"{_percent(abs(shares[step]))} of {of}" in sentence
     drawn = page.evaluate("() => tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name])")
     for way in story.ways:

@@ -8,6 +8,7 @@ import tl_circuits as tlc
 from tests.accelerator import DEVICE
 from tests.tiny import VOCAB, checkpoint, own_bridge, prompt
 from tl_circuits.errors import ArgumentError, DivergenceError
+from tl_circuits.interventions import box_effects
 from tl_circuits.interventions.box_effects import measure_boxes
 from tl_circuits.interventions.controls import random_sets
 from tl_circuits.interventions.faithfulness import predicted_effects
@@ -160,5 +161,17 @@ def test_a_box_is_tested_only_if_chance_does_less(facts):
     token = replacement.model.tokenizer.convert_tokens_to_ids("Austin")
     assert strong["after"] == pytest.approx(float(alone.last_logits.softmax(-1)[token]), abs=1e-5)
     assert strong["logit"] == pytest.approx(float(alone.last_logits[token] - alone.baseline_logits[-1, token]), abs=1e-4)
+    assert not strong["other_way"]
     with pytest.raises(ArgumentError, match="at least 10"):
         tlc.box_ablations(replacement, graph, controls=3)
+
+
+def test_a_box_that_moves_the_answer_the_other_way_than_predicted_is_not_tested(facts, monkeypatch):
+    """However far it moves it: the sentence beside it would say that it raises what it lowers."""
+    replacement, graph = facts
+    best = max(graph.supernodes(6).groups, key=lambda group: float(graph.influence[[graph.node_ids.index(i) for i in group[1]]].sum()))[1]
+    predicted = box_effects.predicted_effects
+    monkeypatch.setattr(box_effects, "predicted_effects", lambda *args, **kwargs: -predicted(*args, **kwargs))
+    (found,) = measure_boxes(replacement, graph, [best], 0.0, controls=10)
+    assert found["other_way"] and not found["tested"]
+    assert found["after"] < min(found["random"])

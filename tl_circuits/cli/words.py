@@ -54,4 +54,4 @@ def show_tested(graph: "AttributionGraph", removed: list[dict[str, Any]], consol
                 f"without one of {len(random)} random sets of the same size: {one['before']:.0%} → {chance}"
             )
         )
-    console.print(Text(f"  {len(tested)} of {len(boxes)} boxes move the answer further than every random set of the same size", style="dim"))
+    console.print(Text(f"  {len(tested)} of {len(boxes)} boxes move the answer as the graph says, and further than every random set of the same size", style="dim"))

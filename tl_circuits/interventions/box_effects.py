@@ -32,8 +32,8 @@ def box_ablations(
 
     Each box is removed with nothing held; beside it, with attention patterns and norm denominators held, as the graph
     assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is *tested*
-    if removing it moves the answer further than removing any of ``controls`` random sets of as many active features of the
-    same layers and positions.
+    if removing it moves the answer the way the graph predicts, and further than removing any of ``controls`` random sets of as many active
+    features of the same layers and positions.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -46,7 +46,7 @@ def box_ablations(
         One dict for each box, for ``graph.to_html(ablations=...)``. Its ``nodes``. With nothing held: the likeliest next
         tokens before and after (``top``), the ``answer``, its probability ``before`` and ``after`` and how its ``logit``
         moves; for the random sets its probabilities after (``random``) and how its logit moves (``random_logits``); and
-        whether the box is ``tested``. How the target was ``predicted`` to move and how it moved as ``measured`` (with
+        whether the answer moved the ``other_way`` than the graph predicts, and whether the box is ``tested``. How the target was ``predicted`` to move and how it moved as ``measured`` (with
         attention held, if ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is ``"none"``), and with nothing
         held (``measured_free``).
 
@@ -96,9 +96,6 @@ def measure_boxes(
     found = []
     for row, ids in enumerate(boxes):
         one: dict[str, Any] = {"nodes": list(ids)} | answers[row]
-        if controls:
-            start = len(boxes) + row * controls
-            one |= _against_chance(one, answers[start : start + controls])
         if reads is not None:
             kept = free[row] if held[row].diverged else held[row]
             one |= {
@@ -108,8 +105,21 @@ def measure_boxes(
                 "measured_free": _moved(graph, target, reads, free[row]),
                 "freeze": kept.freeze,
             }
+        if controls:
+            start = len(boxes) + row * controls
+            one |= _against_chance(one, answers[start : start + controls], _other_way(one))
         found.append(one)
     return found
+
+
+def _other_way(one: dict[str, Any]) -> bool:
+    """Whether the target, or the answer's odds if the answer is what the target raises, moved against what the graph predicts."""
+    if "predicted" not in one:
+        return False
+    moves = [one["measured_free"]]
+    if one["target"].startswith(one["answer"]):  # " Paris", or " Paris − the others' answers"
+        moves.append(_odds(one["after"]) - _odds(one["before"]))
+    return any(moved * one["predicted"] < 0 for moved in moves)
 
 
 def _answers(model: Any, results: Sequence[InterventionResult], boxes: int) -> list[dict[str, Any]]:
@@ -139,13 +149,14 @@ def _top(model: Any, before: Float[Tensor, " d_vocab"], after: Float[Tensor, " d
     return [{"token": token_text(model, i), "before": round(float(before[i]), 6), "after": round(float(after[i]), 6)} for i in either]
 
 
-def _against_chance(one: dict[str, Any], random: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The same of random sets. A box is tested if its answer's odds move further than those of every random set."""
+def _against_chance(one: dict[str, Any], random: Sequence[dict[str, Any]], other_way: bool) -> dict[str, Any]:
+    """The same of random sets. A box is tested if its answer's odds move further than those of every random set, and as predicted."""
     odds = [abs(_odds(r["after"]) - _odds(r["before"])) for r in (one, *random)]
     return {
         "random": sorted(r["after"] for r in random),
         "random_logits": sorted(r["logit"] for r in random),
-        "tested": odds[0] > max(odds[1:]),
+        "tested": odds[0] > max(odds[1:]) and not other_way,
+        "other_way": other_way,
     }
 
 

@@ -14,7 +14,8 @@ function checked(graph, level, way) {
   if (!result.random?.length) return { lead: "Measured", words };
   const middle = result.random[Math.floor(result.random.length / 2)];
   const chance = `${result.random.length} random sets of the same size: ${percent(result.before)} → ${percent(middle)} (${percent(result.random[0])} to ${percent(result.random.at(-1))})`;
-  return { lead: result.tested ? "Tested" : "Not told apart from chance", words: `${words}; ${chance}` };
+  const lead = result.tested ? "Tested" : result.other_way ? "Not so in the model" : "Not told apart from chance";
+  return { lead, words: `${words}; ${chance}` };
 }
 
 export function tale(graph, level, own) {
