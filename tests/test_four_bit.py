@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 import tl_circuits as tlc
 from tests import published
 from tests.oracles import removal_gap
-from tests.tiny import command, prompt, tiny_bridge, transcoders
-from tl_circuits.dictionaries import shipped
+from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.dictionaries.formats import four_bit_files
 from tl_circuits.dictionaries.formats.four_bit import FourBit, dequantised, fitted_levels, quantised, rounded
 from tl_circuits.dictionaries.formats.four_bit_files import write_four_bit
@@ -366,60 +365,3 @@ def test_products_beyond_floating_point_are_found(residency, tmp_path):
     with pytest.raises(NotFiniteError, match="layer 1: W_dec"):
         found = tlc.load_transcoders(tmp_path / "set", residency=residency)
         found.decode(1, {1: torch.ones(2, 7)}, torch.ones(2, 4))
-
-
-NAME = "smollm2-135m-small"
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """Random weights for a small Llama in the place of the set's folder."""
-    made = transcoders(tiny_bridge("llama"), "topk", skip=True, output_hook="mlp.hook_out")
-    folder = write_four_bit(made, tmp_path / "small", model="smollm2-135m", licence="Apache-2.0")
-    monkeypatch.setitem(shipped.SHIPPED, NAME, replace(shipped.SHIPPED[NAME], folder=folder))
-    return folder
-
-
-@pytest.fixture
-def absent(tmp_path, monkeypatch):
-    monkeypatch.setitem(shipped.SHIPPED, NAME, replace(shipped.SHIPPED[NAME], folder=tmp_path / "nowhere"))
-
-
-def test_a_set_in_the_package_opens_by_name_without_a_network(stand_in, monkeypatch):
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
-    found, model = tlc.load_transcoders(NAME), tiny_bridge("llama")
-    assert (found.name, found.made_for, found.layers) == (NAME, "smollm2-135m", (0, 1, 2))
-    assert found.prompt_rule == tlc.PromptRule(prepend=True, skip_first=1)
-    assert tlc.load_transcoders(NAME, layers=[1], name="mine", residency="disk").name == "mine"
-    with tlc.attach(model, found) as replacement:
-        graph = tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
-        assert graph.info.dictionary == NAME and graph.completeness_error() < 1e-4
-
-
-def test_a_set_in_the_package_is_refused_on_another_model(stand_in):
-    model = tlc.load_model("tiny-facts")
-    with pytest.raises(DictionaryError, match=r"smollm2-135m-small \(it was made for smollm2-135m\) has shape .* Is it for another model"):
-        tlc.attach(model, tlc.load_transcoders(NAME))
-
-
-def test_a_set_in_the_package_is_listed(stand_in, monkeypatch, tmp_path):
-    listed = json.loads(command("models", "--json", cwd=tmp_path).stdout)["transcoders"]
-    row = next(row for row in listed if row["name"] == NAME)
-    assert (row["model"], row["reference"]) == ("smollm2-135m", "")
-    assert "(in this package)" in command("models", cwd=tmp_path).stdout
-    with pytest.raises(DictionaryError, match="Nearest: .*smollm2-135m-small"):
-        tlc.load_transcoders("smollm2-135m-smal")
-
-
-def test_a_set_that_is_not_there_is_not_listed_and_says_so(absent, tmp_path):
-    listed = json.loads(command("models", "--json", cwd=tmp_path).stdout)["transcoders"]
-    assert NAME not in {row["name"] for row in listed}
-    with pytest.raises(DictionaryError, match=r"'smollm2-135m-small' are not in this installation .* name others for smollm2-135m"):
-        tlc.load_transcoders(NAME)
-
-
-def test_the_sets_in_this_package_are_for_models_that_can_be_opened_by_name():
-    from tl_circuits.models import PACKAGED
-
-    assert {one.model for one in shipped.SHIPPED.values()} <= set(PACKAGED)
-    assert all(one.folder.parent.name == "builtin" for one in shipped.SHIPPED.values())

@@ -19,7 +19,6 @@ def models(
     with clear_errors(debug):
         # Imported here because it imports torch, and --help should not wait for that.
         from tl_circuits.dictionaries.references import SHORT_NAMES
-        from tl_circuits.dictionaries.shipped import shipped_sets
 
         rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]
         rows += [
@@ -27,10 +26,6 @@ def models(
             for m in PACKAGED.values()
         ]
         sets = [
-            {"name": s.name, "reference": "", "model": s.model, "description": s.description, "prompt_rule": str(s.prompt_rule)}
-            for s in shipped_sets()
-        ]
-        sets += [
             {"name": s.name, "reference": s.reference, "model": s.model, "description": s.description,
              "prompt_rule": str(s.prompt_rule)}
             for s in SHORT_NAMES.values()
@@ -50,7 +45,7 @@ def models(
         console.print("with a Hugging Face checkpoint. Features: --transcoders neurons needs no dictionary.\n")
         listed = Table("transcoders", "for the model", "what they are", "text and positions", "on the hub", box=None)
         for row in sets:
-            listed.add_row(row["name"], row["model"], row["description"], row["prompt_rule"], row["reference"] or "(in this package)")
+            listed.add_row(row["name"], row["model"], row["description"], row["prompt_rule"], row["reference"])
         console.print(listed)
         console.print("\nAlso: any SAELens release of transcoders, hub repository (org/name) or folder; see docs/transcoders.md.")
 

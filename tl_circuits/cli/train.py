@@ -27,6 +27,10 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Pieces in each step.")] = 8,
     epochs: Annotated[int, typer.Option(help="How many times to go through the text.")] = 1,
     tokens: Annotated[int | None, typer.Option(help="Train on so many tokens at most.")] = None,
+    together: Annotated[int, typer.Option(help="Then train all layers together on so many tokens, so that the model still says the same with all MLPs replaced.")] = 0,
+    local: Annotated[float, typer.Option(help="With --together: how much a layer's own error counts beside the model's predictions.")] = 0.4,
+    four_bits: Annotated[bool, typer.Option("--four-bits", help="Also write the set with four bits a number, in OUT.four_bits.")] = False,
+    begin_with: Annotated[str | None, typer.Option(help="Go on from this set of such transcoders. --tokens 0 leaves the steps together.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Text to measure on. Default: a part of the text, at random.")] = None,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
@@ -44,8 +48,8 @@ def train(
         began = time.monotonic()
         history = train_transcoders(
             model, text or [], out, dataset=dataset, generate=generate, layers=layer, features=features, expansion=expansion, k=k,
-            skip=skip, context=context, batch_size=batch_size, epochs=epochs, tokens=tokens, held_out=held_out, lr=lr,
-            save_minutes=save_minutes, resume=resume, device=device,
+            skip=skip, context=context, batch_size=batch_size, epochs=epochs, tokens=tokens, together=together, four_bits=four_bits,
+            local=local, begin_with=begin_with, held_out=held_out, lr=lr, save_minutes=save_minutes, resume=resume, device=device,
         )  # fmt: skip
         minutes = (time.monotonic() - began) / 60
         steps = int(history.step.max()) + 1

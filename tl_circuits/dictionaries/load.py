@@ -24,7 +24,6 @@ from tl_circuits.dictionaries.repository import LocalFolder, Repository
 from tl_circuits.dictionaries.residency import Residency, choose_residency, place
 from tl_circuits.dictionaries.saelens_releases import is_release, open_release
 from tl_circuits.dictionaries.selection import select, wanted_layers
-from tl_circuits.dictionaries.shipped import SHIPPED, find_shipped, shipped_sets
 from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import DictionaryError
 from tl_circuits.hooks import PromptRule, wholes
@@ -120,8 +119,7 @@ def load_transcoders(
         refuse_publishing_options(repr(given.name), width=width, l0=l0, cache_dir=cache_dir)
         return with_options(given, options)
     # SAELens takes seconds to import, so its registry is asked last.
-    named = isinstance(source, str) and (source in SHORT_NAMES or source in SHIPPED)
-    plain = isinstance(source, str) and "/" not in source and not named and not Path(source).is_dir()
+    plain = isinstance(source, str) and "/" not in source and source not in SHORT_NAMES and not Path(source).is_dir()
     if plain and is_release(source):
         return open_release(
             source, ids=None, width=width, l0=l0, layers=layers, input_hook=input_hook, output_hook=output_hook, device=device,
@@ -182,8 +180,6 @@ def _by_site(published: Published, layers: Iterable[int] | None) -> list[tuple[S
 
 def _find(source: str | Path, cache_dir: Path | None) -> Published:
     text = str(source)
-    if isinstance(source, str) and source in SHIPPED:
-        return find_shipped(source)
     if isinstance(source, str) and source in SHORT_NAMES:
         short = SHORT_NAMES[source]
         found = find_published(HubRepository(parse_reference(short.reference), cache_dir), cache_dir)
@@ -201,8 +197,7 @@ def _find(source: str | Path, cache_dir: Path | None) -> Published:
     if "/" in text:
         repository: Repository = HubRepository(parse_reference(text), cache_dir)
         return find_published(repository, cache_dir)
-    names = [*(one.name for one in shipped_sets()), *SHORT_NAMES, *release_names()]
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.3)
+    near = difflib.get_close_matches(text, [*SHORT_NAMES, *release_names()], n=3, cutoff=0.3)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     raise DictionaryError(
         f"{text!r} is not a short name, a folder, a SAELens release or a hub repository (org/name).{hint} "
