@@ -146,7 +146,8 @@ def test_the_small_print_fits_the_width_of_the_figure():
 
 def test_box_ablations_say_what_the_model_does(traced):
     graph, boxes, _ = traced
-    sets = {frozenset(ids) for most in (6, 12, 20) for _, ids in graph.ungroup(graph.groups[0][0]).supernodes(most).groups}
+    levels = [[ids for _, ids in graph.ungroup(graph.groups[0][0]).supernodes(most).groups] for most in (6, 12, 20)]
+    sets = {frozenset(ids) for level in levels for ids in (*level, [node for one in level for node in one])}  # and all together
     assert {frozenset(b["nodes"]) for b in boxes} == sets
     for box in boxes:
         assert box["target"] == graph.info.target_names[0] and box["measured"] != 0

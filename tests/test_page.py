@@ -37,7 +37,7 @@ def file(graph, tmp_path_factory):
         {"nodes": list(ids), "target": "w7", "predicted": -0.5, "measured": -0.4, "measured_free": -0.3, "freeze": "attention",
          "top": [{"token": NASTY, "before": 0.75, "after": 0.25}], "answer": "w7", "before": 0.75, "after": 0.25, "logit": -2.0,
          "random": [0.68, *[0.71] * 10, 0.74], "random_logits": [-0.1] * 12, "tested": set(ids) != chance}
-        for _, ids in found
+        for ids in [*(ids for _, ids in found), [node for _, ids in found for node in ids]]
     ]
     return graph.to_html(tmp_path_factory.mktemp("page") / "page.html", ablations=ablations).as_uri()
 
@@ -84,6 +84,14 @@ def test_a_sentence_says_whether_removing_its_last_box_does_more_than_removing_r
         last = story.units[story.ways[0][-2]]  # as a live model would give it
         unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, answer: 'w7', before: 0.5, after: 0.25})", [graph.node_ids[i] for i in last.members])
         assert "Measured: without the last box, “w7” goes 50 % → 25 % in the model." in unmeasured.inner_text(".sentences li")
+
+
+def test_what_the_model_does_without_all_boxes_stands_below_their_share(page, graph):
+    value = story_of(graph).carried.value
+    assert page.inner_text(".meter .check") == (
+        f"In the model itself, it goes from {value:.3g} to {value - 0.3:.3g}, and “w7” goes 75 % → 25 %; "
+        "12 random sets of the same size: 75 % → 71 % (68 % to 74 %)."
+    )
 
 
 def test_every_step_of_a_sentence_is_a_drawn_arrow_with_its_share(page, graph):

@@ -40,18 +40,24 @@ def show_words(graph: "AttributionGraph", console: Console) -> None:
 def show_tested(graph: "AttributionGraph", removed: list[dict[str, Any]], console: Console) -> None:
     """Print what removing boxes did: the tested ones that moved the answer most, and how many passed."""
     own = {frozenset(ids): label for label, ids in graph.supernodes().groups}
+    every = frozenset().union(*own)
     boxes = [one for one in removed if frozenset(one["nodes"]) in own and one.get("random")]
     if not boxes:
         return
     tested = sorted((one for one in boxes if one["tested"]), key=lambda one: -abs(one["after"] - one["before"]))
     console.print(Text("\nTested in the model", style="bold"))
     for one in tested[:TESTED]:
-        random = one["random"]
-        chance = f"{random[len(random) // 2]:.0%} ({random[0]:.0%} to {random[-1]:.0%})"
-        console.print(
-            Text(
-                f"  without [{own[frozenset(one['nodes'])]}], “{one['answer']}” goes {one['before']:.0%} → {one['after']:.0%}; "
-                f"without one of {len(random)} random sets of the same size: {one['before']:.0%} → {chance}"
-            )
-        )
+        console.print(_without(f"[{own[frozenset(one['nodes'])]}]", one))
+    together = next((one for one in removed if frozenset(one["nodes"]) == every and len(own) > 1 and one.get("random")), None)
+    if together is not None:
+        console.print(_without("all boxes", together))
     console.print(Text(f"  {len(tested)} of {len(boxes)} boxes move the answer as the graph says, and further than every random set of the same size", style="dim"))
+
+
+def _without(what: str, one: dict[str, Any]) -> Text:
+    random = one["random"]
+    chance = f"{random[len(random) // 2]:.0%} ({random[0]:.0%} to {random[-1]:.0%})"
+    return Text(
+        f"  without {what}, “{one['answer']}” goes {one['before']:.0%} → {one['after']:.0%}; "
+        f"without one of {len(random)} random sets of the same size: {one['before']:.0%} → {chance}"
+    )

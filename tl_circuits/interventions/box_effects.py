@@ -28,7 +28,7 @@ FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by cha
 def box_ablations(
     replacement: Replacement, graph: AttributionGraph, *, controls: int = 20, seed: int = 0, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Remove each box of the graph's page in the model, measure what happens to the answer, and do the same to random sets.
+    """Remove each box of the graph's page in the model, and all together, and measure what happens to the answer; and random sets.
 
     Each box is removed with nothing held; beside it, with attention patterns and norm denominators held, as the graph
     assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is *tested*
@@ -43,10 +43,10 @@ def box_ablations(
         progress: show a progress bar on stderr.
 
     Returns:
-        One dict for each box, for ``graph.to_html(ablations=...)``. Its ``nodes``. With nothing held: the likeliest next
+        One dict for each box and for all boxes of a picture together, for ``graph.to_html(ablations=...)``. Its ``nodes``. With nothing held: the likeliest next
         tokens before and after (``top``), the ``answer``, its probability ``before`` and ``after`` and how its ``logit``
         moves; for the random sets its probabilities after (``random``) and how its logit moves (``random_logits``); and
-        whether the answer moved the ``other_way`` than the graph predicts, and whether the box is ``tested``. How the target was ``predicted`` to move and how it moved as ``measured`` (with
+        whether the box is ``tested``, or the answer moved further than theirs, but the ``other_way``. How the target was ``predicted`` to move and how it moved as ``measured`` (with
         attention held, if ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is ``"none"``), and with nothing
         held (``measured_free``).
 
@@ -66,8 +66,14 @@ def box_ablations(
         raise ArgumentError(f"controls must be 0 or at least {FEWEST_CONTROLS}, got {controls}: fewer say nothing about chance.")
     require_belonging(replacement, graph)
     shown = page_graph(graph)
-    boxes = sorted({ids for most in LEVELS for _, ids in shown.supernodes(most).groups})
+    levels = [[ids for _, ids in shown.supernodes(most).groups] for most in LEVELS]
+    boxes = sorted({ids for level in levels for ids in [*level, all_of(level)] if ids})
     return measure_boxes(replacement, graph, boxes, 0.0, controls, seed, progress)
+
+
+def all_of(boxes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The nodes of all boxes of a picture."""
+    return tuple(sorted(node for box in boxes for node in box))
 
 
 def measure_boxes(
@@ -156,7 +162,7 @@ def _against_chance(one: dict[str, Any], random: Sequence[dict[str, Any]], other
         "random": sorted(r["after"] for r in random),
         "random_logits": sorted(r["logit"] for r in random),
         "tested": odds[0] > max(odds[1:]) and not other_way,
-        "other_way": other_way,
+        "other_way": odds[0] > max(odds[1:]) and other_way,
     }
 
 

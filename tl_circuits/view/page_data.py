@@ -141,7 +141,7 @@ def _level(story: Story, graph: AttributionGraph, usual: bool) -> dict[str, Any]
         "sentences": list(story.sentences),
         "ways": [[story.units[u].members[0] for u in way] for way in story.ways],
         "lump_error": round(story.lump_error, 4),
-        "carried": {"line": carried_line(story, graph), "share": finite(story.carried.share)},
+        "carried": {"line": carried_line(story, graph), "share": finite(story.carried.share), "value": finite(story.carried.value)},
     }
 
 

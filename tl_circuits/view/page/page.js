@@ -5,7 +5,7 @@ import { button, download, el, percent, plural, shape } from "./dom.js";
 import { unpackGraph } from "./unpack.js";
 import { boxPlace, makeArrows, makeFlows, makeMeter, makeUnits, nodeName, verbOf } from "./units.js";
 import { describe, drawStory } from "./story_view.js";
-import { tale } from "./sentences.js";
+import { allRemoved, tale } from "./sentences.js";
 import { scoresLine } from "./scores.js";
 import { wordsStrip } from "./words.js";
 import { carriedBy, influenceLine, little, meterParts } from "./meter.js";
@@ -158,7 +158,8 @@ class App {
     this.meter.classList.toggle("few", few);
     if (few) this.tale.before(this.meter); // little is explained: say that first
     else this.tale.after(this.meter);
-    this.meter.replaceChildren(...meterParts(this.graph, meter, carried), scoresLine(this) ?? "");
+    const removed = carried === null ? "" : allRemoved(this.graph, this.graph.levels[this.level]);
+    this.meter.replaceChildren(...meterParts(this.graph, meter, carried), removed ?? "", scoresLine(this) ?? "");
     this.influence = meter;
     this.card.querySelector(".influence")?.replaceWith(influenceLine(this.graph, meter));
   }

@@ -3,7 +3,13 @@ import { el, percent, visible } from "./dom.js";
 
 export const measured = (graph, ids) => graph.ablations.find((a) => a.nodes.length === ids.length && a.nodes.every((id) => ids.includes(id)));
 
+const short = (x) => String(Number(x.toPrecision(3))).replace("-", "−");
 const percents = (one) => `${percent(one.before)} → ${percent(one.after)}`;
+
+const chanceOf = (result) => {
+  const middle = result.random[Math.floor(result.random.length / 2)];
+  return `${result.random.length} random sets of the same size: ${percent(result.before)} → ${percent(middle)} (${percent(result.random[0])} to ${percent(result.random.at(-1))})`;
+};
 
 // Whether removing the last box of a path moves the model's answer further than removing random sets of the same size.
 function checked(graph, level, way) {
@@ -12,10 +18,18 @@ function checked(graph, level, way) {
   if (result?.before === undefined) return null;
   const words = `without the last box, “${visible(result.answer)}” goes ${percents(result)} in the model`;
   if (!result.random?.length) return { lead: "Measured", words };
-  const middle = result.random[Math.floor(result.random.length / 2)];
-  const chance = `${result.random.length} random sets of the same size: ${percent(result.before)} → ${percent(middle)} (${percent(result.random[0])} to ${percent(result.random.at(-1))})`;
   const lead = result.tested ? "Tested" : result.other_way ? "Not so in the model" : "Not told apart from chance";
-  return { lead, words: `${words}; ${chance}` };
+  return { lead, words: `${words}; ${chanceOf(result)}` };
+}
+
+// What the model itself does without all boxes of the picture, in the units of what they carry.
+export function allRemoved(graph, level) {
+  const result = level.boxes.length > 1 && measured(graph, level.boxes.flatMap((box) => box.members).map((i) => graph.ids[i]));
+  if (!result || result.before === undefined) return "";
+  const { value } = level.carried;
+  const lead = result.measured_free === undefined || value === null ? "" : `it goes from ${short(value)} to ${short(value + result.measured_free)}, and `;
+  const chance = result.random?.length ? `; ${chanceOf(result)}` : "";
+  return el("p", { class: "soft check" }, `In the model itself, ${lead}“${visible(result.answer)}” goes ${percents(result)}${chance}.`);
 }
 
 export function tale(graph, level, own) {
