@@ -36,7 +36,8 @@ class App {
     this.live = el("p", { class: "hidden", role: "status", "aria-live": "polite" });
     this.svg = shape("svg", { role: "group", "aria-label": "The story: the prompt below, the answer above, boxes of features between" });
     this.linksTable = el("tbody");
-    this.story = el("div", { class: "story" }, this.svg, el("details", {}, el("summary", {}, "The picture as a table"),
+    const legend = `Blue arrows raise what they point to, orange dashed ones lower it.${graph.compared_with.length ? " Boxes with ↓ are less active here than in the other prompts: blue arrows turn them down." : ""}`;
+    this.story = el("div", { class: "story" }, this.svg, el("p", { class: "soft legend" }, legend), el("details", {}, el("summary", {}, "The picture as a table"),
       el("table", { class: "data" }, el("thead", {}, el("tr", {}, ...["from", "to", "share", "carried by"].map((t) => el("th", { scope: "col" }, t)))), this.linksTable)));
     this.nodesView = new NodesView(graph, (i) => (i < 0 ? this.rest() : this.chooseNode(i)));
     this.table = new TableView(this);
