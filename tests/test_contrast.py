@@ -10,6 +10,7 @@ from tests import tiny
 from tests.accelerator import DEVICE
 from tl_circuits.errors import BaselineError, EditError
 from tl_circuits.graph.paths import sentence, strongest_paths
+from tl_circuits.interventions.family import Runs, values_of
 from tl_circuits.view.story import story_of
 
 PROMPT = "the capital of the state containing Dallas is"
@@ -157,6 +158,18 @@ def test_a_circuit_of_nothing_carries_nothing_and_all_nodes_carry_all(facts):
     at = found.curve[found.curve.nodes == 29].set_index("chosen")
     assert at.F["circuit"] > 0.6 and at.C["circuit"] < 0.4
     assert set(found.areas().chosen) == {"circuit", "activation x gradient", "integrated gradients", "random"}
+
+
+def test_integrated_gradients_begin_where_all_prompts_have_the_familys_mean_embedding(facts):
+    """There the prompts are the same to the model; gradients of one token's logit are so, too. At their end they differ."""
+    tokens = torch.stack([tlc.hooks.to_tokens(facts.model, text) for text in (PROMPT, *OTHERS)])
+    values = values_of(facts, tokens)
+    runs = Runs(facts, tokens, lambda logits: logits[:, 5], values, (0,))
+    begin, end = runs.gradients(0.0), runs.gradients(1.0)
+    for gradient in begin.values():
+        # float32, in batches whose rows are computed alike
+        assert torch.allclose(gradient[0], gradient[1], atol=1e-5) and torch.allclose(gradient[0], gradient[2], atol=1e-5)
+    assert any(not torch.allclose(gradient[0], gradient[1], atol=1e-3) for gradient in end.values())
 
 
 @pytest.mark.parametrize(

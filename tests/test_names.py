@@ -17,9 +17,11 @@ from tl_circuits.cli.trace import show
 from tl_circuits.errors import PromptError
 from tl_circuits.feature_labels import firing_cache
 from tl_circuits.feature_labels.example_text import file_passages, shipped_passages, world_passages
-from tl_circuits.feature_labels.firing import Pieces, cut, where_features_fire
+from tl_circuits.feature_labels.family_names import family_name
+from tl_circuits.feature_labels.firing import Firing, Pieces, cut, where_features_fire
 from tl_circuits.feature_labels.firing_names import Fired, Place, fits, name_from
 from tl_circuits.feature_labels.token_space import TokenSpace
+from tl_circuits.feature_labels.top_firing import TopFiring
 from tl_circuits.graph.box_names import name_boxes
 from tl_circuits.graph.nodes import UNCLEAR, Label
 
@@ -393,3 +395,14 @@ def test_pieces_are_as_long_as_the_model_takes():
         assert max(map(len, pieces.ids)) + len(pieces.first) <= 32 and pieces.n_tokens == 100
         assert where_features_fire(replacement, pieces, {0: torch.arange(4)}).pieces == pieces
         assert where_features_fire(replacement, Pieces(()), {0: torch.arange(4)}).layers[0].strength.sum() == 0
+
+
+@pytest.mark.parametrize(("strong", "name"), [(2, "for “ a, b” (2 of 5 prompts)"), (3, None), (0, None)])
+def test_a_feature_is_named_by_the_prompts_it_fires_for_unless_these_are_more_than_half(strong, name):
+    top = TopFiring.empty(torch.tensor([7]))
+    top.strength[0, :strong, 0] = 1.0
+    top.strength[0, strong:5, 0] = 0.4 * (strong > 0)  # under half of the strongest
+    top.piece[0, :5, 0] = torch.arange(5)
+    firing = Firing(Pieces(tuple((9, token) for token in range(5))), {3: top})
+    texts = {9: "The", 0: " a", 1: " b", 2: " c", 3: " d", 4: " e"}
+    assert family_name(firing, 3, 0, 0, texts) == name

@@ -18,6 +18,7 @@ from tests.conftest import need
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import ExportError, OutputError
 from tl_circuits.feature_labels.feature_codes import cantor_pair, cantor_unpair
+from tl_circuits.graph import kinds
 from tl_circuits.neuronpedia.ids import node_id, parse_node_id
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -300,6 +301,12 @@ def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tm
         assert entry["ctx_idx"] == place.position
         if place.kind == "feature":
             assert cantor_unpair(entry["feature"]) == (place.layer, place.feature)
+    told_of = [head for story in graph.head_stories for head in story["heads"] if "pairs" in head]
+    sources = {x for head in told_of for name in ("pairs", "by_query", "by_key") for row in head[name] for x in row[:-1]}
+    ours = [kinds.parse_node_id(x) for x in sources if "/F" in x]
+    theirs = [parse_node_id(their) for their in only]
+    found = {(p.layer, p.feature, p.position) for p in theirs if p.kind == "feature"}
+    assert found and found <= {(p.layer, p.feature, p.position) for p in ours}
     story = graph.head_stories[0]
     query, _, weight = next(row for row in story["heads"][0]["pairs"] if "bias" not in row)
     same = [n for n in content["nodes"] if n["ctx_idx"] == int(query.split("@")[1])]

@@ -19,7 +19,7 @@ from tl_circuits.neuronpedia.export import their_ids
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, _strongest_links, packed_json, page_data
 from tl_circuits.view.page_file import page_html
-from tl_circuits.view.story import Unit, _percent, _sentence, story_of, too_little
+from tl_circuits.view.story import Arrow, Unit, _percent, _sentence, _told_ways, story_of, too_little
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,14 @@ def test_the_page_shows_first_which_words_mattered(page, graph):
     assert page.evaluate("document.querySelector('.words').compareDocumentPosition(document.querySelector('.sentences'))") == 4
     words.nth(strongest).click()
     assert f"token@{int(frame.position[strongest])}" in page.inner_text(".card")
+
+
+def test_what_raises_the_answer_is_told_first():
+    """Even if what lowers it does more: the question is why."""
+    kinds = ("token", "box", "box", "target")
+    units = tuple(Unit(kind, str(i), "", (i,), 0.0, 1.0, 0.0) for i, kind in enumerate(kinds))
+    arrows = (Arrow(0, 1, 1.0), Arrow(0, 2, 1.0), Arrow(1, 3, -0.9), Arrow(2, 3, 0.2))
+    assert _told_ways(units, arrows) == ((0, 2, 3), (0, 1, 3))
 
 
 def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
