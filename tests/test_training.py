@@ -186,6 +186,9 @@ def test_the_command_trains_and_says_how_far(text, tmp_path):
     facts = json.loads(done.stdout)
     assert facts["folder"] == str(tmp_path / "made") and facts["steps"] > 20 and list(facts["last"]) == ["0"]
     assert facts["held_out"]["0"] > 0 and facts["l0"]["0"] <= 4
+    steps = [row["explained_variance"] for row in json.loads((tmp_path / "made/history.json").read_text())]
+    window = len(steps) // 20
+    assert facts["last"]["0"] == pytest.approx(np.mean(steps[-window:])) and facts["first"]["0"] == pytest.approx(np.mean(steps[:window]))
     again = command(*options)
     assert again.exit_code == 1 and "--resume" in again.stderr
 
