@@ -75,15 +75,15 @@ def test_a_sentence_says_whether_removing_its_last_box_does_more_than_removing_r
     lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
     assert lead == "What the replacement model says (tests remove the last box of each chain):" and len(checks) == len(story.ways) == 2  # every box of the page was removed
     for n, check in enumerate(checks):
-        assert check.strip().startswith("Tested: " if n else "Not told apart from chance: ")
-        assert "without the last box, “w7” goes 75 % → 25 % in the model" in check
+        assert check.strip().startswith("Last box tested: " if n else "Last box not told apart from chance: ")
+        assert "without it, “w7” goes 75 % → 25 % in the model" in check
         assert "12 random sets of the same size: 75 % → 71 % (68 % to 74 %)" in check
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
         assert unmeasured.inner_text(".tale > p") == "What the replacement model says (not tested yet: remove a box to see what the model does):"
         assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
         last = story.units[story.ways[0][-2]]  # as a live model would give it
         unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, answer: 'w7', before: 0.5, after: 0.25})", [graph.node_ids[i] for i in last.members])
-        assert "Measured: without the last box, “w7” goes 50 % → 25 % in the model." in unmeasured.inner_text(".sentences li")
+        assert "Last box measured: without it, “w7” goes 50 % → 25 % in the model." in unmeasured.inner_text(".sentences li")
 
 
 def test_what_the_model_does_without_all_boxes_stands_below_their_share(page, graph):

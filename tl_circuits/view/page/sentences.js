@@ -16,9 +16,9 @@ function checked(graph, level, way) {
   const last = level.boxes.find((box) => box.members[0] === way.at(-2));
   const result = last && measured(graph, last.members.map((i) => graph.ids[i]));
   if (result?.before === undefined) return null;
-  const words = `without the last box, “${visible(result.answer)}” goes ${percents(result)} in the model`;
-  if (!result.random?.length) return { lead: "Measured", words };
-  const lead = result.tested ? "Tested" : result.other_way ? "Not so in the model" : "Not told apart from chance";
+  const words = `without it, “${visible(result.answer)}” goes ${percents(result)} in the model`;
+  if (!result.random?.length) return { lead: "Last box measured", words };
+  const lead = result.tested ? "Last box tested" : result.other_way ? "Last box does the opposite in the model" : "Last box not told apart from chance";
   return { lead, words: `${words}; ${chanceOf(result)}` };
 }
 
