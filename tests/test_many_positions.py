@@ -18,7 +18,7 @@ def traced(model, kind):
 
 @pytest.mark.parametrize("kind", DICTIONARIES)
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-@pytest.mark.parametrize(("rows", "products"), [(1, 1), (40, 10**9), (10**6, 700), (10**6, 10**9)])
+@pytest.mark.parametrize(("rows", "products"), [(40, 700), (10**6, 10**9)])
 def test_positions_in_spans_of_any_length_give_the_same_graph(architecture, kind, rows, products, monkeypatch):
     expected = traced(tiny_bridge(architecture), kind)
     with PretendDevices():

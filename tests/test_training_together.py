@@ -111,9 +111,9 @@ def test_steps_together_bring_the_replaced_model_nearer_to_the_model(tmp_path):
     text.write_text(" ".join(random.Random(0).sample(facts, len(facts))))
     small = SMALL | dict(held_out=text, features=64, k=2, context=32)
     alone = tlc.train_transcoders(str(BUILTIN_FOLDER), [text], tmp_path / "alone", **small)
-    both = tlc.train_transcoders(str(BUILTIN_FOLDER), [text], tmp_path / "both", together=20_000, **small)
+    both = tlc.train_transcoders(str(BUILTIN_FOLDER), [text], tmp_path / "both", together=8_000, **small)
     steps = alone.step.max() + 1
-    assert both.step.max() + 1 == steps + -(-20_000 // 128)
+    assert both.step.max() + 1 == steps + -(-8_000 // 128)
     pd.testing.assert_frame_equal(both[both.step < steps].drop(columns=["held_out", "loss_change"]),
                                   alone.drop(columns=["held_out", "loss_change"]))  # fmt: skip
     before, after = alone.loss_change.iloc[-1], both.loss_change.iloc[-1]
