@@ -3,6 +3,7 @@
 import re
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,22 +11,26 @@ _FILTER = ("ignore", re.compile("A forward hook edited hook_scale|Backward hooks
 # Python has one list of filters for all threads. `warnings.catch_warnings` puts another list in its place and the first one
 # back, so of two threads that leave in the other order than they came, one leaves its filters behind for good. Here the one
 # filter stays as long as any pass needs it.
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # an exception may come just before it is let go; its own thread must not wait for it then
 _PASSES: set[object] = set()
+
+
+class _Pass:
+    """One pass; it lives as long as the call that it belongs to."""
 
 
 @contextmanager
 def edits_expected() -> Iterator[None]:
     """Silence the bridge's warnings about edited denominators; all other warnings are shown as ever."""
-    mine = object()
+    lives, mine = _Pass(), object()
+    # An exception may come between any two lines, also before the one that ends this. Then it ends with the call itself.
+    last = weakref.finalize(lives, _end, mine)
     try:
         _begin(mine)
         yield
     finally:
-        try:
-            _end(mine)
-        finally:  # said twice, as an exception may come between any two lines
-            _end(mine)
+        _end(mine)
+        last.detach()
 
 
 def _begin(mine: object) -> None:

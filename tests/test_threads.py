@@ -16,7 +16,7 @@ import tl_circuits as tlc
 from tests.accelerator import DEVICE
 from tests.tiny import prompt, tiny_bridge, transcoders
 from tl_circuits.errors import BusyError
-from tl_circuits.hooks import added_hooks, turn
+from tl_circuits.hooks import added_hooks, expected_warnings, turn
 from tl_circuits.hooks.expected_warnings import edits_expected
 from tl_circuits.support import threads
 from tl_circuits.support.threads import free_threads
@@ -181,3 +181,38 @@ def test_one_thread_stays_one_without_a_look_at_the_machine(facts, several, monk
     monkeypatch.setattr(threads, "processors_got", lambda: pytest.fail("one thread has none to spare"))
     torch.set_num_threads(1)
     assert _used(facts) == ({1}, 1)
+
+
+def test_an_exception_at_any_line_of_silencing_warnings_leaves_no_filter():
+    """Also at the line before the one that ends it."""
+    before, left, reached = list(warnings.filters), [], 0
+
+    def silence():
+        with edits_expected():
+            pass
+
+    for which in range(1, 60):
+        seen = 0
+
+        def at_line(frame, event, arg, which=which):
+            nonlocal seen, reached
+            if event == "line" and frame.f_code.co_filename == expected_warnings.__file__:
+                seen += 1
+                reached = max(reached, seen)
+                if seen == which:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return at_line
+
+        tracer = sys.gettrace()
+        try:
+            sys.settrace(at_line)
+            silence()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(tracer)
+        if list(warnings.filters) != before:
+            left.append(which)
+            warnings.filters[:] = before
+    assert not left and 10 < reached < 59
