@@ -96,3 +96,23 @@ def held_error(model, reference) -> float:
 
 def relative(ours, theirs) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+
+
+def loss_with_mlps_replaced(network, ids, found=None):
+    """The plain model's loss with every MLP but that of position 0 replaced by an opened set; without one, as it is."""
+
+    def replaced(layer):
+        def hook(module, args, output):
+            x = args[0][:, 1:]
+            made = found.decode(layer, {layer: found.activate(layer, found.pre_activations(layer, x), x)}, x)
+            return torch.cat([output[:, :1], made], dim=1)
+
+        return hook
+
+    layers = () if found is None else enumerate(network.model.layers)
+    handles = [block.mlp.register_forward_hook(replaced(layer)) for layer, block in layers]
+    with torch.no_grad():
+        loss = float(network(input_ids=ids, labels=ids).loss)
+    for handle in handles:
+        handle.remove()
+    return loss

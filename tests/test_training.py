@@ -11,6 +11,7 @@ import torch
 
 import tl_circuits as tlc
 from tests.accelerator import DEVICE
+from tests.against_plain import loss_with_mlps_replaced
 from tests.tiny import command, prompt, tiny_bridge, tiny_folder
 from tl_circuits.dictionaries.training import checkpoint, train
 from tl_circuits.errors import ArgumentError, ModelError, NotFiniteError, OutputError, PromptError
@@ -106,23 +107,9 @@ def test_the_change_in_loss_is_that_of_the_replaced_model(text, tmp_path):
     ids = torch.from_numpy(np.load(tmp_path / "out.text/held_out.npy")[: train.HELD_OUT]).long()
     found = tlc.load_transcoders(tmp_path / "out")
 
-    def loss():
-        with torch.no_grad():
-            return float(plain(input_ids=ids, labels=ids).loss)
-
-    def replaced(layer):
-        def hook(module, args, output):
-            x = args[0][:, 1:]
-            made = found.decode(layer, {layer: found.activate(layer, found.pre_activations(layer, x), x)}, x)
-            return torch.cat([output[:, :1], made], dim=1)
-
-        return hook
-
-    before = loss()
-    for layer, block in enumerate(plain.model.layers):
-        block.mlp.register_forward_hook(replaced(layer))
+    change = loss_with_mlps_replaced(plain, ids, found) - loss_with_mlps_replaced(plain, ids)
     # float32, mean of 32 pieces of equal length
-    assert history.loss_change.iloc[-1] == pytest.approx(loss() - before, abs=1e-4)
+    assert history.loss_change.iloc[-1] == pytest.approx(change, abs=1e-4)
 
 
 def test_text_comes_from_folders_compressed_files_ids_and_the_model(text, tmp_path):

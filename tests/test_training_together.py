@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tl_circuits as tlc
+from tests.against_plain import loss_with_mlps_replaced
 from tests.tiny import tiny_folder
 from tl_circuits.dictionaries.builtin.world import states_of_cities, two_hop_facts
 from tl_circuits.dictionaries.formats.four_bit import dequantised, fitted_levels, quantised
@@ -160,27 +161,11 @@ def test_what_is_kept_with_four_bits_is_what_was_measured(text, tmp_path):
     ids = torch.from_numpy(np.load(tmp_path / "out.text/held_out.npy")[: train.HELD_OUT]).long()
     kept, whole = tlc.load_transcoders(tmp_path / "out.four_bits"), tlc.load_transcoders(tmp_path / "out")
 
-    def loss(found):
-        def replaced(layer):
-            def hook(module, args, output):
-                x = args[0][:, 1:]
-                made = found.decode(layer, {layer: found.activate(layer, found.pre_activations(layer, x), x)}, x)
-                return torch.cat([output[:, :1], made], dim=1)
-
-            return hook
-
-        layers = enumerate(plain.model.layers) if found else ()
-        handles = [block.mlp.register_forward_hook(replaced(layer)) for layer, block in layers]
-        with torch.no_grad():
-            value = float(plain(input_ids=ids, labels=ids).loss)
-        for handle in handles:
-            handle.remove()
-        return value
-
-    change = loss(kept) - loss(None)
+    before = loss_with_mlps_replaced(plain, ids)
+    change = loss_with_mlps_replaced(plain, ids, kept) - before
     # float32, and biases in float16
     assert history.loss_change.iloc[-1] == pytest.approx(change, abs=2e-4)
-    assert abs(loss(whole) - loss(None) - change) > 4e-4  # and rounding matters here
+    assert abs(loss_with_mlps_replaced(plain, ids, whole) - before - change) > 4e-4  # and rounding matters here
     assert len(kept[1].W_enc[0].unique()) <= 16
 
 

@@ -12,54 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import tl_circuits as tlc
 from tl_circuits.dictionaries.explained import Outputs
-from tl_circuits.models import PACKAGED, open_packaged
+from tl_circuits.dictionaries.training.network import losses, opened, watched
 
 
 @torch.no_grad()
 def measured(folder: Path, pieces: Tensor, model: str = "smollm2-135m", at_once: int = 8) -> dict[str, Any]:
     """Of each layer explained variance, active features a token and features that were never active; of all, the loss in nats."""
     device = pieces.device
-    network = AutoModelForCausalLM.from_pretrained(str(open_packaged(PACKAGED[model])), dtype=torch.float32).eval().to(device)
+    network, _ = opened(model, str(device), None)
     found = tlc.load_transcoders(folder, device=str(device))
     sums = {layer: Outputs() for layer in found.layers}
-    fired = {layer: torch.zeros(found.width(layer), device=device) for layer in found.layers}
+    counts = {layer: torch.zeros(found.width(layer), device=device) for layer in found.layers}
 
-    def loss(part: Tensor) -> float:
-        return float(network(input_ids=part, labels=part).loss) * len(part)
-
-    def made(layer: int, x: Tensor) -> Tensor:
+    def compare(layer: int, x: Tensor, y: Tensor) -> None:
+        x, y = x[:, 1:].flatten(0, 1), y[:, 1:].flatten(0, 1)
         acts = found.activate(layer, found.pre_activations(layer, x), x)
-        fired[layer] += (acts > 0).flatten(0, -2).sum(0)
-        return found.decode(layer, {layer: acts}, x)
+        counts[layer] += (acts > 0).sum(0)
+        sums[layer].add(y, y - found.decode(layer, {layer: acts}, x))
 
-    def compare(layer: int) -> Any:
-        def hook(module: Any, args: Any, output: Tensor) -> None:
-            y = output[:, 1:].flatten(0, 1)
-            sums[layer].add(y, y - made(layer, args[0][:, 1:].flatten(0, 1)))
+    def instead(layer: int, x: Tensor, y: Tensor) -> Tensor:
+        x = x[:, 1:]
+        acts = found.activate(layer, found.pre_activations(layer, x), x)
+        return torch.cat([y[:, :1], found.decode(layer, {layer: acts}, x)], dim=1)
 
-        return hook
-
-    def instead(layer: int) -> Any:
-        def hook(module: Any, args: Any, output: Tensor) -> Tensor:
-            return torch.cat([output[:, :1], made(layer, args[0][:, 1:])], dim=1)
-
-        return hook
-
-    clean = replaced = 0.0
-    counts: dict[int, Tensor] = {}
-    for hook_of in (compare, instead):
-        handles = [network.model.layers[layer].mlp.register_forward_hook(hook_of(layer)) for layer in found.layers]
-        total = sum(loss(part) for part in pieces.split(at_once)) / len(pieces)
-        if hook_of is compare:
-            clean, counts = total, {layer: count.clone() for layer, count in fired.items()}
-        else:
-            replaced = total
-        for handle in handles:
-            handle.remove()
+    mlps = {layer: network.mlps[layer] for layer in found.layers}
+    means = []
+    for see in (compare, instead):
+        with watched(mlps, see):
+            means.append(float(torch.cat([losses(network, part) for part in pieces.split(at_once)]).mean()))
+    clean, replaced = means
     tokens = pieces[:, 1:].numel()
     explained = [sums[layer].explained_variance() for layer in found.layers]
     return {

@@ -28,12 +28,12 @@ FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by cha
 def box_ablations(
     replacement: Replacement, graph: AttributionGraph, *, controls: int = 20, seed: int = 0, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Remove each box of the graph's page in the model, and all together, and measure what happens to the answer; and random sets.
+    """Remove each box of the graph's page in the model, and all together, and measure the answer; do the same to random sets.
 
     Each box is removed with nothing held; beside it, with attention patterns and norm denominators held, as the graph
     assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is *tested*
-    if removing it moves the answer the way the graph predicts, and further than removing any of ``controls`` random sets of as many active
-    features of the same layers and positions.
+    if removing it moves the answer the way the graph predicts, and further than removing any of ``controls`` random sets of
+    as many active features of the same layers and positions.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -43,12 +43,13 @@ def box_ablations(
         progress: show a progress bar on stderr.
 
     Returns:
-        One dict for each box and for all boxes of a picture together, for ``graph.to_html(ablations=...)``. Its ``nodes``. With nothing held: the likeliest next
-        tokens before and after (``top``), the ``answer``, its probability ``before`` and ``after`` and how its ``logit``
-        moves; for the random sets its probabilities after (``random``) and how its logit moves (``random_logits``); and
-        whether the box is ``tested``, or the answer moved further than theirs, but the ``other_way``. How the target was ``predicted`` to move and how it moved as ``measured`` (with
-        attention held, if ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is ``"none"``), and with nothing
-        held (``measured_free``).
+        One dict for each box, and one for all boxes of a picture together, for ``graph.to_html(ablations=...)``. Its
+        ``nodes``. With nothing held: the likeliest next tokens before and after (``top``), the ``answer``, its probability
+        ``before`` and ``after`` and how its ``logit`` moves; for the random sets its probabilities after (``random``) and how
+        its logit moves (``random_logits``); and whether the box is ``tested``, or the answer moved further than theirs, but
+        the ``other_way``. How the target was ``predicted`` to move and how it moved as ``measured`` (with attention held, if
+        ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is ``"none"``), and with nothing held
+        (``measured_free``).
 
     Raises:
         PromptError: for an aggregated graph, which belongs to no single prompt.
@@ -67,7 +68,8 @@ def box_ablations(
     require_belonging(replacement, graph)
     shown = page_graph(graph)
     levels = [[ids for _, ids in shown.supernodes(most).groups] for most in LEVELS]
-    boxes = sorted({ids for level in levels for ids in [*level, all_of(level)] if ids})
+    together = {all_of(level) for level in levels if len(level) > 1}
+    boxes = sorted({ids for level in levels for ids in level} | together)
     return measure_boxes(replacement, graph, boxes, 0.0, controls, seed, progress)
 
 
@@ -156,7 +158,7 @@ def _top(model: Any, before: Float[Tensor, " d_vocab"], after: Float[Tensor, " d
 
 
 def _against_chance(one: dict[str, Any], random: Sequence[dict[str, Any]], other_way: bool) -> dict[str, Any]:
-    """The same of random sets. A box is tested if its answer's odds move further than those of every random set, and as predicted."""
+    """The same of random sets. A box is tested if its answer's odds move as predicted, and further than with every random set."""
     odds = [abs(_odds(r["after"]) - _odds(r["before"])) for r in (one, *random)]
     return {
         "random": sorted(r["after"] for r in random),

@@ -97,8 +97,8 @@ class Decoder:
     def _add_many_positions(self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]) -> None:
         """As :meth:`add_effects`, but for many positions in one product: a GPU waits for every launch.
 
-        Positions have different numbers of active features, so the products of some positions with the next ones' numbers are
-        computed for nothing, and not read.
+        Positions have different numbers of active features. All are filled up to the largest number, and what the filling gives
+        is not read.
         """
         for start, stop, most in self._spans(first, first + len(g), g.shape[1]):
             begin, end = self._bounds[start], self._bounds[stop]

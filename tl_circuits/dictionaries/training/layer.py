@@ -133,4 +133,3 @@ def restored(state: dict[str, Tensor], k: int, window: int) -> LayerTraining:
         if kept:
             made.optimiser.state[tensor] = kept
     return made
-

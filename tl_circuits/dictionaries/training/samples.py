@@ -58,7 +58,8 @@ def written(path: Path) -> Int[np.ndarray, "piece context"]:
 def sampled(network: Any, first: int, n: int, context: int, random: torch.Generator) -> Int[Tensor, "piece context"]:
     """``n`` pieces of the model's own text at temperature 1, each beginning with the token ``first``.
 
-    ``random`` is of the device that the model is on. A token is drawn as the largest of ``p / E`` with ``E`` from the exponential distribution, which has probability ``p``.
+    ``random`` is of the device that the model is on. A token is drawn as the largest of ``p / E`` with ``E`` from the
+    exponential distribution, which has probability ``p``.
     """
     ids = torch.full((n, context), first, dtype=torch.int32, device=random.device)
     cache = None

@@ -160,7 +160,7 @@ class App {
     if (few) this.tale.before(this.meter); // little is explained: say that first
     else this.tale.after(this.meter);
     const removed = carried === null ? "" : allRemoved(this.graph, this.graph.levels[this.level]);
-    this.meter.replaceChildren(...meterParts(this.graph, meter, carried), removed ?? "", scoresLine(this) ?? "");
+    this.meter.replaceChildren(...meterParts(this.graph, meter, carried), removed, scoresLine(this) ?? "");
     this.influence = meter;
     this.card.querySelector(".influence")?.replaceWith(influenceLine(this.graph, meter));
   }
