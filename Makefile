@@ -19,6 +19,7 @@ test-tl4: .venv-tl4/installed
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Draws the figures again (needs Chromium), then builds the site into site/, warnings being errors.

@@ -4,8 +4,9 @@
     python -m benchmarks.accelerator --table accelerator.jsonl      # the tables again, from what was written
 
 The random weights are made on the device from fixed seeds, in each program's own process. Every measurement prints its
-line at once, and is appended to ``--out``. A measurement of more than ``--seconds-each`` is stopped after its current batch, and the
-time of the remaining nodes is estimated from those done (marked "about"). What fails is recorded with its error.
+line at once, and is appended to ``--out``. A measurement of more than ``--seconds-each`` is stopped after its current
+batch, and the time of the remaining nodes is estimated from those done (marked "about"). What fails is recorded with
+its error.
 """
 
 import argparse
@@ -89,7 +90,11 @@ class Worker:
         self._errors.seek(0)
         self._errors.truncate()
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
             env=self._environment,
         )
         threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
@@ -161,7 +166,11 @@ class Benchmark:
 
     def _worker(self, program: str, dtype: str, *more: str, until: float | None = None) -> Worker:
         arguments = self.arguments
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         if program == "ours":
             command = [sys.executable, "-m", "benchmarks.accelerator_ours"]
         else:
@@ -183,7 +192,9 @@ class Benchmark:
         if first == total:
             self.log.add({"part": "weights", "state": state, "same": True})
         else:
-            self.log.add({"part": "weights", "error": f"{state}: check sums differ ({first} and {total}): other random numbers"})
+            self.log.add(
+                {"part": "weights", "error": f"{state}: check sums differ ({first} and {total}): other random numbers"}
+            )
 
     def _speed(self, worker: Worker, part: str, dtype: str, length: int, **more: Any) -> None:
         limit, nodes = self.arguments.seconds_each, self.arguments.nodes
@@ -199,7 +210,9 @@ class Benchmark:
         """Ours at all lengths."""
         arguments = self.arguments
         with self._worker("ours", arguments.dtype) as worker:
-            found = self.log.add({"part": "check", "program": "ours", **worker.ask({"do": "check", "length": 64}, SLACK)})
+            found = self.log.add(
+                {"part": "check", "program": "ours", **worker.ask({"do": "check", "length": 64}, SLACK)}
+            )
             self._active_a_position = sum(found.get("active_a_position", []))
             self._same_weights(arguments.dtype, (worker.ready or {}).get("checksum"))
             self.log.add({"part": "rates", **worker.ask({"do": "rates"}, SLACK)})
@@ -220,10 +233,15 @@ class Benchmark:
             failed: dict[int, int] = {}  # the smallest batch that did not fit, by length
             for length, batch in jobs:
                 if batch >= failed.get(length, batch + 1):
-                    self.log.add({
-                        "part": "peer", "dtype": arguments.dtype, "length": length, "batch": batch,
-                        "error": f"not tried: batch {failed[length]} was out of memory",
-                    })
+                    self.log.add(
+                        {
+                            "part": "peer",
+                            "dtype": arguments.dtype,
+                            "length": length,
+                            "batch": batch,
+                            "error": f"not tried: batch {failed[length]} was out of memory",
+                        }
+                    )
                     continue
                 self._speed(worker, "peer", arguments.dtype, length, batch=batch)
                 if self.log.records[-1].get("error") == "out of memory":
@@ -290,25 +308,35 @@ def compared(folder: Path) -> dict[str, Any]:
     shared = torch.tensor([feature in place for feature in features], dtype=torch.bool)
     rest = torch.arange(int((kind == 0).sum()), len(kind))
     if len(theirs["adjacency"]) != len(features) + len(rest):
-        return {"error": f"other errors, tokens and logits: {len(theirs['adjacency']) - len(features)} and {len(rest)} nodes"}
+        return {
+            "error": "other errors, tokens and logits: "
+            f"{len(theirs['adjacency']) - len(features)} and {len(rest)} nodes"
+        }
     columns = torch.cat([torch.tensor([place.get(feature, 0) for feature in features], dtype=torch.long), rest])
     kept = torch.cat([shared, torch.ones(len(rest), dtype=torch.bool)])
     mine, reference = ours["adjacency"][columns][:, columns][kept][:, kept], theirs["adjacency"].float()[kept][:, kept]
     targets = reference.abs().amax(1) > 0
     gap = (mine - reference).abs().amax(1)[targets] / reference.abs().amax(1)[targets]
     return {
-        "nodes": int(kept.sum()), "features": int(shared.sum()), "features_peer": len(features),
+        "nodes": int(kept.sum()),
+        "features": int(shared.sum()),
+        "features_peer": len(features),
         "same_targets": ours["feature"][kind == 3].tolist() == theirs["logits"].tolist(),
-        "edges": int((reference != 0).sum()), "largest_gap": float(gap.max()), "median_gap": float(gap.median()),
+        "edges": int((reference != 0).sum()),
+        "largest_gap": float(gap.max()),
+        "median_gap": float(gap.median()),
         "rows_without_edges_differ": float((mine - reference).abs()[~targets].max()) if (~targets).any() else 0.0,
-        "within": WITHIN, "agree": bool(gap.max() <= WITHIN),
+        "within": WITHIN,
+        "agree": bool(gap.max() <= WITHIN),
     }
 
 
 def told(record: dict[str, Any]) -> str:
     """One measurement as a line of text (a profile as several)."""
     part, error = record["part"], record.get("error")
-    where = " ".join(f"{record[k]}{unit}" for k, unit in (("dtype", ""), ("length", " tokens"), ("nodes", " nodes")) if k in record)
+    where = " ".join(
+        f"{record[k]}{unit}" for k, unit in (("dtype", ""), ("length", " tokens"), ("nodes", " nodes")) if k in record
+    )
     where += f" batch {record['batch']}" if "batch" in record else ""
     head = f"[{part}] {where or record.get('program', '')}".strip()
     if error is not None:
@@ -316,7 +344,11 @@ def told(record: dict[str, Any]) -> str:
         return f"{head}: {said[0]}" + (f" … {said[-1]}" if len(said) > 1 else "")  # the whole of it is in the file
     if "nodes_per_s" in record:
         about = "" if record["finished"] else f"about (stopped after {record['done']} nodes) "
-        memory = f"; peak {record['allocated_gb']:.1f} GB allocated, {record['reserved_gb']:.1f} reserved" if "allocated_gb" in record else ""
+        memory = (
+            f"; peak {record['allocated_gb']:.1f} GB allocated, {record['reserved_gb']:.1f} reserved"
+            if "allocated_gb" in record
+            else ""
+        )
         sweeps = f"; {record['sweep_seconds']:.2f} s in {record['sweeps']} sweeps" if "sweeps" in record else ""
         return f"{head}: {about}{record['nodes_per_s']:.4g} nodes/s, {record['seconds']:.2f} s{sweeps}{memory}"
     if part == "profile":
@@ -332,19 +364,25 @@ def table(records: list[dict[str, Any]]) -> Iterator[str]:
     rates = next((r for r in records if r["part"] == "rates" and "float32" in r), {})
     device = next((r["device"] for r in records if r["part"] == "start" and "device" in r), "unknown")
     if rates:
-        yield f"{device}: products of large matrices at " + ", ".join(
-            f"{rates[name] / 1e3:.1f} TFLOP/s in {name}" for name in ("float32", "tf32", "bfloat16")
-        ) + ". tl_circuits multiplies in float32 whatever the model's dtype."
+        yield (
+            f"{device}: products of large matrices at "
+            + ", ".join(f"{rates[name] / 1e3:.1f} TFLOP/s in {name}" for name in ("float32", "tf32", "bfloat16"))
+            + ". tl_circuits multiplies in float32 whatever the model's dtype."
+        )
         yield ""
     yield (
-        "| dtype | prompt tokens / nodes | tl_circuits nodes/s | of the float32 rate | in its sweeps | peak GB allocated / reserved "
-        "| circuit-tracer's best nodes/s (batch) | peak GB allocated / reserved | ratio |"
+        "| dtype | prompt tokens / nodes | tl_circuits nodes/s | of the float32 rate | in its sweeps | peak GB "
+        "allocated / reserved | circuit-tracer's best nodes/s (batch) | peak GB allocated / reserved | ratio |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
     for ours in records:
         if not ours["part"].startswith("ours") or "length" not in ours:
             continue
-        theirs = [r for r in records if r["part"] == "peer" and (r.get("dtype"), r.get("length")) == (ours["dtype"], ours["length"])]
+        theirs = [
+            r
+            for r in records
+            if r["part"] == "peer" and (r.get("dtype"), r.get("length")) == (ours["dtype"], ours["length"])
+        ]
         done = [r for r in theirs if "nodes_per_s" in r]
         best = max(done, key=lambda r: r["nodes_per_s"], default=None)
         yield "| " + " | ".join(_cells(ours, best, theirs, rates)) + " |"
@@ -362,7 +400,9 @@ def _cells(
         shares = [f"{ours[key] / rate:.1%}" if rate else "" for key in ("gflops", "gflops_in_sweeps")]
         cells += [_about(ours), *shares, _memory(ours)]
     if best is None:
-        why = {r["error"].splitlines()[0][:60] for r in theirs if "error" in r and not r["error"].startswith("not tried")}
+        why = {
+            r["error"].splitlines()[0][:60] for r in theirs if "error" in r and not r["error"].startswith("not tried")
+        }
         return [*cells, "; ".join(sorted(why)) or "not tried", "", ""]
     ratio = f"{ours['nodes_per_s'] / best['nodes_per_s']:.2f}" if "nodes_per_s" in ours else ""
     return [*cells, f"{_about(best)} ({best['batch']})", _memory(best), ratio]
@@ -383,15 +423,27 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", default="python3", help="command that runs the Python of an environment with circuit-tracer 0.5.0")
+    parser.add_argument(
+        "--peer", default="python3", help="command that runs the Python of an environment with circuit-tracer 0.5.0"
+    )
     parser.add_argument("--peer-path", help="the PYTHONPATH of circuit-tracer's process: folders with its packages")
     parser.add_argument("--skip-peer", action="store_true")
     parser.add_argument("--shape", choices=("gemma-2-2b", "tiny"), default="gemma-2-2b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--lengths", type=numbers, default=[10, 64, 256, 1024, 6000])
-    parser.add_argument("--float32-lengths", type=numbers, default=[64, 1024], help="where ours is also measured in float32, and with --tf32")
-    parser.add_argument("--batches", type=numbers, default=[FIRST_BATCH, *FURTHER_BATCHES], help="circuit-tracer's batch sizes, in this order")
+    parser.add_argument(
+        "--float32-lengths",
+        type=numbers,
+        default=[64, 1024],
+        help="where ours is also measured in float32, and with --tf32",
+    )
+    parser.add_argument(
+        "--batches",
+        type=numbers,
+        default=[FIRST_BATCH, *FURTHER_BATCHES],
+        help="circuit-tracer's batch sizes, in this order",
+    )
     parser.add_argument("--nodes", type=int, default=2048)
     parser.add_argument("--seconds-each", type=float, default=40)
     parser.add_argument("--minutes", type=float, default=7.5, help="after these, the remaining parts are skipped")
@@ -399,7 +451,9 @@ def main() -> None:
     parser.add_argument("--profile-lengths", type=numbers, default=[64, 1024])
     parser.add_argument("--tf32", action="store_true", help="also ours with float32 products in TF32")
     parser.add_argument("--out", type=Path, help="file to which each measurement is appended as a line of JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --out")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --out"
+    )
     arguments = parser.parse_args()
     if arguments.table is not None:
         records = [json.loads(line) for line in arguments.table.read_text().splitlines()]

@@ -47,12 +47,30 @@ class Shape:
 
 SHAPES = {
     "gemma-2-2b": Shape(
-        n_layers=26, d_model=2304, n_heads=8, n_kv=4, d_head=256, d_mlp=9216, d_vocab=256_000, n_ctx=8192, window=4096,
-        width=16_384, active=60,
+        n_layers=26,
+        d_model=2304,
+        n_heads=8,
+        n_kv=4,
+        d_head=256,
+        d_mlp=9216,
+        d_vocab=256_000,
+        n_ctx=8192,
+        window=4096,
+        width=16_384,
+        active=60,
     ),
     "tiny": Shape(
-        n_layers=4, d_model=64, n_heads=4, n_kv=2, d_head=16, d_mlp=96, d_vocab=500, n_ctx=256, window=128,
-        width=400, active=20,
+        n_layers=4,
+        d_model=64,
+        n_heads=4,
+        n_kv=2,
+        d_head=16,
+        d_mlp=96,
+        d_vocab=500,
+        n_ctx=256,
+        window=128,
+        width=400,
+        active=20,
     ),
 }
 
@@ -67,10 +85,21 @@ def seeded(name: str, tensor: Tensor, std: float, mean: float = 0.0) -> Tensor:
 def network(shape: Shape, dtype: torch.dtype, device: str) -> Gemma2ForCausalLM:
     """The model, as Hugging Face's library has it."""
     config = Gemma2Config(
-        num_hidden_layers=shape.n_layers, hidden_size=shape.d_model, num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv, head_dim=shape.d_head, intermediate_size=shape.d_mlp, vocab_size=shape.d_vocab,
-        max_position_embeddings=shape.n_ctx, sliding_window=shape.window, query_pre_attn_scalar=shape.d_head,
-        attn_logit_softcapping=50.0, final_logit_softcapping=30.0, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        num_hidden_layers=shape.n_layers,
+        hidden_size=shape.d_model,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_kv,
+        head_dim=shape.d_head,
+        intermediate_size=shape.d_mlp,
+        vocab_size=shape.d_vocab,
+        max_position_embeddings=shape.n_ctx,
+        sliding_window=shape.window,
+        query_pre_attn_scalar=shape.d_head,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
     )
     config.architectures = ["Gemma2ForCausalLM"]
     config._attn_implementation = "eager"
@@ -102,7 +131,10 @@ def transcoder(shape: Shape, layer: int, dtype: torch.dtype, device: str) -> dic
     seeded(f"W_dec.{layer}", W_dec, 1 / (shape.active**0.5 * shape.threshold))
     zeros = torch.zeros(shape.width, dtype=dtype, device=device)
     return {
-        "W_enc": W_enc, "W_dec": W_dec, "b_enc": zeros, "b_dec": zeros[: shape.d_model].clone(),
+        "W_enc": W_enc,
+        "W_dec": W_dec,
+        "b_enc": zeros,
+        "b_dec": zeros[: shape.d_model].clone(),
         "threshold": torch.full_like(zeros, shape.threshold),
     }
 
@@ -119,7 +151,10 @@ def tokenizer(shape: Shape) -> PreTrainedTokenizerFast:
     words = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), shape.d_vocab))]
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")),
-        pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
     )
 
 

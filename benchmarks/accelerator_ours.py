@@ -28,7 +28,8 @@ from tl_circuits.attribution.targets import Targets
 def bridge(shape: Shape, dtype: torch.dtype, device: str) -> TransformerBridge:
     """The random model, wrapped by TransformerLens."""
     words = tokenizer(shape)
-    words.init_kwargs |= {"name_or_path": "gemma-2-shaped", "add_bos_token": True}  # else TransformerLens opens it by name
+    # else TransformerLens opens it by name
+    words.init_kwargs |= {"name_or_path": "gemma-2-shaped", "add_bos_token": True}
     return TransformerBridge.boot_transformers(
         "gemma-2-shaped", hf_model=network(shape, dtype, device), tokenizer=words, device=device, dtype=dtype
     ).eval()
@@ -88,7 +89,8 @@ class Sweeps:
 
     @property
     def places(self) -> float:
-        """Layers below a node times positions up to its own, summed over all nodes; the first position passes nothing on."""
+        """Layers below a node times positions up to its own, summed over all nodes; the first position passes nothing
+        on."""
         return float(sum(int((place * position).sum()) for place, position in self._targets))
 
 
@@ -100,7 +102,9 @@ class Ours:
         self.model = bridge(shape, DTYPES[dtype], device)
         self.tensors = {layer: transcoder(shape, layer, DTYPES[dtype], device) for layer in range(shape.n_layers)}
         made = {
-            layer: tlc.Transcoder(t["W_enc"], t["W_dec"], t["b_enc"], t["b_dec"], threshold=t["threshold"], activation="jumprelu")
+            layer: tlc.Transcoder(
+                t["W_enc"], t["W_dec"], t["b_enc"], t["b_dec"], threshold=t["threshold"], activation="jumprelu"
+            )
             for layer, t in self.tensors.items()
         }
         self.replacement = tlc.attach(self.model, tlc.load_transcoders(made))
@@ -113,8 +117,13 @@ class Ours:
     def trace(self, length: int, nodes: int) -> tlc.AttributionGraph:
         """One trace, always with the linear engine: an error if it does not take this model."""
         return tlc.attribute(
-            self.replacement, prompt(self.shape, length), max_nodes=nodes, engine="linear", select="influence",
-            skip_positions=[0], progress=False,
+            self.replacement,
+            prompt(self.shape, length),
+            max_nodes=nodes,
+            engine="linear",
+            select="influence",
+            skip_positions=[0],
+            progress=False,
         )
 
     def check(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +140,9 @@ class Ours:
         self.trace(min(4, job["length"]), 4)
         top = logits.softmax(-1).topk(10).values
         return {
-            "finite": bool(torch.isfinite(logits).all()), "logits_std": float(logits.std()), "top": top.tolist(),
+            "finite": bool(torch.isfinite(logits).all()),
+            "logits_std": float(logits.std()),
+            "top": top.tolist(),
             "active_a_position": [round(count, 1) for count in counts],
         }
 
@@ -140,7 +151,9 @@ class Ours:
         size = 8192 if self.device.startswith("cuda") else 1024
         found = {}
         for name, dtype, precision in (
-            ("float32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bfloat16", torch.bfloat16, "highest"),
+            ("float32", torch.float32, "highest"),
+            ("tf32", torch.float32, "high"),
+            ("bfloat16", torch.bfloat16, "highest"),
         ):
             with _precision(precision):
                 a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
@@ -175,10 +188,21 @@ class Ours:
                     break
         gflop = useful_gflop(sweeps.places, self.shape.d_model, self.shape.d_value)
         return {
-            "finished": graph is not None, "seconds": median(seconds), "all_seconds": seconds, "done": sweeps.progress.done,
-            "nodes_per_s": nodes / median(seconds), "sweep_seconds": median(in_sweeps), "sweeps": sweeps.count,
-            "gflops": gflop / median(whole), "gflops_in_sweeps": gflop / median(in_sweeps), **memory,
-            **({} if graph is None else {"active": graph.info.n_active, "completeness_error": graph.completeness_error()}),
+            "finished": graph is not None,
+            "seconds": median(seconds),
+            "all_seconds": seconds,
+            "done": sweeps.progress.done,
+            "nodes_per_s": nodes / median(seconds),
+            "sweep_seconds": median(in_sweeps),
+            "sweeps": sweeps.count,
+            "gflops": gflop / median(whole),
+            "gflops_in_sweeps": gflop / median(in_sweeps),
+            **memory,
+            **(
+                {}
+                if graph is None
+                else {"active": graph.info.n_active, "completeness_error": graph.completeness_error()}
+            ),
         }
 
     def profile(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -234,10 +258,15 @@ def main(shape: str, dtype: str, device: str) -> None:
     began = time.perf_counter()
     ours = Ours(SHAPES[shape], dtype, device)
     name = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
-    tell({
-        "ready_seconds": time.perf_counter() - began, "checksum": checksum(ours.weights()), "device": name,
-        "torch": torch.__version__, "shape": asdict(ours.shape),
-    })
+    tell(
+        {
+            "ready_seconds": time.perf_counter() - began,
+            "checksum": checksum(ours.weights()),
+            "device": name,
+            "torch": torch.__version__,
+            "shape": asdict(ours.shape),
+        }
+    )
     answer(device, lambda job: getattr(ours, job["do"])(job))
 
 

@@ -1,4 +1,5 @@
-"""circuit-tracer on an accelerator, run by the Python of its own environment: answers the jobs of benchmarks/accelerator.py."""
+"""circuit-tracer on an accelerator, run by the Python of its own environment: answers the jobs of
+benchmarks/accelerator.py."""
 
 import json
 import sys
@@ -24,15 +25,36 @@ from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_w
 
 
 def config(shape: Shape, dtype: torch.dtype, device: str) -> HookedTransformerConfig:
-    """What TransformerLens has for google/gemma-2-2b, with these sizes; sliding windows at even layers, as Gemma has them."""
+    """What TransformerLens has for google/gemma-2-2b, with these sizes; sliding windows at even layers, as Gemma has
+    them."""
     return HookedTransformerConfig(
-        n_layers=shape.n_layers, d_model=shape.d_model, n_heads=shape.n_heads, n_key_value_heads=shape.n_kv,
-        d_head=shape.d_head, d_mlp=shape.d_mlp, d_vocab=shape.d_vocab, n_ctx=shape.n_ctx, eps=1e-6,
-        act_fn="gelu_pytorch_tanh", normalization_type="RMS", final_rms=True, gated_mlp=True,
-        positional_embedding_type="rotary", rotary_base=10000, rotary_dim=shape.d_head, use_attn_scale=True,
-        use_local_attn=True, window_size=shape.window, attn_types=["local", "global"] * (shape.n_layers // 2),
-        attn_scores_soft_cap=50.0, output_logits_soft_cap=30.0, use_normalization_before_and_after=True,
-        original_architecture="Gemma2ForCausalLM", init_weights=False, dtype=dtype, device=device,
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_heads=shape.n_heads,
+        n_key_value_heads=shape.n_kv,
+        d_head=shape.d_head,
+        d_mlp=shape.d_mlp,
+        d_vocab=shape.d_vocab,
+        n_ctx=shape.n_ctx,
+        eps=1e-6,
+        act_fn="gelu_pytorch_tanh",
+        normalization_type="RMS",
+        final_rms=True,
+        gated_mlp=True,
+        positional_embedding_type="rotary",
+        rotary_base=10000,
+        rotary_dim=shape.d_head,
+        use_attn_scale=True,
+        use_local_attn=True,
+        window_size=shape.window,
+        attn_types=["local", "global"] * (shape.n_layers // 2),
+        attn_scores_soft_cap=50.0,
+        output_logits_soft_cap=30.0,
+        use_normalization_before_and_after=True,
+        original_architecture="Gemma2ForCausalLM",
+        init_weights=False,
+        dtype=dtype,
+        device=device,
     )
 
 
@@ -126,8 +148,12 @@ class Peer:
             if graph is None:
                 break
         return {
-            "finished": graph is not None, "seconds": median(seconds), "all_seconds": seconds, "done": progress.done,
-            "nodes_per_s": nodes / median(seconds), **memory,
+            "finished": graph is not None,
+            "seconds": median(seconds),
+            "all_seconds": seconds,
+            "done": progress.done,
+            "nodes_per_s": nodes / median(seconds),
+            **memory,
             **({} if graph is None else {"active": len(graph.active_features)}),
         }
 
@@ -136,10 +162,14 @@ class Peer:
         graph = self.trace(job["length"], job["nodes"], job["batch"])
         selected = graph.selected_features.to(graph.active_features.device)
         tensors = {
-            "adjacency": graph.adjacency_matrix, "features": graph.active_features[selected],
+            "adjacency": graph.adjacency_matrix,
+            "features": graph.active_features[selected],
             "logits": torch.tensor([target.vocab_idx for target in graph.logit_targets]),
         }
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, Path(job["folder"], "peer.safetensors"))
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            Path(job["folder"], "peer.safetensors"),
+        )
         return {"nodes": len(graph.adjacency_matrix), "active": len(graph.active_features)}
 
 

@@ -64,8 +64,12 @@ def profiled(device: str, call: Callable[[], Any], alone: float) -> dict[str, An
         count_of[name] += 1
     at_work, total = busy(spans) / 1e9, max(1, sum(kinds.values()))
     return {
-        "seconds": wall, "seconds_alone": alone, "busy_seconds": at_work, "idle": 1 - at_work / wall,
-        "idle_alone": max(0.0, 1 - at_work / alone), "kernels": sum(count_of.values()),
+        "seconds": wall,
+        "seconds_alone": alone,
+        "busy_seconds": at_work,
+        "idle": 1 - at_work / wall,
+        "idle_alone": max(0.0, 1 - at_work / alone),
+        "kernels": sum(count_of.values()),
         "shares": {name: took / total for name, took in kinds.most_common()},
         "top": [[name[:100], count_of[name], took / 1e6, took / total] for name, took in time_of.most_common(TOP)],
         "calls": [[name[:60], calls[name], took / 1e6] for name, took in calls_time.most_common(8)],
@@ -76,8 +80,9 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
     """The profile as text."""
     shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
     return [
-        f"{found['seconds_alone']:.2f} s alone, {found['seconds']:.2f} s recorded; GPU at work {found['busy_seconds']:.2f} s, idle "
-        f"{found['idle_alone']:.0%} of the time alone ({found['idle']:.0%} recorded); {found['kernels']} kernels: {shares}",
+        f"{found['seconds_alone']:.2f} s alone, {found['seconds']:.2f} s recorded; GPU at work "
+        f"{found['busy_seconds']:.2f} s, idle {found['idle_alone']:.0%} of the time alone ({found['idle']:.0%} "
+        f"recorded); {found['kernels']} kernels: {shares}",
         *(f"  {share:6.1%} {took:10.2f} ms {count:9d} x  {name}" for name, count, took, share in found["top"]),
         *(f"  call   {took:10.2f} ms {count:9d} x  {name}" for name, count, took in found["calls"]),
     ]

@@ -85,7 +85,11 @@ def measured(device: str, call: Callable[[], Any], first: bool = True) -> tuple[
     seconds = time.perf_counter() - began
     if not on_gpu:
         return found, seconds, {}
-    sizes = {"weights": weights, "allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    sizes = {
+        "weights": weights,
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+    }
     return found, seconds, {f"{name}_gb": round(size / 1e9, 3) for name, size in sizes.items()}
 
 

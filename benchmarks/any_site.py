@@ -4,8 +4,8 @@
 
 Weights are random, as time does not depend on them. To save memory, all blocks share theirs (no cache holds even one
 block's), so do the autoencoders, and the vocabulary is cut to 32,000 tokens. The gradient
-method is that of sparse feature circuits (Marks et al. 2025): a node's edges are activation times gradient, by one backward
-pass a node through the block between two rebuilt streams. It is measured on fifty nodes and counted for all.
+method is that of sparse feature circuits (Marks et al. 2025): a node's edges are activation times gradient, by one
+backward pass a node through the block between two rebuilt streams. It is measured on fifty nodes and counted for all.
 """
 
 import argparse
@@ -25,11 +25,26 @@ def model_of(layers: int):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(
-        n_layers=layers, d_model=D, n_ctx=1024, d_head=256, n_heads=8, n_key_value_heads=4, d_mlp=9216, d_vocab=32_000,
-        act_fn="gelu_pytorch_tanh", gated_mlp=True, normalization_type="RMS", final_rms=True, attn_scores_soft_cap=50.0,
-        output_logits_soft_cap=30.0, positional_embedding_type="rotary", rotary_dim=256, use_normalization_before_and_after=True,
-        init_weights=False, device="cpu",
-    )  # fmt: skip
+        n_layers=layers,
+        d_model=D,
+        n_ctx=1024,
+        d_head=256,
+        n_heads=8,
+        n_key_value_heads=4,
+        d_mlp=9216,
+        d_vocab=32_000,
+        act_fn="gelu_pytorch_tanh",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        attn_scores_soft_cap=50.0,
+        output_logits_soft_cap=30.0,
+        positional_embedding_type="rotary",
+        rotary_dim=256,
+        use_normalization_before_and_after=True,
+        init_weights=False,
+        device="cpu",
+    )
     model = HookedTransformer(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -52,7 +67,11 @@ def autoencoders(model, tokens):
     generator = torch.Generator().manual_seed(0)
     layers = range(model.cfg.n_layers)
     seen = tlc.hooks.collect_sites(model, tokens[None], [f"blocks.{i}.hook_resid_post" for i in layers])
-    made, W_enc, W_dec = {}, torch.randn(WIDTH, D, generator=generator) / D**0.5, torch.randn(WIDTH, D, generator=generator) / D**0.5
+    made, W_enc, W_dec = (
+        {},
+        torch.randn(WIDTH, D, generator=generator) / D**0.5,
+        torch.randn(WIDTH, D, generator=generator) / D**0.5,
+    )
     for layer in layers:
         x = seen[f"blocks.{layer}.hook_resid_post"][0, 1:]
         threshold = float((x @ W_enc.T).flatten().sort().values[-ACTIVE * len(x)])
@@ -107,7 +126,8 @@ def main() -> None:
         tokens = torch.randint(1, 32_000, (asked.tokens,))
         dictionary = autoencoders(model, tokens)
         with tlc.attach(model, dictionary) as replacement:
-            tlc.attribute(replacement, tokens, max_nodes=10, skip_positions=[0], progress=False)  # proves holding, warms up
+            # proves holding, warms up
+            tlc.attribute(replacement, tokens, max_nodes=10, skip_positions=[0], progress=False)
             started = perf_counter()
             graph = tlc.attribute(replacement, tokens, max_nodes=asked.nodes, skip_positions=[0], progress=False)
             ours = perf_counter() - started
@@ -115,12 +135,18 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "layers": asked.layers, "tokens": asked.tokens, "features": int(graph.is_kind("feature").sum()),
-                "active": graph.info.n_active, "edges": len(graph._edges), "seconds": round(ours, 1),
-                "gradient_seconds": round(theirs, 1), "sums": graph.completeness_error(), "threads": torch.get_num_threads(),
+                "layers": asked.layers,
+                "tokens": asked.tokens,
+                "features": int(graph.is_kind("feature").sum()),
+                "active": graph.info.n_active,
+                "edges": len(graph._edges),
+                "seconds": round(ours, 1),
+                "gradient_seconds": round(theirs, 1),
+                "sums": graph.completeness_error(),
+                "threads": torch.get_num_threads(),
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,12 @@ def random_transcoders(model: Any, tokens: torch.Tensor, width: int) -> tlc.Tran
         pre = (cache[name][0, 1:] @ W_enc.T).flatten()
         threshold = pre.topk(ACTIVE * (len(tokens) - 1)).values[-1]
         layers[layer] = tlc.Transcoder(
-            W_enc, W_dec, torch.zeros(width), torch.zeros(d), threshold=threshold.expand(width).clone(), activation="jumprelu"
+            W_enc,
+            W_dec,
+            torch.zeros(width),
+            torch.zeros(d),
+            threshold=threshold.expand(width).clone(),
+            activation="jumprelu",
         )
     return tlc.load_transcoders(layers)
 
@@ -55,7 +60,12 @@ def main(dictionaries: list[str], n_tokens: int, width: int, repeats: int, threa
         dictionary = tlc.mlp_neurons(model) if name == "neurons" else random_transcoders(model, tokens, width)
         with tlc.attach(model, dictionary) as replacement:
             graph = tlc.attribute(replacement, tokens, max_nodes=1000, progress=False)
-            facts = {"tokens": len(tokens), "active": graph.info.n_active, "edges": len(graph._edges), "threads": threads}
+            facts = {
+                "tokens": len(tokens),
+                "active": graph.info.n_active,
+                "edges": len(graph._edges),
+                "threads": threads,
+            }
             loads = lambda: tlc.top_head_loadings(replacement, graph, 100)  # noqa: E731, B023
             report("loadings of the 100 strongest edges", name, loads, repeats, **facts)
             for layer in (5, 11, 17):

@@ -47,7 +47,9 @@ def random_boxes(features: list[int], sizes: list[int], seed: int) -> Boxes:
     return [[features[order.pop()] for _ in range(size)] for size in sizes]
 
 
-def measured(replacement: Replacement, graph: Any, tokens: Tensor, clean: CleanRun, boxes: Boxes, freeze: str) -> Tensor:
+def measured(
+    replacement: Replacement, graph: Any, tokens: Tensor, clean: CleanRun, boxes: Boxes, freeze: str
+) -> Tensor:
     """How removing each box moves each target's logit: ``[box, logit]``."""
     logits = graph.is_kind("logit").nonzero()[:, 0]
     sets = [tuple(edits_of(graph, box)) for box in boxes]
@@ -55,8 +57,11 @@ def measured(replacement: Replacement, graph: Any, tokens: Tensor, clean: CleanR
     return torch.cat([_logit_changes(replacement, graph, logits, finals - clean.final) for finals, _, _ in runs])
 
 
-def first_order(replacement: Replacement, neurons: Neurons, graph: Any, tokens: Tensor, clean: CleanRun, boxes: Boxes) -> Tensor:
-    """The same with attention and norms held and every gated neuron outside the box on its tangent: ``[box, logit]``."""
+def first_order(
+    replacement: Replacement, neurons: Neurons, graph: Any, tokens: Tensor, clean: CleanRun, boxes: Boxes
+) -> Tensor:
+    """The same with attention and norms held and every gated neuron outside the box on its tangent:
+    ``[box, logit]``."""
     logits, n = graph.is_kind("logit").nonzero()[:, 0], len(tokens)
     slopes = {layer: _slopes(neurons, layer, clean) for layer in neurons.layers}
     changes = []
@@ -85,7 +90,12 @@ def _slopes(neurons: Neurons, layer: int, clean: CleanRun) -> tuple[Tensor, Tens
 def _cells(graph: Any, layer: int, boxes: Boxes) -> tuple[Tensor, Tensor, Tensor]:
     """Box, position and feature of every member of one layer."""
     nodes = graph._nodes
-    cells = [(row, int(nodes.position[i]), int(nodes.feature[i])) for row, box in enumerate(boxes) for i in box if int(nodes.layer[i]) == layer]
+    cells = [
+        (row, int(nodes.position[i]), int(nodes.feature[i]))
+        for row, box in enumerate(boxes)
+        for i in box
+        if int(nodes.layer[i]) == layer
+    ]
     return torch.tensor(cells, dtype=torch.long).reshape(-1, 3).unbind(1)
 
 
@@ -147,7 +157,10 @@ def measure(replacement: Replacement, neurons: Neurons, graph: Any) -> tuple[dic
         for by, predicted in predictions.items():
             for how, outcome in outcomes.items():
                 rows.setdefault((kind, by, how), []).append(correlation(predicted[kept], outcome[kept]))
-    line = f"{len(own)} boxes, lump error {found.lump_error:.3f}, coverage {graph.coverage:.2f}, members of their box's sign {_same_sign(graph, own):.0%}"
+    line = (
+        f"{len(own)} boxes, lump error {found.lump_error:.3f}, coverage {graph.coverage:.2f}, members of their box's "
+        f"sign {_same_sign(graph, own):.0%}"
+    )
     return {key: float(np.mean(values)) for key, values in rows.items()}, line
 
 

@@ -45,16 +45,24 @@ def busy_table(folder: Path, peer: str, repeats: int) -> list[str]:
     """Seconds of each program in each company, and how many times as long as alone."""
     checkpoint = str(PACKAGED["gemma-3-270m"].folder)
     ours = [sys.executable, "-m", "benchmarks.ours", str(folder), str(TOKENS), str(NODES), str(repeats)]
-    theirs = [peer, "benchmarks/peer.py", str(folder), checkpoint, *map(str, (TOKENS, PEER_NODES, PEER_BATCH, PEER_LIMIT))]
+    theirs = [
+        peer,
+        "benchmarks/peer.py",
+        str(folder),
+        checkpoint,
+        *map(str, (TOKENS, PEER_NODES, PEER_BATCH, PEER_LIMIT)),
+    ]
     rows: dict[str, list[float]] = {}
     for count in OTHERS:
         with others(count):
             for name, settings in WAYS.items():
-                note(rows, f"tl_circuits, {NODES} nodes, {name}", median(run(ours, settings=settings)["seconds"]), count)
+                note(
+                    rows, f"tl_circuits, {NODES} nodes, {name}", median(run(ours, settings=settings)["seconds"]), count
+                )
             note(rows, f"circuit-tracer, {PEER_NODES} nodes, batches of {PEER_BATCH}", run(theirs)["seconds"], count)
     lines = [
-        f"Gemma-3-270m with 16,384 features a layer, {TOKENS} tokens, seconds (and how many times as long as alone), beside other "
-        "programs that multiply matrices without end, each with as many threads as torch takes:",
+        f"Gemma-3-270m with 16,384 features a layer, {TOKENS} tokens, seconds (and how many times as long as alone), "
+        "beside other programs that multiply matrices without end, each with as many threads as torch takes:",
         "",
         "| | alone | beside one | beside four |",
         "|---|---|---|---|",

@@ -1,9 +1,9 @@
 """How much of an answer do chosen nodes carry? F and C over families of prompts, by how the nodes were chosen.
 
 ``python -m benchmarks.circuits [--model NAME] [--family NAME] [--nodes N] [--transcoders SOURCE]`` prints a table
-for each, through the model's neurons or through transcoders: graphs against the other prompts of the family, graphs without
-a baseline by total effect and by influence, and the other ways of choosing that :func:`tl_circuits.circuit_quality` compares
-with. The metric is the answer's logit minus the mean of the others'.
+for each, through the model's neurons or through transcoders: graphs against the other prompts of the family, graphs
+without a baseline by total effect and by influence, and the other ways of choosing that
+:func:`tl_circuits.circuit_quality` compares with. The metric is the answer's logit minus the mean of the others'.
 """
 
 import argparse
@@ -16,13 +16,14 @@ import tl_circuits as tlc
 FAMILIES = {
     "capital": (
         "The capital of {} is",
-        "France Paris,Germany Berlin,Italy Rome,Russia Moscow,Japan Tokyo,China Beijing,England London,Greece Athens,Austria Vienna,"
-        "Cuba Havana,Ireland Dublin,Poland Warsaw,Norway Oslo,Sweden Stockholm,Portugal Lisbon,Hungary Budapest",
+        "France Paris,Germany Berlin,Italy Rome,Russia Moscow,Japan Tokyo,China Beijing,England London,Greece "
+        "Athens,Austria Vienna,Cuba Havana,Ireland Dublin,Poland Warsaw,Norway Oslo,Sweden Stockholm,Portugal "
+        "Lisbon,Hungary Budapest",
     ),
     "language": (
         "The official language of {} is",
-        "France French,Germany German,Italy Italian,Russia Russian,Japan Japanese,China Chinese,Greece Greek,Poland Polish,"
-        "Portugal Portuguese,Spain Spanish,Sweden Swedish,Turkey Turkish,Hungary Hungarian,Denmark Danish",
+        "France French,Germany German,Italy Italian,Russia Russian,Japan Japanese,China Chinese,Greece Greek,Poland "
+        "Polish,Portugal Portuguese,Spain Spanish,Sweden Swedish,Turkey Turkish,Hungary Hungarian,Denmark Danish",
     ),
 }
 GRAPHS = {
@@ -62,10 +63,23 @@ def measure(replacement: Any, own: Family, nodes: int, kinds: list[str]) -> list
             chosen = {"select": options["select"]}
             if "baseline" in options:
                 chosen["baseline"] = [p for p in own.prompts if p != prompt]
-            graphs.append(tlc.attribute(replacement, prompt, tlc.LogitDifference(answer, other), max_nodes=nodes, progress=False, **chosen))
+            graphs.append(
+                tlc.attribute(
+                    replacement, prompt, tlc.LogitDifference(answer, other), max_nodes=nodes, progress=False, **chosen
+                )
+            )
         seconds = (time.process_time() - began) / len(graphs)
         first = not rows
-        found = tlc.circuit_quality(replacement, graphs, own.prompts, own.answers, sizes=[nodes], others=first, random_sets=int(first), progress=False)
+        found = tlc.circuit_quality(
+            replacement,
+            graphs,
+            own.prompts,
+            own.answers,
+            sizes=[nodes],
+            others=first,
+            random_sets=int(first),
+            progress=False,
+        )
         for row in found.curve[found.curve.nodes == nodes].itertuples():
             own_row = row.chosen == "circuit"
             rows.append((name if own_row else row.chosen, row.F, row.C, seconds if own_row else float("nan")))
@@ -78,15 +92,21 @@ def main() -> None:
     parser.add_argument("--family", action="append", choices=sorted(FAMILIES))
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--transcoders", help="a set for the one --model, in place of its neurons")
-    parser.add_argument("--usual", action="store_true", help="only the usual graph: by total effect, against the others")
+    parser.add_argument(
+        "--usual", action="store_true", help="only the usual graph: by total effect, against the others"
+    )
     asked = parser.parse_args()
     for name in asked.model or ("smollm2-135m", "gemma-3-270m"):
         model = tlc.load_model(name, device="cpu")
-        with tlc.attach(model, tlc.load_transcoders(asked.transcoders) if asked.transcoders else tlc.mlp_neurons(model)) as replacement:
+        with tlc.attach(
+            model, tlc.load_transcoders(asked.transcoders) if asked.transcoders else tlc.mlp_neurons(model)
+        ) as replacement:
             for called in asked.family or FAMILIES:
                 own = family(model, called)
                 print(f"{name}, {called}: {len(own.prompts)} prompts, {asked.nodes} nodes a prompt", flush=True)
-                for chosen, f, c, seconds in measure(replacement, own, asked.nodes, list(GRAPHS)[:1] if asked.usual else list(GRAPHS)):
+                for chosen, f, c, seconds in measure(
+                    replacement, own, asked.nodes, list(GRAPHS)[:1] if asked.usual else list(GRAPHS)
+                ):
                     print(f"  {chosen:34} F {f:5.2f}  C {c:5.2f}  {seconds:6.1f} s a prompt", flush=True)
 
 

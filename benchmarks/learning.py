@@ -1,9 +1,10 @@
-"""What each part of a training explains of text it was not trained on: the start, the fit, the steps, the fit at the end.
+"""What each part of a training explains of text it was not trained on: the start, the fit, the steps, the fit at the
+end.
 
     OMP_NUM_THREADS=2 python -m benchmarks.learning PIECES.npy --layers 2 15 --lr 0.001 0.003
 
-PIECES.npy: token ids of SmolLM2-135M ``[piece, context]``, as ``tl-circuits train`` leaves them in ``OUT.text/pieces.npy``.
-Activations of the layers asked for are kept in memory: 4.6 KB a token and layer.
+PIECES.npy: token ids of SmolLM2-135M ``[piece, context]``, as ``tl-circuits train`` leaves them in
+``OUT.text/pieces.npy``. Activations of the layers asked for are kept in memory: 4.6 KB a token and layer.
 """
 
 import argparse
@@ -32,9 +33,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200_000)
     args = parser.parse_args()
     with torch.no_grad():
-        for layer, (x, y) in activations(np.load(args.pieces, mmap_mode="r"), args.layers, args.tokens + HELD_OUT).items():
+        for layer, (x, y) in activations(
+            np.load(args.pieces, mmap_mode="r"), args.layers, args.tokens + HELD_OUT
+        ).items():
             for lr in args.lr:
-                print(f"layer {layer}, lr {lr}: " + ", ".join(f"{what} {number:.3f}" for what, number in learned(x, y, lr, args)), flush=True)
+                print(
+                    f"layer {layer}, lr {lr}: "
+                    + ", ".join(f"{what} {number:.3f}" for what, number in learned(x, y, lr, args)),
+                    flush=True,
+                )
 
 
 def activations(pieces: np.ndarray, layers: list[int], tokens: int) -> dict[int, tuple[Tensor, Tensor]]:

@@ -59,7 +59,9 @@ def write_gemma(folder):
         path = folder / f"layer_{i}.safetensors"
         if not path.exists():
             W_enc, b_enc = _encoder(WIDTH_GEMMA, D_GEMMA, i)
-            save_file({"W_enc": W_enc, "W_dec": W_enc.flip(0).clone(), "b_enc": b_enc, "b_dec": torch.zeros(D_GEMMA)}, path)
+            save_file(
+                {"W_enc": W_enc, "W_dec": W_enc.flip(0).clone(), "b_enc": b_enc, "b_dec": torch.zeros(D_GEMMA)}, path
+            )
     (folder / "config.yaml").write_text(
         "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
     )
@@ -86,8 +88,12 @@ def gemma(folder):
             encode(dictionary, x)
             later.append(time.perf_counter() - started)
         report[residency] = {
-            "peak_gb": (watch.peak - watch.before) / 1e9, "settled_gb": (watch.after - watch.before) / 1e9,
-            "first_s": first, "second_s": later[0], "later_s": min(later[1:]), "active": count,
+            "peak_gb": (watch.peak - watch.before) / 1e9,
+            "settled_gb": (watch.after - watch.before) / 1e9,
+            "first_s": first,
+            "second_s": later[0],
+            "later_s": min(later[1:]),
+            "active": count,
         }
         del dictionary
     report["second_over_resident"] = report["disk"]["second_s"] / report["cpu"]["second_s"]
@@ -100,7 +106,9 @@ def write_clt(folder):
         W_enc, b_enc = _encoder(WIDTH_LLAMA, D_LLAMA, i)
         save_file(
             {
-                f"W_enc_{i}": W_enc, f"b_enc_{i}": torch.zeros_like(b_enc), f"threshold_{i}": -b_enc,
+                f"W_enc_{i}": W_enc,
+                f"b_enc_{i}": torch.zeros_like(b_enc),
+                f"threshold_{i}": -b_enc,
                 f"b_dec_{i}": torch.zeros(D_LLAMA, dtype=torch.bfloat16),
             },
             folder / f"W_enc_{i}.safetensors",
@@ -126,9 +134,17 @@ def clt(folder):
     if not checkpoint.is_dir():
         torch.manual_seed(0)
         config = LlamaConfig(
-            hidden_size=D_LLAMA, intermediate_size=8192, num_hidden_layers=LAYERS_LLAMA, num_attention_heads=32,
-            num_key_value_heads=8, head_dim=64, vocab_size=128256, max_position_embeddings=2048, tie_word_embeddings=True,
-            bos_token_id=1, eos_token_id=2,
+            hidden_size=D_LLAMA,
+            intermediate_size=8192,
+            num_hidden_layers=LAYERS_LLAMA,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=64,
+            vocab_size=128256,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
         )
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(checkpoint)
         from tests.tiny import tokenizer
@@ -145,8 +161,12 @@ def clt(folder):
             graph = tlc.attribute(replacement, torch.arange(1, 11), max_nodes=200, progress=False)
             traced = time.perf_counter() - started
     return {
-        "peak_rss_gb": watch.peak / 1e9, "rss_with_model_gb": model_gb, "model_s": opened, "trace_s": traced,
-        "active": graph.info.n_active, "nodes": int(graph.is_kind("feature").sum()),
+        "peak_rss_gb": watch.peak / 1e9,
+        "rss_with_model_gb": model_gb,
+        "model_s": opened,
+        "trace_s": traced,
+        "active": graph.info.n_active,
+        "nodes": int(graph.is_kind("feature").sum()),
         "sums_check": graph.completeness_error(),
     }
 

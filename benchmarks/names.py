@@ -48,32 +48,45 @@ def measure(name):
         usual = usual_products(replacement)
         for prompt in PROMPTS[name]:
             graph = tlc.attribute(replacement, prompt, max_nodes=500, progress=False)
-            ranked = [i for i in torch.argsort(graph.influence, descending=True).tolist() if graph.is_kind("feature")[i]][:FEATURES]
+            ranked = [
+                i for i in torch.argsort(graph.influence, descending=True).tolist() if graph.is_kind("feature")[i]
+            ][:FEATURES]
             rules = {kind: {} for kind in ("examples", "weights", "name")}
-            where = {i: (int(graph._nodes.layer[i]), int(graph._nodes.feature[i]), float(active_side(graph, [i])[0])) for i in ranked}
+            where = {
+                i: (int(graph._nodes.layer[i]), int(graph._nodes.feature[i]), float(active_side(graph, [i])[0]))
+                for i in ranked
+            }
             asked = defaultdict(set)
             for layer, feature, _ in where.values():
                 asked[layer].add(feature)
-            firing = where_features_fire(replacement, seen, {layer: torch.tensor(sorted(fs)) for layer, fs in asked.items()})
+            firing = where_features_fire(
+                replacement, seen, {layer: torch.tensor(sorted(fs)) for layer, fs in asked.items()}
+            )
             reader = FiringReader(model, firing, graph.info.token_ids)
             verbs = {}
             for i, (layer, feature, side) in where.items():
                 by_text = reader.examples(layer, feature, int(side < 0), place_of(graph, i)).name
                 with torch.no_grad():
-                    effect, like = vocabulary_products(replacement, torch.tensor([layer]), torch.tensor([feature]), torch.tensor([side]))
+                    effect, like = vocabulary_products(
+                        replacement, torch.tensor([layer]), torch.tensor([feature]), torch.tensor([side])
+                    )
                 by_weights = sharpest(weight_names(model, usual, effect, like)[0])
                 if by_text is not None and by_text.sharpness >= SHARP:
                     rules["examples"][i] = by_text.rule
                 if by_weights is not None:
                     rules["weights"][i] = {0: by_weights.tokens}
                     verbs[i] = by_weights.text.split()[0]
-                first = by_text is not None and by_text.sharpness >= max(SHARP, by_weights.sharpness if by_weights else 0)
+                first = by_text is not None and by_text.sharpness >= max(
+                    SHARP, by_weights.sharpness if by_weights else 0
+                )
                 if first or by_weights is not None:
                     rules["name"][i] = by_text.rule if first else rules["weights"][i]
             strongest = best_in_pieces(replacement, held_out, where)
             named = {t for by in rules.values() for rule in by.values() for tokens in rule.values() for t in tokens}
             ids = sorted({i for piece in held_out.ids for i in piece} | named)
-            space = TokenSpace(held_out.ids, embed_weights(model), {i: token_text(model, i) for i in ids}, sorted(named))
+            space = TokenSpace(
+                held_out.ids, embed_weights(model), {i: token_text(model, i) for i in ids}, sorted(named)
+            )
             for kind, found in rules.items():
                 for i, rule in found.items():
                     sample = chosen(strongest[i], draw)
@@ -86,7 +99,9 @@ def measure(name):
                     if kind == "name":
                         other = draw.choice([r for j, r in found.items() if where[j][:2] != where[i][:2]])
                         scores["another feature's name"].append(detection(space, held_out, other, *sample))
-                        scores["two tokens at random"].append(detection(space, held_out, {0: tuple(draw.sample(ids, 2))}, *sample))
+                        scores["two tokens at random"].append(
+                            detection(space, held_out, {0: tuple(draw.sample(ids, 2))}, *sample)
+                        )
     return scores
 
 
@@ -127,7 +142,8 @@ def fit(space, ids, rule):
     if not rule:
         return 0.0  # every piece has a start
     return max(
-        sum(match(space, ids[at + offset], tokens) for offset, tokens in rule.items() if at + offset >= 0) / len(rule) for at in range(len(ids))
+        sum(match(space, ids[at + offset], tokens) for offset, tokens in rule.items() if at + offset >= 0) / len(rule)
+        for at in range(len(ids))
     )
 
 
@@ -141,7 +157,10 @@ def match(space, token, asked):
 def main():
     for name in sys.argv[1:] or PROMPTS:
         scores = measure(name)
-        table = {kind: {"features": len(values), "detection": round(sum(values) / len(values), 3)} for kind, values in sorted(scores.items())}
+        table = {
+            kind: {"features": len(values), "detection": round(sum(values) / len(values), 3)}
+            for kind, values in sorted(scores.items())
+        }
         sys.stdout.write(json.dumps({"model": name, "scores": table}, indent=1) + "\n")
 
 

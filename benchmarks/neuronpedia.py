@@ -29,7 +29,14 @@ def random_graph(n_nodes: int, n_links: int, n_layers: int = 26, n_pos: int = 20
     ])  # fmt: skip
     errors = torch.arange(n_errors) // n_layers
     position = torch.cat([torch.arange(n_features) % n_pos, errors, torch.arange(n_pos), torch.full((10,), n_pos - 1)])
-    feature = torch.cat([torch.randperm(max(16384, n_features), generator=generator)[:n_features], torch.full((n_errors,), -1), torch.arange(n_pos), torch.arange(10)])
+    feature = torch.cat(
+        [
+            torch.randperm(max(16384, n_features), generator=generator)[:n_features],
+            torch.full((n_errors,), -1),
+            torch.arange(n_pos),
+            torch.arange(10),
+        ]
+    )
     source = torch.randint(0, n_nodes - 10, (3 * n_links,), generator=generator)
     target = torch.randint(0, n_nodes, (3 * n_links,), generator=generator)
     good = (layer[source] < layer[target]) & ((kind[target] == 0) | (kind[target] == 3))
@@ -39,7 +46,9 @@ def random_graph(n_nodes: int, n_links: int, n_layers: int = 26, n_pos: int = 20
     value = torch.randn(n_nodes, generator=generator)
     value[(kind == 1) | (kind == 2)] = float("nan")
     zero = torch.zeros(n_nodes)
-    nodes = Nodes(kind, layer, position, feature, zero + 1.5, value, zero + 0.25, zero + 0.125, zero + 0.5, (kind == 3) * 0.1)
+    nodes = Nodes(
+        kind, layer, position, feature, zero + 1.5, value, zero + 0.25, zero + 0.125, zero + 0.5, (kind == 3) * 0.1
+    )
     words = tuple(f" word{i}" for i in range(n_pos))
     info = GraphInfo(
         "".join(words), tuple(range(n_pos)), words, tuple(f" out{i}" for i in range(10)), (0.1,) * 10, "gemma-2-2b",
@@ -80,8 +89,8 @@ def large(folder: str) -> None:
     took, size = time.perf_counter() - started, path.stat().st_size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
-        f"export of {len(graph)} nodes, {len(graph._edges)} links: {took:.1f} s, {size / 1e6:.0f} MB; memory before {before / 1e6:.0f} MB "
-        f"(highest ever before {peak_before / 1e6:.0f}), highest during {peak / 1e6:.0f} MB"
+        f"export of {len(graph)} nodes, {len(graph._edges)} links: {took:.1f} s, {size / 1e6:.0f} MB; memory before "
+        f"{before / 1e6:.0f} MB (highest ever before {peak_before / 1e6:.0f}), highest during {peak / 1e6:.0f} MB"
     )
 
 
@@ -95,13 +104,19 @@ def labels() -> None:
         os.environ["TL_CIRCUITS_CACHE"], os.environ["TL_CIRCUITS_NEURONPEDIA"] = folder, site.url
         site.latency = 0.1
         features = graph.is_kind("feature").nonzero()[:, 0].tolist()
-        graph = graph._subgraph(~graph.is_kind("feature") | (torch.arange(len(graph)) < 500), torch.zeros(len(graph._edges), dtype=torch.bool))
+        graph = graph._subgraph(
+            ~graph.is_kind("feature") | (torch.arange(len(graph)) < 500),
+            torch.zeros(len(graph._edges), dtype=torch.bool),
+        )
         for i in features[:500:2]:
             site.add_feature("tiny-model", int(n.layer[i]), int(n.feature[i]), "cities")
         for state in ("first time", "again, server gone"):
             started = time.perf_counter()
             made = tlc.add_labels(graph, model="tiny-model", source_set="tiny-set")
-            print(f"labels of 500 features, {state}: {time.perf_counter() - started:.3f} s ({len(made.labels)} labels, {len(site.asked)} questions)")
+            print(
+                f"labels of 500 features, {state}: {time.perf_counter() - started:.3f} s ({len(made.labels)} labels, "
+                f"{len(site.asked)} questions)"
+            )
             site.stop()
 
 
@@ -112,12 +127,17 @@ def dashboards(n_tokens: int) -> None:
     d = int(model.cfg.d_model)
     made = {
         layer: tlc.Transcoder(
-            W_enc=torch.randn(2304, d, generator=generator) / d**0.5, W_dec=torch.randn(2304, d, generator=generator) / d**0.5,
-            b_enc=torch.zeros(2304), b_dec=torch.zeros(d), threshold=torch.full((2304,), 0.25), activation="jumprelu",
-            input_hook="mlp.hook_in", output_hook="hook_mlp_out",
+            W_enc=torch.randn(2304, d, generator=generator) / d**0.5,
+            W_dec=torch.randn(2304, d, generator=generator) / d**0.5,
+            b_enc=torch.zeros(2304),
+            b_dec=torch.zeros(d),
+            threshold=torch.full((2304,), 0.25),
+            activation="jumprelu",
+            input_hook="mlp.hook_in",
+            output_hook="hook_mlp_out",
         )
         for layer in range(3)
-    }  # fmt: skip
+    }
     rng = random.Random(0)
     words = [w for path in Path(tlc.__file__).parent.rglob("*.py") for w in path.read_text().split()]
     with tempfile.TemporaryDirectory() as folder:
@@ -127,10 +147,23 @@ def dashboards(n_tokens: int) -> None:
             started = time.perf_counter()
             found = tlc.make_dashboards(replacement, [text], Path(folder) / "out", max_tokens=n_tokens)
             took = time.perf_counter() - started
-        active = sum((found.read(1, f) or {"activation_frequency": 0.0})["activation_frequency"] for f in range(2304)) / 2304
+        active = (
+            sum((found.read(1, f) or {"activation_frequency": 0.0})["activation_frequency"] for f in range(2304)) / 2304
+        )
         size = sum(p.stat().st_size for p in found.folder.iterdir())
     peak = psutil.Process().memory_info().rss
-    print(json.dumps({"tokens": n_tokens, "seconds": round(took, 1), "tokens_per_second": round(n_tokens / took), "active_share_layer_1": round(active, 4), "rss_gb": round(peak / 1e9, 2), "files_mb": round(size / 1e6, 1)}))
+    print(
+        json.dumps(
+            {
+                "tokens": n_tokens,
+                "seconds": round(took, 1),
+                "tokens_per_second": round(n_tokens / took),
+                "active_share_layer_1": round(active, 4),
+                "rss_gb": round(peak / 1e9, 2),
+                "files_mb": round(size / 1e6, 1),
+            }
+        )
+    )
 
 
 def main() -> None:

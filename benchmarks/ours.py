@@ -27,14 +27,16 @@ def load_transcoders(folder: Path) -> dict[int, tlc.Transcoder]:
 
 
 def places_passed(graph: tlc.AttributionGraph) -> float:
-    """Layers below a node times positions up to its own, summed over all nodes; the first position passes nothing on."""
+    """Layers below a node times positions up to its own, summed over all nodes; the first position passes nothing
+    on."""
     nodes = graph.nodes
     rows = nodes[nodes.kind.isin(["feature", "logit"])]
     return float((rows.layer * rows.position).sum())
 
 
 def useful_gflop(places: float, d_model: int, d_value: int) -> float:
-    """Products with attention weights of the plain backward pass, in GFLOP: one with ``W_O`` and ``W_V`` at every place passed.
+    """Products with attention weights of the plain backward pass, in GFLOP: one with ``W_O`` and ``W_V`` at every place
+    passed.
 
     ``d_value``: head widths, summed over query and value heads.
     """
@@ -74,18 +76,23 @@ def main(folder: Path, n_tokens: int, n_nodes: int, repeats: int) -> None:
             table = {name: getattr(nodes, name).contiguous() for name in ("kind", "layer", "position", "feature")}
             save_file(table | {"adjacency": whole.adjacency()}, folder / "ours.safetensors")
     places = places_passed(runs[0][0])
-    sys.stdout.write(json.dumps({
-        "tokens": n_tokens,
-        "nodes": n_nodes,
-        "active": runs[0][0].info.n_active,
-        "places": places,
-        "gflop": useful_gflop(places, 640, (4 + 1) * 256),
-        "seconds": [seconds for _, seconds, _ in runs],
-        "sweep_seconds": in_sweeps,
-        "rate": median(rates),
-        "peak_mb": max(peak for _, _, peak in runs),
-        "completeness_error": runs[0][0].completeness_error(),
-    }) + "\n")
+    sys.stdout.write(
+        json.dumps(
+            {
+                "tokens": n_tokens,
+                "nodes": n_nodes,
+                "active": runs[0][0].info.n_active,
+                "places": places,
+                "gflop": useful_gflop(places, 640, (4 + 1) * 256),
+                "seconds": [seconds for _, seconds, _ in runs],
+                "sweep_seconds": in_sweeps,
+                "rate": median(rates),
+                "peak_mb": max(peak for _, _, peak in runs),
+                "completeness_error": runs[0][0].completeness_error(),
+            }
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def large_graph() -> AttributionGraph:
         "".join(words), tuple(range(TOKENS)), words, words[:LOGITS], (1.0 / LOGITS,) * LOGITS, "made up", "made up",
         LAYERS, True, "linear", FEATURES, 10 * FEATURES, "0",
     )  # fmt: skip
-    labels = {i: Label(f"say “ word{i}”, “ other{i}”", *(tuple(f" {w}{i}" for w in "abcde") for _ in range(3))) for i in range(FEATURES)}
+    labels = {
+        i: Label(f"say “ word{i}”, “ other{i}”", *(tuple(f" {w}{i}" for w in "abcde") for _ in range(3)))
+        for i in range(FEATURES)
+    }
     return AttributionGraph(info, nodes, Edges(source, target, weight), labels)
 
 
@@ -69,16 +72,24 @@ def main() -> None:
             page.wait_for_selector(".unit.box")
             ready = page.evaluate("performance.now()")
             page.wait_for_timeout(200)
-            first = page.evaluate("performance.getEntriesByType('paint').find(e => e.name === 'first-contentful-paint').startTime")
+            first = page.evaluate(
+                "performance.getEntriesByType('paint').find(e => e.name === 'first-contentful-paint').startTime"
+            )
             paints.append((first, ready))
-        print(f"first paint: {statistics.median(p[0] for p in paints):.0f} ms (at most 1000); the story is there after {statistics.median(p[1] for p in paints):.0f} ms")
+        print(
+            f"first paint: {statistics.median(p[0] for p in paints):.0f} ms (at most 1000); the story is there after "
+            f"{statistics.median(p[1] for p in paints):.0f} ms"
+        )
         usual, most = page.evaluate(CLICKS)
         print(f"click on a box to picture and card drawn: {usual:.0f} ms, slowest: {most:.0f} ms (at most 50)")
         page.locator("button[data-view=nodes]").click()
         wait_until(page, "tlc.nodesView.painted")
         usual, most = page.evaluate(NODE_CLICKS)
         print(f"click on a node among all to drawn: {usual:.0f} ms, slowest: {most:.0f} ms (at most 50)")
-        for name, step in (("pan", "v.move({ k: 3, x: -300 - 5 * (i % 90), y: -300 })"), ("zoom", "v.zoomBy(i % 60 < 30 ? 1.03 : 1 / 1.03, 500, 300)")):
+        for name, step in (
+            ("pan", "v.move({ k: 3, x: -300 - 5 * (i % 90), y: -300 })"),
+            ("zoom", "v.zoomBy(i % 60 < 30 ? 1.03 : 1 / 1.03, 500, 300)"),
+        ):
             print(f"{name}: {page.evaluate(FRAMES % step):.0f} frames a second (at least 45)")
         browser.close()
 

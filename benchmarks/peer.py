@@ -32,28 +32,40 @@ def load(folder: Path, checkpoint: str) -> TransformerLensReplacementModel:
         tensors = load_file(folder / f"layer_{layer}.safetensors")
         width = len(tensors["threshold"])
         made = SingleLayerTranscoder(640, width, JumpReLU(torch.zeros(width), 0.1), layer, dtype=torch.float32)
-        made.load_state_dict({
-            "W_enc": tensors["W_enc"], "W_dec": tensors["W_dec"], "b_enc": torch.zeros(width),
-            "b_dec": torch.zeros(640), "activation_function.threshold": tensors["threshold"],
-        })
+        made.load_state_dict(
+            {
+                "W_enc": tensors["W_enc"],
+                "W_dec": tensors["W_dec"],
+                "b_enc": torch.zeros(width),
+                "b_dec": torch.zeros(640),
+                "activation_function.threshold": tensors["threshold"],
+            }
+        )
         layers[layer] = made
     transcoders = TranscoderSet(layers, feature_input_hook="mlp.hook_in", feature_output_hook="hook_mlp_out")
     TransformerLensReplacementModel._deduplicate_attention_buffers = lambda self: None
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     return TransformerLensReplacementModel.from_pretrained_and_transcoders(
-        "google/gemma-3-270m", transcoders, hf_model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint),
-        device=torch.device("cpu"), dtype=torch.float32,
+        "google/gemma-3-270m",
+        transcoders,
+        hf_model=model,
+        tokenizer=AutoTokenizer.from_pretrained(checkpoint),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
     )
 
 
 def save_graph(graph: Graph, folder: Path) -> None:
     replacement, completeness = compute_graph_scores(graph)
-    save_file({
-        "adjacency": graph.adjacency_matrix.contiguous(),
-        "features": graph.active_features[graph.selected_features].contiguous(),
-        "probabilities": graph.logit_probabilities.contiguous(),
-        "scores": torch.tensor([replacement, completeness]),
-    }, folder / "peer.safetensors")
+    save_file(
+        {
+            "adjacency": graph.adjacency_matrix.contiguous(),
+            "features": graph.active_features[graph.selected_features].contiguous(),
+            "probabilities": graph.logit_probabilities.contiguous(),
+            "scores": torch.tensor([replacement, completeness]),
+        },
+        folder / "peer.safetensors",
+    )
 
 
 class Stopped(Exception):
@@ -102,10 +114,17 @@ def main(folder: Path, checkpoint: str, n_tokens: int, n_nodes: int, batch_size:
     graph, seconds, peak = measured(traced)
     if graph is not None and n_nodes <= 500 and n_tokens <= 10:
         save_graph(graph, folder)
-    sys.stdout.write(json.dumps({
-        "nodes": n_nodes, "finished": graph is not None, "peak_mb": peak,
-        "seconds": seconds if graph is not None else watch.reckoned(seconds, n_nodes),
-    }) + "\n")
+    sys.stdout.write(
+        json.dumps(
+            {
+                "nodes": n_nodes,
+                "finished": graph is not None,
+                "peak_mb": peak,
+                "seconds": seconds if graph is not None else watch.reckoned(seconds, n_nodes),
+            }
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What it costs to prove that a model's patterns and denominators stay as they are held: seconds, and as a share of a trace.
+"""What it costs to prove that a model's patterns and denominators stay as they are held: seconds, and as a share of a
+trace.
 
 Run ``python -m benchmarks.proof``; prints one line a model.
 """
@@ -28,7 +29,10 @@ def line(name: str, repeats: int = 3) -> str:
             traces.append(time.perf_counter() - proved)
             proofs.append(proved - started)
     proof, trace = median(proofs), median(traces)
-    return f"* {name}: {proof:.2f} s once an attachment, {proof / trace:.1%} of a trace of {NODES:,} neurons ({trace:.1f} s)."
+    return (
+        f"* {name}: {proof:.2f} s once an attachment, {proof / trace:.1%} of a trace of {NODES:,} neurons "
+        f"({trace:.1f} s)."
+    )
 
 
 def main() -> None:

@@ -38,12 +38,19 @@ def main() -> None:
         path = graph.save(Path(home) / "capital.graph.safetensors")
         features = [i for i in graph.nodes.sort_values("influence", ascending=False).id if "/F" in i][:FEATURES]
         alone = {
-            (node, factor): measure_boxes(replacement, graph, [[node]], factor)[0] for node in features for factor in FACTORS
+            (node, factor): measure_boxes(replacement, graph, [[node]], factor)[0]
+            for node in features
+            for factor in FACTORS
         }
         share = -(-arguments.answers // arguments.clients)
         with viewing(path, "tiny-facts") as (port, _), ThreadPoolExecutor(arguments.clients) as pool:
             began = time.monotonic()
-            found = list(pool.map(lambda c: client(port, share, alone, random.Random(f"{arguments.seed}.{c}")), range(arguments.clients)))
+            found = list(
+                pool.map(
+                    lambda c: client(port, share, alone, random.Random(f"{arguments.seed}.{c}")),
+                    range(arguments.clients),
+                )
+            )
             report(found, time.monotonic() - began)
 
 
@@ -68,7 +75,9 @@ def client(port: int, answers: int, alone: dict[Any, Any], chance: random.Random
                 continue
         counts["answers"] += 1
         right = alone[node, factor]
-        counts["wrong"] += any(abs(result[name] - right[name]) > 1e-4 * max(1.0, abs(right[name])) for name in ("measured", "predicted"))
+        counts["wrong"] += any(
+            abs(result[name] - right[name]) > 1e-4 * max(1.0, abs(right[name])) for name in ("measured", "predicted")
+        )
         counts["wrong"] += [t["token"] for t in result["top"]] != [t["token"] for t in right["top"]]
     return counts
 

@@ -1,8 +1,8 @@
 """Twenty graphs and what is made of them, as check sums: the same before and after a change that should change nothing.
 
-    python -m benchmarks.recorded before.json          # on the code as it was
-    python -m benchmarks.recorded after.json           # on the code as it is, same machine, same libraries
-    python -m benchmarks.recorded --same before.json after.json
+python -m benchmarks.recorded before.json          # on the code as it was
+python -m benchmarks.recorded after.json           # on the code as it is, same machine, same libraries
+python -m benchmarks.recorded --same before.json after.json
 """
 
 import argparse

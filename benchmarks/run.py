@@ -78,9 +78,9 @@ def compared(what: str, folder: Path) -> str:
     found = scores(Edges(source, target, whole[target, source]), weights, kinds == 1, kinds == 2)
     peers = theirs["scores"].tolist()
     return (
-        f"* {what}: edges among {int(kept.sum())} nodes differ by at most {float(gap):.1e} of the largest edge into the same "
-        f"target; scores of circuit-tracer's matrix: replacement {found.replacement:.6f} against its {peers[0]:.6f}, "
-        f"completeness {found.completeness:.6f} against its {peers[1]:.6f}."
+        f"* {what}: edges among {int(kept.sum())} nodes differ by at most {float(gap):.1e} of the largest edge into "
+        f"the same target; scores of circuit-tracer's matrix: replacement {found.replacement:.6f} against its "
+        f"{peers[0]:.6f}, completeness {found.completeness:.6f} against its {peers[1]:.6f}."
     )
 
 
@@ -94,7 +94,7 @@ def intervention_lines(folder: Path, peer: str, repeats: int) -> list[str]:
         f"{ours['runs']} single-feature ablations on a 12-token prompt, patterns and denominators held: {fast:.1f} s in batches, "
         f"circuit-tracer's `feature_intervention` {theirs['seconds']:.0f} s call by call ({theirs['seconds'] / fast:.0f} times; "
         f"{theirs['lean_seconds'] / fast:.0f} times with its `return_activations=False`). It holds patterns, but norms only where all layers are "
-        f"constrained; so constrained, its changes of the logits and ours (`freeze=\"all\"`) differ by at most {theirs['gap']:.1e} of "
+        f'constrained; so constrained, its changes of the logits and ours (`freeze="all"`) differ by at most {theirs["gap"]:.1e} of '
         "the largest.",
     ]
 
@@ -103,8 +103,9 @@ def many_lines() -> list[str]:
     """Ray workers against one, a core each."""
     found = run([sys.executable, "-m", "benchmarks.many"])
     return [
-        f"{found['prompts']} prompts of {found['model']} (its neurons, {found['nodes']} nodes) on Ray, a core a worker: one worker "
-        f"{60 * found['one']:.1f} prompts a minute, two {60 * found['two']:.1f} ({found['ratio']:.2f} times)."
+        f"{found['prompts']} prompts of {found['model']} (its neurons, {found['nodes']} nodes) on Ray, a core a "
+        f"worker: one worker {60 * found['one']:.1f} prompts a minute, two {60 * found['two']:.1f} "
+        f"({found['ratio']:.2f} times)."
     ]
 
 
@@ -117,22 +118,25 @@ def memory_lines(folder: Path, clt_folder: Path | None) -> list[str]:
         "",
         "| | disk | in memory |",
         "|---|---|---|",
-        f"| Gemma-2-2b-shaped set (26 × 16,384, bfloat16, 3.9 GB), opened and ten tokens encoded: peak | {disk['peak_gb']:.2f} GB "
-        f"| {cpu['peak_gb']:.2f} GB |",
+        "| Gemma-2-2b-shaped set (26 × 16,384, bfloat16, 3.9 GB), opened and ten tokens encoded: peak | "
+        f"{disk['peak_gb']:.2f} GB | {cpu['peak_gb']:.2f} GB |",
         f"| second prompt, encoding all layers | {disk['second_s']:.1f} s | {cpu['second_s']:.1f} s |",
     ]
     if clt_folder is not None:
         found = run([sys.executable, "-m", "benchmarks.load_memory", "clt", str(clt_folder)])
         lines.append(
-            f"| Llama-3.2-1B-shaped CLT (524k features, 20 GB), ten tokens traced with {found['active']:,} active features, model "
-            f"included: peak | {found['peak_rss_gb']:.1f} GB; {found['trace_s']:.0f} s; sums to {found['sums_check']:.0e} | |"
+            f"| Llama-3.2-1B-shaped CLT (524k features, 20 GB), ten tokens traced with {found['active']:,} active "
+            f"features, model included: peak | {found['peak_rss_gb']:.1f} GB; {found['trace_s']:.0f} s; sums to "
+            f"{found['sums_check']:.0e} | |"
         )
     return lines
 
 
 def printed(module: str, *arguments: str) -> list[str]:
     """What a benchmark module prints, as a block of text."""
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments], capture_output=True, text=True, timeout=3600
+    )
     if done.returncode:
         raise RuntimeError(f"benchmarks.{module} failed:\n{done.stderr[-3000:]}")
     return [f"`python -m benchmarks.{module}` printed:", "", "```text", *done.stdout.strip().splitlines(), "```"]
@@ -174,7 +178,9 @@ def main() -> None:
     parser.add_argument("--only", help="parts, such as speed,interventions; the others stay as they are in the file")
     parser.add_argument("--cases", help="such as 10/2000,64/512")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clt", type=Path, help="folder for 20 GB of random weights: also measure a CLT, ten minutes more")
+    parser.add_argument(
+        "--clt", type=Path, help="folder for 20 GB of random weights: also measure a CLT, ten minutes more"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -12,7 +12,8 @@ import numpy as np
 
 from tl_circuits.models import PACKAGED
 
-# Prompt tokens, nodes, circuit-tracer's batch sizes. On 4,096 tokens it runs out of this machine's memory; ours runs once.
+# Prompt tokens, nodes, circuit-tracer's batch sizes. On 4,096 tokens it runs out of this machine's memory; ours runs
+# once.
 CASES = [
     (10, 2000, (32, 128, 512)),
     (64, 512, (32, 128, 512)),
@@ -23,8 +24,8 @@ CASES = [
 PEER_DEFAULT = 512  # circuit-tracer's own batch size
 PEER_LIMIT = 150  # seconds, after which its run is stopped and the rest reckoned from the nodes done
 HEADER = [
-    "| prompt tokens / nodes | tl_circuits nodes/s | of the machine's rate | in its sweeps | circuit-tracer as it comes | ratio "
-    "| circuit-tracer's best (batch) | ratio | peak MB above weights | circuit-tracer's least | ratio |",
+    "| prompt tokens / nodes | tl_circuits nodes/s | of the machine's rate | in its sweeps | circuit-tracer as it "
+    "comes | ratio | circuit-tracer's best (batch) | ratio | peak MB above weights | circuit-tracer's least | ratio |",
     "|---|---|---|---|---|---|---|---|---|---|---|",
 ]
 
@@ -51,7 +52,10 @@ def speed_table(folder: Path, peer: str, cases: list[tuple[int, int]], repeats: 
         times = repeats if batches else 1
         ours = run([sys.executable, "-m", "benchmarks.ours", str(folder), str(tokens), str(nodes), str(times)])
         theirs = {
-            batch: attempted([peer, "benchmarks/peer.py", str(folder), checkpoint, *map(str, (tokens, nodes, batch, PEER_LIMIT))], nodes)
+            batch: attempted(
+                [peer, "benchmarks/peer.py", str(folder), checkpoint, *map(str, (tokens, nodes, batch, PEER_LIMIT))],
+                nodes,
+            )
             for batch in batches
         }
         seconds = median(ours["seconds"])
@@ -79,9 +83,14 @@ def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: floa
         return f"{about}{speed:.2g}" + ("" if batch == PEER_DEFAULT else f" ({batch})"), f"{more}{fast / speed:.1f}"
 
     return [
-        f"{ours['tokens']} / {ours['nodes']}", f"{fast:.3g}", f"{ours['gflop'] / seconds / rate:.0%}",
-        f"{ours['gflop'] / median(ours['sweep_seconds']) / rate:.0%}", *against(PEER_DEFAULT), *against(best),
-        f"{ours['peak_mb']:.0f}", missing if least is None else f"{least:.0f}",
+        f"{ours['tokens']} / {ours['nodes']}",
+        f"{fast:.3g}",
+        f"{ours['gflop'] / seconds / rate:.0%}",
+        f"{ours['gflop'] / median(ours['sweep_seconds']) / rate:.0%}",
+        *against(PEER_DEFAULT),
+        *against(best),
+        f"{ours['peak_mb']:.0f}",
+        missing if least is None else f"{least:.0f}",
         "" if least is None else f"{ours['peak_mb'] / least:.2f}",
     ]
 
@@ -89,7 +98,8 @@ def cells(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], seconds: floa
 def growth(per_node: dict[int, float], per_place: dict[int, float]) -> list[str]:
     """How time grows with the prompt: that of the nodes taken, and that of a node which stays in its place.
 
-    Nodes lie deeper and later on long prompts. One at a given layer of the last token passes layers times tokens places.
+    Nodes lie deeper and later on long prompts. One at a given layer of the last token passes layers times tokens
+    places.
     """
     if len(per_node) < 3:
         return []
@@ -97,8 +107,9 @@ def growth(per_node: dict[int, float], per_place: dict[int, float]) -> list[str]
     places = ", ".join(f"{1e6 * seconds:.2f} µs at {tokens}" for tokens, seconds in per_place.items())
     return [
         f"Seconds per node: {told} tokens; they grow with the {_slope(per_node):.2f}th power of the prompt's length.",
-        f"Seconds of sweeps per node, layer and position passed: {places} tokens. So the time of a node at the same layer of the "
-        f"last token grows with the {1 + _slope(per_place):.2f}th power of the prompt's length (1: linear).",
+        f"Seconds of sweeps per node, layer and position passed: {places} tokens. So the time of a node at the same "
+        f"layer of the last token grows with the {1 + _slope(per_place):.2f}th power of the prompt's length (1: "
+        "linear).",
     ]
 
 
@@ -108,7 +119,8 @@ def _slope(seconds: dict[int, float]) -> float:
 
 
 def attempted(command: list[str], nodes: int) -> dict[str, Any] | None:
-    """What a measurement gave; None where the program ran out of memory. Preparing, or one batch, that goes on far too long is cut off."""
+    """What a measurement gave; None where the program ran out of memory. Preparing, or one batch, that goes on far too
+    long is cut off."""
     try:
         return run(command, 3 * PEER_LIMIT)
     except subprocess.TimeoutExpired:

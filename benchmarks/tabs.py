@@ -56,7 +56,12 @@ def main() -> None:
         own = [features[k :: arguments.tabs][:4] for k in range(arguments.tabs)]
         with viewing(path, arguments.model) as (port, pid), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-            report(use_tabs(browser, f"http://127.0.0.1:{port}/?token={TOKEN}", own, arguments.requests, pid), own, replacement, graph)
+            report(
+                use_tabs(browser, f"http://127.0.0.1:{port}/?token={TOKEN}", own, arguments.requests, pid),
+                own,
+                replacement,
+                graph,
+            )
             browser.close()
 
 
@@ -65,7 +70,17 @@ def viewing(path: Path, model: str) -> Iterator[tuple[int, int]]:
     """``tl-circuits view`` of a graph with its model, as a process of its own: its port and its process id."""
     port = free_port("127.0.0.1", 7960)
     server = subprocess.Popen(
-        [str(Path(sys.executable).parent / "tl-circuits"), "view", str(path), "--model", model, "--port", str(port), "--token", TOKEN]
+        [
+            str(Path(sys.executable).parent / "tl-circuits"),
+            "view",
+            str(path),
+            "--model",
+            model,
+            "--port",
+            str(port),
+            "--token",
+            TOKEN,
+        ]
     )
     try:
         wait_for(port)
@@ -125,7 +140,10 @@ def report(found: dict[str, Any], own: list[list[str]], replacement: Any, graph:
         (direct,) = measure_boxes(replacement, graph, [own[k]], factor)
         wrong += json.dumps(direct["top"]) != json.dumps(result["top"])
     times = sorted(t / 1000 for _, _, t, _ in answers)
-    print(f"{len(own)} tabs, {found['steered_by_hand'] + len(answers)} steered runs: {len(found['problems'])} errors, {mixed} answers of another tab")
+    print(
+        f"{len(own)} tabs, {found['steered_by_hand'] + len(answers)} steered runs: {len(found['problems'])} errors, "
+        f"{mixed} answers of another tab"
+    )
     print(f"answers that differ from the model asked alone: {wrong} of {len(last)}")
     print(f"a tab waits {statistics.median(times):.2f} s (longest {times[-1]:.2f}) with all tabs asking at once")
     print("server's memory after each quarter: " + ", ".join(f"{m:.0f} MB" for m in found["memory"]))

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python -m benchmarks.training --layers 6
 
-Measures in turn, several times, on 2,048 tokens of SmolLM2-135M: the blocks without the head, ``x W_encᵀ`` of each layer,
-and a whole step of training. Prints medians, and the median of the steps' ratio to the two others' sum.
+Measures in turn, several times, on 2,048 tokens of SmolLM2-135M: the blocks without the head, ``x W_encᵀ`` of each
+layer, and a whole step of training. Prints medians, and the median of the steps' ratio to the two others' sum.
 """
 
 import argparse

@@ -4,8 +4,8 @@ An autoencoder may sit at six sites of a block, listed in :data:`SITES` in the o
 out of account, its error, is added again, so the model computes the same; but in a graph all that is downstream of the
 site reads features and error, and nothing passes the site unseen.
 
-A layer may have several dictionaries, each at a place of its own: see :mod:`.places`. Functions here take a place's number
-where a dictionary is asked about one of them; it is the layer's number unless some layer has several.
+A layer may have several dictionaries, each at a place of its own: see :mod:`.places`. Functions here take a place's
+number where a dictionary is asked about one of them; it is the layer's number unless some layer has several.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,8 @@ _ARRIVES_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 5e-2
 
 
 def own_site(dictionary: Any, place: int) -> str | None:
-    """The site, by its name within the block, of the autoencoder at a place; None for a transcoder, or nothing there."""
+    """The site, by its name within the block, of the autoencoder at a place; None for a transcoder, or nothing
+    there."""
     if place not in dictionary.layers:
         return None
     read = dictionary.input_hook(place)
@@ -84,7 +85,8 @@ def passing_points(model: Model, dictionary: Any, layers: Sequence[int]) -> list
 
 
 def width_of(model: Model, layer: int, site: str) -> int:
-    """The width of the tensor at an autoencoder's site; the heads of ``attn.hook_z`` are counted one after the other."""
+    """The width of the tensor at an autoencoder's site; the heads of ``attn.hook_z`` are counted one after the
+    other."""
     if site != "attn.hook_z":
         return int(model.cfg.d_model)
     heads = attention_weights(model, layer).W_O
@@ -99,17 +101,20 @@ def require_site(model: Model, layer: int, site: str) -> None:
         )
     if site == "hook_resid_mid" and is_parallel(model):
         raise DictionaryError(
-            f"layer {layer}: this model's attention and MLP are parallel, so a block has no hook_resid_mid. Sites of this model "
-            f"are {', '.join(s for s in SITES if s != 'hook_resid_mid')}."
+            f"layer {layer}: this model's attention and MLP are parallel, so a block has no hook_resid_mid. Sites of "
+            f"this model are {', '.join(s for s in SITES if s != 'hook_resid_mid')}."
         )
     point = find(model, f"blocks.{layer}.{site}")
     if site == "hook_resid_mid" and point is not None and point is find(model, f"blocks.{layer}.ln2.hook_in"):
         raise DictionaryError(
-            f"layer {layer}: on a TransformerBridge, hook_resid_mid is only what the MLP's norm reads, and the stream passes beside "
-            "it, so an autoencoder there would be passed by unseen. Open the model as a HookedTransformer, or take another site."
+            f"layer {layer}: on a TransformerBridge, hook_resid_mid is only what the MLP's norm reads, and the "
+            "stream passes beside it, so an autoencoder there would be passed by unseen. Open the model as a "
+            "HookedTransformer, or take another site."
         )
     if point is None:
-        raise DictionaryError(f"layer {layer}: the model has no hook {f'blocks.{layer}.{site}'!r}, where the autoencoder sits.")
+        raise DictionaryError(
+            f"layer {layer}: the model has no hook {f'blocks.{layer}.{site}'!r}, where the autoencoder sits."
+        )
 
 
 def flat(x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos d"]:
@@ -120,8 +125,8 @@ def flat(x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos d"]:
 def require_effective(model: Model, tokens: Int[Tensor, " pos"], dictionary: Any) -> None:
     """Raise ArchitectureError unless an edit at every autoencoder's site reaches all that is downstream of it.
 
-    A hook may show a tensor that the model computes beside the one that it passes on. So a random step is added at every
-    site, and then each block must give the stream that the edited tensors make.
+    A hook may show a tensor that the model computes beside the one that it passes on. So a random step is added at
+    every site, and then each block must give the stream that the edited tensors make.
     """
     sites = own_sites(dictionary)
     if not sites:
@@ -144,7 +149,8 @@ def require_effective(model: Model, tokens: Int[Tensor, " pos"], dictionary: Any
     kinds = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{at}.{kind}" for at in needed if at < n_layers for kind in kinds]
     arrived: dict[str, Tensor] = {}
-    # What arrives at a site is compared with what the sites before it make, so an earlier step does not hide a later one.
+    # What arrives at a site is compared with what the sites before it make, so an earlier step does not hide a later
+    # one.
     ends = [name for name in names if name.endswith(("resid_pre", "resid_post"))]
     inner = [name for name in sites if name.endswith(("hook_attn_out", "hook_resid_mid"))]
     arrivals = [(name, _keeper(arrived, name)) for name in [*ends, *inner]]
@@ -203,6 +209,6 @@ def _require_arrival(
     gap = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30))
     if not gap <= _ARRIVES_WITHIN[put[name].dtype]:
         raise ArchitectureError(
-            f"{name} of this model does not show what the block passes on (an edit there is off by {gap:.0%} downstream), so "
-            "an autoencoder at this site would be passed by unseen. Take another site."
+            f"{name} of this model does not show what the block passes on (an edit there is off by {gap:.0%} "
+            "downstream), so an autoencoder at this site would be passed by unseen. Take another site."
         )

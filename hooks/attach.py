@@ -66,9 +66,7 @@ class Attachable(Protocol):
     def writers(self, layer: int) -> Sequence[int]:
         """The layers whose features write to layer ``layer``'s output."""
 
-    def pre_activations(
-        self, layer: int, x: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch feature"]:
+    def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         """Pre-activations of all features of a layer."""
 
     def activate(
@@ -172,7 +170,8 @@ class Replacement:
             site: which one, such as ``"resid_post"``, if the layer has several dictionaries.
 
         Raises:
-            DictionaryError: if the layer has no dictionary there, or several and ``site`` is missing; it lists those there are.
+            DictionaryError: if the layer has no dictionary there, or several and ``site`` is missing; it lists those
+                there are.
         """
         layer = whole(layer, "a layer", DictionaryError)
         if layer not in self.dictionary.layers:
@@ -207,7 +206,9 @@ class Replacement:
             return head
         first = self._attached[min(self._attached)].site
         points = ", ".join(POINTS)
-        return f"{head}\nhook points of layer {layers[0]}: {first}. + {points}; of other layers: replacement.site(layer)"
+        return (
+            f"{head}\nhook points of layer {layers[0]}: {first}. + {points}; of other layers: replacement.site(layer)"
+        )
 
 
 def output_site(replacement: Replacement, place: int) -> str:
@@ -249,8 +250,8 @@ class AttachedLayer:
         if run.needs_encoding(layer):
             if layer not in run.inputs:
                 raise HookFiringError(
-                    f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so the dictionary there "
-                    "has no input. Check that the model runs that hook."
+                    f"{self._dictionary.input_hook(layer)!r} did not fire before {self.site!r}, so the dictionary "
+                    "there has no input. Check that the model runs that hook."
                 )
             # The input may have been seen before it was moved to this layer's device.
             run.inputs[layer] = run.inputs[layer].to(output.device)
@@ -379,8 +380,8 @@ def _refuse_second(model: Model, take_over: bool) -> None:
     ours = sorted(name for name, point in registry(model).items() if is_ours(point))
     if ours:
         raise AttachError(
-            f"the model already carries a dictionary ({len(ours)} hook points, first {ours[0]!r}). Call replacement.detach() or "
-            "tlc.detach(model) first."
+            f"the model already carries a dictionary ({len(ours)} hook points, first {ours[0]!r}). Call "
+            "replacement.detach() or tlc.detach(model) first."
         )
     theirs = sorted(name for name in model.hook_dict if name.endswith(POINTS[-1]))
     if theirs and not take_over:

@@ -61,8 +61,8 @@ class CachedModel:
         kept = 0 if self._cache is None else int(self._cache.get_seq_length())
         if kept != total:
             raise ArchitectureError(
-                f"the model kept keys and values of {kept} tokens, not of {total}, so it would not see the text before. "
-                "Generate with use_past_kv_cache=False."
+                f"the model kept keys and values of {kept} tokens, not of {total}, so it would not see the text "
+                "before. Generate with use_past_kv_cache=False."
             )
         return logits
 

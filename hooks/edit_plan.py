@@ -138,9 +138,7 @@ def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
     return [p + n_prompt if p < 0 else p for p in each]
 
 
-def make_plan(
-    model: Model, dictionary: Any, edit_sets: Sequence[Sequence[Any]], n_prompt: int, n_total: int
-) -> Plan:
+def make_plan(model: Model, dictionary: Any, edit_sets: Sequence[Sequence[Any]], n_prompt: int, n_total: int) -> Plan:
     """Work out which entries each edit changes, for every run of a batch.
 
     Args:
@@ -241,11 +239,11 @@ def _name(cell: tuple[str, int, int, int], every: Sequence[BlockPlace]) -> str:
 def _resolve(
     model: Model, dictionary: Any, edit: Any, n_prompt: int, n_total: int
 ) -> tuple[str, int, list[tuple[int, int, float, float]]]:
-    """Kind, number of the place (-1 for tokens), and ``(position, feature, gain, shift)`` of every cell an edit touches."""
+    """Kind, number of the place (-1 for tokens), and ``(position, feature, gain, shift)`` of every cell an edit
+    touches."""
     if not isinstance(edit, CellEdit):  # edits of heads are no cells, and were taken out before
         raise EditError(
-            "an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, "
-            f"got {edit!r}."
+            f"an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, got {edit!r}."
         )
     for name in ("value", "factor"):
         _require_number(edit, name)
@@ -257,7 +255,10 @@ def _resolve(
         raise EditError(f"{edit}: layer {shown(edit.layer)} is not in 0..{n_layers - 1}.")
     if isinstance(edit, ErrorEdit):
         if edit.layer not in dictionary.layers and getattr(dictionary, "mlps", "error") == "ratio":
-            raise EditError(f"{edit}: layer {edit.layer} has no error; its MLP has no dictionary and is passed with its ratios held.")
+            raise EditError(
+                f"{edit}: layer {edit.layer} has no error; its MLP has no dictionary and is passed with its ratios "
+                "held."
+            )
         return "error", _place(dictionary, edit), [(p, -1, float(edit.factor), 0.0) for p in where]
     if edit.layer not in dictionary.layers:
         raise EditError(

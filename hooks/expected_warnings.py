@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _FILTER = ("ignore", re.compile("A forward hook edited hook_scale|Backward hooks on hook_scale"), UserWarning, None, 0)
-# Python has one list of filters for all threads. `warnings.catch_warnings` puts another list in its place and the first one
-# back, so of two threads that leave in the other order than they came, one leaves its filters behind for good. Here the one
-# filter stays as long as any pass needs it.
+# Python has one list of filters for all threads. `warnings.catch_warnings` puts another list in its place and the first
+# one back, so of two threads that leave in the other order than they came, one leaves its filters behind for good. Here
+# the one filter stays as long as any pass needs it.
 _LOCK = threading.RLock()  # an exception may come just before it is let go; its own thread must not wait for it then
 _PASSES: set[object] = set()
 
@@ -23,7 +23,8 @@ class _Pass:
 def edits_expected() -> Iterator[None]:
     """Silence the bridge's warnings about edited denominators; all other warnings are shown as ever."""
     lives, mine = _Pass(), object()
-    # An exception may come between any two lines, also before the one that ends this. Then it ends with the call itself.
+    # An exception may come between any two lines, also before the one that ends this. Then it ends with the call
+    # itself.
     last = weakref.finalize(lives, _end, mine)
     try:
         _begin(mine)

@@ -115,9 +115,7 @@ class FrozenAttention:
         grouped = at_heads.reshape(self.W_V.shape[0], -1, at_heads.shape[2])
         return (grouped @ self.W_V.transpose(1, 2)).reshape(*at_heads.shape[:2], -1)
 
-    def add_to_stream(
-        self, mixed: Float[Tensor, "kv key n d_head"], g: Float[Tensor, "key n d_model"]
-    ) -> None:
+    def add_to_stream(self, mixed: Float[Tensor, "kv key n d_head"], g: Float[Tensor, "key n d_model"]) -> None:
         """Turn gradients at the values into gradients at the stream, and add them to ``g``."""
         flat = g.view(-1, g.shape[2])
         for values, W_V in zip(mixed, self.W_V, strict=True):

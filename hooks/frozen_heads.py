@@ -18,8 +18,9 @@ from .sites import Model, attention_weights
 class FrozenHeads:
     """One layer's attention as two maps: from the stream to ``z``, all heads one after the other, and from ``z`` on.
 
-    ``into`` is a frozen attention that writes ``z`` itself. ``W_O`` has the gain and centring of the norm behind attention
-    folded in, and ``after`` is that norm's denominator. ``const`` is what attention adds to the stream when ``z`` is zero.
+    ``into`` is a frozen attention that writes ``z`` itself. ``W_O`` has the gain and centring of the norm behind
+    attention folded in, and ``after`` is that norm's denominator. ``const`` is what attention adds to the stream when
+    ``z`` is zero.
     """
 
     into: FrozenAttention
@@ -46,7 +47,9 @@ def frozen_heads(model: Model, recording: Recording, layer: int, attention: Froz
     n_heads, d_head, _ = attention.W_O.shape
     width = recording.sites[f"blocks.{layer}.attn.hook_z"].shape[1]
     if width != n_heads * d_head:
-        raise ArchitectureError(f"blocks.{layer}.attn.hook_z is {width} wide, but {n_heads} heads have {n_heads * d_head} entries.")
+        raise ArchitectureError(
+            f"blocks.{layer}.attn.hook_z is {width} wide, but {n_heads} heads have {n_heads * d_head} entries."
+        )
     weights = attention_weights(model, layer)
     before, after = (frozen_norm(model, recording, name) for name in attention_norms(model, layer))
     b_V = weights.b_V if before is None else weights.b_V + before.weights.bias @ weights.W_V
@@ -56,4 +59,6 @@ def frozen_heads(model: Model, recording: Recording, layer: int, attention: Froz
     own = torch.eye(width, device=of_bias.device).unflatten(0, (n_heads, d_head))
     into = replace(attention, W_O=own, after=None, const=of_bias)
     const = weights.b_O.expand(len(of_bias), -1)
-    return FrozenHeads(into, attention.W_O.flatten(0, 1), attention.after, const if after is None else after.forward(const))
+    return FrozenHeads(
+        into, attention.W_O.flatten(0, 1), attention.after, const if after is None else after.forward(const)
+    )

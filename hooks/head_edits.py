@@ -26,14 +26,15 @@ def head_edit_hooks(replacement: Replacement, plan: Plan) -> list[AttentionHook]
     for layer in plan.patterns | plan.scores:
         if layer in replacement.holds(None).replayed_patterns:
             raise EditError(
-                f"layer {layer}'s attention ignores a pattern that a hook returns: the Hugging Face module has mixed its "
-                "heads by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them act."
+                f"layer {layer}'s attention ignores a pattern that a hook returns: the Hugging Face module has mixed "
+                "its heads by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them "
+                "act."
             )
     for layer in plan.scores:
         if not replacement.remembered(("scores", layer), partial(moves_pattern, replacement.model, layer)):
             raise EditError(
-                f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead (PatternEdit), or "
-                "hold patterns (freeze='attention'), where a score moves the held row."
+                f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead "
+                "(PatternEdit), or hold patterns (freeze='attention'), where a score moves the held row."
             )
     hooks: list[AttentionHook] = []
     for layer, ops in plan.scores.items():

@@ -1,9 +1,9 @@
 """An MLP with its activation ratios held: an affine map of its input, exact on the prompt.
 
 With ``r = act(g)/g`` held, an ungated neuron is ``r (x·W_in + b_in)``. A gated neuron ``act(g)·u`` is
-``½ r (u·g(x) + g·u(x))``: each factor is held once while the other varies, so each gets half of the credit. These are the
-rules by which :class:`tl_circuits.dictionaries.neurons.Neurons` reads neurons (docs/method.md, "Neurons as features");
-here the neurons are no nodes, and what they carry goes on to whatever wrote the MLP's input.
+``½ r (u·g(x) + g·u(x))``: each factor is held once while the other varies, so each gets half of the credit. These are
+the rules by which :class:`tl_circuits.dictionaries.neurons.Neurons` reads neurons (docs/method.md, "Neurons as
+features"); here the neurons are no nodes, and what they carry goes on to whatever wrote the MLP's input.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ _SMALLEST = 1e-5  # positions smaller than this share of the largest are compare
 class HeldMLP:
     """One MLP on one prompt: ``y[p] = (a[p] · (x W_gate) + c[p] · (x W_in)) W_out`` plus a constant.
 
-    ``by_gate`` is ``a = ½ r u`` (None without a gate) and ``by_in`` is ``c = ½ r g`` (``r`` without a gate). Both are zero
-    at skipped positions, where the whole output is a constant.
+    ``by_gate`` is ``a = ½ r u`` (None without a gate) and ``by_in`` is ``c = ½ r g`` (``r`` without a gate). Both are
+    zero at skipped positions, where the whole output is a constant.
     """
 
     weights: MLPWeights
@@ -66,7 +66,11 @@ class HeldMLP:
 
 
 def held_mlp(
-    model: Model, layer: int, x: Float[Tensor, "pos d_model"], output: Float[Tensor, "pos d_model"], skipped: Sequence[int]
+    model: Model,
+    layer: int,
+    x: Float[Tensor, "pos d_model"],
+    output: Float[Tensor, "pos d_model"],
+    skipped: Sequence[int],
 ) -> HeldMLP:
     """The MLP of ``layer`` with the ratios that it has on ``x``, compared with its own ``output``.
 
@@ -83,8 +87,8 @@ def held_mlp(
     w, x = mlp_weights(model, layer), x.float()
     if w.act_fn not in ACTIVATIONS:
         raise ArchitectureError(
-            f"layer {layer}: the MLP's activation {w.act_fn!r} is not one of {', '.join(ACTIVATIONS)}, so the MLP cannot be "
-            "passed with its ratios held. Attach a transcoder for this layer."
+            f"layer {layer}: the MLP's activation {w.act_fn!r} is not one of {', '.join(ACTIVATIONS)}, so the MLP "
+            "cannot be passed with its ratios held. Attach a transcoder for this layer."
         )
     act = ACTIVATIONS[w.act_fn]
     u = x @ w.W_in.float() + w.b_in.float()
@@ -105,6 +109,6 @@ def _require_same(layer: int, ours: Tensor, models: Tensor) -> None:
     gap = largest_gap(ours - models.float(), models.float(), _SMALLEST)
     if not gap <= rounding_within(models.dtype):
         raise ArchitectureError(
-            f"layer {layer}: the MLP's weights give another output than the model (off by {gap:.1%}), so this MLP is not of a "
-            "form that can be passed with its ratios held. Attach a transcoder for this layer."
+            f"layer {layer}: the MLP's weights give another output than the model (off by {gap:.1%}), so this MLP is "
+            "not of a form that can be passed with its ratios held. Attach a transcoder for this layer."
         )

@@ -11,7 +11,6 @@ is held in one of two ways:
 :func:`tl_circuits.hooks.proof.prove` finds out by experiment which way works.
 """
 
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

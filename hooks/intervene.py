@@ -71,9 +71,7 @@ class CleanRun:
 
 
 @in_turn
-def clean_run(
-    replacement: Replacement, tokens: Int[Tensor, " pos"], skipped: Sequence[int] = ()
-) -> CleanRun:
+def clean_run(replacement: Replacement, tokens: Int[Tensor, " pos"], skipped: Sequence[int] = ()) -> CleanRun:
     """Run the model without edits and keep everything that a freeze mode may hold.
 
     At ``skipped`` positions a graph counts the whole MLP output as constant. So if MLP outputs are held, changes do not
@@ -143,7 +141,8 @@ def edit_hooks(
     if freeze == "all" and clean is not None:
         for layer in passed_mlps(replacement.dictionary, n_layers):
             hooks += _passing(replacement, clean, layer)
-        if passed_mlps(replacement.dictionary, n_layers):  # a layer without a dictionary holds nothing beyond these ratios
+        # a layer without a dictionary holds nothing beyond these ratios
+        if passed_mlps(replacement.dictionary, n_layers):
             held &= set(by_place(replacement.dictionary).layers)
     if arrivals is not None:
         hooks += [(name, _arrival(arrivals, name)) for name in own_sites(replacement.dictionary)]
@@ -194,7 +193,8 @@ def _passing(replacement: Replacement, clean: CleanRun, layer: int) -> HookList:
 
 
 class _Changes:
-    """The hooks for edits of features and errors: changes are computed at a dictionary's input, and added where it writes."""
+    """The hooks for edits of features and errors: changes are computed at a dictionary's input, and added where it
+    writes."""
 
     def __init__(self, replacement: Replacement, plan: Plan, clean: CleanRun | None, held: set[int]):
         self._replacement, self._plan, self._held = replacement, plan, held
@@ -227,9 +227,7 @@ class _Changes:
 
         return keep
 
-    def _writer(
-        self, place: int, writers: list[int], error: Ops | None
-    ) -> Callable[[Tensor, HookPoint], Tensor]:
+    def _writer(self, place: int, writers: list[int], error: Ops | None) -> Callable[[Tensor, HookPoint], Tensor]:
         held = place in self._held
 
         def write(tensor: Tensor, hook: HookPoint) -> Tensor:
@@ -316,4 +314,6 @@ def run_edited(
                 model(tokens)
     listener.check()
     seen = {name: with_its_layer(model, name, tensor.detach()) for name, tensor in listener.seen.items()}
-    return final_stream(model, seen[final_hook(model)]), {name: (arrivals or {}).get(name, seen[name]) for name in wanted}
+    return final_stream(model, seen[final_hook(model)]), {
+        name: (arrivals or {}).get(name, seen[name]) for name in wanted
+    }

@@ -39,9 +39,7 @@ class FrozenNorm:
         g = (g * self.weights.weight if gain else g) / self.scale[positions]
         return g - g.mean(-1, keepdim=True) if self.weights.centred else g
 
-    def push(
-        self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n d_model"]:
+    def push(self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """What vectors added to the norm's input add to its output, without the bias."""
         x = x - x.mean(-1, keepdim=True) if self.weights.centred else x
         return x / self.scale[positions] * self.weights.weight

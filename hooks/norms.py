@@ -42,12 +42,16 @@ class NormWeights:
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
 
-    def normalized(self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*any 1"]) -> Float[Tensor, "*batch d_model"]:
+    def normalized(
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*any 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
         """``x`` centred and divided by ``scale``, before gain and bias; in float32."""
         x = x.float()
         return (x - x.mean(-1, keepdim=True) if self.centred else x) / scale
 
-    def output(self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*any 1"]) -> Float[Tensor, "*batch d_model"]:
+    def output(
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*any 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
         """The norm's output on ``x`` with the denominator ``scale``; in float32."""
         return self.normalized(x, scale) * self.weight.to(x.device) + self.bias.to(x.device)
 
@@ -239,7 +243,9 @@ def _stored(model: Model, name: str, module: Any) -> NormWeights:
     if kind not in ("LN", "LNPre", "RMS", "RMSPre"):
         raise ArchitectureError(f"{name}: normalization_type {kind!r} is not one of LN, LNPre, RMS, RMSPre.")
     weight, bias = getattr(module, "w", None), None if kind.startswith("RMS") else getattr(module, "b", None)
-    weight = torch.ones(int(model.cfg.d_model), device=_home_of(model, name)) if weight is None else weight.detach().float()
+    weight = (
+        torch.ones(int(model.cfg.d_model), device=_home_of(model, name)) if weight is None else weight.detach().float()
+    )
     bias = torch.zeros_like(weight) if bias is None else bias.detach().float()
     return NormWeights(name, kind.startswith("LN"), weight, bias)
 

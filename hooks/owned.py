@@ -20,7 +20,8 @@ from .errors import BusyError
 from .sites import Model, registry
 
 OWNER = "tl_circuits"
-"""The mark: the attribute ``owner`` of our hooks and of our HookPoints. A text, so that a reloaded package finds them."""
+"""The mark: the attribute ``owner`` of our hooks and of our HookPoints. A text, so that a reloaded package finds
+them."""
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -44,9 +45,9 @@ class OwnHook:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.lasting and get_ident() != self._thread:
             raise BusyError(
-                "the model was run while another thread traces or edits it, so this run would compute with that thread's "
-                "changes. Run the model inside `with tl_circuits.hooks.turn(model):`, which waits for the other thread, or give "
-                "each thread a model of its own."
+                "the model was run while another thread traces or edits it, so this run would compute with that "
+                "thread's changes. Run the model inside `with tl_circuits.hooks.turn(model):`, which waits for the "
+                "other thread, or give each thread a model of its own."
             )
         return self._function(*args, **kwargs)
 
@@ -110,7 +111,12 @@ def put_lasting_hook(point: HookPoint, function: Callable[..., Any], first: bool
 
 
 def put_module_hook(
-    module: torch.nn.Module, function: Callable[..., Any], *, before: bool = False, with_kwargs: bool = False, lasting: bool = False
+    module: torch.nn.Module,
+    function: Callable[..., Any],
+    *,
+    before: bool = False,
+    with_kwargs: bool = False,
+    lasting: bool = False,
 ) -> Callable[[], None]:
     """Add a PyTorch hook to any module, after its forward pass or ``before`` it; returns a function that removes it."""
     register = module.register_forward_pre_hook if before else module.register_forward_hook

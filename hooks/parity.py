@@ -60,8 +60,8 @@ def _require_same(name: str, bridge: Tensor, original: Tensor) -> None:
     if not gap <= _PARITY_WITHIN.get(original.dtype, 1e-3):
         raise ArchitectureError(
             f"{name}: the TransformerBridge computes something else than the Hugging Face module it wraps (off by "
-            f"{gap:.1%}), so its hooks would explain another model. This is a fault of TransformerLens for this architecture; "
-            "nothing on this side can mend it."
+            f"{gap:.1%}), so its hooks would explain another model. This is a fault of TransformerLens for this "
+            "architecture; nothing on this side can mend it."
         )
 
 

@@ -1,8 +1,8 @@
 """Places: where dictionaries stand, one after the other in the order of the forward pass.
 
-A layer has one place for each of its dictionaries, and one if it has none. So where no layer has several dictionaries, the
-number of a place is that of its layer. Graphs are computed over places: what is written at one acts on what is read at
-later ones only.
+A layer has one place for each of its dictionaries, and one if it has none. So where no layer has several dictionaries,
+the number of a place is that of its layer. Graphs are computed over places: what is written at one acts on what is read
+at later ones only.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ class BlockPlace(NamedTuple):
 
 
 def short_site(site: str) -> str:
-    """The name of a site as ids and tables say it: ``"hook_resid_post"`` and ``"resid_post"`` are both ``"resid_post"``."""
+    """The name of a site as ids and tables say it: ``"hook_resid_post"`` and ``"resid_post"`` are both
+    ``"resid_post"``."""
     return site.replace("hook_", "")
 
 
@@ -49,7 +50,9 @@ def sites_of(dictionary: Any, layer: int) -> tuple[str, ...]:
     placed = by_place(dictionary)
     if not hasattr(placed, "places"):
         return (_output(placed, layer),) if layer in placed.layers else ()
-    return tuple(_output(placed, n) for n, place in enumerate(placed.places) if place.layer == layer and n in placed.layers)
+    return tuple(
+        _output(placed, n) for n, place in enumerate(placed.places) if place.layer == layer and n in placed.layers
+    )
 
 
 def place_number(dictionary: Any, layer: int, site: str | None = None, error: type[Exception] = DictionaryError) -> int:
@@ -63,8 +66,8 @@ def place_number(dictionary: Any, layer: int, site: str | None = None, error: ty
         error: the type of the error.
 
     Raises:
-        DictionaryError: (or ``error``) the layer has several dictionaries and ``site`` is missing, or the layer has none at
-            ``site``. The message lists the sites.
+        DictionaryError: (or ``error``) the layer has several dictionaries and ``site`` is missing, or the layer has
+            none at ``site``. The message lists the sites.
     """
     here = sites_of(dictionary, layer)
     if site is not None and not isinstance(site, str):
@@ -73,7 +76,9 @@ def place_number(dictionary: Any, layer: int, site: str | None = None, error: ty
     if name and name not in here:
         raise error(f"layer {layer} has no dictionary at site={site!r}; it has {', '.join(map(repr, here)) or 'none'}.")
     if not name and len(here) > 1:
-        raise error(f"layer {layer} has several dictionaries; say which one with site=, one of {', '.join(map(repr, here))}.")
+        raise error(
+            f"layer {layer} has several dictionaries; say which one with site=, one of {', '.join(map(repr, here))}."
+        )
     first = next(n for n, place in enumerate(places(dictionary, layer + 1)) if place.layer == layer)
     return first + (here.index(name) if name else 0)
 

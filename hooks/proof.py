@@ -81,8 +81,8 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
     for layer in range(int(model.cfg.n_layers)):
         if find(model, pattern_point(layer)) is None:
             raise ArchitectureError(
-                f"layer {layer} shows no attention pattern (a state-space, convolution or linear-attention layer), so what "
-                "it moves between positions cannot be held and no exact graph exists."
+                f"layer {layer} shows no attention pattern (a state-space, convolution or linear-attention layer), "
+                "so what it moves between positions cannot be held and no exact graph exists."
             )
     # On a very short prompt nothing could be seen to fail: a single token attends to itself, held or not.
     tokens = tokens[:PROBED] if tokens.numel() >= PROBED else probe_tokens(model)
@@ -154,8 +154,9 @@ def _refusal(model: Model, found: _Wrong) -> str:
     on = [option for option in OPTIONS if getattr(model.cfg, option, False)]
     hint = f" The option {on[0]} is on; try without it: model.set_{on[0]}(False)." if on else ""
     return (
-        f"{found.what}, with attention patterns and norm denominators held. This architecture has something between its "
-        f"residual streams that cannot be held (a gate, a second mixer, a norm without hooks), so no exact graph exists.{hint}"
+        f"{found.what}, with attention patterns and norm denominators held. This architecture has something between "
+        "its residual streams that cannot be held (a gate, a second mixer, a norm without hooks), so no exact graph "
+        f"exists.{hint}"
     )
 
 

@@ -50,9 +50,9 @@ class Rotation:
 class FrozenScores:
     """One layer's attention scores before softmax, as products of affine queries and keys.
 
-    ``scores``: the model's own scores, after its soft cap if it has one; minus infinity where the mask hides a key. Some
-    bridges (OPT, XGLM) show what softmax made of them instead. Then ``scores`` is its logarithm, which differs from them by a
-    constant for each query, and ``stream`` is what enters the layer; else that is None.
+    ``scores``: the model's own scores, after its soft cap if it has one; minus infinity where the mask hides a key.
+    Some bridges (OPT, XGLM) show what softmax made of them instead. Then ``scores`` is its logarithm, which differs
+    from them by a constant for each query, and ``stream`` is what enters the layer; else that is None.
     """
 
     layer: int
@@ -94,16 +94,16 @@ class FrozenScores:
         seen = row.isfinite().nonzero()[:, 0]
         return float(row[key] + (self._products(head, query, seen.tolist(), self.stream.double()) - row[seen]).mean())
 
-    def _products(self, head: int, query: int, keys: list[int], stream: Float[Tensor, "pos d_model"]) -> Float[Tensor, " key"]:
+    def _products(
+        self, head: int, query: int, keys: list[int], stream: Float[Tensor, "pos d_model"]
+    ) -> Float[Tensor, " key"]:
         """Query times key for some keys of one query."""
         matrix, bias = self.query(head, query)
         q = stream[query] @ matrix.double() + bias.double()
         each = [(position, *self.key(head, position)) for position in keys]
         return torch.stack([q @ (stream[position] @ W.double() + b.double()) for position, W, b in each])
 
-    def _read(
-        self, W: Tensor, b: Tensor, norm: HeadNorm | None, head: int, position: int
-    ) -> tuple[Tensor, Tensor]:
+    def _read(self, W: Tensor, b: Tensor, norm: HeadNorm | None, head: int, position: int) -> tuple[Tensor, Tensor]:
         matrix, bias = W[head], b[head]
         if self.before is not None:
             bias = bias + self.before.weights.bias @ matrix

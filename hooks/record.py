@@ -158,7 +158,9 @@ class Listener:
             )
 
 
-_WHY_TWICE = "A module that runs twice in one pass has no single tensor to explain, so this architecture is not covered."
+_WHY_TWICE = (
+    "A module that runs twice in one pass has no single tensor to explain, so this architecture is not covered."
+)
 FIRING_OPTIONS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result")
 
 
@@ -169,8 +171,8 @@ def _why_silent(model: Model, name: str) -> str:
     silent = "The model has this hook point but does not run it."
     if hasattr(model, "original_model") and any(base.__module__.startswith("sae_lens") for base in type(model).__mro__):
         return (
-            f"{silent} If SAELens' reset_saes() or saes() was used on this bridge, they left a new point there that the block does "
-            "not call. Open the model again, and attach with tlc.attach alone."
+            f"{silent} If SAELens' reset_saes() or saes() was used on this bridge, they left a new point there that "
+            "the block does not call. Open the model again, and attach with tlc.attach alone."
         )
     return silent
 
@@ -196,7 +198,9 @@ def unembedding_only(model: Model, position: int | None) -> Iterator[None]:
 def final_hook(model: Model) -> str:
     """The last hook before the unembedding."""
     last = f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
-    return next((name for name in ("unembed.hook_in", "ln_final.hook_normalized") if find(model, name) is not None), last)
+    return next(
+        (name for name in ("unembed.hook_in", "ln_final.hook_normalized") if find(model, name) is not None), last
+    )
 
 
 def final_stream(model: Model, seen: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -248,7 +252,9 @@ def record(
         logits = _run(model, tokens, position, below)
     listener.check()
     of_norms = [*stream_points(model, norms), *inner_points(model, norms)]
-    shown = {name: with_its_layer(model, name, listener.seen[name].detach()) for name in of_norms if name in listener.seen}
+    shown = {
+        name: with_its_layer(model, name, listener.seen[name].detach()) for name in of_norms if name in listener.seen
+    }
     scales = denominators(model, norms, shown)
     for name, scale in scales.items():
         require_finite_tensor(f"{name}.hook_scale", scale)
@@ -275,7 +281,9 @@ def record(
         resid_pre=tuple(seen[f"{b}.hook_resid_pre"] for b in blocks),
         attn_out=tuple(seen[f"{b}.hook_attn_out"] for b in blocks),
         mlp_out=tuple(seen[f"{b}.hook_mlp_out"] for b in blocks),
-        resid_final=seen[last].to(layer_device(model, int(model.cfg.n_layers) - 1)) if "ln_final" in norms else seen[last],
+        resid_final=seen[last].to(layer_device(model, int(model.cfg.n_layers) - 1))
+        if "ln_final" in norms
+        else seen[last],
         sites={name: seen[name].flatten(1) for name in sites},
         position=position,
         logits=logits,
@@ -327,7 +335,8 @@ def require_logits(model: Model, final: Float[Tensor, " d_model"], logits: Float
     ours = unembed_weights(model).some(slice(None, None, step)).logits(final)
     models = logits[::step].float().to(ours.device)
     gap = float((ours - models).abs().max() / models.abs().max().clamp_min(1e-30))
-    if not gap <= rounding_within(logits.dtype):  # of the unembedding and of the final norm, relative to the largest logit
+    # of the unembedding and of the final norm, relative to the largest logit
+    if not gap <= rounding_within(logits.dtype):
         raise ArchitectureError(
             f"logits: W_U and b_U make other logits than the model's own (off by {gap:.1%}), so something between the "
             "final norm and the logits (a head, a scale) is not known, and what leads to a logit cannot be explained."
@@ -352,7 +361,9 @@ def _last(model: Model, below: int | None) -> str:
     return after if is_norm(model, "ln_final") else final_hook(model)
 
 
-def _run(model: Model, tokens: Int[Tensor, " pos"], position: int, below: int | None) -> Float[Tensor, " d_vocab"] | None:
+def _run(
+    model: Model, tokens: Int[Tensor, " pos"], position: int, below: int | None
+) -> Float[Tensor, " d_vocab"] | None:
     """Run the model; returns the logits at ``position``, or None if the pass ends with layer ``below``'s scores."""
     if below is None:
         with unembedding_only(model, position):

@@ -11,7 +11,8 @@ _RATES = ("attention_dropout", "dropout", "activation_dropout", "dropout_p", "hi
 
 
 def require_repeatable(model: Any) -> None:
-    """Raise ArchitectureError if the model would drop values at random, or compute in other types than its weights have.
+    """Raise ArchitectureError if the model would drop values at random, or compute in other types than its weights
+    have.
 
     Args:
         model: a TransformerLens model.
@@ -21,16 +22,18 @@ def require_repeatable(model: Any) -> None:
     """
     # A TransformerBridge keeps the network that it wraps outside of its own modules, with dropout after the embedding.
     network = getattr(model, "original_model", None)
-    for name, module in chain(model.named_modules(), network.named_modules() if isinstance(network, torch.nn.Module) else ()):
+    for name, module in chain(
+        model.named_modules(), network.named_modules() if isinstance(network, torch.nn.Module) else ()
+    ):
         if module.training and (rate := _dropout(module)):
             raise ArchitectureError(
-                f"the model is in training mode, and {name or 'the model'} drops {rate:.0%} of its values at random, so no two "
-                "runs agree. Call model.eval() first."
+                f"the model is in training mode, and {name or 'the model'} drops {rate:.0%} of its values at random, "
+                "so no two runs agree. Call model.eval() first."
             )
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise ArchitectureError(
-            "autocast is on, which rounds between the model's own steps, so the sums of a graph would not hold. Leave the "
-            "autocast block, or open the model with dtype=torch.bfloat16."
+            "autocast is on, which rounds between the model's own steps, so the sums of a graph would not hold. "
+            "Leave the autocast block, or open the model with dtype=torch.bfloat16."
         )
     if torch.get_default_dtype() != torch.float32:
         raise ArchitectureError(

@@ -121,8 +121,8 @@ def attention_weights(model: Model, layer: int) -> AttentionWeights:
         W_O = attn.W_O.detach().float()
     except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
         raise ArchitectureError(
-            f"blocks.{layer}.attn has no plain W_V and W_O for each head (latent attention, or a mixture of heads), so it has "
-            f"no closed form. TransformerLens says: {str(error).splitlines()[0]}"
+            f"blocks.{layer}.attn has no plain W_V and W_O for each head (latent attention, or a mixture of heads), "
+            f"so it has no closed form. TransformerLens says: {str(error).splitlines()[0]}"
         ) from error
     if W_V.ndim != 3 or W_O.ndim != 3 or W_O.shape[0] % W_V.shape[0]:
         raise ArchitectureError(
@@ -136,7 +136,9 @@ def attention_weights(model: Model, layer: int) -> AttentionWeights:
     b_O = W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach().float()
     # Granite's blocks multiply what attention and MLP give; hook_attn_out shows the product.
     share = float(getattr(model.blocks[layer], "residual_contribution_scale", 1.0))
-    return AttentionWeights(W_V, b_V, W_O, b_O) if share == 1.0 else AttentionWeights(W_V, b_V, W_O * share, b_O * share)
+    return (
+        AttentionWeights(W_V, b_V, W_O, b_O) if share == 1.0 else AttentionWeights(W_V, b_V, W_O * share, b_O * share)
+    )
 
 
 def scores_scale(model: Model, layer: int, d_head: int) -> float:
@@ -183,8 +185,8 @@ def mlp_weights(model: Model, layer: int) -> MLPWeights:
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not isinstance(W_in, Tensor) or not isinstance(W_out, Tensor) or W_in.ndim != 2:
         raise ArchitectureError(
-            f"blocks.{layer}.mlp has no plain W_in and W_out (a mixture of experts?), so its neurons cannot serve as features, and "
-            "nothing can be passed through it. Attach transcoders for this layer."
+            f"blocks.{layer}.mlp has no plain W_in and W_out (a mixture of experts?), so its neurons cannot serve as "
+            "features, and nothing can be passed through it. Attach transcoders for this layer."
         )
     W_gate, b_gate = getattr(mlp, "W_gate", None), getattr(mlp, "b_gate", None)
     b_in, b_out = (

@@ -39,7 +39,8 @@ def largest_gap(
     Args:
         difference: one computation minus the other, ``[..., d]``.
         models: the model's own tensor.
-        smallest: positions whose largest entry is below this share of the whole tensor's count as if they were as large.
+        smallest: positions whose largest entry is below this share of the whole tensor's count as if they were as
+            large.
 
     Examples:
         >>> import torch

@@ -1,9 +1,9 @@
 """One thread at a time: whoever edits a model, or runs it with hooks, has its turn on it.
 
-Hooks are part of the model, so two threads that put hooks on one model would run each other's. Everything of this package
-that runs a model therefore takes its turn first, and waits for the thread that has it. The same thread may take it again
-inside. When the outermost turn ends with an exception, every hook that was put on for a single run is gone, also if the
-exception (Ctrl-C) came in the middle of putting hooks on or off.
+Hooks are part of the model, so two threads that put hooks on one model would run each other's. Everything of this
+package that runs a model therefore takes its turn first, and waits for the thread that has it. The same thread may take
+it again inside. When the outermost turn ends with an exception, every hook that was put on for a single run is gone,
+also if the exception (Ctrl-C) came in the middle of putting hooks on or off.
 """
 
 import inspect
@@ -83,7 +83,8 @@ def turn(model: Model) -> Iterator[None]:
 
 
 def in_turn(function: _F) -> _F:
-    """Make a function take its turn on the model that it gets, or that belongs to the Replacement that it gets, first."""
+    """Make a function take its turn on the model that it gets, or that belongs to the Replacement that it gets,
+    first."""
     first = next(iter(inspect.signature(function).parameters))
 
     @wraps(function)

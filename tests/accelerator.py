@@ -1,8 +1,9 @@
 """The suite with its models on an accelerator: ``TL_CIRCUITS_TEST_DEVICE=cuda python -m pytest tests``.
 
-``DEVICE`` is where tests put their models: the CPU unless the variable names another device. The package is then used as on
-any accelerator. Tests compare its results with tensors they make on the CPU, which PyTorch refuses to mix: :func:`lenient`
-moves tensors in calls written in a file of ``tests/``. Calls of the package, and of TransformerLens within it, are left alone.
+``DEVICE`` is where tests put their models: the CPU unless the variable names another device. The package is then used
+as on any accelerator. Tests compare its results with tensors they make on the CPU, which PyTorch refuses to mix:
+:func:`lenient` moves tensors in calls written in a file of ``tests/``. Calls of the package, and of TransformerLens
+within it, are left alone.
 """
 
 import os
@@ -27,18 +28,25 @@ CPU = torch.device("cpu")
 
 _TESTS = str(Path(__file__).parent) + os.sep
 _OWN_DEVICES = tuple(_TESTS + name for name in ("accelerator.py", "pretend_devices.py", "test_devices.py"))
-_TORCH, _NUMPY, _PANDAS, _LENS = (str(Path(library.__file__).parent) + os.sep for library in (torch, np, pd, transformer_lens))
+_TORCH, _NUMPY, _PANDAS, _LENS = (
+    str(Path(library.__file__).parent) + os.sep for library in (torch, np, pd, transformer_lens)
+)
 _PYTEST = tuple(str(Path(file).parent) + os.sep for file in (pytest.__file__, sys.modules["_pytest"].__file__))
 # PyTorch's functions that are written in Python ask the mode from within these files.
-_WRITTEN_IN_PYTHON = tuple(_TORCH + name for name in ("overrides.py", "functional.py", "_tensor.py", "nn/functional.py", "_jit_internal.py"))
+_WRITTEN_IN_PYTHON = tuple(
+    _TORCH + name for name in ("overrides.py", "functional.py", "_tensor.py", "nn/functional.py", "_jit_internal.py")
+)
 _TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 _TO_NUMPY_FROM = (_TORCH, _NUMPY, _PANDAS, *_PYTEST, _OWN_DEVICES[1])
 _MAY_MIX = {"to", "type_as", "__get__", "__set__", "set_", "backward", "grad"}
-_IN_PLACE = {f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor matmul".split()} | {"__setitem__"}
+_IN_PLACE = {f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor matmul".split()} | {
+    "__setitem__"
+}
 
 
 def home_of(model: Any) -> torch.device:
-    """Where a test puts tensors of its own that a model's are to meet on ``DEVICE``: there, if the model is there too."""
+    """Where a test puts tensors of its own that a model's are to meet on ``DEVICE``: there, if the model is there
+    too."""
     if DEVICE == "cpu" or not isinstance(model, nn.Module):
         return CPU
     there = next(model.parameters()).device
@@ -46,7 +54,8 @@ def home_of(model: Any) -> torch.device:
 
 
 def _written_in_tests(frame: FrameType | None, through: tuple[str, ...]) -> bool:
-    """Whether a call was written in a file of ``tests/``, seen from a frame within it; ``through``: files in between."""
+    """Whether a call was written in a file of ``tests/``, seen from a frame within it; ``through``: files in
+    between."""
     while frame is not None and frame.f_code.co_filename.startswith(through):
         frame = frame.f_back
     name = "" if frame is None else frame.f_code.co_filename
@@ -74,7 +83,10 @@ class Lenient(TorchFunctionMode):
         if func in _TO_NUMPY:
             if args[0].device != CPU and _written_in_tests(sys._getframe(1), _TO_NUMPY_FROM):
                 args = (args[0].cpu(), *args[1:])
-        elif _written_in_tests(sys._getframe(1), _WRITTEN_IN_PYTHON) and (name := getattr(func, "__name__", "")) not in _MAY_MIX:
+        elif (
+            _written_in_tests(sys._getframe(1), _WRITTEN_IN_PYTHON)
+            and (name := getattr(func, "__name__", "")) not in _MAY_MIX
+        ):
             devices: set[torch.device] = set()
             _changed(lambda tensor: devices.add(tensor.device), [list(args), kwargs])
             if len(devices) > 1:
@@ -85,7 +97,8 @@ class Lenient(TorchFunctionMode):
 
 
 def lenient_call(call: Callable[..., Any]) -> Callable[..., Any]:
-    """``nn.Module.__call__`` that takes tensors of another device where a test calls the module, or TransformerLens for it."""
+    """``nn.Module.__call__`` that takes tensors of another device where a test calls the module, or TransformerLens for
+    it."""
 
     def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         devices: set[torch.device] = set()
@@ -107,7 +120,8 @@ def _compared(assert_close: Callable[..., None]) -> Callable[..., None]:
 
 
 def _pretended() -> AbstractContextManager[Any]:
-    """The device if it is the one of :mod:`tests.pretend_devices`, with which this file itself is tried without an accelerator."""
+    """The device if it is the one of :mod:`tests.pretend_devices`, with which this file itself is tried without an
+    accelerator."""
     if torch.device(DEVICE).type != "xpu" or torch.xpu.is_available():
         return nullcontext()
     from tests.pretend_devices import whole_session

@@ -21,7 +21,8 @@ WITHIN = 1e-3
 
 @dataclass(frozen=True)
 class Compared:
-    """How far effects (by engine) and a held intervention are from the plain model's, relative to the largest; or why not.
+    """How far effects (by engine) and a held intervention are from the plain model's, relative to the largest; or why
+    not.
 
     ``unopened``: TransformerLens cannot open or run the model at all.
     """
@@ -38,7 +39,8 @@ def compare(folder: str) -> Compared:
         model = TransformerBridge.boot_transformers(folder, device=DEVICE, dtype=torch.float32).eval()
         with torch.no_grad():
             model(TOKENS[None])
-    except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:  # not ours: nothing of ours ran
+    # not ours: nothing of ours ran
+    except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return Compared(unopened=f"{type(error).__name__}: {error}".splitlines()[0])
     reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     effects, refused, held = {}, {}, None

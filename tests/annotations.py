@@ -1,7 +1,8 @@
-"""Checks the annotations of the whole package while the tests run: shapes where there are arrays, plain types elsewhere.
+"""Checks the annotations of the whole package while the tests run: shapes where there are arrays, plain types
+elsewhere.
 
-jaxtyping's own import hook checks the same, but treats every function as one with arrays, and makes the checker of a function
-within another anew whenever the outer one runs. That was a third of the suite's time.
+jaxtyping's own import hook checks the same, but treats every function as one with arrays, and makes the checker of a
+function within another anew whenever the outer one runs. That was a third of the suite's time.
 """
 
 import ast
@@ -73,7 +74,8 @@ def checked_source(module: ast.Module) -> ast.Module:
     names |= {  # such as Pieces = Int[Tensor, "piece context"]
         target.id
         for node in module.body
-        if isinstance(node, ast.Assign) and any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node.value))
+        if isinstance(node, ast.Assign)
+        and any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node.value))
         for target in node.targets
         if isinstance(target, ast.Name)
     }
@@ -97,7 +99,9 @@ class _Checkers(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         given = node.args
-        annotations = [a.annotation for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if a]
+        annotations = [
+            a.annotation for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if a
+        ]
         has_arrays = self._has_arrays([*annotations, node.returns])
         decorators = [_name_of(decorator) for decorator in node.decorator_list]
         if has_arrays and "checked" not in decorators:  # which checks the same itself

@@ -31,7 +31,8 @@ def tab(browser, url, allowed=None, width=1280, height=800, context=None):
 
 
 def wait_until(page, expression, seconds=30):
-    """Waits until ``expression`` is true in ``page``; the page's policy forbids the eval that ``wait_for_function`` polls with."""
+    """Waits until ``expression`` is true in ``page``; the page's policy forbids the eval that ``wait_for_function``
+    polls with."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"{expression} is still false after {seconds} seconds"

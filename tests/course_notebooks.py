@@ -17,7 +17,11 @@ SOLUTIONS = Path(__file__).parent / "course_solutions"
 def solution(assignment: Assignment) -> dict[str, str]:
     """The source of each function of the reference solution."""
     text = (SOLUTIONS / f"{assignment.name}.py").read_text()
-    return {node.name: ast.get_source_segment(text, node) for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name: ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def filled(assignment: Assignment, functions: dict[str, str]) -> dict:

@@ -1,7 +1,7 @@
 """Sets of EleutherAI's sparsify and clt-training: their files, and what their own code computes, written out again.
 
-The formulas follow sparsify's ``SparseCoder`` before and after February 2025 and clt-training's ``SparseCoder``, ``MidDecoder``
-and ``CrossLayerRunner``. Nothing here calls the package.
+The formulas follow sparsify's ``SparseCoder`` before and after February 2025 and clt-training's ``SparseCoder``,
+``MidDecoder`` and ``CrossLayerRunner``. Nothing here calls the package.
 """
 
 import json
@@ -10,12 +10,35 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-OLD = {"expansion_factor": 32, "normalize_decoder": True, "num_latents": 0, "k": 3, "multi_topk": False, "skip_connection": True}
+OLD = {
+    "expansion_factor": 32,
+    "normalize_decoder": True,
+    "num_latents": 0,
+    "k": 3,
+    "multi_topk": False,
+    "skip_connection": True,
+}
 CLT = {
-    "dtype": "none", "activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": 0, "k": 3,
-    "skip_connection": False, "transcode": True, "tp_output": True, "n_targets": 0, "n_sources": 0, "normalize_io": False,
-    "divide_cross_layer": False, "train_post_encoder": True, "post_encoder_scale": False, "per_source_tied": False,
-    "secondary_target_tied": False, "coalesce_topk": "none", "topk_coalesced": False, "use_fp8": False,
+    "dtype": "none",
+    "activation": "topk",
+    "expansion_factor": 32,
+    "normalize_decoder": True,
+    "num_latents": 0,
+    "k": 3,
+    "skip_connection": False,
+    "transcode": True,
+    "tp_output": True,
+    "n_targets": 0,
+    "n_sources": 0,
+    "normalize_io": False,
+    "divide_cross_layer": False,
+    "train_post_encoder": True,
+    "post_encoder_scale": False,
+    "per_source_tied": False,
+    "secondary_target_tied": False,
+    "coalesce_topk": "none",
+    "topk_coalesced": False,
+    "use_fp8": False,
 }
 
 
@@ -35,8 +58,10 @@ def normal(*shape, seed):
 def tensors(width=9, d=6, seed=0, skip=False):
     """The tensors of an older file."""
     made = {
-        "encoder.weight": normal(width, d, seed=seed), "encoder.bias": normal(width, seed=seed + 1),
-        "W_dec": normal(width, d, seed=seed + 2), "b_dec": normal(d, seed=seed + 3),
+        "encoder.weight": normal(width, d, seed=seed),
+        "encoder.bias": normal(width, seed=seed + 1),
+        "W_dec": normal(width, d, seed=seed + 2),
+        "b_dec": normal(d, seed=seed + 3),
     }
     return made | ({"W_skip": normal(d, d, seed=seed + 4)} if skip else {})
 
@@ -66,7 +91,9 @@ class Coder:
         return y * (self.tensors["out_norm"] / y.shape[-1] ** 0.5) if self.config["normalize_io"] else y
 
     def encode(self, x):
-        return top_k(self.normalised(x) @ self.tensors["encoder.weight"].T + self.tensors["encoder.bias"], self.config["k"])
+        return top_k(
+            self.normalised(x) @ self.tensors["encoder.weight"].T + self.tensors["encoder.bias"], self.config["k"]
+        )
 
     def used(self, acts, at=None):
         """What is decoded: the post-encoder bias on active features, times the scale."""
@@ -77,6 +104,7 @@ class Coder:
 
     def decode(self, used, x, name="W_dec", at=None):
         """Decoder, bias and skip of one target, before the output is scaled back."""
+
         def pick(tensor):
             return self.tensors.get(f"{tensor}s.{at}", self.tensors.get(tensor))
 
@@ -107,7 +135,9 @@ def cross_layer(coders, inputs):
             out = coder.decode(used[layer], x, own, 0) + others / divide_by
         else:
             width = len(coder.tensors["encoder.bias"])
-            rows = [coder.tensors["W_dec"][(i if kind == "per-layer" else 0) * width :][:width] for i in range(len(running))]
+            rows = [
+                coder.tensors["W_dec"][(i if kind == "per-layer" else 0) * width :][:width] for i in range(len(running))
+            ]
             out = sum(used[s] @ W for s, W in zip(running, rows, strict=True)) + coder.tensors["b_dec"]
             if "W_skip" in coder.tensors:
                 out = out + coder.normalised(x) @ coder.tensors["W_skip"].T

@@ -41,7 +41,9 @@ def serving(repositories, gated=()):
             folder = repositories[repo]
             files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
             if rest[:1] == ["tree"] or rest[:1] == ["paths-info"]:
-                rows = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": "0" * 40} for n, p in files.items()]
+                rows = [
+                    {"type": "file", "path": n, "size": p.stat().st_size, "oid": "0" * 40} for n, p in files.items()
+                ]
                 return self._send(200, json.dumps(rows).encode(), {"Content-Type": "application/json"})
             if rest[:1] == ["resolve"]:
                 data = files["/".join(rest[2:])].read_bytes()

@@ -31,14 +31,25 @@ class FakeNeuronpedia:
 
     def add_feature(self, model, layer, index, description, kind="np_max-act"):
         self.features[model, f"{layer}-tiny-set", str(index)] = {
-            "modelId": model, "layer": f"{layer}-tiny-set", "index": str(index), "frac_nonzero": 0.01, "maxActApprox": 9.0,
+            "modelId": model,
+            "layer": f"{layer}-tiny-set",
+            "index": str(index),
+            "frac_nonzero": 0.01,
+            "maxActApprox": 9.0,
             "explanations": [
                 {"description": "another way to say it", "typeName": "oai_token-act-pair"},
                 {"description": description, "typeName": kind},
-            ] if description else [],
-            "pos_str": [" Austin", " Dallas"], "neg_str": [" the"], "pos_values": [1.0, 0.5], "neg_values": [-1.0],
-            "activations": [{"tokens": ["a", " city", "!"], "values": [0.0, 4.0, 1.0], "maxValue": 4.0, "maxValueTokenIndex": 1}],
-        }  # fmt: skip
+            ]
+            if description
+            else [],
+            "pos_str": [" Austin", " Dallas"],
+            "neg_str": [" the"],
+            "pos_values": [1.0, 0.5],
+            "neg_values": [-1.0],
+            "activations": [
+                {"tokens": ["a", " city", "!"], "values": [0.0, 4.0, 1.0], "maxValue": 4.0, "maxValueTokenIndex": 1}
+            ],
+        }
 
     def answer(self, method, path, body, headers):
         """Status, JSON."""
@@ -85,13 +96,27 @@ class FakeNeuronpedia:
         if len(query["query"]) < 3:
             return 400, {"message": "query must be at least 3 characters"}
         hits = [
-            {"modelId": m, "layer": s, "index": i, "description": f["explanations"][-1]["description"], "cosine_similarity": 0.5}
+            {
+                "modelId": m,
+                "layer": s,
+                "index": i,
+                "description": f["explanations"][-1]["description"],
+                "cosine_similarity": 0.5,
+            }
             for (m, s, i), f in sorted(self.features.items())
-            if m == query["modelId"] and s in query["layers"] and f["explanations"] and query["query"] in f["explanations"][-1]["description"]
+            if m == query["modelId"]
+            and s in query["layers"]
+            and f["explanations"]
+            and query["query"] in f["explanations"][-1]["description"]
         ]
         page = hits[query["offset"] : query["offset"] + 20]
         more = len(page) == 20
-        return 200, {"results": page, "resultsCount": len(page), "hasMore": more, "nextOffset": query["offset"] + 20 if more else None}
+        return 200, {
+            "results": page,
+            "resultsCount": len(page),
+            "hasMore": more,
+            "nextOffset": query["offset"] + 20 if more else None,
+        }
 
     def save(self, name):
         graph = json.loads(self.signed[name]["data"])
@@ -109,7 +134,10 @@ class FakeNeuronpedia:
         if self.owners.get((meta["scan"], meta["slug"])) == "another":
             return 400, {"error": "This model already has this slug, and it was created by another user."}
         self.graphs[meta["scan"], meta["slug"]] = graph
-        return 200, {"message": "Graph saved to database", "url": f"https://www.neuronpedia.org/{meta['scan']}/graph?slug={meta['slug']}"}
+        return 200, {
+            "message": "Graph saved to database",
+            "url": f"https://www.neuronpedia.org/{meta['scan']}/graph?slug={meta['slug']}",
+        }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -160,7 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "large":
             return self.reply(200, gzip.compress(b" " * (8 * 2**20)), {"Content-Encoding": "gzip"})
         if fault == "echo":
-            return self.reply(400, json.dumps({"error": f"no such key: {self.headers.get('x-api-key')}\x1b[31m" + "x" * 10_000}).encode())
+            return self.reply(
+                400,
+                json.dumps({"error": f"no such key: {self.headers.get('x-api-key')}\x1b[31m" + "x" * 10_000}).encode(),
+            )
         status, answer = fake.answer(self.command, self.path, body, self.headers)
         data, extra = json.dumps(answer).encode(), {}
         if fault in ("cut", "cut-gzip") or "gzip" in self.headers.get("Accept-Encoding", "") and len(data) > 1000:

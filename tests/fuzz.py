@@ -67,7 +67,11 @@ def samples(home: Path) -> list[Sample]:
     shutil.copy(DATA / "circuit_tracer.json", folders["theirs"] / "a.json")
     graph.save(folders["notes"] / "a.graph.safetensors")
     baseline.save(folders["baseline"] / "a.safetensors")
-    record = {"top_logits": ["a"], "bottom_logits": ["b"], "examples_quantiles": [{"examples": [{"tokens": ["a"], "tokens_acts_list": [1.0]}]}]}
+    record = {
+        "top_logits": ["a"],
+        "bottom_logits": ["b"],
+        "examples_quantiles": [{"examples": [{"tokens": ["a"], "tokens_acts_list": [1.0]}]}],
+    }
     write_index(folders["features"], {0: write_layer(folders["features"], 0, [record, None, record])})
     made = [
         Sample("graph", folders["ours"], "a.graph.safetensors", lambda f: _use_graph(f / "a.graph.safetensors")),
@@ -75,9 +79,14 @@ def samples(home: Path) -> list[Sample]:
         Sample("their json", folders["theirs"], "a.json", lambda f: _use_graph(f / "a.json")),
         Sample("json.gz", folders["gz"], "a.json.gz", lambda f: _use_graph(f / "a.json.gz")),
         Sample("pt", folders["pt"], "a.pt", lambda f: _use_graph(f / "a.pt")),
-        Sample("notes", folders["notes"], "a.graph.safetensors.notes.json", lambda f: _use_graph(f / "a.graph.safetensors")),
+        Sample(
+            "notes", folders["notes"], "a.graph.safetensors.notes.json", lambda f: _use_graph(f / "a.graph.safetensors")
+        ),
         Sample("baseline", folders["baseline"], "a.safetensors", lambda f: Baseline.load(f / "a.safetensors")),
-        *(Sample(f"features {file}", folders["features"], file, _use_features) for file in ("index.json.gz", "layer_0.bin")),
+        *(
+            Sample(f"features {file}", folders["features"], file, _use_features)
+            for file in ("index.json.gz", "layer_0.bin")
+        ),
     ]
     layers = published.random_layers(2)
     for write, files in (
@@ -133,7 +142,11 @@ def _bytes(data: bytes, rng: random.Random) -> bytes:
         return data[:at] + rng.randbytes(rng.randrange(1, 9)) + data[at + 4 :]
     if kind == 3:
         return data[:at] + data[max(0, at - rng.randrange(1, 200)) :]
-    return data[:at] + rng.choice((b"\xff\xfe", b"\x00" * 8, b"[" * 2000, b"9" * 5000, b'"', b"&a [*a]", b"2020-01-01"))+ data[at:]
+    return (
+        data[:at]
+        + rng.choice((b"\xff\xfe", b"\x00" * 8, b"[" * 2000, b"9" * 5000, b'"', b"&a [*a]", b"2020-01-01"))
+        + data[at:]
+    )
 
 
 def _structured(data: bytes, rng: random.Random) -> bytes:
@@ -158,7 +171,9 @@ def _structured(data: bytes, rng: random.Random) -> bytes:
             else:  # other numbers in the tensors
                 body = bytearray(data)
                 at = rng.randrange(8 + length, len(body) - 4)
-                body[at : at + 4] = rng.choice((struct.pack("<f", float("nan")), struct.pack("<i", -5), struct.pack("<i", 2**31 - 1)))
+                body[at : at + 4] = rng.choice(
+                    (struct.pack("<f", float("nan")), struct.pack("<i", -5), struct.pack("<i", 2**31 - 1))
+                )
                 return bytes(body)
             said = json.dumps(header).encode()
             said += b" " * (-len(said) % 8)
@@ -187,7 +202,9 @@ def _changed(content: Any, rng: random.Random) -> Any:
 
 
 def _places(content: Any, depth: int) -> Iterator[tuple[Any, Any, int]]:
-    keys = list(content) if isinstance(content, dict) else list(range(len(content))) if isinstance(content, list) else []
+    keys = (
+        list(content) if isinstance(content, dict) else list(range(len(content))) if isinstance(content, list) else []
+    )
     for key in keys:
         yield content, key, depth
         if depth < 8:
@@ -217,7 +234,10 @@ def run(home: Path, seeds: Iterable[int], report: Callable[[str], None], of: Map
             wrong += 1
             place = traceback.extract_tb(error.__traceback__)[-1]
             ours = [f for f in traceback.extract_tb(error.__traceback__) if "tl_circuits" in f.filename][-1]
-            report(f"seed {seed} ({sample.name}): {type(error).__name__}: {str(error)[:200]} at {place.filename}:{place.lineno}, from {ours.filename}:{ours.lineno}")
+            report(
+                f"seed {seed} ({sample.name}): {type(error).__name__}: {str(error)[:200]} at "
+                f"{place.filename}:{place.lineno}, from {ours.filename}:{ours.lineno}"
+            )
         if time.process_time() - began > SLOWEST:
             wrong += 1
             report(f"seed {seed} ({sample.name}) took {time.process_time() - began:.0f} s")
@@ -231,5 +251,7 @@ if __name__ == "__main__":
     asked.add_argument("--seed", type=int, default=0, help="the first seed")
     given = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), range(given.seed, given.seed + given.cases), lambda line: sys.stderr.write(line + "\n"))
+        found = run(
+            Path(folder), range(given.seed, given.seed + given.cases), lambda line: sys.stderr.write(line + "\n")
+        )
     raise SystemExit(f"{found} of {given.cases} went wrong" if found else 0)

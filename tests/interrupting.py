@@ -39,7 +39,13 @@ def whole_state(model: Any) -> dict[Any, Any]:
         state[key] = {name: _seen(value) for name, value in vars(module).items() if name not in _CACHES}
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
-                state[key, name] = (id(tensor), tensor._version, tensor.requires_grad, tensor.grad is None, tensor.data_ptr())
+                state[key, name] = (
+                    id(tensor),
+                    tensor._version,
+                    tensor.requires_grad,
+                    tensor.grad is None,
+                    tensor.data_ptr(),
+                )
     return state
 
 
@@ -82,7 +88,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Operation:
-    """What is interrupted: ``run``, called with the model or, if there is a ``dictionary``, with it attached to the model."""
+    """What is interrupted: ``run``, called with the model or, if there is a ``dictionary``, with it attached to the
+    model."""
 
     name: str
     model: Any
@@ -188,7 +195,9 @@ def try_all(operation: Operation, numbers: list[int], by_signal: bool) -> list[T
             trials.append(Trial(line, ()))
             continue
         taken_over = bool(getattr(operation.model, "_acts_to_saes", None))  # SAELens' own attachment gives other logits
-        whole = operation.dictionary is None and _wholly_attached(operation.model) and (taken_over or "logits" not in left)
+        whole = (
+            operation.dictionary is None and _wholly_attached(operation.model) and (taken_over or "logits" not in left)
+        )
         tlc.detach(operation.model)
         wrong = differences(bare, whole_state(operation.model))
         trials.append(Trial(line, tuple(left), whole, not wrong and torch.equal(operation.logits(), expected)))
@@ -199,7 +208,10 @@ def try_all(operation: Operation, numbers: list[int], by_signal: bool) -> list[T
 
 
 def _wholly_attached(model: Any) -> bool:
-    """Whether an ordinary attached dictionary is all that there is, so that features can be read and nothing else differs."""
-    own = [hook for m in modules_of(model).values() for hook in m._forward_hooks.values() if getattr(hook, "owner", None)]
+    """Whether an ordinary attached dictionary is all that there is, so that features can be read and nothing else
+    differs."""
+    own = [
+        hook for m in modules_of(model).values() for hook in m._forward_hooks.values() if getattr(hook, "owner", None)
+    ]
     points = sum(name.endswith("hook_sae_acts_post") for name in model.hook_dict)
     return points == int(model.cfg.n_layers) and all(hook.lasting for hook in own)

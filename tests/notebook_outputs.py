@@ -9,7 +9,8 @@ RELATIVE = 0.02  # other versions of the libraries may round sums differently
 
 
 def shown(cell):
-    """The text of a code cell's outputs, as a reader sees it; ``[picture]`` for pictures, nothing for stderr and progress bars."""
+    """The text of a code cell's outputs, as a reader sees it; ``[picture]`` for pictures, nothing for stderr and
+    progress bars."""
     texts = []
     for output in cell.outputs:
         if output.output_type == "stream":

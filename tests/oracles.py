@@ -12,14 +12,21 @@ from tl_circuits.interventions.intervene import edited_batches
 def held_names(replacement):
     """The hooks whose tensors a frozen run keeps as they are."""
     model = replacement.model
-    return [f"{n}.hook_scale" for n in norm_names(model)] + [f"blocks.{i}.attn.hook_pattern" for i in range(int(model.cfg.n_layers))]
+    return [f"{n}.hook_scale" for n in norm_names(model)] + [
+        f"blocks.{i}.attn.hook_pattern" for i in range(int(model.cfg.n_layers))
+    ]
 
 
 def clean_values(replacement, tokens):
     """What :func:`frozen_run` holds, from a run with nothing held."""
     dictionary = replacement.dictionary
     reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
-    with torch.no_grad(), Listener(replacement.model, dict.fromkeys([*held_names(replacement), *mlp_sites(replacement), *reads])) as clean:
+    with (
+        torch.no_grad(),
+        Listener(
+            replacement.model, dict.fromkeys([*held_names(replacement), *mlp_sites(replacement), *reads])
+        ) as clean,
+    ):
         replacement.model(tokens[None])
     return clean.seen
 
@@ -96,13 +103,17 @@ def measured_columns(replacement, graph, indices):
     model, dictionary = replacement.model, replacement.dictionary
     tokens = to_tokens(model, list(graph.info.token_ids))
     reads = [dictionary.input_hook(layer) for layer in dictionary.layers]
-    wanted = list(dict.fromkeys([*reads, *mlp_sites(replacement), "blocks.0.hook_resid_pre", "ln_final.hook_normalized"]))
+    wanted = list(
+        dict.fromkeys([*reads, *mlp_sites(replacement), "blocks.0.hook_resid_pre", "ln_final.hook_normalized"])
+    )
     for name in wanted:
         resolve(model, name)
     skipped, held = bos_positions(model, tokens), clean_values(replacement, tokens)
     before, _ = frozen_run(replacement, tokens, held, {}, wanted, skipped)
     changes = (source_vector(replacement, graph, index, before) for index in indices)
-    return before, [frozen_run(replacement, tokens, held, {site: change}, wanted, skipped)[0] for site, change in changes]
+    return before, [
+        frozen_run(replacement, tokens, held, {site: change}, wanted, skipped)[0] for site, change in changes
+    ]
 
 
 def measured_effects(replacement, graph, nodes, factor=0.0):

@@ -80,7 +80,8 @@ def logits_of(model, tokens, position=-1):
 
 
 def effects(model, tokens, targets, position=-1):
-    """Direct effects on centred logits (before any soft cap) of tokens ``[target, pos]`` and MLPs ``[target, layer, pos]``."""
+    """Direct effects on centred logits (before any soft cap) of tokens ``[target, pos]`` and MLPs
+    ``[target, layer, pos]``."""
     leaves, handles = {}, []
 
     def leaf(name, x):
@@ -111,7 +112,9 @@ def effects(model, tokens, targets, position=-1):
         names = ["tokens", *range(len(blocks))]
         rows = []
         for target in targets:
-            grads = torch.autograd.grad(logits[target], [leaves[n] for n in names], retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                logits[target], [leaves[n] for n in names], retain_graph=True, allow_unused=True
+            )
             rows.append(
                 torch.stack(
                     [

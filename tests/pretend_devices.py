@@ -83,7 +83,9 @@ def _one_device(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.device:
     _map(lambda x: _may_mix(x, args, packet) or found.add(x.device), [list(args), list(kwargs.values())])
     if len(found) > 1:
         names = " and ".join(sorted(map(str, found)))
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {names}! ({func})")
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {names}! ({func})"
+        )
     return found.pop() if found else CPU
 
 
@@ -214,7 +216,8 @@ def on_two_devices(architecture: str, dtype: torch.dtype = torch.float32) -> Tra
 
 @contextmanager
 def whole_session() -> Iterator[None]:
-    """``xpu:0`` as the device that every model and dictionary goes to, as a GPU is: ``TL_CIRCUITS_TEST_DEVICE=xpu:0``."""
+    """``xpu:0`` as the device that every model and dictionary goes to, as a GPU is:
+    ``TL_CIRCUITS_TEST_DEVICE=xpu:0``."""
     to, home = torch.nn.Module.to, torch.device(KIND, 0)
 
     def module_to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:

@@ -42,8 +42,12 @@ def gemma_scope(folder: Path, layers, l0=lambda i: 70 + i):
         path = folder / f"layer_{i}/width_16k/average_l0_{l0(i)}/params.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
-            path, W_enc=t["W_enc"].T.numpy(), W_dec=t["W_dec"].numpy(), b_enc=t["b_enc"].numpy(),
-            b_dec=t["b_dec"].numpy(), threshold=t["threshold"].numpy(),
+            path,
+            W_enc=t["W_enc"].T.numpy(),
+            W_dec=t["W_dec"].numpy(),
+            b_enc=t["b_enc"].numpy(),
+            b_dec=t["b_dec"].numpy(),
+            threshold=t["threshold"].numpy(),
         )
 
 
@@ -60,8 +64,12 @@ def gemma_scope_2(folder: Path, layers, affine=False, l0="small"):
         config = {
             "hf_hook_point_in": f"model.layers.{i}.pre_feedforward_layernorm.output",
             "hf_hook_point_out": f"model.layers.{i}.post_feedforward_layernorm.output",
-            "width": len(t["b_enc"]), "model_name": "google/gemma-3-1b-pt", "architecture": "jump_relu", "l0": 20,
-            "affine_connection": affine, "type": "transcoder",
+            "width": len(t["b_enc"]),
+            "model_name": "google/gemma-3-1b-pt",
+            "architecture": "jump_relu",
+            "l0": 20,
+            "affine_connection": affine,
+            "type": "transcoder",
         }
         (here / "config.json").write_text(json.dumps(config))
 
@@ -85,8 +93,15 @@ def config_yaml(folder: Path, **fields):
 
 
 def circuit_tracer(
-    folder: Path, layers, skip=False, threshold=False, k=None, flipped=False,
-    hooks=("hook_resid_mid", "hook_mlp_out"), model="meta-llama/Llama-3.2-1B", **config,
+    folder: Path,
+    layers,
+    skip=False,
+    threshold=False,
+    k=None,
+    flipped=False,
+    hooks=("hook_resid_mid", "hook_mlp_out"),
+    model="meta-llama/Llama-3.2-1B",
+    **config,
 ):
     """mntss/transcoder-Llama-3.2-1B, mwhanna/qwen3-4b-transcoders and circuit-tracer's own cache."""
     for i, t in enumerate(layers):
@@ -101,12 +116,18 @@ def circuit_tracer(
             tensors["k"] = torch.tensor(k)
         _save(folder / f"layer_{i}.safetensors", tensors)
     config_yaml(
-        folder, model_name=model, model_kind="transcoder_set", feature_input_hook=hooks[0],
-        feature_output_hook=hooks[1], **config,
+        folder,
+        model_name=model,
+        model_kind="transcoder_set",
+        feature_input_hook=hooks[0],
+        feature_output_hook=hooks[1],
+        **config,
     )
 
 
-def circuit_tracer_clt(folder: Path, layers, threshold=True, skip=None, read="hook_resid_mid", model="meta-llama/Llama-3.2-1B"):
+def circuit_tracer_clt(
+    folder: Path, layers, threshold=True, skip=None, read="hook_resid_mid", model="meta-llama/Llama-3.2-1B"
+):
     """mntss/clt-llama-3.2-1b-524k; ``skip``: "with the encoder" or in a file "of its own", as [d_in, d_out]."""
     for i, t in enumerate(layers):
         tensors = {f"{name}_{i}": t[name] for name in ("W_enc", "b_enc", "b_dec")}
@@ -119,7 +140,10 @@ def circuit_tracer_clt(folder: Path, layers, threshold=True, skip=None, read="ho
         _save(folder / f"W_enc_{i}.safetensors", tensors)
         _save(folder / f"W_dec_{i}.safetensors", {f"W_dec_{i}": t["W_dec"]})
     config_yaml(
-        folder, model_name=model, model_kind="cross_layer_transcoder", feature_input_hook=read,
+        folder,
+        model_name=model,
+        model_kind="cross_layer_transcoder",
+        feature_input_hook=read,
         feature_output_hook="hook_mlp_out",
     )
 
@@ -136,26 +160,49 @@ def saelens(folder: Path, layers, architecture="transcoder"):
         _save(here / "sae_weights.safetensors", tensors)
         width, d = t["W_enc"].shape
         config = {
-            "architecture": architecture, "d_in": d, "d_out": d, "d_sae": width, "dtype": "float32",
-            "apply_b_dec_to_input": False, "normalize_activations": "none",
+            "architecture": architecture,
+            "d_in": d,
+            "d_out": d,
+            "d_sae": width,
+            "dtype": "float32",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
             "metadata": {
-                "hook_name": f"blocks.{i}.ln2.hook_normalized", "hook_name_out": f"blocks.{i}.hook_mlp_out",
-                "model_name": "gemma-2-2b", "sae_lens_version": "6.54.12",
+                "hook_name": f"blocks.{i}.ln2.hook_normalized",
+                "hook_name_out": f"blocks.{i}.hook_mlp_out",
+                "model_name": "gemma-2-2b",
+                "sae_lens_version": "6.54.12",
             },
         }
         (here / "cfg.json").write_text(json.dumps(config))
 
 
 def arena(folder: Path, layers, unfolded=()):
-    """callummcdougall/arena-demos-transcoder, with the config of its layer 8; ``unfolded``: layers that are there twice."""
+    """callummcdougall/arena-demos-transcoder, with the config of its layer 8; ``unfolded``: layers that are there
+    twice."""
     for i, t in enumerate(layers):
         width, d = t["W_enc"].shape
         config = {
-            "architecture": "standard", "d_in": d, "d_sae": width, "dtype": "float32", "device": "cuda", "model_name": "gpt2-small",
-            "hook_name": f"blocks.{i}.ln2.hook_normalized", "hook_layer": i, "hook_head_index": None, "activation_fn_str": "relu",
-            "activation_fn_kwargs": {}, "apply_b_dec_to_input": False, "finetuning_scaling_factor": False,
-            "sae_lens_training_version": None, "prepend_bos": True, "dataset_path": "Skylion007/openwebtext",
-            "dataset_trust_remote_code": True, "context_size": 128, "normalize_activations": False, "neuronpedia_id": None,
+            "architecture": "standard",
+            "d_in": d,
+            "d_sae": width,
+            "dtype": "float32",
+            "device": "cuda",
+            "model_name": "gpt2-small",
+            "hook_name": f"blocks.{i}.ln2.hook_normalized",
+            "hook_layer": i,
+            "hook_head_index": None,
+            "activation_fn_str": "relu",
+            "activation_fn_kwargs": {},
+            "apply_b_dec_to_input": False,
+            "finetuning_scaling_factor": False,
+            "sae_lens_training_version": None,
+            "prepend_bos": True,
+            "dataset_path": "Skylion007/openwebtext",
+            "dataset_trust_remote_code": True,
+            "context_size": 128,
+            "normalize_activations": False,
+            "neuronpedia_id": None,
             "model_from_pretrained_kwargs": {},
         }
         tensors = {"W_enc": t["W_enc"].T, "W_dec": t["W_dec"], "b_enc": t["b_enc"], "b_dec": t["b_dec"]}
@@ -178,9 +225,15 @@ def sparsify(folder: Path, layers, k, skip=False, num_latents=None):
         _save(here / "sae.safetensors", tensors)
         width, d = t["W_enc"].shape
         config = {
-            "activation": "topk", "expansion_factor": 32, "normalize_decoder": True,
-            "num_latents": width if num_latents is None else num_latents, "k": k, "multi_topk": False,
-            "skip_connection": skip, "transcode": True, "d_in": d,
+            "activation": "topk",
+            "expansion_factor": 32,
+            "normalize_decoder": True,
+            "num_latents": width if num_latents is None else num_latents,
+            "k": k,
+            "multi_topk": False,
+            "skip_connection": skip,
+            "transcode": True,
+            "d_in": d,
         }
         (here / "cfg.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model": "HuggingFaceTB/SmolLM2-135M"}))
@@ -199,9 +252,17 @@ def llamascopium(folder: Path, layers, act_fn="jumprelu", norms=None, decoder_no
         _save(here / "sae_weights.safetensors", tensors)
         width, d = t["W_enc"].shape
         fields = {
-            "sae_type": "sae", "d_model": d, "expansion_factor": width / d, "use_decoder_bias": True, "act_fn": act_fn,
-            "norm_activation": "dataset-wise" if norms else "inference", "sparsity_include_decoder_norm": decoder_norm,
-            "top_k": 1, "hook_point_in": hooks[0], "hook_point_out": hooks[1], "use_glu_encoder": False,
+            "sae_type": "sae",
+            "d_model": d,
+            "expansion_factor": width / d,
+            "use_decoder_bias": True,
+            "act_fn": act_fn,
+            "norm_activation": "dataset-wise" if norms else "inference",
+            "sparsity_include_decoder_norm": decoder_norm,
+            "top_k": 1,
+            "hook_point_in": hooks[0],
+            "hook_point_out": hooks[1],
+            "use_glu_encoder": False,
         }
         (here / "config.json").write_text(json.dumps(fields | config))
 
@@ -209,7 +270,8 @@ def llamascopium(folder: Path, layers, act_fn="jumprelu", norms=None, decoder_no
 def four_bit_matrix(name, matrix):
     """A matrix as its three tensors with four bits a number, and the numbers that these stand for, one after the other.
 
-    Up to sixteen different numbers are kept as they are. More are rounded to sixteen even steps up to a row's largest number.
+    Up to sixteen different numbers are kept as they are. More are rounded to sixteen even steps up to a row's largest
+    number.
     """
     rows, columns = matrix.shape
     levels = sorted({float(v) for v in matrix.flatten()})
@@ -227,7 +289,9 @@ def four_bit_matrix(name, matrix):
     return {f"{name}.{part}": tensor for part, tensor in parts.items()}, stands
 
 
-def four_bit(folder: Path, layers, hooks=("mlp.hook_in", "mlp.hook_out"), activation="relu", k=None, skip=False, **config):
+def four_bit(
+    folder: Path, layers, hooks=("mlp.hook_in", "mlp.hook_out"), activation="relu", k=None, skip=False, **config
+):
     """tl_circuits' own sets with four bits a number; returns the layers that they stand for."""
     stand = []
     for i, t in enumerate(layers):
@@ -240,10 +304,22 @@ def four_bit(folder: Path, layers, hooks=("mlp.hook_in", "mlp.hook_out"), activa
         _save(folder / f"layer_{i:02d}.four_bit.safetensors", tensors)
         stand.append(stands)
     fields = {
-        "format": "tl_circuits four bits", "version": 1, "model": "smollm2-135m", "input_hook": hooks[0], "output_hook": hooks[1],
-        "activation": activation, "k": k, "clamp": True, "skip": skip, "d_in": layers[0]["W_enc"].shape[1],
-        "d_out": layers[0]["W_dec"].shape[1], "features": len(layers[0]["b_enc"]), "layers": list(range(len(layers))),
-        "licence": "Apache-2.0", "training_tokens": 1000, "description": None,
+        "format": "tl_circuits four bits",
+        "version": 1,
+        "model": "smollm2-135m",
+        "input_hook": hooks[0],
+        "output_hook": hooks[1],
+        "activation": activation,
+        "k": k,
+        "clamp": True,
+        "skip": skip,
+        "d_in": layers[0]["W_enc"].shape[1],
+        "d_out": layers[0]["W_dec"].shape[1],
+        "features": len(layers[0]["b_enc"]),
+        "layers": list(range(len(layers))),
+        "licence": "Apache-2.0",
+        "training_tokens": 1000,
+        "description": None,
     }
     (folder / "config.json").write_text(json.dumps(fields | config))
     return stand

@@ -27,8 +27,16 @@ def autoencoders(model, sites, activation="jumprelu", normalize="none", width=40
         b_enc, b_dec = 0.1 * torch.randn(width, generator=generator) - 0.3, 0.1 * torch.randn(d, generator=generator)
         scale = float(seen[f"blocks.{layer}.{site}"][1:].float().square().mean().sqrt()) if normalize == "none" else 1.0
         made[layer] = tlc.Transcoder(
-            W_enc / scale, W_dec, b_enc, b_dec, activation=activation, input_hook=site, output_hook=site, normalize=normalize,
-            threshold=torch.full((width,), 0.3) if activation == "jumprelu" else None, k=k if activation == "topk" else None,
+            W_enc / scale,
+            W_dec,
+            b_enc,
+            b_dec,
+            activation=activation,
+            input_hook=site,
+            output_hook=site,
+            normalize=normalize,
+            threshold=torch.full((width,), 0.3) if activation == "jumprelu" else None,
+            k=k if activation == "topk" else None,
         )
     return tlc.load_dictionary(made, layers=list(made))
 
@@ -39,10 +47,13 @@ def at(site, n_layers):
 
 
 def several(model, *sets, **options):
-    """Random autoencoders at several sites of a layer: one ``{layer: site}`` for each set, or a site, for every layer."""
+    """Random autoencoders at several sites of a layer: one ``{layer: site}`` for each set, or a site, for every
+    layer."""
     n = int(model.cfg.n_layers)
     made = [at(one, n) if isinstance(one, str) else one for one in sets]
-    return tlc.load_dictionary([autoencoders(model, one, seed=seed, **options) for seed, one in enumerate(made, start=1)])
+    return tlc.load_dictionary(
+        [autoencoders(model, one, seed=seed, **options) for seed, one in enumerate(made, start=1)]
+    )
 
 
 def each_of(dictionary):
@@ -92,9 +103,9 @@ class HeldMLPs:
 def plain_effects(model, dictionary, tokens, targets, skipped=(0,)):
     """Effects, by automatic differentiation of the plain model, of all sources on centred logits and on features.
 
-    ``targets``: ``("logit", token)`` or ``(layer, position, feature)``. Returns for each target a dictionary of effects by
-    ``("token", position)``, ``(layer, position, feature)`` and ``("error", layer, position)``, and its value. Where layers
-    have several autoencoders, ``(layer, site)`` stands for the layer.
+    ``targets``: ``("logit", token)`` or ``(layer, position, feature)``. Returns for each target a dictionary of effects
+    by ``("token", position)``, ``(layer, position, feature)`` and ``("error", layer, position)``, and its value. Where
+    layers have several autoencoders, ``(layer, site)`` stands for the layer.
     """
     blocks, leaves, reads, handles = plain.layers_of(model), {}, {}, ExitStack()
     own = each_of(dictionary)
@@ -102,7 +113,9 @@ def plain_effects(model, dictionary, tokens, targets, skipped=(0,)):
     def first(module, args, kwargs):
         x = args[0] if args else kwargs["hidden_states"]
         leaves["tokens"] = x.detach().clone().requires_grad_()
-        return ((leaves["tokens"], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": leaves["tokens"]})
+        return (
+            ((leaves["tokens"], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": leaves["tokens"]})
+        )
 
     def replaced(layer, x):
         reads[layer] = x
@@ -186,7 +199,9 @@ def _effects(own, leaves, reads, grads, skipped):
                 continue
             t, here = own[name][1], x[position]
             acts = acts_of(t, here)
-            size = {"none": 1.0, "layer_norm": here.std(), "constant_norm_rescale": here.norm() / len(here) ** 0.5}[t.normalize]
+            size = {"none": 1.0, "layer_norm": here.std(), "constant_norm_rescale": here.norm() / len(here) ** 0.5}[
+                t.normalize
+            ]
             mean = here.mean() if t.normalize == "layer_norm" else 0.0
             for feature in acts.nonzero()[:, 0].tolist():
                 effects[name, position, feature] = float(g[position] @ t.W_dec[feature] * acts[feature] * size)

@@ -59,7 +59,12 @@ def made():
 def test_shapes_are_checked_across_arguments_and_results(made):
     a, b = torch.zeros(2, 3), torch.zeros(3, 4)
     assert made["product"](a, b).shape == (2, 4)
-    for call in (lambda: made["product"](a, a), made["wrong"], lambda: made["outer"](a), lambda: made["both"](a[0], b[0])):
+    for call in (
+        lambda: made["product"](a, a),
+        made["wrong"],
+        lambda: made["outer"](a),
+        lambda: made["both"](a[0], b[0]),
+    ):
         with pytest.raises(TypeCheckError):
             call()
 

@@ -28,7 +28,10 @@ def sites_of(model, where):
 
 def both(model, dictionary, max_nodes=40):
     with tlc.attach(model, dictionary) as replacement:
-        return [tlc.attribute(replacement, prompt(), max_nodes=max_nodes, engine=e, progress=False) for e in ("linear", "autograd")]
+        return [
+            tlc.attribute(replacement, prompt(), max_nodes=max_nodes, engine=e, progress=False)
+            for e in ("linear", "autograd")
+        ]
 
 
 def assert_agree(linear, autograd):
@@ -55,7 +58,9 @@ def test_edges_and_bias_add_up_engines_agree_and_every_removal_is_minus_its_edge
     assert gap < MEASURED and count > 20
 
 
-@pytest.mark.parametrize(("activation", "normalize"), [("relu", "layer_norm"), ("topk", "constant_norm_rescale"), ("topk", "none")])
+@pytest.mark.parametrize(
+    ("activation", "normalize"), [("relu", "layer_norm"), ("topk", "constant_norm_rescale"), ("topk", "none")]
+)
 @pytest.mark.parametrize("where", ["hook_resid_post", "attn.hook_z", "mixed"])
 def test_normalising_autoencoders_add_up_and_agree(where, activation, normalize):
     model = tiny_bridge("gpt2")
@@ -68,34 +73,54 @@ def test_normalising_autoencoders_add_up_and_agree(where, activation, normalize)
 
 @pytest.mark.parametrize(
     ("where", "normalize"),
-    [*((where, "none") for where in WHERE), ("hook_resid_post", "layer_norm"), ("attn.hook_z", "constant_norm_rescale")],
+    [
+        *((where, "none") for where in WHERE),
+        ("hook_resid_post", "layer_norm"),
+        ("attn.hook_z", "constant_norm_rescale"),
+    ],
 )
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_edges_are_those_of_the_plain_model_differentiated_with_the_same_things_held(architecture, where, normalize):
-    """The reference shares no code with the package: Hugging Face modules, PyTorch's autograd, formulas of the tests."""
+    """The reference shares no code with the package: Hugging Face modules, PyTorch's autograd, formulas of the
+    tests."""
     model = tiny_bridge(architecture)
-    reference = AutoModelForCausalLM.from_pretrained(tiny_folder(architecture), attn_implementation="eager").float().eval()
+    reference = (
+        AutoModelForCausalLM.from_pretrained(tiny_folder(architecture), attn_implementation="eager").float().eval()
+    )
     dictionary = autoencoders(model, sites_of(model, where), normalize=normalize)
     with tlc.attach(model, dictionary) as replacement:
         graph = tlc.attribute(replacement, prompt(), [5, 17], max_nodes=400, progress=False)
     nodes, rows = graph._nodes, graph.adjacency()
     deep = graph.is_kind("feature").nonzero()[:, 0].tolist()[-5:]
-    asked = [("logit", 5), ("logit", 17), *((int(nodes.layer[i]), int(nodes.position[i]), int(nodes.feature[i])) for i in deep)]
+    asked = [
+        ("logit", 5),
+        ("logit", 17),
+        *((int(nodes.layer[i]), int(nodes.position[i]), int(nodes.feature[i])) for i in deep),
+    ]
     places = [*graph.is_kind("logit").nonzero()[:, 0].tolist(), *deep]
     found = plain_effects(reference, dictionary, prompt(), asked)
     for row, (effects, value) in zip(places, found, strict=True):
         assert abs(float(nodes.value[row]) - value) < 1e-4 * max(1.0, abs(value))  # another order of float32 sums
         expected = torch.zeros(len(graph))
         for i in range(len(graph)):
-            kind, layer, position, feature = (int(getattr(nodes, n)[i]) for n in ("kind", "layer", "position", "feature"))
-            name = ("token", position) if kind == 2 else ("error", layer, position) if kind == 1 else (layer, position, feature)
+            kind, layer, position, feature = (
+                int(getattr(nodes, n)[i]) for n in ("kind", "layer", "position", "feature")
+            )
+            name = (
+                ("token", position)
+                if kind == 2
+                else ("error", layer, position)
+                if kind == 1
+                else (layer, position, feature)
+            )
             expected[i] = effects.get(name, 0.0) if kind < 3 else 0.0
         assert (rows[row] - expected).abs().max() < AGREE * expected.abs().max()
         assert expected.abs().sum() > 0
 
 
 def test_nothing_passes_a_rebuilt_stream():
-    """Behind one rebuilt stream every edge comes from its features and errors, and tokens reach only what is before it."""
+    """Behind one rebuilt stream every edge comes from its features and errors, and tokens reach only what is before
+    it."""
     model = tiny_bridge("llama")
     graph = both(model, autoencoders(model, {0: "hook_resid_post", 1: "hook_resid_post"}))[0]
     nodes, rows = graph._nodes, graph.adjacency()
@@ -191,7 +216,8 @@ def test_mlps_without_a_transcoder_are_passed_by_their_ratios_if_asked(architect
     for mlps in ("error", "ratio"):
         with tlc.attach(model, some, mlps=mlps) as replacement:
             linear, autograd = (
-                tlc.attribute(replacement, prompt(), max_nodes=80, engine=e, progress=False) for e in ("linear", "autograd")
+                tlc.attribute(replacement, prompt(), max_nodes=80, engine=e, progress=False)
+                for e in ("linear", "autograd")
             )
             assert_agree(linear, autograd)
             assert removal_gap(replacement, linear)[0] < MEASURED
@@ -201,7 +227,8 @@ def test_mlps_without_a_transcoder_are_passed_by_their_ratios_if_asked(architect
 
 
 def test_neurons_passed_by_ratio_carry_what_their_own_nodes_would():
-    """A graph in which layer 1 is passed gives tokens what a graph with that layer's neurons gives over one more step."""
+    """A graph in which layer 1 is passed gives tokens what a graph with that layer's neurons gives over one more
+    step."""
     model = tiny_bridge("llama")
     with tlc.attach(model, tlc.mlp_neurons(model, layers=[0]), mlps="ratio") as replacement:
         passed = tlc.attribute(replacement, prompt(), [5], max_nodes=400, progress=False)

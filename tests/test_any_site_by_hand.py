@@ -20,10 +20,23 @@ class Block:
     """One block of GPT-2: what it computes, with its pattern, denominators and activation ratios kept."""
 
     def __init__(self, w, i, x):
-        g = {name: w[f"transformer.h.{i}.{name}"].numpy().astype(np.float64) for name in (
-            "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias",
-            "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias",
-        )}  # fmt: skip
+        g = {
+            name: w[f"transformer.h.{i}.{name}"].numpy().astype(np.float64)
+            for name in (
+                "ln_1.weight",
+                "ln_1.bias",
+                "attn.c_attn.weight",
+                "attn.c_attn.bias",
+                "attn.c_proj.weight",
+                "attn.c_proj.bias",
+                "ln_2.weight",
+                "ln_2.bias",
+                "mlp.c_fc.weight",
+                "mlp.c_fc.bias",
+                "mlp.c_proj.weight",
+                "mlp.c_proj.bias",
+            )
+        }
         self.g, self.x = g, x
         self.scale_1 = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean(1, keepdims=True) + 1e-5)
         normed = (x - x.mean(1, keepdims=True)) / self.scale_1 * g["ln_1.weight"] + g["ln_1.bias"]
@@ -53,7 +66,8 @@ class Block:
         return z @ g["attn.c_proj.weight"]
 
     def neurons(self, dmid):
-        """What a change of the stream in the middle changes in the MLP's output, ratios held; constant at position 0."""
+        """What a change of the stream in the middle changes in the MLP's output, ratios held; constant at position
+        0."""
         g = self.g
         normed = (dmid - dmid.mean(1, keepdims=True)) / self.scale_2 * g["ln_2.weight"]
         out = (self.ratio * (normed @ g["mlp.c_fc.weight"])) @ g["mlp.c_proj.weight"]
@@ -72,9 +86,16 @@ def test_a_graph_of_two_layers_is_what_numpy_makes_of_it(tmp_path):
     second = Block(w, 1, first.out)
     random = np.random.default_rng(0)
     # Three features each; biases and decoders of the stream's (s) and of the second MLP's output (m).
-    s_enc, m_enc = random.normal(size=(3, D)) / np.abs(first.out).max(), random.normal(size=(3, D)) / np.abs(second.mlp).max()
+    s_enc, m_enc = (
+        random.normal(size=(3, D)) / np.abs(first.out).max(),
+        random.normal(size=(3, D)) / np.abs(second.mlp).max(),
+    )
     s_dec, m_dec = random.normal(size=(2, 3, D)) * 0.3
-    s_bias, m_bias, b_dec = random.normal(size=3) * 0.1 + 0.4, random.normal(size=3) * 0.1 + 0.4, random.normal(size=(2, D)) * 0.1
+    s_bias, m_bias, b_dec = (
+        random.normal(size=3) * 0.1 + 0.4,
+        random.normal(size=3) * 0.1 + 0.4,
+        random.normal(size=(2, D)) * 0.1,
+    )
     s_acts, m_acts = np.maximum(first.out @ s_enc.T + s_bias, 0), np.maximum(second.mlp @ m_enc.T + m_bias, 0)
     s_error = first.out - s_acts @ s_dec - b_dec[0]
     m_error = second.mlp - m_acts @ m_dec - b_dec[1]
@@ -83,10 +104,15 @@ def test_a_graph_of_two_layers_is_what_numpy_makes_of_it(tmp_path):
         return torch.tensor(x, dtype=torch.float32)
 
     def made(enc, dec, bias, constant, site):
-        return tlc.Transcoder(tensor(enc), tensor(dec), tensor(bias), tensor(constant), input_hook=site, output_hook=site)
+        return tlc.Transcoder(
+            tensor(enc), tensor(dec), tensor(bias), tensor(constant), input_hook=site, output_hook=site
+        )
 
     dictionary = tlc.load_dictionary(
-        {0: made(s_enc, s_dec, s_bias, b_dec[0], "hook_resid_post"), 1: made(m_enc, m_dec, m_bias, b_dec[1], "hook_mlp_out")}
+        {
+            0: made(s_enc, s_dec, s_bias, b_dec[0], "hook_resid_post"),
+            1: made(m_enc, m_dec, m_bias, b_dec[1], "hook_mlp_out"),
+        }
     )
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -119,7 +145,9 @@ def test_a_graph_of_two_layers_is_what_numpy_makes_of_it(tmp_path):
     for p in range(len(TOKENS)):
         dmid = at_position(tokens[p], p) + first.attention(at_position(tokens[p], p))
         reached = dmid + first.neurons(dmid)
-        expected |= {(f"token@{p}", f"L0/F{f}@{q}"): reached[q] @ s_enc[f] for q in range(1, len(TOKENS)) for f in range(3)}
+        expected |= {
+            (f"token@{p}", f"L0/F{f}@{q}"): reached[q] @ s_enc[f] for q in range(1, len(TOKENS)) for f in range(3)
+        }
         if p == 0:
             continue
         sources = [(f"L0/F{f}@{p}", s_acts[p, f] * s_dec[f]) for f in range(3)] + [(f"L0/error@{p}", s_error[p])]

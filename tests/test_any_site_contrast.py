@@ -31,7 +31,10 @@ def by_both(replacement, baseline):
     return linear
 
 
-@pytest.mark.parametrize(("architecture", "where"), [("llama", "mixed"), ("gemma2", "mixed"), ("neox", "mixed"), *(("gpt2", s) for s in SITES)])
+@pytest.mark.parametrize(
+    ("architecture", "where"),
+    [("llama", "mixed"), ("gemma2", "mixed"), ("neox", "mixed"), *(("gpt2", s) for s in SITES)],
+)
 def test_sums_hold_and_engines_agree(architecture, where):
     model = tiny_bridge(architecture)
     dictionary = autoencoders(model, MIXED if where == "mixed" else at(where, int(model.cfg.n_layers)))
@@ -74,13 +77,16 @@ def test_an_edge_is_that_without_a_baseline_times_the_share_that_differs(normali
         if node.kind != "feature" or node.id not in alone.node_numbers:
             continue
         here, usual = float(written[0][node.position, node.feature]), float(mean[node.position, node.feature])
-        assert abs(node.baseline - usual / float(factors[0][node.position])) < 1e-4 * max(1, abs(node.baseline))  # float32
+        # float32
+        assert abs(node.baseline - usual / float(factors[0][node.position])) < 1e-4 * max(1, abs(node.baseline))
         if abs(here) < 1e-3:
             continue
         mine, theirs = contrast.node_numbers[node.id], alone.node_numbers[node.id]
         ours = contrast.adjacency()[contrast.is_kind("logit"), mine]
         if contrast.info.target_names == alone.info.target_names:
-            assert torch.allclose(ours, other[alone.is_kind("logit"), theirs] * (here - usual) / here, rtol=1e-3, atol=1e-5)
+            assert torch.allclose(
+                ours, other[alone.is_kind("logit"), theirs] * (here - usual) / here, rtol=1e-3, atol=1e-5
+            )
         compared += 1
     assert compared > 10
 

@@ -112,7 +112,15 @@ def test_a_heads_loading_is_the_edge_with_all_other_heads_cut(traced):
     assert checked > 5
 
 
-@pytest.mark.parametrize("sites", [{0: "attn.hook_z", 1: "hook_mlp_out", 2: "hook_attn_out"}, {0: "hook_resid_pre"}, {2: "hook_resid_post"}, {2: "hook_mlp_out"}])
+@pytest.mark.parametrize(
+    "sites",
+    [
+        {0: "attn.hook_z", 1: "hook_mlp_out", 2: "hook_attn_out"},
+        {0: "hook_resid_pre"},
+        {2: "hook_resid_post"},
+        {2: "hook_mlp_out"},
+    ],
+)
 @pytest.mark.parametrize("architecture", ["gemma2", "neox"])
 def test_two_heads_one_after_the_other_carry_what_the_edge_loses_if_both_are_not_there(architecture, sites):
     model = tiny_bridge(architecture)
@@ -123,7 +131,9 @@ def test_two_heads_one_after_the_other_carry_what_the_edge_loses_if_both_are_not
         for edge in graph._edges.weight.abs().argsort(descending=True)[:60:6].tolist():
             source, target, weight = (getattr(graph._edges, name)[edge] for name in ("source", "target", "weight"))
             frame = tlc.head_loadings(replacement, graph, int(source), int(target), chains=10_000)
-            column = columns.find(*(int(getattr(graph._nodes, name)[int(source)]) for name in ("kind", "layer", "position", "feature")))
+            column = columns.find(
+                *(int(getattr(graph._nodes, name)[int(source)]) for name in ("kind", "layer", "position", "feature"))
+            )
             assert abs(frame.loading.sum() - float(weight)) < 1e-5 * max(1.0, abs(float(weight)))
 
             def left(*kept, target=target, column=column):
@@ -148,7 +158,11 @@ def test_attention_scores_are_sums_over_features_and_errors(traced):
 REBUILT = {
     "stream before every layer": (at("hook_resid_pre", 3),),
     "one of three": ({0: "hook_mlp_out", 1: "hook_resid_pre", 2: "attn.hook_z"},),
-    "several in a layer": ("hook_attn_out", {1: "hook_resid_pre", 2: "hook_resid_pre"}, {0: "hook_resid_post", 1: "attn.hook_z"}),
+    "several in a layer": (
+        "hook_attn_out",
+        {1: "hook_resid_pre", 2: "hook_resid_pre"},
+        {0: "hook_resid_post", 1: "attn.hook_z"},
+    ),
 }
 
 
@@ -156,12 +170,20 @@ REBUILT = {
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "neox", "gpt2"])
 def test_heads_that_read_a_rebuilt_stream_look_by_its_features_and_errors(architecture, kind):
     model = tiny_bridge(architecture)
-    rebuilt = {layer for one in REBUILT[kind] if isinstance(one, dict) for layer, site in one.items() if site == "hook_resid_pre"}
+    rebuilt = {
+        layer
+        for one in REBUILT[kind]
+        if isinstance(one, dict)
+        for layer, site in one.items()
+        if site == "hook_resid_pre"
+    }
     with tlc.attach(model, several(model, *REBUILT[kind])) as replacement:
         graph = tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
         whole, found = retrace(replacement, graph), []
         for layer in range(3):
-            qk = tlc.qk_attribution(replacement, graph, layer=layer, head=1, query=8, key=2 if layer == 1 else 7, top=None)
+            qk = tlc.qk_attribution(
+                replacement, graph, layer=layer, head=1, query=8, key=2 if layer == 1 else 7, top=None
+            )
             again = score_attribution(whole, graph, layer, 1, qk.query, qk.key, top=None)
             assert abs(qk.total - qk.score) < 1e-4 * max(1.0, abs(qk.score))  # float32
             assert abs(again.total - qk.total) < 1e-5 and len(again.terms) == len(qk.terms)
@@ -169,7 +191,9 @@ def test_heads_that_read_a_rebuilt_stream_look_by_its_features_and_errors(archit
                 assert not any(qk.by_query.kind == "embedding")  # nothing passes the rebuilt stream
                 assert {*qk.by_query.layer} <= {layer, -1} and {*qk.by_query.position} <= {qk.query, -1}
             found.append(tlc.qk_attribution(replacement, graph, layer=layer, head=1, query=qk.query, key=qk.key))
-        effects = tlc.faithfulness(replacement, graph, n=2, freezes=("all",), scores=found).effects.query("freeze == 'score'")
+        effects = tlc.faithfulness(replacement, graph, n=2, freezes=("all",), scores=found).effects.query(
+            "freeze == 'score'"
+        )
     assert len(effects) > 10 and effects.predicted.abs().max() > 1e-3
     # Measured in the model itself with everything else held; float32, each change the difference of two runs.
     scale = effects.groupby("target").predicted.transform(lambda column: column.abs().max())

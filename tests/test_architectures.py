@@ -26,7 +26,20 @@ from tl_circuits.errors import (
 # One of each kind: patterns that ignore hooks; gains of another form, or none; norms inside attention; norms
 # behind the blocks; no denominators to see; scaled residuals and logits; one norm for attention and MLP;
 # the stream inside the MLP's module; no module for the MLP; a norm behind the sum; norms inside the MLP's branch.
-RIGHT = ["gptj", "gptneo", "nemotron", "olmo", "deepseek3", "olmo2", "gemma4", "granite", "phi", "bloom", "opt", "openaigpt"]
+RIGHT = [
+    "gptj",
+    "gptneo",
+    "nemotron",
+    "olmo",
+    "deepseek3",
+    "olmo2",
+    "gemma4",
+    "granite",
+    "phi",
+    "bloom",
+    "opt",
+    "openaigpt",
+]
 RIGHT += ["gemma4moe", "bitnet"]
 REFUSED = {
     "hunyuan": "computes something else than the Hugging Face module",
@@ -44,7 +57,9 @@ def bridge(name):
 
 
 def hugging_face(name):
-    return AutoModelForCausalLM.from_pretrained(zoo.folder(name), attn_implementation="eager", dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        zoo.folder(name), attn_implementation="eager", dtype=torch.float32
+    ).eval()
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -217,7 +232,9 @@ def test_a_first_prompt_of_one_token_proves_nothing_about_the_next(name):
 def test_a_dictionary_on_the_stream_itself_is_proved_like_any_other():
     model = bridge("gptj")
     with tlc.attach(model, transcoders(model, input_hook="hook_resid_pre")) as replacement:
-        graphs = [tlc.attribute(replacement, TOKENS, targets=[5], engine=e, progress=False) for e in ("linear", "autograd")]
+        graphs = [
+            tlc.attribute(replacement, TOKENS, targets=[5], engine=e, progress=False) for e in ("linear", "autograd")
+        ]
         assert tlc.intervene(replacement, TOKENS, tlc.PatternEdit(1, 2, 5, 4, 0.9)).kl() > 1e-6
     assert relative(graphs[1].adjacency(), graphs[0].adjacency()) < WITHIN
 
@@ -316,7 +333,16 @@ def test_target_values_are_the_plain_models_centred_logits(name):
 
 def hooked(**changes):
     settings = dict(
-        n_layers=2, d_model=32, n_ctx=64, d_head=8, n_heads=4, d_vocab=320, d_mlp=48, act_fn="gelu_new", seed=0, device=DEVICE
+        n_layers=2,
+        d_model=32,
+        n_ctx=64,
+        d_head=8,
+        n_heads=4,
+        d_vocab=320,
+        d_mlp=48,
+        act_fn="gelu_new",
+        seed=0,
+        device=DEVICE,
     )
     model = HookedTransformer(HookedTransformerConfig(**settings | changes)).eval()
     generator = torch.Generator().manual_seed(1)
@@ -347,7 +373,9 @@ def test_hooked_transformers_of_other_forms_are_held_to_their_own_gradients(chan
     theirs = (gradient * leaves["tokens"])[0].sum(-1).detach()
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         for engine in ("linear", "autograd"):
-            graph = tlc.attribute(replacement, TOKENS, targets=[5], engine=engine, skip_positions=[], max_nodes=5, progress=False)
+            graph = tlc.attribute(
+                replacement, TOKENS, targets=[5], engine=engine, skip_positions=[], max_nodes=5, progress=False
+            )
             row = graph.adjacency()[-1]
             assert relative(row[graph.is_kind("embedding")], theirs) < WITHIN, engine
 
@@ -408,7 +436,10 @@ def test_a_huge_first_position_hides_no_error_at_another():
         return out
 
     model.add_hook("blocks.1.hook_attn_out", off_at_another)
-    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(ArchitectureError, match="attention of layer 1"):
+    with (
+        tlc.attach(model, tlc.mlp_neurons(model)) as replacement,
+        pytest.raises(ArchitectureError, match="attention of layer 1"),
+    ):
         tlc.attribute(replacement, TOKENS, engine="linear", progress=False)
 
 
@@ -434,7 +465,10 @@ def test_logits_beyond_floating_point_are_named():
     with torch.no_grad():
         model.embed.W_E.mul_(1e3)
         model.unembed.W_U.mul_(1e38)
-    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(NotFiniteError, match="logits hold NaN or infinity"):
+    with (
+        tlc.attach(model, tlc.mlp_neurons(model)) as replacement,
+        pytest.raises(NotFiniteError, match="logits hold NaN or infinity"),
+    ):
         tlc.attribute(replacement, TOKENS, targets=TARGETS, progress=False)
 
 

@@ -22,7 +22,8 @@ def test_a_model_without_a_dictionary_is_answered_in_one_line():
     with pytest.raises(ArgumentError) as error:
         tlc.attribute(model, "w1")
     assert str(error.value) == (
-        "attribute(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got TransformerBridge."
+        "attribute(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got "
+        "TransformerBridge."
     )
     assert isinstance(error.value, TypeError) and error.value.__cause__ is None and error.value.__context__ is None
     assert hook_state(model) == before
@@ -31,7 +32,10 @@ def test_a_model_without_a_dictionary_is_answered_in_one_line():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda r, g: tlc.attribute(r, prompt(), max_nodes="many"), "max_nodes=...) must be a whole number, got 'many'"),
+        (
+            lambda r, g: tlc.attribute(r, prompt(), max_nodes="many"),
+            "max_nodes=...) must be a whole number, got 'many'",
+        ),
         (lambda r, g: tlc.attribute(r, prompt(), max_nodes=1.5), "must be a whole number, got 1.5"),
         (lambda r, g: tlc.attribute(r, prompt(), max_nodes=True), "must be a whole number, got True"),
         (lambda r, g: tlc.attribute(r, prompt(), engine="fast"), "'auto' or 'linear' or 'autograd', got 'fast'"),
@@ -48,7 +52,10 @@ def test_a_model_without_a_dictionary_is_answered_in_one_line():
         (lambda r, g: tlc.trace_many(r.model, ["w1"], "out"), "must be a Replacement .*, got a bare model"),
         (lambda r, g: tlc.trace_many(3, ["w1"], "out"), "must be a Replacement"),
         (lambda r, g: tlc.attach("gemma"), "model=...) must be a TransformerLens model"),
-        (lambda r, g: tlc.attach(transcoders(r.model), r.model), "must be a TransformerLens model .*, got TranscoderSet"),
+        (
+            lambda r, g: tlc.attach(transcoders(r.model), r.model),
+            "must be a TransformerLens model .*, got TranscoderSet",
+        ),
         (lambda r, g: tlc.mlp_neurons("gemma"), "must be a TransformerLens model"),
         (lambda r, g: tlc.load_model("tiny-facts", dtype="float32"), "must be a torch.dtype"),
         (lambda r, g: tlc.load_graph(3), "path=...) must be text or a path, got 3"),
@@ -76,7 +83,11 @@ def test_wrong_types_are_named_with_what_is_meant(traced, call, words):
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
-        (lambda r, g: tlc.faithfulness(r, g, groups={"mine": ["L9/F1@2"]}), EditError, "group 'mine': the graph has no node 'L9/F1@2'"),
+        (
+            lambda r, g: tlc.faithfulness(r, g, groups={"mine": ["L9/F1@2"]}),
+            EditError,
+            "group 'mine': the graph has no node 'L9/F1@2'",
+        ),
         (lambda r, g: tlc.faithfulness(r, g, groups={"mine": [10**6]}), EditError, "no node 1000000"),
         (lambda r, g: tlc.faithfulness(r, g, groups={"mine": [-1]}), EditError, "no node -1"),
         (lambda r, g: tlc.faithfulness(r, g, groups={"mine": [True]}), EditError, "no node True"),
@@ -85,10 +96,22 @@ def test_wrong_types_are_named_with_what_is_meant(traced, call, words):
         (lambda r, g: tlc.faithfulness(r, g, -1), ArgumentError, "0 or more"),
         (lambda r, g: tlc.dictionary_quality(r, []), PromptError, "no prompts"),
         (lambda r, g: tlc.dictionary_quality(r, "w1 w2"), PromptError, "a list of prompts"),
-        (lambda r, g: tlc.feature_patching(r, prompt(), prompt(seed=4), lambda x: x[3], layers=[9]), DictionaryError, "layer 9 has no dictionary"),
+        (
+            lambda r, g: tlc.feature_patching(r, prompt(), prompt(seed=4), lambda x: x[3], layers=[9]),
+            DictionaryError,
+            "layer 9 has no dictionary",
+        ),
         (lambda r, g: tlc.intervene(r, prompt(), [], layers=[9]), DictionaryError, "layer 9 has no dictionary"),
-        (lambda r, g: tlc.feature_patching(r, prompt(), prompt(seed=4), lambda x: x[0, -1, 5], limit=1), ArgumentError, r"logits\[token\], not logits\[0, -1"),
-        (lambda r, g: tlc.circuit_curve(r, g, lambda x: x[0, -1]), ArgumentError, r"logits\[token\], not logits\[0, -1"),
+        (
+            lambda r, g: tlc.feature_patching(r, prompt(), prompt(seed=4), lambda x: x[0, -1, 5], limit=1),
+            ArgumentError,
+            r"logits\[token\], not logits\[0, -1",
+        ),
+        (
+            lambda r, g: tlc.circuit_curve(r, g, lambda x: x[0, -1]),
+            ArgumentError,
+            r"logits\[token\], not logits\[0, -1",
+        ),
         (lambda r, g: tlc.circuit_curve(r, g, lambda x: x), ArgumentError, r"got Tensor of shape \(101,\)"),
         (lambda r, g: tlc.circuit_curve(r, g, lambda x: None), ArgumentError, "got None"),
         (lambda r, g: tlc.circuit_curve(r, g, lambda x: 0.0), ArgumentError, "0 on the untouched model"),
@@ -103,7 +126,9 @@ def test_values_that_do_not_exist_are_errors_in_our_words(traced, call, kind, wo
 def test_a_metric_of_one_number_in_any_form_is_taken(traced):
     replacement, graph = traced
     forms = (lambda x: x[5], lambda x: float(x[5]), lambda x: x[[5]], lambda x: np.float32(x[5]))
-    found = [tlc.circuit_curve(replacement, graph, form, thresholds=(0.8,), random_sets=1).kept.iloc[0] for form in forms]
+    found = [
+        tlc.circuit_curve(replacement, graph, form, thresholds=(0.8,), random_sets=1).kept.iloc[0] for form in forms
+    ]
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
 
 
@@ -122,6 +147,11 @@ def test_graphs_are_compared_by_content_and_can_be_kept_in_sets(traced, tmp_path
     again = tlc.attribute(replacement, prompt(), max_nodes=20, progress=False)
     assert graph == graph and graph == again and not graph != again and hash(graph) == hash(again)  # noqa: PLR0124
     assert tlc.load_graph(graph.save(tmp_path / "a.graph.safetensors")) == graph
-    others = [graph.prune(0.5), graph.pin("token@1"), tlc.label_features(replacement, graph), tlc.attribute(replacement, prompt(seed=5), max_nodes=20, progress=False)]
+    others = [
+        graph.prune(0.5),
+        graph.pin("token@1"),
+        tlc.label_features(replacement, graph),
+        tlc.attribute(replacement, prompt(seed=5), max_nodes=20, progress=False),
+    ]
     assert all(graph != other for other in others) and graph != "graph" and len({graph, again, *others}) == 5
     assert bool(torch.isnan(graph._nodes.value).any())  # of which each differs from itself

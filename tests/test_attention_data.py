@@ -67,7 +67,14 @@ def test_neuronpedias_structure_names_only_what_the_caller_can_name(told):
 
 def test_pairs_of_several_heads_are_summed_and_a_head_told_twice_counts_once():
     def head(number, weight):
-        return {"layer": 1, "head": number, "key": 2, "pairs": [["a", "b", weight]], "by_query": [["a", weight]], "by_key": [["b", weight]]}
+        return {
+            "layer": 1,
+            "head": number,
+            "key": 2,
+            "pairs": [["a", "b", weight]],
+            "by_query": [["a", weight]],
+            "by_key": [["b", weight]],
+        }
 
     found = qk_tracing_results([head(0, 1.0), head(3, 0.5), head(0, 1.0)], lambda name: name)
     assert found["pair_wise_contributors"] == [["a", "b", 1.5]]
@@ -101,7 +108,7 @@ def test_the_next_best_position_is_compared_with(told):
             beside = tlc.qk_attribution(replacement, graph, qk.layer, qk.head, qk.query, instead.baseline_key)
             assert instead.score == pytest.approx(qk.score - beside.score, abs=1e-4)
             # Softmax: equal scores up to the difference mean weights in its exponential's ratio (no soft cap here).
-            assert weight / other == pytest.approx(2.718281828 ** instead.score, rel=1e-2)
+            assert weight / other == pytest.approx(2.718281828**instead.score, rel=1e-2)
 
 
 def test_an_edge_that_is_not_there_has_no_story(told):
@@ -120,21 +127,42 @@ def test_a_score_can_be_seen_in_a_notebook(told, tmp_path):
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
-    done = command("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 40, "--out", "answer", "--heads", cwd=folder)
+    done = command(
+        "trace",
+        "w1 w2 w3",
+        "--model",
+        tiny_folder("gemma3"),
+        "--max-nodes",
+        40,
+        "--out",
+        "answer",
+        "--heads",
+        cwd=folder,
+    )
     return folder, done
 
 
 def test_trace_can_say_which_heads_carried_the_strongest_edges(traced):
     _, done = traced
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.count("direct effect ") == 3 and "part of the score" in done.stdout and "looks from" in done.stdout
+    assert (
+        done.stdout.count("direct effect ") == 3 and "part of the score" in done.stdout and "looks from" in done.stdout
+    )
 
 
 def test_heads_explains_one_edge(traced):
     folder, _ = traced
     graph = tlc.load_graph(folder / "answer.graph.safetensors")
     source, target = strongest_edges(graph, 1)[0]
-    done = command("heads", "answer.graph.safetensors", f"{source} > {target}", "--model", tiny_folder("gemma3"), "--json", cwd=folder)
+    done = command(
+        "heads",
+        "answer.graph.safetensors",
+        f"{source} > {target}",
+        "--model",
+        tiny_folder("gemma3"),
+        "--json",
+        cwd=folder,
+    )
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["source"], facts["target"]) == (source, target) and len(facts["heads"]) > 3
@@ -146,7 +174,8 @@ def test_rows_of_the_table_sum_to_the_edge_however_many_are_left_out(told):
     for story in stories:
         for top in (2, 4, 10, 100):
             facts = json.loads(json.dumps(story_data(graph, story, top=top)))
-            earlier = {key: value for key, value in facts.items() if key != "other_heads"}  # as versions before wrote it
+            # as versions before wrote it
+            earlier = {key: value for key, value in facts.items() if key != "other_heads"}
             for told_of in (facts, earlier):
                 rows = loading_rows(told_of)
                 left_out = len(facts["heads"]) > 5 or (top < 5 and facts["other_heads"] != 0)
@@ -164,8 +193,15 @@ def test_rows_of_a_model_with_more_heads_than_are_listed_sum_to_the_edge():
         assert sum(loading != 0 for loading in story.paths.heads.values()) > len(facts["heads"]) == 10
         rows = loading_rows(facts)
         assert facts["residual"] + sum(value for _, value in rows) == pytest.approx(facts["weight"], rel=1e-6)
-        named = facts["residual"] + facts["rest"] + sum(h["loading"] for h in facts["heads"]) + sum(v for _, v in facts["chains"])
-        assert named + facts["other_heads"] == pytest.approx(facts["weight"], rel=1e-6) != pytest.approx(named, rel=1e-6)
+        named = (
+            facts["residual"]
+            + facts["rest"]
+            + sum(h["loading"] for h in facts["heads"])
+            + sum(v for _, v in facts["chains"])
+        )
+        assert (
+            named + facts["other_heads"] == pytest.approx(facts["weight"], rel=1e-6) != pytest.approx(named, rel=1e-6)
+        )
 
 
 def test_heads_takes_model_and_transcoders_that_the_graph_names(tmp_path):

@@ -1,4 +1,5 @@
-"""Damaged, hostile and self-contradicting files: one clear error naming file and field, nothing executed or left behind."""
+"""Damaged, hostile and self-contradicting files: one clear error naming file and field, nothing executed or left
+behind."""
 
 import io
 import json
@@ -116,10 +117,17 @@ def test_members_that_lead_out_of_the_archive(member, gemma):
     refused(gemma, "is not a plain NumPy array")
 
 
-@pytest.mark.parametrize("path", ["../secret/layer_0.safetensors", "/etc/layer_0.safetensors", "~/layer_0.safetensors", "a\\..\\b.safetensors"])
+@pytest.mark.parametrize(
+    "path",
+    ["../secret/layer_0.safetensors", "/etc/layer_0.safetensors", "~/layer_0.safetensors", "a\\..\\b.safetensors"],
+)
 def test_configs_that_lead_out_of_their_folder(path, tmp_path):
     published.config_yaml(
-        tmp_path, model_kind="transcoder_set", feature_input_hook="mlp.hook_in", feature_output_hook="hook_mlp_out", transcoders=[path]
+        tmp_path,
+        model_kind="transcoder_set",
+        feature_input_hook="mlp.hook_in",
+        feature_output_hook="hook_mlp_out",
+        transcoders=[path],
     )
     refused(tmp_path, r"config\.yaml names the path .* leads out of its own folder")
 
@@ -131,12 +139,18 @@ def test_a_config_cannot_run_code(tmp_path):
 
 def test_missing_layers_are_named(llama):
     (llama / "layer_1.safetensors").unlink()
-    refused(llama, r"missing the layers 1; it has 0, 2. Complete it, or .*layers=\[0, 2\]\): the MLPs of all other layers are error")
+    refused(
+        llama,
+        r"missing the layers 1; it has 0, 2. Complete it, or .*layers=\[0, 2\]\): "
+        "the MLPs of all other layers are error",
+    )
 
 
 @pytest.mark.parametrize("layers", [[0, 2], [0], [2]])
 def test_layers_asked_for_one_by_one_are_traced_the_others_as_errors(layers, tmp_path):
-    published.circuit_tracer(tmp_path, spread(published.random_layers(3, width=40, d=32), -0.3), hooks=("mlp.hook_in", "hook_mlp_out"))
+    published.circuit_tracer(
+        tmp_path, spread(published.random_layers(3, width=40, d=32), -0.3), hooks=("mlp.hook_in", "hook_mlp_out")
+    )
     found = tlc.load_transcoders(tmp_path, layers=layers)
     assert list(found.layers) == layers
     with tlc.attach(tiny_bridge("llama"), found) as replacement:
@@ -154,7 +168,9 @@ def test_a_cross_layer_transcoder_with_a_gap_is_not_opened_in_part(tmp_path):
     for kind in ("W_enc", "W_dec"):
         (tmp_path / f"{kind}_1.safetensors").unlink()
     refused(tmp_path, "missing the layers 1; it has 0, 2")
-    with pytest.raises(DictionaryError, match="missing the layers 1; it has 0, 2. A cross-layer transcoder is one whole"):
+    with pytest.raises(
+        DictionaryError, match="missing the layers 1; it has 0, 2. A cross-layer transcoder is one whole"
+    ):
         tlc.load_transcoders(tmp_path, layers=[0, 2])
 
 
@@ -180,12 +196,21 @@ def edit(path, **changes):
     ("changes", "words"),
     [
         ({"b_enc": None}, r"layer_1\.safetensors: the tensor 'b_enc' is missing; the file holds W_dec, W_enc"),
-        ({"W_dec": torch.zeros(3, 3)}, r"layer_1\.safetensors: W_dec has shape \(3, 3\), expected \(7, 4\) or \(4, 7\)"),
+        (
+            {"W_dec": torch.zeros(3, 3)},
+            r"layer_1\.safetensors: W_dec has shape \(3, 3\), expected \(7, 4\) or \(4, 7\)",
+        ),
         ({"W_enc": torch.zeros(4, 7)}, r"W_enc has shape \(4, 7\), expected \(7, any\)"),
         ({"W_skip": torch.zeros(4, 5)}, r"layer_1\.safetensors: W_skip has shape \(4, 5\), expected \(4, 4\)"),
-        ({"activation_function.threshold": -torch.ones(7)}, "threshold has 7 negative values, the lowest -1.*logarithm"),
+        (
+            {"activation_function.threshold": -torch.ones(7)},
+            "threshold has 7 negative values, the lowest -1.*logarithm",
+        ),
         ({"b_enc": torch.full((7,), float("nan"))}, "b_enc holds NaN"),
-        ({"threshold": torch.ones(7)}, r"layer_1\.safetensors holds the tensor 'threshold', which this version does not know"),
+        (
+            {"threshold": torch.ones(7)},
+            r"layer_1\.safetensors holds the tensor 'threshold', which this version does not know",
+        ),
         ({"k": torch.tensor(70)}, "needs 1 <= k <= 7, got k=70"),
     ],
 )
@@ -217,7 +242,10 @@ def test_a_missing_threshold(gemma, tmp_path):
         ({"activation": "topk"}, "k is None, expected a whole number"),
         ({"k": -3}, r"config\.yaml: k is -3"),
         ({"half_life": 3, "rope": 1}, r"config\.yaml: 'half_life', 'rope' are fields that this version does not know"),
-        ({"feature_input_hook": "blocks.3.hook_resid_mid"}, "feature_input_hook is 'blocks.3.hook_resid_mid', expected a hook's name within a block"),
+        (
+            {"feature_input_hook": "blocks.3.hook_resid_mid"},
+            "feature_input_hook is 'blocks.3.hook_resid_mid', expected a hook's name within a block",
+        ),
         ({"model_kind": "sae"}, "model_kind is 'sae', expected transcoder_set or cross_layer_transcoder"),
         ({"model_kind": "cross_layer_transcoder"}, "laid out as per-layer transcoders"),
         ({"feature_input_hook": None}, "nothing says which tensors.*input_hook="),
@@ -225,7 +253,10 @@ def test_a_missing_threshold(gemma, tmp_path):
         ({"transcoders": {"0": "x"}}, "transcoders is dict, expected a list"),
         ({"transcoders": ["layer_1.safetensors", "layer_0.safetensors"]}, "the file of layer 1"),
         ({"transcoders": ["layer_0.pt"]}, r"layer_0\.pt, expected an \.npz or \.safetensors"),
-        ({"transcoders": ["layer_0.safetensors", "layer_1.safetensors", "x/layer_2.safetensors"]}, "there is no file .*x/layer_2"),
+        (
+            {"transcoders": ["layer_0.safetensors", "layer_1.safetensors", "x/layer_2.safetensors"]},
+            "there is no file .*x/layer_2",
+        ),
     ],
 )
 def test_configs_that_contradict_themselves_or_the_tensors(change, words, llama):
@@ -249,27 +280,117 @@ def _json(path, **changes):
 @pytest.mark.parametrize(
     ("write", "config", "changes", "words"),
     [
-        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"width": 9}, "config.json: width is 9, but the tensors say 7"),
-        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"affine_connection": True}, "affine_connection is True"),
-        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"hf_hook_point_in": "model.layers.5.mlp"}, "hf_hook_point_in is 'model.layers.5.mlp'"),
-        (published.gemma_scope_2, "transcoder_all/layer_1_width_16k_l0_small/config.json", {"half_life": 3}, "'half_life' is a field"),
+        (
+            published.gemma_scope_2,
+            "transcoder_all/layer_1_width_16k_l0_small/config.json",
+            {"width": 9},
+            "config.json: width is 9, but the tensors say 7",
+        ),
+        (
+            published.gemma_scope_2,
+            "transcoder_all/layer_1_width_16k_l0_small/config.json",
+            {"affine_connection": True},
+            "affine_connection is True",
+        ),
+        (
+            published.gemma_scope_2,
+            "transcoder_all/layer_1_width_16k_l0_small/config.json",
+            {"hf_hook_point_in": "model.layers.5.mlp"},
+            "hf_hook_point_in is 'model.layers.5.mlp'",
+        ),
+        (
+            published.gemma_scope_2,
+            "transcoder_all/layer_1_width_16k_l0_small/config.json",
+            {"half_life": 3},
+            "'half_life' is a field",
+        ),
         (published.saelens, "layer_1/cfg.json", {"half_life": 3}, "'half_life' is a field"),
         (published.saelens, "layer_1/cfg.json", {"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
-        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"half_life": 3}, "'half_life' is a field"),
-        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder True is recognised"),
-        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"jump_relu_threshold": 0.5}, "jump_relu_threshold 0.5 is recognised"),
-        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"half_life": 3}, "'half_life' is a field"),
-        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"apply_b_dec_to_input": True}, "apply_b_dec_to_input is True, expected False.*folded"),
-        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"use_b_dec_out": True}, "use_b_dec_out is True"),
-        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"hook_name": "blocks.1.hook_mlp_out"}, "hook_name is 'blocks.1.hook_mlp_out'"),
-        (published.arena, "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json", {"d_sae": 9}, "d_sae is 9, but the tensors say 7"),
+        (
+            published.llamascopium,
+            "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json",
+            {"half_life": 3},
+            "'half_life' is a field",
+        ),
+        (
+            published.llamascopium,
+            "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json",
+            {"apply_decoder_bias_to_pre_encoder": True},
+            "apply_decoder_bias_to_pre_encoder True is recognised",
+        ),
+        (
+            published.llamascopium,
+            "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json",
+            {"jump_relu_threshold": 0.5},
+            "jump_relu_threshold 0.5 is recognised",
+        ),
+        (
+            published.arena,
+            "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json",
+            {"half_life": 3},
+            "'half_life' is a field",
+        ),
+        (
+            published.arena,
+            "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json",
+            {"apply_b_dec_to_input": True},
+            "apply_b_dec_to_input is True, expected False.*folded",
+        ),
+        (
+            published.arena,
+            "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json",
+            {"use_b_dec_out": True},
+            "use_b_dec_out is True",
+        ),
+        (
+            published.arena,
+            "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json",
+            {"hook_name": "blocks.1.hook_mlp_out"},
+            "hook_name is 'blocks.1.hook_mlp_out'",
+        ),
+        (
+            published.arena,
+            "gpt2-small-layer-1-mlp-transcoder-folded-b_dec_out/cfg.json",
+            {"d_sae": 9},
+            "d_sae is 9, but the tensors say 7",
+        ),
         (published.saelens, "layer_1/cfg.json", {"d_sae": 9}, "cfg.json: d_sae is 9, but the tensors say 7"),
-        (published.saelens, "layer_1/cfg.json", {"architecture": "standard"}, "an autoencoder writes where it reads, but hook_name is"),
-        (published.saelens, "layer_1/cfg.json", {"architecture": "jumprelu_transcoder"}, "the tensor 'threshold' is missing"),
-        (published.saelens, "layer_1/cfg.json", {"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
-        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"d_model": 9}, "d_model is 9"),
-        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"sae_type": "lorsa"}, "Lorsa.*recognised but not supported"),
-        (published.llamascopium, "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json", {"act_fn": "batchtopk"}, "act_fn 'batchtopk' is recognised but not supported"),
+        (
+            published.saelens,
+            "layer_1/cfg.json",
+            {"architecture": "standard"},
+            "an autoencoder writes where it reads, but hook_name is",
+        ),
+        (
+            published.saelens,
+            "layer_1/cfg.json",
+            {"architecture": "jumprelu_transcoder"},
+            "the tensor 'threshold' is missing",
+        ),
+        (
+            published.saelens,
+            "layer_1/cfg.json",
+            {"normalize_activations": "layer_norm"},
+            "normalize_activations is 'layer_norm'",
+        ),
+        (
+            published.llamascopium,
+            "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json",
+            {"d_model": 9},
+            "d_model is 9",
+        ),
+        (
+            published.llamascopium,
+            "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json",
+            {"sae_type": "lorsa"},
+            "Lorsa.*recognised but not supported",
+        ),
+        (
+            published.llamascopium,
+            "transcoder/8x/k64/layer1_transcoder_8x_k64/config.json",
+            {"act_fn": "batchtopk"},
+            "act_fn 'batchtopk' is recognised but not supported",
+        ),
     ],
 )
 def test_configs_of_one_layer(write, config, changes, words, tmp_path):
@@ -321,14 +442,21 @@ def test_layouts_known_by_sight_are_refused_by_name(file, name, tmp_path):
 
 def test_a_repository_of_autoencoders_with_the_layout_of_transcoders(tmp_path):
     published.gemma_scope(tmp_path / "google/gemma-scope-2b-pt-res", published.random_layers(2))
-    refused(tmp_path / "google/gemma-scope-2b-pt-res", "autoencoders .res., not transcoders.*gemma-scope-2b-pt-res-canonical")
+    refused(
+        tmp_path / "google/gemma-scope-2b-pt-res",
+        "autoencoders .res., not transcoders.*gemma-scope-2b-pt-res-canonical",
+    )
 
 
 def test_a_set_that_chooses_features_over_all_layers_is_refused_by_name(tmp_path):
-    """ByteDance-Seed/Cross-Layer-TopK-CLT: files of circuit-tracer's names, with a norm for each feature beside them."""
+    """ByteDance-Seed/Cross-Layer-TopK-CLT: files of circuit-tracer's names, with a norm for each feature beside
+    them."""
     for i in range(2):
         save_file({f"W_enc_{i}": torch.zeros(7, 4)}, tmp_path / f"W_enc_{i}.safetensors")
-        save_file({f"W_dec_{i}": torch.zeros(7, 2 - i, 4), f"W_dec_norm_{i}": torch.ones(7)}, tmp_path / f"W_dec_{i}.safetensors")
+        save_file(
+            {f"W_dec_{i}": torch.zeros(7, 2 - i, 4), f"W_dec_norm_{i}": torch.ones(7)},
+            tmp_path / f"W_dec_{i}.safetensors",
+        )
     save_file({"W_dec_norm": torch.ones(2, 7)}, tmp_path / "W_dec_norm.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"d_feature": 7, "k": 2}))
     refused(tmp_path, "highest-scoring features of all layers together.*recognised but not supported")
@@ -349,7 +477,7 @@ def test_an_empty_folder_and_a_file(tmp_path, llama):
 
 
 def test_an_unknown_residency(llama):
-    with pytest.raises(DictionaryError, match='residency is \'ram\', expected "disk"'):
+    with pytest.raises(DictionaryError, match="residency is 'ram', expected \"disk\""):
         from tl_circuits.dictionaries.residency import choose_residency
 
         choose_residency("ram", torch.device("cpu"), 1)

@@ -195,7 +195,13 @@ def test_targets_in_a_file_are_written_as_on_the_command_line_and_numbers_may_be
         {"id": "boolean", "prompt": "w1 w2", "targets": [True]},
     ]
     summary = tlc.trace_many(replacement, jobs, tmp_path, max_nodes=20, progress=False).set_index("id")
-    assert summary.status.to_dict() == {"difference": "done", "unknown": "failed", "numpy": "done", "plain": "done", "prompt 5": "failed"}
+    assert summary.status.to_dict() == {
+        "difference": "done",
+        "unknown": "failed",
+        "numpy": "done",
+        "plain": "done",
+        "prompt 5": "failed",
+    }
     assert tlc.load_graph(tmp_path / summary.file["difference"]).info.target_names == ("w5 − w9",)
     assert "unknown token '<unk>'" in summary.error["unknown"] and "tokens or token ids" in summary.error["prompt 5"]
     assert summary.key["numpy"] == summary.key["plain"]
@@ -241,7 +247,14 @@ def test_a_graph_that_was_cut_off_or_changed_and_a_broken_record_are_noticed(rep
     whole = [(tmp_path / file).read_bytes() for file in first.file]
     (tmp_path / first.file[0]).write_bytes(whole[0][:-1])
     record = json.loads((tmp_path / f"{first.key[1]}.json").read_text())
-    broken = [[], {}, {"status": "done"}, record | {"file": "../x"}, record | {"nodes": "many"}, record | {"prompt": None}]
+    broken = [
+        [],
+        {},
+        {"status": "done"},
+        record | {"file": "../x"},
+        record | {"nodes": "many"},
+        record | {"prompt": None},
+    ]
     for text in (*map(json.dumps, broken), "[" * 100_000, "\xff"):
         (tmp_path / f"{first.key[1]}.json").write_text(text)
         assert stores.Store(str(tmp_path)).record(first.key[1]) is None

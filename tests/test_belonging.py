@@ -66,10 +66,16 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_every_question_about_another_dictionarys_graph_is_refused_and_names_both(own, other, use):
-    with pytest.raises(BelongingError, match="with the dictionary 'transcoders', and attached is 'transcoders'.*layer 0.*of another one"):
+    with pytest.raises(
+        BelongingError,
+        match="with the dictionary 'transcoders', and attached is 'transcoders'.*layer 0.*of another one",
+    ):
         USES[use](other, own)
     model = tiny_bridge("llama")
-    with tlc.attach(model, tlc.mlp_neurons(model)) as neurons, pytest.raises(BelongingError, match="'transcoders', and attached is 'mlp neurons'"):
+    with (
+        tlc.attach(model, tlc.mlp_neurons(model)) as neurons,
+        pytest.raises(BelongingError, match="'transcoders', and attached is 'mlp neurons'"),
+    ):
         USES[use](neurons, own)
     with tlc.attach(model, transcoders(model)) as mine:
         USES[use](mine, own)
@@ -82,10 +88,13 @@ def test_the_error_is_one_for_those_who_caught_targets():
 @pytest.mark.parametrize(
     "changed",
     [
-        lambda t: replace(t, W_enc=t.W_enc * 1.1), lambda t: replace(t, W_dec=-t.W_dec), lambda t: replace(t, b_enc=t.b_enc + 0.5),
-        lambda t: replace(t, b_dec=2 * t.b_dec), lambda t: replace(t, input_hook="hook_resid_mid"),
+        lambda t: replace(t, W_enc=t.W_enc * 1.1),
+        lambda t: replace(t, W_dec=-t.W_dec),
+        lambda t: replace(t, b_enc=t.b_enc + 0.5),
+        lambda t: replace(t, b_dec=2 * t.b_dec),
+        lambda t: replace(t, input_hook="hook_resid_mid"),
     ],
-)  # fmt: skip
+)
 def test_one_layer_of_other_weights_or_hooks_tells_two_dictionaries_of_one_name(own, changed):
     model = tiny_bridge("llama")
     given = transcoders(model)
@@ -96,7 +105,10 @@ def test_one_layer_of_other_weights_or_hooks_tells_two_dictionaries_of_one_name(
 
 def test_some_layers_of_a_dictionary_are_another_one(own):
     model = tiny_bridge("llama")
-    with tlc.attach(model, transcoders(model).__class__({1: transcoders(model)[1]})) as part, pytest.raises(BelongingError, match="only the graph has layer 0"):
+    with (
+        tlc.attach(model, transcoders(model).__class__({1: transcoders(model)[1]})) as part,
+        pytest.raises(BelongingError, match="only the graph has layer 0"),
+    ):
         tlc.label_features(part, own)
 
 
@@ -131,29 +143,53 @@ def test_a_model_is_known_again_however_transformer_lens_opened_it(tmp_path):
         finetuned = tlc.load_model(folder)
         with torch.no_grad():
             for parameter in finetuned.parameters():
-                parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                parameter += (
+                    0.05 * parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                )
         samples = [model_sample(model) for model in (bridge, folded, half)]
         assert len(samples[0]) == 4 and all(first_difference(samples[0], sample) is None for sample in samples)
         assert first_difference(samples[0], model_sample(finetuned)) is not None
         if architecture == "gpt2":
             original = AutoModelForCausalLM.from_pretrained(folder)
-            cfg = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_mlp": 128, "d_vocab": 101, "n_ctx": 32, "act_fn": "gelu_new", "normalization_type": "LN"}
+            cfg = {
+                "n_layers": 3,
+                "d_model": 32,
+                "n_heads": 4,
+                "d_head": 8,
+                "d_mlp": 128,
+                "d_vocab": 101,
+                "n_ctx": 32,
+                "act_fn": "gelu_new",
+                "normalization_type": "LN",
+            }
             hooked = HookedTransformer(cfg)
             from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 
-            hooked.load_and_process_state_dict(convert_gpt2_weights(original, hooked.cfg), fold_ln=True, center_writing_weights=True, center_unembed=True)
+            hooked.load_and_process_state_dict(
+                convert_gpt2_weights(original, hooked.cfg),
+                fold_ln=True,
+                center_writing_weights=True,
+                center_unembed=True,
+            )
             assert first_difference(samples[0], model_sample(hooked)) is None
 
 
 def test_what_is_looked_at_lies_apart_and_another_number_of_numbers_is_a_difference():
-    assert [spread(size, count).tolist() for size, count in ((9, 2), (101, 3), (2, 2))] == [[3, 6], [25, 50, 75], [0, 1]]
+    assert [spread(size, count).tolist() for size, count in ((9, 2), (101, 3), (2, 2))] == [
+        [3, 6],
+        [25, 50, 75],
+        [0, 1],
+    ]
     assert first_difference((("a", (1.0,)), ("b", (2.0,))), (("b", (2.0, 2.0)), ("a", (1.0,)))) == "b"
 
 
 def test_another_checkpoint_of_the_same_name_and_shape_is_refused(own, tmp_path):
     second = tlc.load_model(checkpoint(CONFIGS["llama"], str(tmp_path / "second"), seed=5))
     second.cfg.model_name = own.info.model
-    with tlc.attach(second, transcoders(second)) as replacement, pytest.raises(BelongingError, match="weights of the two models differ"):
+    with (
+        tlc.attach(second, transcoders(second)) as replacement,
+        pytest.raises(BelongingError, match="weights of the two models differ"),
+    ):
         tlc.faithfulness(replacement, own)
 
 
@@ -165,7 +201,8 @@ def test_saved_and_exported_graphs_are_known_again_and_keep_their_notes(own, oth
         with pytest.raises(BelongingError):
             tlc.label_features(other, graph)
     unsampled = replace(own, info=replace(own.info, sample=()))
-    assert saved.pins == ("token@1",) and unsampled.fingerprint == own.fingerprint  # files of earlier versions keep their notes
+    # files of earlier versions keep their notes
+    assert saved.pins == ("token@1",) and unsampled.fingerprint == own.fingerprint
 
 
 def test_graphs_without_numbers_of_weights_are_held_against_what_they_say(own, other):
@@ -194,9 +231,13 @@ def test_graphs_without_numbers_of_weights_are_held_against_what_they_say(own, o
 def test_one_published_set_is_known_under_the_names_neuronpedia_and_circuit_tracer_give_it(own):
     pytest.importorskip("sae_lens", reason="its registry says what is what")
     model = tiny_bridge("llama")
-    with tlc.attach(model, tlc.load_transcoders(transcoders(model), name="mwhanna/gemma-scope-transcoders")) as replacement:
+    with tlc.attach(
+        model, tlc.load_transcoders(transcoders(model), name="mwhanna/gemma-scope-transcoders")
+    ) as replacement:
         for name in ("gemma", "gemmascope-transcoder-16k", "gemma-2-2b/gemmascope-transcoder-16k"):
-            require_belonging(replacement, replace(own, info=replace(own.info, sample=(), engine="circuit-tracer", dictionary=name)))
+            require_belonging(
+                replacement, replace(own, info=replace(own.info, sample=(), engine="circuit-tracer", dictionary=name))
+            )
 
 
 def test_graphs_of_other_weights_are_not_put_together(own, other):
@@ -226,9 +267,15 @@ def test_the_server_says_which_graphs_are_of_another_dictionary_and_answers_noth
     (tmp_path / "foreign.json").write_text("{}")
     folder, live = GraphFolder(tmp_path), LiveModel(other)
     told = foreign(other, folder)
-    assert len(told) == 1 and told[0].startswith("own.graph.safetensors can be looked at, not steered or labelled: the graph is of")
+    assert len(told) == 1 and told[0].startswith(
+        "own.graph.safetensors can be looked at, not steered or labelled: the graph is of"
+    )
     edge = own.edges.iloc[-1]
-    for wish in (live.label(own), live.steer(own, [own.node_ids[0]], 0.0, lambda: True), live.heads(own, edge.source, edge.target, lambda: True)):
+    for wish in (
+        live.label(own),
+        live.steer(own, [own.node_ids[0]], 0.0, lambda: True),
+        live.heads(own, edge.source, edge.target, lambda: True),
+    ):
         with pytest.raises(BelongingError):
             run_async(wish)
 
@@ -238,7 +285,9 @@ def test_feature_files_of_another_dictionary_label_nothing(own, other, tmp_path)
     text.write_text("w1 w2 w3 w4 w5 w6 w7 w8 " * 20)
     tlc.make_dashboards(other, [text], tmp_path / "theirs", context=8, progress=False)
     for folder in (tmp_path / "theirs", tmp_path / "theirs" / "features"):
-        with pytest.raises(BelongingError, match="the feature files in theirs are of the model .* with the dictionary 'transcoders'"):
+        with pytest.raises(
+            BelongingError, match="the feature files in theirs are of the model .* with the dictionary 'transcoders'"
+        ):
             tlc.add_labels(own, folder)
     with pytest.raises(BelongingError):
         own.to_neuronpedia(tmp_path / "x.json", "circuit-tracer", slug="x", features=tmp_path / "theirs")
@@ -252,7 +301,10 @@ def test_a_folder_of_results_of_other_weights_under_the_same_name_is_not_continu
     assert set(tlc.trace_many(other, prompts, tmp_path, max_nodes=10, progress=False).status) == {"done"}
     model = tiny_bridge("llama")
     model_name, model.cfg.model_name = model.cfg.model_name, other.model.cfg.model_name
-    with tlc.attach(model, transcoders(model)) as replacement, pytest.raises(BelongingError, match="of other weights: give another folder, or name="):
+    with (
+        tlc.attach(model, transcoders(model)) as replacement,
+        pytest.raises(BelongingError, match="of other weights: give another folder, or name="),
+    ):
         tlc.trace_many(replacement, prompts, tmp_path, max_nodes=10, progress=False)
     model.cfg.model_name = model_name
 
@@ -275,21 +327,35 @@ def facts_graph(tmp_path_factory):
 
 def test_view_takes_the_dictionary_that_the_graphs_name_and_refuses_to_choose(facts_graph, own, monkeypatch, tmp_path):
     opened = []
-    monkeypatch.setattr("tl_circuits.view.server.serve", lambda path, host, port, token, live, ready, proxies: opened.append(live.replacement.dictionary.name))
+    monkeypatch.setattr(
+        "tl_circuits.view.server.serve",
+        lambda path, host, port, token, live, ready, proxies: opened.append(live.replacement.dictionary.name),
+    )
     result = command("view", str(facts_graph), "--model", "tiny-facts")
     assert result.exit_code == 0 and opened == ["tiny-facts"] and "not steered" not in result.stderr
     result = command("view", str(facts_graph), "--model", "tiny-facts", "--transcoders", "neurons")
-    assert opened[1:] == ["mlp neurons"] and "facts.graph.safetensors can be looked at, not steered or labelled" in result.stderr
+    assert (
+        opened[1:] == ["mlp neurons"]
+        and "facts.graph.safetensors can be looked at, not steered or labelled" in result.stderr
+    )
     tlc.load_graph(facts_graph).save(tmp_path / "facts.graph.safetensors")
     own.save(tmp_path / "own.graph.safetensors")
     result = command("view", str(tmp_path), "--model", "tiny-facts")
-    assert result.exit_code == 1 and "several dictionaries ('tiny-facts', 'transcoders'): say which" in result.stderr and len(opened) == 2
+    assert (
+        result.exit_code == 1
+        and "several dictionaries ('tiny-facts', 'transcoders'): say which" in result.stderr
+        and len(opened) == 2
+    )
 
 
 def test_heads_on_another_dictionary_is_one_clear_line(facts_graph):
     edge = tlc.load_graph(facts_graph).edges.iloc[-1]
     result = command("heads", str(facts_graph), f"{edge.source} > {edge.target}", "--transcoders", "neurons")
-    assert result.exit_code == 1 and result.stderr.strip().split("\n")[-1].startswith("tl-circuits: the graph is of") and "attached is 'mlp neurons'" in result.stderr
+    assert (
+        result.exit_code == 1
+        and result.stderr.strip().split("\n")[-1].startswith("tl-circuits: the graph is of")
+        and "attached is 'mlp neurons'" in result.stderr
+    )
     right = command("heads", str(facts_graph), f"{edge.source} > {edge.target}", "--json")
     assert right.exit_code == 0 and json.loads(right.stdout)["source"] == edge.source
 

@@ -40,5 +40,7 @@ def test_it_is_what_removing_the_features_is_predicted_to_take_from_the_first_ta
         assert found.by == pytest.approx(-predicted, rel=1e-4, abs=1e-5)  # float32 there, float64 here
     everything = graph.carried(features.tolist())
     edges = graph._edges
-    rest = edges.weight[(edges.target == first) & ~torch.isin(edges.source, features)].sum() + graph._nodes.residue[first]
+    rest = (
+        edges.weight[(edges.target == first) & ~torch.isin(edges.source, features)].sum() + graph._nodes.residue[first]
+    )
     assert everything.by == pytest.approx(everything.whole - float(rest), rel=1e-4, abs=1e-4)

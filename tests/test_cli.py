@@ -24,7 +24,11 @@ PROGRAM = str(Path(sys.executable).parent / "tl-circuits")
 def own_process(*arguments, cwd):
     """The installed program: importing torch and TransformerLens anew, with all that libraries say on stderr."""
     return subprocess.run(
-        [PROGRAM, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300,
+        [PROGRAM, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
     )
 
@@ -37,7 +41,9 @@ def own_lines(stderr):
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    done = own_process("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 60, "--out", "answer", cwd=folder)
+    done = own_process(
+        "trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 60, "--out", "answer", cwd=folder
+    )
     return folder, done
 
 
@@ -59,15 +65,39 @@ def test_some_layers_of_a_set_can_be_asked_for_and_neurons_are_taken_whole(tmp_p
     nodes = tlc.load_graph(tmp_path / "some.graph.safetensors").nodes
     assert set(nodes.layer[nodes.kind == "feature"]) == {1, 3}
     assert set(nodes.layer[nodes.kind == "error"]) == {0, 1, 2, 3}
-    refused = command("trace", "the capital of Texas is", "--model", "tiny-facts", "--layer", 1, "--out", "none", cwd=tmp_path)
+    refused = command(
+        "trace", "the capital of Texas is", "--model", "tiny-facts", "--layer", 1, "--out", "none", cwd=tmp_path
+    )
     assert refused.exit_code == 1 and "neurons" in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_a_difference_of_two_tokens_can_be_asked_for_and_unknown_words_are_refused(tmp_path):
-    done = command("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 10, "--out", "difference", "--target", "w5 - w9", cwd=tmp_path)
+    done = command(
+        "trace",
+        "w1 w2 w3",
+        "--model",
+        tiny_folder("gemma3"),
+        "--max-nodes",
+        10,
+        "--out",
+        "difference",
+        "--target",
+        "w5 - w9",
+        cwd=tmp_path,
+    )
     assert done.exit_code == 0, done.stderr
     assert tlc.load_graph(tmp_path / "difference.graph.safetensors").info.target_names == ("w5 − w9",)
-    done = command("trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--out", "unknown", "--target", "w5 - Parisian", cwd=tmp_path)
+    done = command(
+        "trace",
+        "w1 w2 w3",
+        "--model",
+        tiny_folder("gemma3"),
+        "--out",
+        "unknown",
+        "--target",
+        "w5 - Parisian",
+        cwd=tmp_path,
+    )
     assert done.exit_code == 1 and "'Parisian' is not in the model's vocabulary" in done.stderr
 
 
@@ -84,7 +114,10 @@ def test_a_text_that_is_missing_or_would_not_be_used_is_refused_before_the_work(
     (tmp_path / "words.txt").write_text("w1 w2 w3 w4 w5 " * 20)
     for options, said in (
         (("--text", "none.txt"), "--text none.txt: there is no such file or folder"),
-        (("--text", "words.txt", "--no-examples"), "says where to look for examples, and --no-examples that none are wanted"),
+        (
+            ("--text", "words.txt", "--no-examples"),
+            "says where to look for examples, and --no-examples that none are wanted",
+        ),
     ):
         done = command(*asked, *options, cwd=tmp_path)
         assert done.exit_code == 1 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
@@ -122,8 +155,21 @@ def test_more_gives_what_the_larger_trace_gives_and_keeps_notes(tmp_path):
 def test_json_is_for_machines(traced):
     folder, _ = traced
     done = command(
-        "trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--max-nodes", 20, "--out", "answer", "--force", "--json",
-        "--target", "w5", "--target", "w5 - w6", cwd=folder,
+        "trace",
+        "w1 w2 w3",
+        "--model",
+        tiny_folder("gemma3"),
+        "--max-nodes",
+        20,
+        "--out",
+        "answer",
+        "--force",
+        "--json",
+        "--target",
+        "w5",
+        "--target",
+        "w5 - w6",
+        cwd=folder,
     )
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
@@ -179,7 +225,11 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_ctrl_c_leaves_no_file(tmp_path):
     process = subprocess.Popen(
         [PROGRAM, "trace", "w1 w2 w3", "--model", tiny_folder("gemma3"), "--out", "x"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     time.sleep(4)
     while process.poll() is None:  # a library that is being imported may swallow one
@@ -191,7 +241,13 @@ def test_ctrl_c_leaves_no_file(tmp_path):
 
 
 def test_ctrl_c_ends_the_server_in_order_also_with_a_request_that_never_became_whole(tmp_path):
-    process = subprocess.Popen([PROGRAM, "view", ".", "--port", "18400"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [PROGRAM, "view", ".", "--port", "18400"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     address = urlsplit(process.stdout.readline().removeprefix("Open ").strip())
     for _ in range(300):
         try:

@@ -93,7 +93,20 @@ def test_label_writes_the_graph_with_labels(run, saved):
 
 def test_dashboards_write_files_that_label_a_graph(run, tmp_path):
     (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6 " * 20)
-    done = run("dashboards", "--text", "text.txt", "--out", "d", "--model", tiny_folder("llama"), "--layers", "1-2", "--context", 8, "--json")
+    done = run(
+        "dashboards",
+        "--text",
+        "text.txt",
+        "--out",
+        "d",
+        "--model",
+        tiny_folder("llama"),
+        "--layers",
+        "1-2",
+        "--context",
+        8,
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["layers"] == [1, 2]
 

@@ -35,7 +35,9 @@ def contrast(facts):
 
 
 # Every kind of dictionary on one architecture, and every architecture with one kind.
-PAIRS = [("gpt2", make) for make in MAKES] + [(a, list(MAKES)[i % len(MAKES)]) for i, a in enumerate(tiny.ARCHITECTURES) if a != "gpt2"]
+PAIRS = [("gpt2", make) for make in MAKES] + [
+    (a, list(MAKES)[i % len(MAKES)]) for i, a in enumerate(tiny.ARCHITECTURES) if a != "gpt2"
+]
 
 
 @pytest.mark.parametrize(("architecture", "make"), PAIRS)
@@ -161,21 +163,27 @@ def test_a_circuit_of_nothing_carries_nothing_and_all_nodes_carry_all(facts):
 
 
 def test_integrated_gradients_begin_where_all_prompts_have_the_familys_mean_embedding(facts):
-    """There the prompts are the same to the model; gradients of one token's logit are so, too. At their end they differ."""
+    """There the prompts are the same to the model; gradients of one token's logit are so, too. At their end they
+    differ."""
     tokens = torch.stack([tlc.hooks.to_tokens(facts.model, text) for text in (PROMPT, *OTHERS)])
     values = values_of(facts, tokens)
     runs = Runs(facts, tokens, lambda logits: logits[:, 5], values, (0,))
     begin, end = runs.gradients(0.0), runs.gradients(1.0)
     for gradient in begin.values():
         # float32, in batches whose rows are computed alike
-        assert torch.allclose(gradient[0], gradient[1], atol=1e-5) and torch.allclose(gradient[0], gradient[2], atol=1e-5)
+        assert torch.allclose(gradient[0], gradient[1], atol=1e-5) and torch.allclose(
+            gradient[0], gradient[2], atol=1e-5
+        )
     assert any(not torch.allclose(gradient[0], gradient[1], atol=1e-3) for gradient in end.values())
 
 
 @pytest.mark.parametrize(
     ("prompts", "answers", "says"),
-    [([], [], "empty"), ([PROMPT, OTHERS[0]], ["Austin", "Austin"], "all prompts have the answer"),
-     ([PROMPT, "Dallas is"], ["Austin", "Austin"], "same number of tokens")],
+    [
+        ([], [], "empty"),
+        ([PROMPT, OTHERS[0]], ["Austin", "Austin"], "all prompts have the answer"),
+        ([PROMPT, "Dallas is"], ["Austin", "Austin"], "same number of tokens"),
+    ],
 )
 def test_families_that_measure_nothing_are_refused_in_words(facts, contrast, prompts, answers, says):
     with pytest.raises(BaselineError, match=says):
@@ -277,7 +285,10 @@ def test_what_is_compared_with_is_named_as_the_prompt_is_without_the_special_tok
         info = tlc.attribute(replacement, PROMPT, baseline=OTHERS, max_nodes=10, progress=False).info
     assert info.reads == f"tiny-facts reads “{PROMPT}”, compared with “{OTHERS[0]}” and “{OTHERS[1]}”"
     with_token = replace(info, compared_with=tuple(info.tokens[0] + text for text in [*OTHERS, PROMPT, PROMPT, PROMPT]))
-    assert with_token.reads == f"tiny-facts reads “{PROMPT}”, compared with “{OTHERS[0]}”, “{OTHERS[1]}”, “{PROMPT}” and 2 more"
+    assert (
+        with_token.reads
+        == f"tiny-facts reads “{PROMPT}”, compared with “{OTHERS[0]}”, “{OTHERS[1]}”, “{PROMPT}” and 2 more"
+    )
     assert replace(info, compared_with=()).reads == f"tiny-facts reads “{PROMPT}”"
 
 

@@ -40,7 +40,9 @@ def test_braces_name_several_prompts_and_a_file_one_a_line(tmp_path):
 
 def test_trace_against_other_prompts_asks_why_this_and_not_that(tmp_path):
     against = "the capital of the state containing {Oakland,Miami} is"
-    done = run("trace", PROMPT, *FACTS, "--against", against, "--max-nodes", 100, "--out", "why", "--heads", "--ablations")
+    done = run(
+        "trace", PROMPT, *FACTS, "--against", against, "--max-nodes", 100, "--out", "why", "--heads", "--ablations"
+    )
     assert done.exit_code == 0, done.output
     assert "Why “Austin”, and not what the other 2 prompts give?" in done.output
     graph = tlc.load_graph("why.graph.safetensors")
@@ -74,8 +76,14 @@ def test_what_half_of_the_answer_needs_is_said_only_as_far_as_it_was_tried():
     def line(*found):
         return half_line(pd.DataFrame(found, columns=["nodes", "F"]), 1000)
 
-    assert line((0, 0.0), (10, 0.6), (1000, 1.0)) == "Half of the answer is carried by 10 of 1,000 nodes a prompt (1.0%), or by fewer."
-    assert line((0, 0.0), (10, 0.3), (1000, 1.0)) == "Half of the answer is carried by more than 10 of 1,000 nodes a prompt (1.0%)."
+    assert (
+        line((0, 0.0), (10, 0.6), (1000, 1.0))
+        == "Half of the answer is carried by 10 of 1,000 nodes a prompt (1.0%), or by fewer."
+    )
+    assert (
+        line((0, 0.0), (10, 0.3), (1000, 1.0))
+        == "Half of the answer is carried by more than 10 of 1,000 nodes a prompt (1.0%)."
+    )
     assert line((0, 0.0), (10, 0.3)) == ""
 
 
@@ -88,13 +96,19 @@ def test_what_the_nodes_do_not_carry_is_said():
         _show(tlc.CircuitQuality(curve, metric=metric, n_nodes=10, ablate="mean"), console)
         return console.export_text()
 
-    assert "All nodes together carry 23% of the metric" in shown((9.10, 7.00)) and "7.00 of 9.10 is left" in shown((9.10, 7.00))
+    assert "All nodes together carry 23% of the metric" in shown((9.10, 7.00)) and "7.00 of 9.10 is left" in shown(
+        (9.10, 7.00)
+    )
     assert "All nodes" not in shown((9.10, 0.02))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "says"),
-    [("a.csv", "prompt\nx\n", "needs prompt and answer"), ("b.csv", "prompt,answer\nx,y\n", "at least 2 prompts"), ("c.jsonl", "{", "is not a table")],
+    [
+        ("a.csv", "prompt\nx\n", "needs prompt and answer"),
+        ("b.csv", "prompt,answer\nx,y\n", "at least 2 prompts"),
+        ("c.jsonl", "{", "is not a table"),
+    ],
 )
 def test_a_file_that_is_no_family_is_refused_in_words(tmp_path, name, text, says):
     (tmp_path / name).write_text(text)
@@ -105,7 +119,10 @@ def test_a_file_that_is_no_family_is_refused_in_words(tmp_path, name, text, says
 def test_contrast_graphs_recur_and_are_not_averaged_with_whole_ones():
     with tlc.attach(tlc.load_model("tiny-facts", device=DEVICE), tlc.load_transcoders("tiny-facts")) as replacement:
         family = [PROMPT, *OTHERS]
-        graphs = [tlc.attribute(replacement, text, baseline=[t for t in family if t != text], max_nodes=60, progress=False) for text in family]
+        graphs = [
+            tlc.attribute(replacement, text, baseline=[t for t in family if t != text], max_nodes=60, progress=False)
+            for text in family
+        ]
         plain = tlc.attribute(replacement, PROMPT, max_nodes=20, progress=False)
     found = tlc.aggregate(graphs, min_share=0.3)
     graph = found.graph(0.3)

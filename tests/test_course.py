@@ -1,4 +1,5 @@
-"""The course: right answers get all points, typical mistakes lose what they should, nothing a notebook does is fatal."""
+"""The course: right answers get all points, typical mistakes lose what they should, nothing a notebook does is
+fatal."""
 
 import json
 import os
@@ -56,40 +57,91 @@ def test_a_starter_scores_zero_and_is_not_called_a_crash(assignment, starters):
 
 
 MISTAKES = {
-    "batch axis kept": (1, [("activations_at", "cache[name][0]", "cache[name]", "shape (1, 4, 96)")],
-        {"activations_at": 4, "reconstruction_error": 4, "ablate": 4}),
-    "encoder bias forgotten": (1, [("pre_activations", " + transcoder.b_enc", "", "add `b_enc`")],
-        {"pre_activations": 2, "feature_activations": 4, "reconstruction_error": 4, "ablate": 3}),
-    "ReLU for JumpReLU": (1, [("feature_activations", "(pre > transcoder.threshold) & ", "", "even if its pre-activation is positive")],
-        {"feature_activations": 2, "reconstruction_error": 4}),
-    "decoder bias forgotten, ablated everywhere": (1, [
-        ("reconstruction_error", " + transcoder.b_dec", "", "`b_dec` is part"),
-        ("ablate", "output[:, position] -= written", "output -= feature_activations(transcoder, x)[:, [feature]] * transcoder.W_dec[feature]", "only at the one asked for"),
-    ], {"reconstruction_error": 2, "ablate": 1}),
-    "hook left behind": (1, [("ablate", "model.run_with_hooks(prompt, fwd_hooks=[(f\"blocks.{layer}.hook_mlp_out\", without)])",
-        "(model.reset_hooks(), model.add_hook(f\"blocks.{layer}.hook_mlp_out\", without), model(prompt))[2]", "a hook stayed")], {"ablate": 1}),
-    "norm's weight forgotten": (2, [("read_direction", " * model.blocks[layer].ln2.weight", "", "weight of `ln2` is missing")],
-        {"read_direction": 4, "trace": 2}),
-    "last position's scale, stream forgotten, output for error": (2, [
-        ("read_direction", "[0, position]", "[0, -1]", "not the last"),
-        ("through_attention", "gradient + at_input", "at_input", "residual stream is missing"),
-        ("effects_on", "error[position] @", "output[position] @", "errors:"),
-    ], {"read_direction": 2, "through_attention": 2, "effects_on": 2, "trace": 2}),
-    "pattern turned round": (2, [("through_attention", "hqk,qd->hkd", "hkq,qd->hkd", "back to keys")], {"through_attention": 4, "trace": 2}),
-    "mean for sum, direct neighbours, contradicting edits, trivial experiments": (3, [
-        ("state_features", "own.sum(0)\n", "own.mean(0)\n", "a quarter"),
-        ("between", "while frontier:", "for _ in range(1):", "any number of steps"),
-        ("swap_edits", " if where not in new", "", "must not be ablated too"),
-        ("share_swapped", "!= word", "!= ''", "prove nothing"),
-    ], {"state_features": 2, "between": 2, "swap_edits": 2, "share_swapped": 2}),
-    "sign, mean logit, centred variance, cancelling edges, largest for sum": (4, [
-        ("predicted", "(-row.weight)", "row.weight", "the sign"),
-        ("measured", " - change.mean()", "", "subtract the mean"),
-        ("agreement", "(measured**2)", "((measured - measured.mean())**2)", "no mean taken off"),
-        ("shown", ".abs()", "", "absolute values"),
-        ("worst_targets", ".sum()", ".max()", "several sources"),
-    ], {"predicted": 1, "measured": 3, "agreement": 2, "shown": 2, "worst_targets": 2}),
-    "freeze not passed on": (4, [("measured", "freeze=freeze", "freeze='attention'", "pass `freeze` on")], {"measured": 4}),
+    "batch axis kept": (
+        1,
+        [("activations_at", "cache[name][0]", "cache[name]", "shape (1, 4, 96)")],
+        {"activations_at": 4, "reconstruction_error": 4, "ablate": 4},
+    ),
+    "encoder bias forgotten": (
+        1,
+        [("pre_activations", " + transcoder.b_enc", "", "add `b_enc`")],
+        {"pre_activations": 2, "feature_activations": 4, "reconstruction_error": 4, "ablate": 3},
+    ),
+    "ReLU for JumpReLU": (
+        1,
+        [("feature_activations", "(pre > transcoder.threshold) & ", "", "even if its pre-activation is positive")],
+        {"feature_activations": 2, "reconstruction_error": 4},
+    ),
+    "decoder bias forgotten, ablated everywhere": (
+        1,
+        [
+            ("reconstruction_error", " + transcoder.b_dec", "", "`b_dec` is part"),
+            (
+                "ablate",
+                "output[:, position] -= written",
+                "output -= feature_activations(transcoder, x)[:, [feature]] * transcoder.W_dec[feature]",
+                "only at the one asked for",
+            ),
+        ],
+        {"reconstruction_error": 2, "ablate": 1},
+    ),
+    "hook left behind": (
+        1,
+        [
+            (
+                "ablate",
+                'model.run_with_hooks(prompt, fwd_hooks=[(f"blocks.{layer}.hook_mlp_out", without)])',
+                '(model.reset_hooks(), model.add_hook(f"blocks.{layer}.hook_mlp_out", without), model(prompt))[2]',
+                "a hook stayed",
+            )
+        ],
+        {"ablate": 1},
+    ),
+    "norm's weight forgotten": (
+        2,
+        [("read_direction", " * model.blocks[layer].ln2.weight", "", "weight of `ln2` is missing")],
+        {"read_direction": 4, "trace": 2},
+    ),
+    "last position's scale, stream forgotten, output for error": (
+        2,
+        [
+            ("read_direction", "[0, position]", "[0, -1]", "not the last"),
+            ("through_attention", "gradient + at_input", "at_input", "residual stream is missing"),
+            ("effects_on", "error[position] @", "output[position] @", "errors:"),
+        ],
+        {"read_direction": 2, "through_attention": 2, "effects_on": 2, "trace": 2},
+    ),
+    "pattern turned round": (
+        2,
+        [("through_attention", "hqk,qd->hkd", "hkq,qd->hkd", "back to keys")],
+        {"through_attention": 4, "trace": 2},
+    ),
+    "mean for sum, direct neighbours, contradicting edits, trivial experiments": (
+        3,
+        [
+            ("state_features", "own.sum(0)\n", "own.mean(0)\n", "a quarter"),
+            ("between", "while frontier:", "for _ in range(1):", "any number of steps"),
+            ("swap_edits", " if where not in new", "", "must not be ablated too"),
+            ("share_swapped", "!= word", "!= ''", "prove nothing"),
+        ],
+        {"state_features": 2, "between": 2, "swap_edits": 2, "share_swapped": 2},
+    ),
+    "sign, mean logit, centred variance, cancelling edges, largest for sum": (
+        4,
+        [
+            ("predicted", "(-row.weight)", "row.weight", "the sign"),
+            ("measured", " - change.mean()", "", "subtract the mean"),
+            ("agreement", "(measured**2)", "((measured - measured.mean())**2)", "no mean taken off"),
+            ("shown", ".abs()", "", "absolute values"),
+            ("worst_targets", ".sum()", ".max()", "several sources"),
+        ],
+        {"predicted": 1, "measured": 3, "agreement": 2, "shown": 2, "worst_targets": 2},
+    ),
+    "freeze not passed on": (
+        4,
+        [("measured", "freeze=freeze", "freeze='attention'", "pass `freeze` on")],
+        {"measured": 4},
+    ),
 }
 
 
@@ -149,7 +201,15 @@ def test_a_function_that_is_not_there_is_named(lab):
 
 
 def test_crashes_name_cell_and_line_and_later_cells_still_run():
-    cells = ["import sys\n%pip install x\n!ls", "a = 1\nb = [][0]", "def f(:", "sys.exit(3)", "def g():\n    return 1 / 0\n\ng()", "%%bash\nls", "c = a"]
+    cells = [
+        "import sys\n%pip install x\n!ls",
+        "a = 1\nb = [][0]",
+        "def f(:",
+        "sys.exit(3)",
+        "def g():\n    return 1 / 0\n\ng()",
+        "%%bash\nls",
+        "c = a",
+    ]
     seen = []
     namespace, failures = run_cells(list(enumerate(cells, 1)), seen.append)
     assert namespace["c"] == 1 and seen == list(range(1, 8))
@@ -160,7 +220,11 @@ def test_crashes_name_cell_and_line_and_later_cells_still_run():
 
 
 def test_a_cell_that_loops_is_stopped_and_the_rest_goes_on():
-    cells = ["def f(n):\n    while True:\n        try:\n            n += 1\n        except Exception:\n            pass", "f(1)", "b = 2"]
+    cells = [
+        "def f(n):\n    while True:\n        try:\n            n += 1\n        except Exception:\n            pass",
+        "f(1)",
+        "b = 2",
+    ]
     namespace, failures = run_cells(list(enumerate(cells, 1)), lambda number: None, Deadline.after(1.0))
     assert namespace["b"] == 2
     (failure,) = failures
@@ -202,8 +266,12 @@ def test_a_function_that_loops_costs_no_points_of_those_that_call_it(number, loo
 
 def test_what_is_done_to_a_transcoder_reaches_no_other_question(starters, lab):
     functions = solution(ASSIGNMENTS[0])
-    functions["pre_activations"] = "def pre_activations(transcoder, x):\n    transcoder.W_enc.zero_()\n    return x @ transcoder.W_enc.T"
-    functions["feature_activations"] = functions["feature_activations"].replace("pre_activations(transcoder, x)", "x @ transcoder.W_enc.T + transcoder.b_enc")
+    functions["pre_activations"] = (
+        "def pre_activations(transcoder, x):\n    transcoder.W_enc.zero_()\n    return x @ transcoder.W_enc.T"
+    )
+    functions["feature_activations"] = functions["feature_activations"].replace(
+        "pre_activations(transcoder, x)", "x @ transcoder.W_enc.T + transcoder.b_enc"
+    )
     namespace = dict(starters[1][0])
     exec("\n\n".join(functions.values()), namespace)
     marks = points(ASSIGNMENTS[0], namespace, lab)
@@ -212,7 +280,9 @@ def test_what_is_done_to_a_transcoder_reaches_no_other_question(starters, lab):
 
 def test_a_wrong_activation_function_is_not_called_an_ablation_at_all_positions(starters, lab):
     functions = solution(ASSIGNMENTS[0])
-    functions["feature_activations"] = functions["feature_activations"].replace("pre > transcoder.threshold", "pre > 4.0")
+    functions["feature_activations"] = functions["feature_activations"].replace(
+        "pre > transcoder.threshold", "pre > 4.0"
+    )
     namespace = dict(starters[1][0])
     exec("\n\n".join(functions.values()), namespace)
     given = points(ASSIGNMENTS[0], namespace, lab)["ablate"]
@@ -220,7 +290,16 @@ def test_a_wrong_activation_function_is_not_called_an_ablation_at_all_positions(
 
 
 def test_only_the_first_of_cells_that_fail_for_one_reason_is_reported():
-    cells = ["raise NotImplementedError('write me')\nx = 1", "y = x + 1", "y", "z", "z", "def f(\n    return 1", "f()", "1 / 0"]
+    cells = [
+        "raise NotImplementedError('write me')\nx = 1",
+        "y = x + 1",
+        "y",
+        "z",
+        "z",
+        "def f(\n    return 1",
+        "f()",
+        "1 / 0",
+    ]
     _, failures = run_cells(list(enumerate(cells, 1)), lambda number: None)
     reported = [f.text for f in failures if not f.unwritten and not f.follows]
     assert [text.split(":")[0] for text in reported] == ["NameError", "SyntaxError", "ZeroDivisionError"]
@@ -246,8 +325,14 @@ def test_start_and_check_in_a_process_of_its_own_whatever_the_notebook_does(tmp_
     made = program("start", "1", tmp_path / "mine")
     assert made.exit_code == 0 and os.listdir(tmp_path / "mine") == ["hooks_and_features.ipynb"]
     notebook = filled(ASSIGNMENTS[0], solution(ASSIGNMENTS[0]))
-    notebook["cells"][-1]["source"] = "import tl_circuits.course.report as r\nr.check('.')"  # instead of the checker's cell
-    extra = ["print('x' * 100_000)", "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9/')", "input()", "boom = 1 / 0"]
+    # instead of the checker's cell
+    notebook["cells"][-1]["source"] = "import tl_circuits.course.report as r\nr.check('.')"
+    extra = [
+        "print('x' * 100_000)",
+        "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9/')",
+        "input()",
+        "boom = 1 / 0",
+    ]
     notebook["cells"] += [{"cell_type": "code", "source": source} for source in extra]
     (tmp_path / "mine" / "hooks_and_features.ipynb").write_text(json.dumps(notebook))
     (tmp_path / "mine" / "torch.py").write_text("raise RuntimeError('taken for torch')")
@@ -257,7 +342,11 @@ def test_start_and_check_in_a_process_of_its_own_whatever_the_notebook_does(tmp_
     assert facts["earned"] == facts["points"] == 20
     itself, network, asked, crash = facts["remarks"]
     assert "cannot grade itself" in itself and "no network" in network and "EOFError" in asked
-    assert "ZeroDivisionError" in crash and "line 1: `boom = 1 / 0`" in crash and "Traceback" not in done.stdout + done.stderr
+    assert (
+        "ZeroDivisionError" in crash
+        and "line 1: `boom = 1 / 0`" in crash
+        and "Traceback" not in done.stdout + done.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,11 @@ def test_a_notebook_that_loops_for_ever_is_stopped_with_its_children(namespaces,
     if not namespaces:
         monkeypatch.setattr(notebook_process, "CODE", WITHOUT_NAMESPACES)
     mark = f"child-of-{os.getpid()}"
-    loop = f"MARK = {mark!r}" + attacks.HARM + "while True:\n    try:\n        sum(range(1000))\n    except BaseException:\n        pass"
+    loop = (
+        f"MARK = {mark!r}"
+        + attacks.HARM
+        + "while True:\n    try:\n        sum(range(1000))\n    except BaseException:\n        pass"
+    )
     notebook = json.loads(attacks.notebook())
     notebook["cells"].insert(0, {"cell_type": "code", "source": loop})
     report = check(write(tmp_path / "a", json.dumps(notebook)), time_limit=3.0)
@@ -123,7 +127,10 @@ def leave_a_child_with_the_pipe(begun):
         (lambda begun: begun() or pack({"returned": 7, "hooks": 0}), {"returned": 7, "hooks": 0}),
         (loop_for_ever, {"raised": "StillRunning: ended after 0.3 s", "unwritten": False, "looped": True}),
         (leave_a_child_with_the_pipe, {"raised": "", "ended": 3, "unwritten": False, "looped": True}),
-        (lambda begun: begun() or os.kill(os.getpid(), 9), {"raised": "", "ended": -9, "unwritten": False, "looped": True}),
+        (
+            lambda begun: begun() or os.kill(os.getpid(), 9),
+            {"raised": "", "ended": -9, "unwritten": False, "looped": True},
+        ),
     ],
 )
 def test_whatever_a_function_does_to_its_process_the_next_is_asked_as_ever(run, answer):
@@ -184,7 +191,18 @@ class Odd(dict):
 
 
 def test_values_come_back_as_they_were_and_objects_of_other_types_as_their_names():
-    values = [None, True, 3, -2.5, "a\udc80", [1, (2, 3)], {"a": {1, 2}}, {(0, -2, 5): 1.5}, slice(1, None), frozenset({"x"})]
+    values = [
+        None,
+        True,
+        3,
+        -2.5,
+        "a\udc80",
+        [1, (2, 3)],
+        {"a": {1, 2}},
+        {(0, -2, 5): 1.5},
+        slice(1, None),
+        frozenset({"x"}),
+    ]
     assert unpack(pack(values)) == values
     edits = [Ablate(0, -2, (1, 2)), Set(1, slice(0, 2), 3, value=0.5)]
     assert unpack(pack(edits)) == edits

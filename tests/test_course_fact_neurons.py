@@ -1,4 +1,5 @@
-"""Assignment 5: graded whole on the real model once; its mistakes and cheats on neurons of tiny-facts, where runs are quick."""
+"""Assignment 5: graded whole on the real model once; its mistakes and cheats on neurons of tiny-facts, where runs are
+quick."""
 
 import json
 import time
@@ -84,7 +85,9 @@ def on_tiny(monkeypatch, tables, with_transcoders):
 def marks(functions, helpers, lab, asked=None):
     namespace = dict(helpers)
     exec("\n\n".join(functions.values()), namespace)
-    return graded([q for q in FIFTH.questions if asked is None or q.function in asked], namespace, lab, ready={lab.name: lab.ours})
+    return graded(
+        [q for q in FIFTH.questions if asked is None or q.function in asked], namespace, lab, ready={lab.name: lab.ours}
+    )
 
 
 def test_right_functions_score_all_twenty_points(on_tiny, helpers, lab):
@@ -97,7 +100,11 @@ CHEATS = {
     "the right neurons of one family, whatever the tables": ("carriers", "return KNOWN[:n]", 2),
     "all neurons": ("carriers", "return [neuron for neuron in {k: 0 for table in tables for k in table}]", 0),
     "one neuron many times": ("carriers", "return KNOWN[:1] * n", 0),
-    "a number that equals all others": ("how_sure", "return {'share': Same(), 'p': Same(), 'interval': (Same(), Same())}", 0),
+    "a number that equals all others": (
+        "how_sure",
+        "return {'share': Same(), 'p': Same(), 'interval': (Same(), Same())}",
+        0,
+    ),
     "sets that say they are alike": ("controls", "return [Same() for _ in range(count)]", 0),
 }
 
@@ -109,7 +116,9 @@ def test_answers_made_to_please_the_checker_earn_what_they_are_worth(name, on_ti
         __hash__ = float.__hash__
 
     function, body, earned = CHEATS[name]
-    header = next(c for c in ("".join(x["source"]) for x in filled(FIFTH, {})["cells"]) if c.startswith(f"def {function}(")).split("\n")[0]
+    header = next(
+        c for c in ("".join(x["source"]) for x in filled(FIFTH, {})["cells"]) if c.startswith(f"def {function}(")
+    ).split("\n")[0]
     known = {"KNOWN": fact_neurons.by_mean_effect(tables[TINY[0].name]), "Same": Same}
     assert marks({function: f"{header}\n    {body}"}, helpers | known, lab, {function})[function].earned == earned
 
@@ -129,28 +138,70 @@ MISTAKES = {
     "activation for effect": ("effects", "row.total_effect", "row.activation", 2, "how strongly a neuron fires"),
     "influence for effect": ("effects", "row.total_effect", "row.influence", 2, "without a sign"),
     "position off by one": ("effects", "row.position)", "row.position - 1)", 3, "as it is"),
-    "errors and tokens too": ("effects", 'graph.nodes[graph.nodes.kind == "feature"]', "graph.nodes", 3, "no other node"),
+    "errors and tokens too": (
+        "effects",
+        'graph.nodes[graph.nodes.kind == "feature"]',
+        "graph.nodes",
+        3,
+        "no other node",
+    ),
     "chosen by size": ("carriers", "+ effect", "+ abs(effect)", 2, "holds the answer down"),
-    "one prompt for the family": ("carriers", "for table in tables:", "for table in tables[:1]:", 5, "one prompt is no family"),
+    "one prompt for the family": (
+        "carriers",
+        "for table in tables:",
+        "for table in tables[:1]:",
+        5,
+        "one prompt is no family",
+    ),
     "removed by zeros": ("removed", "float(usual[at][where, neuron])", "0.0", 2, "effects of zeros"),
     "attention held": ("removed", ', freeze="none"', "", 2, "Pass freeze"),
     "after for difference": ("removed", "lead(run.baseline_logits[-1], ids, i) - ", "", 2, "before minus after"),
     "after minus before": ("removed", "return fallen", "return -fallen", 2, "the sign"),
     "size of the fall": ("removed", "return fallen", "return fallen.abs()", 1, "a lead rises"),
     "mean over the prompts": ("removed", "return fallen", "return fallen.mean(1)", 4, "[set prompt]"),
-    "beginning of the sequence counted": ("fires_on", "1 + int(acts[1:].argmax())", "int(acts.argmax())", 2, "leave out the first token"),
+    "beginning of the sequence counted": (
+        "fires_on",
+        "1 + int(acts[1:].argmax())",
+        "int(acts.argmax())",
+        2,
+        "leave out the first token",
+    ),
     "token off by one": ("fires_on", "1 + int(acts[1:].argmax())", "int(acts[1:].argmax())", 3, "beside the right one"),
-    "either sign": ("fires_on", "sign * cache[point][0, :, neuron]", "cache[point][0, :, neuron].abs()", 3, "not for either kind"),
+    "either sign": (
+        "fires_on",
+        "sign * cache[point][0, :, neuron]",
+        "cache[point][0, :, neuron].abs()",
+        3,
+        "not for either kind",
+    ),
     "weakest first": ("fires_on", ", reverse=True", "", 3, "for sign=1"),
-    "controls of other layers": ("controls", "in neurons:", "in [(at + 1, i, where) for at, i, where in neurons]:", 1, "other layers"),
-    "controls at other positions": ("controls", "in neurons:", "in [(at, i, 5) for at, i, _ in neurons]:", 1, "positions differ"),
+    "controls of other layers": (
+        "controls",
+        "in neurons:",
+        "in [(at + 1, i, where) for at, i, where in neurons]:",
+        1,
+        "other layers",
+    ),
+    "controls at other positions": (
+        "controls",
+        "in neurons:",
+        "in [(at, i, 5) for at, i, _ in neurons]:",
+        1,
+        "positions differ",
+    ),
     "controls with chosen neurons": ("controls", "{*neurons, *one}", "{*one}", 1, "the chosen neurons themselves"),
     "controls drawn with repetition": ("controls", "{*neurons, *one}", "{*neurons}", 1, "twice"),
     "seed forgotten": ("controls", "manual_seed(seed)", "manual_seed(0)", 1, "do not depend on `seed`"),
     "p of zero": ("how_sure", "(1 + b) / (1 + n)", "b / n", 1, "can be 0"),
     "larger for at least as large": ("how_sure", "value >= found", "value > found", 2, "just as strong"),
     "sizes compared": ("how_sure", "value >= found", "abs(value) >= abs(found)", 2, "signed values"),
-    "interval of width zero": ("how_sure", "return {", "low, high = (share + s * z * math.sqrt(share * (1 - share) / n) for s in (-1, 1))\n    return {", 1, "take Wilson's"),
+    "interval of width zero": (
+        "how_sure",
+        "return {",
+        "low, high = (share + s * z * math.sqrt(share * (1 - share) / n) for s in (-1, 1))\n    return {",
+        1,
+        "take Wilson's",
+    ),
 }
 
 
@@ -170,16 +221,20 @@ def test_the_notebook_is_graded_on_the_real_model_in_its_time_and_no_call_reache
     need(model.installed or model.folder.is_dir(), model.command)
     functions = solution(FIFTH)
     spoil = "    for block in replacement.model.blocks:\n        block.mlp.out.weight.zero_()\n    return fallen"
-    functions["removed"] = functions["removed"].replace("    return fallen", spoil)  # of the checker's model, and of the notebook's own
+    # of the checker's model, and of the notebook's own
+    functions["removed"] = functions["removed"].replace("    return fallen", spoil)
     notebook = filled(FIFTH, functions)
     cells = ["".join(cell["source"]) for cell in notebook["cells"]]
     for cell, source in zip(notebook["cells"], cells, strict=True):
-        if source.startswith(("prompts, answers = ", "random_sets = ", "how_sure(found")):  # what would use the notebook's own after it is spoilt
+        # what would use the notebook's own after it is spoilt
+        if source.startswith(("prompts, answers = ", "random_sets = ", "how_sure(found")):
             cell["source"] = ""
     (tmp_path / FIFTH.starter.name).write_text(json.dumps(notebook))
     began = time.monotonic()
     report = check(tmp_path)
-    assert not report.remarks and {m["function"]: m["earned"] for m in report.marks} == {q.function: q.points for q in FIFTH.questions}
+    assert not report.remarks and {m["function"]: m["earned"] for m in report.marks} == {
+        q.function: q.points for q in FIFTH.questions
+    }
     assert time.monotonic() - began < FIFTH.seconds
 
 
@@ -200,7 +255,9 @@ def test_what_is_lost_is_what_the_plain_model_loses(real):
     from transformers import AutoModelForCausalLM
 
     neurons = fact_neurons.by_mean_effect(families.recorded_effects()["capitals"], 100)
-    clean = removal.untouched(real, CAPITALS.prompts(CAPITALS.unseen[:3]), [answer for _, answer in CAPITALS.unseen[:3]])
+    clean = removal.untouched(
+        real, CAPITALS.prompts(CAPITALS.unseen[:3]), [answer for _, answer in CAPITALS.unseen[:3]]
+    )
     lost = clean.lost(neurons)
     plain = AutoModelForCausalLM.from_pretrained(PACKAGED["smollm2-135m"].folder)
     seen: dict = {}
@@ -219,13 +276,18 @@ def test_what_is_lost_is_what_the_plain_model_loses(real):
 
     leads = []
     for there in (False, True):
-        handles = [block.mlp.down_proj.register_forward_pre_hook(remove(i, there)) for i, block in enumerate(plain.model.layers)]
+        handles = [
+            block.mlp.down_proj.register_forward_pre_hook(remove(i, there))
+            for i, block in enumerate(plain.model.layers)
+        ]
         with torch.no_grad():
             logits = plain(clean.tokens).logits[:, -1]
         for handle in handles:
             handle.remove()
         ids = clean.answers.tolist()
-        leads.append([float(row[own] - sum(row[i] for i in ids if i != own) / 2) for row, own in zip(logits, ids, strict=True)])
+        leads.append(
+            [float(row[own] - sum(row[i] for i in ids if i != own) / 2) for row, own in zip(logits, ids, strict=True)]
+        )
     want = torch.tensor(leads[0]) - torch.tensor(leads[1])
     assert want.abs().max() > 0.5
     assert torch.allclose(lost, want, atol=1e-3)  # float32 through 30 layers, logits of size 20
@@ -252,6 +314,11 @@ def test_right_choices_on_the_real_model_carry_more_than_those_of_typical_mistak
 
 def test_wilsons_interval_is_the_published_one():
     # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    published = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
     for (b, n), want in published.items():
         assert fact_controls.wilson(b, n) == pytest.approx(want, abs=1e-4)  # printed with four digits

@@ -41,7 +41,9 @@ def made(model, texts, tmp_path_factory):
     before = hook_state(model)
     with tlc.attach(model, transcoders(model)) as replacement:
         attached = hook_state(model)
-        files = tlc.make_dashboards(replacement, texts, folder, layers=[0, 2], context=CONTEXT, examples=4, batch=4, progress=False)
+        files = tlc.make_dashboards(
+            replacement, texts, folder, layers=[0, 2], context=CONTEXT, examples=4, batch=4, progress=False
+        )
         assert hook_state(model) == attached
     assert hook_state(model) == before
     return files
@@ -108,7 +110,15 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(model, texts, made,
         with monkeypatch.context() as patch, tlc.attach(model, transcoders(model)) as replacement:
             patch.setattr(dashboards._Run, "take", take)
             tlc.make_dashboards(
-                replacement, texts, tmp_path, layers=[0, 2], context=CONTEXT, examples=4, batch=4, save_every=0.0, progress=False
+                replacement,
+                texts,
+                tmp_path,
+                layers=[0, 2],
+                context=CONTEXT,
+                examples=4,
+                batch=4,
+                save_every=0.0,
+                progress=False,
             )
         return len(taken)
 
@@ -143,9 +153,13 @@ def test_texts_that_are_missing_or_empty_say_so(model, tmp_path):
 
 def test_neurons_are_ranked_by_size_whatever_their_sign(model, texts, tmp_path):
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
-        files = tlc.make_dashboards(replacement, texts, tmp_path, layers=[1], context=CONTEXT, max_tokens=80, progress=False)
+        files = tlc.make_dashboards(
+            replacement, texts, tmp_path, layers=[1], context=CONTEXT, max_tokens=80, progress=False
+        )
     records = [files.read(1, f) for f in range(48)]
-    tops = [e["tokens_acts_list"][e["train_token_ind"]] for r in records for e in r["examples_quantiles"][0]["examples"][:1]]
+    tops = [
+        e["tokens_acts_list"][e["train_token_ind"]] for r in records for e in r["examples_quantiles"][0]["examples"][:1]
+    ]
     assert min(tops) < 0 < max(tops) and all(r["activation_frequency"] == 1.0 for r in records)
 
 
@@ -192,7 +206,9 @@ def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, browser):
         url = route.request.url
         asked.append(url)
         if "/graph_data/" in url:  # as circuit-tracer's local server maps it
-            return route.fulfill(body=(tmp_path / url.split("/graph_data/")[1]).read_bytes(), content_type="application/json")
+            return route.fulfill(
+                body=(tmp_path / url.split("/graph_data/")[1]).read_bytes(), content_type="application/json"
+            )
         if "huggingface.co" in url:
             name = url.split("/features/")[1]
             data = (made.folder / name).read_bytes()
@@ -204,7 +220,9 @@ def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, browser):
                 import gzip
 
                 data = gzip.decompress(data)  # stands in for the page's own inflating
-            return route.fulfill(body=data, headers={"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"})
+            return route.fulfill(
+                body=data, headers={"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"}
+            )
         return route.fulfill(body="<body></body>", content_type="text/html")
 
     inflate = """window.pako = {inflate: () => { throw 'unused' }}
@@ -220,7 +238,8 @@ def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, browser):
     page.route("**/*", serve)
     page.goto("http://localhost/")
     page.evaluate(D3)
-    page.evaluate("""d3.interpolateOranges = x => x; d3.scaleSequential = () => { const s = {domain: () => s, clamp: () => s}; return s }
+    page.evaluate("""d3.interpolateOranges = x => x
+      d3.scaleSequential = () => { const s = {domain: () => s, clamp: () => s}; return s }
       d3.select = () => ({html: () => d3.select(), append: () => d3.select()})
       window.initFeatureExamplesLogits = window.initFeatureExamplesList = () => 0; window.isLocalServing = true""")
     page.add_script_tag(path=assets / "util.js")
@@ -228,8 +247,8 @@ def test_circuit_tracers_page_reads_the_files(graph, made, tmp_path, browser):
     page.add_script_tag(path=assets / "feature_examples/init-feature-examples.js")
     read = [
         page.evaluate(
-            "async ([scan, code]) => { const f = await initFeatureExamples({containerSel: d3.select()}).loadFeature(scan, code);"
-            " delete f.colorScale; return f }",
+            "async ([scan, code]) => { const f = await initFeatureExamples({containerSel: "
+            "d3.select()}).loadFeature(scan, code); delete f.colorScale; return f }",
             [scan, code],
         )
         for scan in (scan, "someone/transcoders")

@@ -130,7 +130,9 @@ def test_a_model_in_half_precision_is_traced(where, kind):
 @pytest.mark.parametrize("where", ["one", "two"])
 def test_trimmed_rows_and_a_feature_as_target(where):
     require_same(*(traced("llama", place, "cross_layer", row_mass=0.9) for place in (where, "cpu")))
-    node = next(n for n in traced("llama", "cpu", "transcoders").nodes.itertuples() if n.layer == 2 and n.kind == "feature")
+    node = next(
+        n for n in traced("llama", "cpu", "transcoders").nodes.itertuples() if n.layer == 2 and n.kind == "feature"
+    )
     target = tlc.FeatureTarget(node.layer, node.position, node.feature)
     require_same(*(traced("llama", place, "transcoders", targets=target) for place in (where, "cpu")))
 
@@ -178,7 +180,9 @@ def edits_for(graph) -> list:
 )
 def test_interventions(kind, freeze, architecture):
     *found, expected = everywhere(
-        lambda replacement, graph: tlc.intervene(replacement, prompt(6), edits_for(graph), freeze=freeze), kind, architecture
+        lambda replacement, graph: tlc.intervene(replacement, prompt(6), edits_for(graph), freeze=freeze),
+        kind,
+        architecture,
     )
     for result in found:
         assert torch.allclose(result.logits.cpu(), expected.logits, atol=1e-5)
@@ -293,7 +297,15 @@ def test_circuit_quality(ablate):
     def measured(replacement, graph):
         options = {"counterfactuals": others} if ablate == "counterfactual" else {}
         return tlc.circuit_quality(
-            replacement, graph, prompts, answers=[5, 9], ablate=ablate, sizes=[2, 4], random_sets=1, progress=False, **options
+            replacement,
+            graph,
+            prompts,
+            answers=[5, 9],
+            ablate=ablate,
+            sizes=[2, 4],
+            random_sets=1,
+            progress=False,
+            **options,
         )
 
     *found, expected = everywhere(measured)
@@ -304,7 +316,9 @@ def test_circuit_quality(ablate):
 @pytest.mark.parametrize("kind", ["transcoders", "skip_transcoders", "cross_layer", "some_layers"])
 def test_a_baseline_of_prompts_and_one_of_texts(kind):
     def contrasted(replacement, graph):
-        baseline = tlc.make_baseline(replacement, [prompt(6, seed=5).tolist(), prompt(5, seed=6).tolist()], progress=False)
+        baseline = tlc.make_baseline(
+            replacement, [prompt(6, seed=5).tolist(), prompt(5, seed=6).tolist()], progress=False
+        )
         return [
             tlc.attribute(replacement, prompt(6), baseline=one, max_nodes=12, progress=False)
             for one in (baseline, [prompt(6, seed=5), prompt(6, seed=7)])
@@ -321,7 +335,15 @@ def test_a_hooked_transformer_spread_over_devices_is_traced():
         torch.manual_seed(0)
         model = transformer_lens.HookedTransformer(
             transformer_lens.HookedTransformerConfig(
-                n_layers=3, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=VOCAB, act_fn="gelu", device="cpu",
+                n_layers=3,
+                d_model=32,
+                n_ctx=32,
+                d_head=8,
+                n_heads=4,
+                d_mlp=48,
+                d_vocab=VOCAB,
+                act_fn="gelu",
+                device="cpu",
             )
         )
         if spread:
@@ -384,7 +406,9 @@ def test_sweeps_fit_into_the_fullest_device(monkeypatch):
     assert least_free_memory(free) == 80
 
 
-@pytest.mark.parametrize("message", ["CUDA out of memory. Tried", "MPS backend out of memory (MPS", "XPU out of memory."])
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory. Tried", "MPS backend out of memory (MPS", "XPU out of memory."]
+)
 def test_an_accelerator_that_is_full_gets_smaller_sweeps(message, monkeypatch):
     whole, tried = LinearEngine.rows, []
 
@@ -425,5 +449,7 @@ def test_tracing_leaves_torchs_precision_settings_alone():
 
     before = settings()
     with with_dictionary("llama", "cpu", "transcoders") as replacement:
-        tlc.intervene(replacement, prompt(6), edits_for(tlc.attribute(replacement, prompt(6), max_nodes=4, progress=False)))
+        tlc.intervene(
+            replacement, prompt(6), edits_for(tlc.attribute(replacement, prompt(6), max_nodes=4, progress=False))
+        )
     assert settings() == before

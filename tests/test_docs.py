@@ -1,4 +1,5 @@
-"""The documentation: its site builds without a warning, its links lead somewhere, its code runs, its figures are ours."""
+"""The documentation: its site builds without a warning, its links lead somewhere, its code runs, its figures are
+ours."""
 
 import contextlib
 import io
@@ -27,7 +28,8 @@ def name_of(path):
 
 @pytest.mark.parametrize("path", [p for p in PAGES if "```python" in p.read_text()], ids=name_of)
 def test_every_python_block_runs_and_prints_what_the_page_says(path, tmp_path, monkeypatch):
-    """Blocks of a page run in order, in one namespace and an empty folder. ``text`` right after one is what it prints."""
+    """Blocks of a page run in order, in one namespace and an empty folder. ``text`` right after one is what it
+    prints."""
     monkeypatch.chdir(tmp_path)
     namespace, printed, previous = {}, "", ""
     for language, code, line, between in fences(path):
@@ -117,7 +119,9 @@ def test_a_shell_line_with_a_mistake_is_found(row):
 
 
 def test_every_public_name_has_one_place_in_the_reference():
-    listed = re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in (ROOT / "docs/reference").glob("*.md")), re.MULTILINE)
+    listed = re.findall(
+        r"^::: (\S+)$", "\n".join(p.read_text() for p in (ROOT / "docs/reference").glob("*.md")), re.MULTILINE
+    )
     assert [name for name, count in Counter(listed).items() if count > 1] == []
     assert set(tlc.__all__) - {name.rpartition(".")[2] for name in listed} == set()
 

@@ -77,7 +77,10 @@ SINGLE = {  # configuration, tensors beside those of every file
     "post_enc": ({}, {"post_enc": affine()["post_enc"]}),
     "post_enc and scale": ({"post_encoder_scale": True}, affine()),
     "scaled in and out": ({"normalize_io": True}, NORMS),
-    "all, with a skip connection": ({"normalize_io": True, "post_encoder_scale": True, "skip_connection": True}, affine() | NORMS),
+    "all, with a skip connection": (
+        {"normalize_io": True, "post_encoder_scale": True, "skip_connection": True},
+        affine() | NORMS,
+    ),
     "one source": ({"n_sources": 1}, {"post_enc": torch.zeros(9)}),
     "jumprelu as gemmascope-transcoders-sparsify has it": ({"k": 9}, {"post_enc": affine()["post_enc"].abs()}),
 }
@@ -204,7 +207,10 @@ def retouch(folder, hookpoint="layers.1.mlp", tensors=(), **config):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tensors": {"post_encs.1": torch.ones(9)}}, r"post_encs\.1 differs from post_encs\.0.*recognised but not supported"),
+        (
+            {"tensors": {"post_encs.1": torch.ones(9)}},
+            r"post_encs\.1 differs from post_encs\.0.*recognised but not supported",
+        ),
         ({"tensors": {"W_skips.1": torch.eye(6)}}, "W_skips.1 is a skip connection from layer 1 to layer 2"),
         ({"tensors": {"W_decs.2": None}}, "the tensor 'W_decs.2' is missing"),
         ({"tensors": {"W_thing": torch.ones(1)}}, "holds the tensor 'W_thing', which this version does not know"),
@@ -230,7 +236,9 @@ def test_cross_layer_sets_that_are_refused(change, words, tmp_path):
 def test_norms_that_are_no_positive_number(value, tmp_path):
     coder = Coder({"normalize_io": True}, eleuther.tensors() | NORMS | {"in_norm": torch.tensor([value])})
     eleuther.write(tmp_path / "set", "h.0.mlp", coder.tensors, coder.config)
-    with pytest.raises((DictionaryError, NotFiniteError), match="in_norm (is .*, expected one positive number|holds NaN or infinity)"):
+    with pytest.raises(
+        (DictionaryError, NotFiniteError), match="in_norm (is .*, expected one positive number|holds NaN or infinity)"
+    ):
         tlc.load_transcoders(tmp_path / "set")
 
 
@@ -287,16 +295,38 @@ def test_hooks_of_converted_sets_are_known_by_their_names(name, hooks, tmp_path)
     ],
 )
 def test_hooks_of_the_training_configuration(inputs, model, read, tmp_path):
-    assert _one(tmp_path / "set", model=model, hookpoints=["layers.0.mlp"], hookpoints_in=[inputs])[0].input_hook == read
+    assert (
+        _one(tmp_path / "set", model=model, hookpoints=["layers.0.mlp"], hookpoints_in=[inputs])[0].input_hook == read
+    )
 
 
 @pytest.mark.parametrize(
     ("hookpoint", "training", "words"),
     [
-        ("layers.0.mlp", {"hookpoints": ["layers.0.mlp"], "hookpoints_in": ["layers.0.post_attention_layernorm"], "model": "google/gemma-2-2b"}, "expected one of"),
-        ("layers.0.mlp", {"hookpoints": ["layers.0.mlp"], "hookpoints_in": ["layers.3.ln_2"]}, "expected one of.*of the same layer"),
-        ("layers.0.mlp", {"hookpoints": [], "hookpoints_in": ["layers.0.ln_2"]}, "do not say what 'layers.0.mlp' reads"),
-        ("layers.0.post_feedforward_layernorm", {"model": "google/gemma-3-1b-pt"}, "reads and writes the norm behind the MLP"),
+        (
+            "layers.0.mlp",
+            {
+                "hookpoints": ["layers.0.mlp"],
+                "hookpoints_in": ["layers.0.post_attention_layernorm"],
+                "model": "google/gemma-2-2b",
+            },
+            "expected one of",
+        ),
+        (
+            "layers.0.mlp",
+            {"hookpoints": ["layers.0.mlp"], "hookpoints_in": ["layers.3.ln_2"]},
+            "expected one of.*of the same layer",
+        ),
+        (
+            "layers.0.mlp",
+            {"hookpoints": [], "hookpoints_in": ["layers.0.ln_2"]},
+            "do not say what 'layers.0.mlp' reads",
+        ),
+        (
+            "layers.0.post_feedforward_layernorm",
+            {"model": "google/gemma-3-1b-pt"},
+            "reads and writes the norm behind the MLP",
+        ),
         ("layers.0", {}, "not an MLP"),
     ],
 )
@@ -309,7 +339,9 @@ def test_hookpoints_whose_inputs_are_not_known(hookpoint, training, words, tmp_p
 @pytest.mark.parametrize("residency", ["disk", "device"])
 def test_a_cross_layer_set_is_traced(kind, residency, tmp_path):
     """Sums hold, both engines agree, and taking a feature away changes what its edges say."""
-    coders = cross(kind, n=3, width=40, d=32, config={"normalize_io": True, "skip_connection": True}, affine_scales=True)
+    coders = cross(
+        kind, n=3, width=40, d=32, config={"normalize_io": True, "skip_connection": True}, affine_scales=True
+    )
     for coder in coders:
         for name, tensor in coder.tensors.items():
             if name.startswith(("W_", "encoder.weight")):
@@ -326,5 +358,7 @@ def test_a_cross_layer_set_is_traced(kind, residency, tmp_path):
 
 @pytest.mark.parametrize(("matrices", "scales"), [((), ()), ((torch.ones(2, 3),), ()), ((), (None,))])
 def test_decoders_are_given_with_one_scale_each(matrices, scales):
-    with pytest.raises(DictionaryError, match=f"{len(matrices)} decoder matrices and {len(scales)} scales: give one scale each"):
+    with pytest.raises(
+        DictionaryError, match=f"{len(matrices)} decoder matrices and {len(scales)} scales: give one scale each"
+    ):
         SlotDecoders(matrices, scales)

@@ -132,9 +132,13 @@ def test_few_vectors_with_shares_are_as_good_as_full_gradients(architecture, kin
 
 def test_gated_neurons_with_biases_add_up(tmp_path):
     settings = CONFIGS["llama"].to_dict() | {"mlp_bias": True, "attention_bias": True}
-    model = TransformerBridge.boot_transformers(checkpoint(LlamaConfig(**settings), str(tmp_path)), device=DEVICE).eval()
+    model = TransformerBridge.boot_transformers(
+        checkpoint(LlamaConfig(**settings), str(tmp_path)), device=DEVICE
+    ).eval()
     assert model.blocks[1].mlp.gate.bias.abs().min() > 0
-    linear, autograd = (trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd"))
+    linear, autograd = (
+        trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd")
+    )
     assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
     assert linear.node_ids == autograd.node_ids and torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
     assert torch.allclose(linear._nodes.bias, autograd._nodes.bias, atol=1e-4)
@@ -146,10 +150,13 @@ def test_a_neuron_whose_gate_is_exactly_closed_does_no_harm(tmp_path):
     weights["model.layers.1.mlp.gate_proj.weight"][:7] = 0
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     model = TransformerBridge.boot_transformers(folder, device=DEVICE).eval()
-    linear, autograd = (trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd"))
+    linear, autograd = (
+        trace(model, tlc.mlp_neurons(model), max_nodes=60, engine=engine) for engine in ("linear", "autograd")
+    )
     assert linear.completeness_error() < SUMS and autograd.completeness_error() < SUMS
     assert torch.allclose(linear.adjacency(), autograd.adjacency(), atol=1e-4)
-    assert not [i for i in linear.node_ids if i.startswith("L1/F") and int(i[4:].split("@")[0]) < 7]  # they are not active
+    # they are not active
+    assert not [i for i in linear.node_ids if i.startswith("L1/F") and int(i[4:].split("@")[0]) < 7]
     by_effect = trace(model, tlc.mlp_neurons(model), max_nodes=60, select="total_effect")
     assert by_effect.completeness_error() < SUMS and by_effect._nodes.total_effect.isfinite().all()
 
@@ -193,10 +200,18 @@ def test_works_inside_no_grad_and_inference_mode(guard, engine):
 )
 def test_any_small_llama_adds_up(tmp_path_factory, kv, d_head, layers, length, width, skip, seed):
     config = LlamaConfig(
-        hidden_size=4 * d_head, intermediate_size=12, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=kv, head_dim=d_head, vocab_size=VOCAB, max_position_embeddings=16,
+        hidden_size=4 * d_head,
+        intermediate_size=12,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv,
+        head_dim=d_head,
+        vocab_size=VOCAB,
+        max_position_embeddings=16,
     )
-    model = TransformerBridge.boot_transformers(checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device=DEVICE)
+    model = TransformerBridge.boot_transformers(
+        checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device=DEVICE
+    )
     dictionary = transcoders(model, skip=skip, width=width, seed=seed)
     with tlc.attach(model, dictionary) as replacement:
         linear, autograd = (
@@ -212,7 +227,9 @@ def test_any_small_llama_adds_up(tmp_path_factory, kv, d_head, layers, length, w
 @given(heads=st.sampled_from([1, 2, 4]), layers=st.integers(1, 3), length=st.integers(2, 7), seed=st.integers(0, 999))
 def test_any_small_gpt2_adds_up(tmp_path_factory, heads, layers, length, seed):
     config = GPT2Config(n_embd=16, n_layer=layers, n_head=heads, vocab_size=VOCAB, n_positions=16)
-    model = TransformerBridge.boot_transformers(checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device=DEVICE)
+    model = TransformerBridge.boot_transformers(
+        checkpoint(config, str(tmp_path_factory.mktemp("m")), seed), device=DEVICE
+    )
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(length, seed), max_nodes=40, progress=False)
     assert graph.completeness_error() < SUMS

@@ -33,7 +33,8 @@ def look_up(name):
 
 
 def in_reference():
-    """Every name of the reference but the errors (each says when it is raised), and every method of AttributionGraph."""
+    """Every name of the reference but the errors (each says when it is raised), and every method of
+    AttributionGraph."""
     pages = "\n".join(page.read_text() for page in sorted((ROOT / "docs/reference").glob("*.md")))
     found = {name: look_up(name) for name in re.findall(r"^::: (\S+)$", pages, re.MULTILINE)}
     found = {name: it for name, it in found.items() if not (inspect.isclass(it) and issubclass(it, Exception))}

@@ -49,7 +49,9 @@ def test_arrows_of_a_figure_run_through_no_box_and_end_side_by_side(traced):
     assert len(ends) > 8
     entered = []
     for (source, target), points in zip(ends, routes(ends, places, WIDE), strict=True):
-        assert source[0] <= points[0][0] <= source[0] + source[2] and target[0] <= points[-1][0] <= target[0] + target[2]
+        assert (
+            source[0] <= points[0][0] <= source[0] + source[2] and target[0] <= points[-1][0] <= target[0] + target[2]
+        )
         entered.append(points[-1])
         for (xa, ya), (xb, yb) in zip(points[1:-1:2], points[2:-1:2], strict=True):  # through the gaps: straight up
             assert xa == xb
@@ -61,10 +63,19 @@ def test_arrows_of_a_figure_run_through_no_box_and_end_side_by_side(traced):
 
 
 def test_an_arrow_passes_a_row_by_the_gap_on_its_way_and_goes_round_a_box_in_its_own_row():
-    low, left, middle, right, top = (0.0, 0.0, 2.0, 0.5), (0.5, 1.0, 2.0, 0.5), (3.0, 1.0, 2.0, 0.5), (7.0, 1.0, 2.0, 0.5), (1.0, 2.0, 1.0, 0.5)
+    low, left, middle, right, top = (
+        (0.0, 0.0, 2.0, 0.5),
+        (0.5, 1.0, 2.0, 0.5),
+        (3.0, 1.0, 2.0, 0.5),
+        (7.0, 1.0, 2.0, 0.5),
+        (1.0, 2.0, 1.0, 0.5),
+    )
     places = [low, left, middle, right, top]
-    (up,), (down,), (beside,), (over,) = (routes([ends], places, 10.0) for ends in ((low, top), (top, low), (left, middle), (left, right)))
-    assert up[0] == (1.0, 0.5) and up[-1] == (1.5, 2.0) and up[1][0] == up[2][0] == pytest.approx(0.46)  # the nearest gap's edge
+    (up,), (down,), (beside,), (over,) = (
+        routes([ends], places, 10.0) for ends in ((low, top), (top, low), (left, middle), (left, right))
+    )
+    # the nearest gap's edge
+    assert up[0] == (1.0, 0.5) and up[-1] == (1.5, 2.0) and up[1][0] == up[2][0] == pytest.approx(0.46)
     assert [y for _, y in up[1:-1]] == [1.0, 1.5] and [y for _, y in down] == [2.0, 1.5, 1.0, 0.5]
     assert beside == [(2.5, 1.25), (3.0, 1.25)] and over == [(1.5, 1.5), (8.0, 1.5)]
     three = routes([(low, top)] * 3, places, 10.0)
@@ -102,7 +113,9 @@ def font_of(characters, name, path):
     return path
 
 
-def test_characters_that_the_usual_font_lacks_get_a_font_that_has_them_or_one_warning_in_words(traced, tmp_path, monkeypatch):
+def test_characters_that_the_usual_font_lacks_get_a_font_that_has_them_or_one_warning_in_words(
+    traced, tmp_path, monkeypatch
+):
     from matplotlib import font_manager
 
     from tl_circuits.support.fonts import MOST_QUOTED, OWN_FONT
@@ -112,7 +125,9 @@ def test_characters_that_the_usual_font_lacks_get_a_font_that_has_them_or_one_wa
     system = []
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_, **__: system)
     graph = traced[0].group("東京の都", traced[0].groups[0][1])
-    with pytest.warns(UserWarning, match="no font of this computer has the characters “の”, “京”, “東”, “都”.*fonts-noto-cjk") as told:
+    with pytest.warns(
+        UserWarning, match="no font of this computer has the characters “の”, “京”, “東”, “都”.*fonts-noto-cjk"
+    ) as told:
         boxes = graph.plot().png
     assert len(told) == 1 and " more" not in str(told[0].message)
     many = traced[0].group("".join(map(chr, range(0x3042, 0x3042 + MOST_QUOTED + 3))), traced[0].groups[0][1])
@@ -139,7 +154,11 @@ def test_one_is_counted_as_one():
 def test_the_small_print_fits_the_width_of_the_figure():
     from matplotlib.textpath import TextPath
 
-    line = "Less than half is explained by this picture. The boxes carry 32 % of the answer: without them, its lead over what the others give goes from 12.5 to 8.51 in the replacement model. 2.9 % of the influence starts in MLP output that the features miss."
+    line = (
+        "Less than half is explained by this picture. The boxes carry 32 % of the answer: without them, its lead "
+        "over what the others give goes from 12.5 to 8.51 in the replacement model. 2.9 % of the influence starts in "
+        "MLP output that the features miss."
+    )
     for text in (line, line[:120]):
         assert TextPath((0, 0), text, size=small_print(text)).get_extents().width < 72 * (WIDE - 0.3)
 
@@ -147,7 +166,8 @@ def test_the_small_print_fits_the_width_of_the_figure():
 def test_box_ablations_say_what_the_model_does(traced):
     graph, boxes, _ = traced
     levels = [[ids for _, ids in graph.ungroup(graph.groups[0][0]).supernodes(most).groups] for most in (6, 12, 20)]
-    sets = {frozenset(ids) for level in levels for ids in (*level, [node for one in level for node in one])}  # and all together
+    # and all together
+    sets = {frozenset(ids) for level in levels for ids in (*level, [node for one in level for node in one])}
     assert {frozenset(b["nodes"]) for b in boxes} == sets
     for box in boxes:
         assert box["target"] == graph.info.target_names[0] and box["measured"] != 0
@@ -197,6 +217,8 @@ def test_the_widget_shares_notes_and_selection_with_python(traced, browser, tmp_
     page.evaluate("(ids) => model.set('groups', [['from Python', ...ids]])", chosen)
     assert page.locator(".unit.own").count() == 1
     page.evaluate("(ids) => model.set('selection', ids)", [graph.node_ids[1]])
-    assert graph.node_ids[1] in page.inner_text(".card") and page.evaluate("model.get('selection')") == [graph.node_ids[1]]
+    assert graph.node_ids[1] in page.inner_text(".card") and page.evaluate("model.get('selection')") == [
+        graph.node_ids[1]
+    ]
     assert not re.search(r"(?<![.\w-])(body|html)\b", widget._css) and problems == []  # the notebook's own look stays
     page.close()

@@ -18,26 +18,68 @@ PRE_GAIN = _hooks("ln2.hook_normalized", "hook_mlp_out")
 LAYOUTS = {  # writer, its options, activation, which optional tensors, the hooks it stands for
     "gemma_scope": (published.gemma_scope, {}, "jumprelu", False, PRE_GAIN),
     "gemma_scope_2": (published.gemma_scope_2, {}, "jumprelu", False, _hooks("mlp.hook_in", "hook_mlp_out")),
-    "gemma_scope_2_affine": (published.gemma_scope_2, {"affine": True}, "jumprelu", True, _hooks("mlp.hook_in", "hook_mlp_out")),
+    "gemma_scope_2_affine": (
+        published.gemma_scope_2,
+        {"affine": True},
+        "jumprelu",
+        True,
+        _hooks("mlp.hook_in", "hook_mlp_out"),
+    ),
     "mntss": (published.circuit_tracer, {"skip": True}, "relu", True, _hooks("hook_resid_mid", "hook_mlp_out")),
-    "mntss_flipped": (published.circuit_tracer, {"flipped": True}, "relu", False, _hooks("hook_resid_mid", "hook_mlp_out")),
+    "mntss_flipped": (
+        published.circuit_tracer,
+        {"flipped": True},
+        "relu",
+        False,
+        _hooks("hook_resid_mid", "hook_mlp_out"),
+    ),
     "mwhanna": (
-        published.circuit_tracer, {"hooks": ("mlp.hook_in", "mlp.hook_out")}, "relu", False, _hooks("mlp.hook_in", "mlp.hook_out"),
+        published.circuit_tracer,
+        {"hooks": ("mlp.hook_in", "mlp.hook_out")},
+        "relu",
+        False,
+        _hooks("mlp.hook_in", "mlp.hook_out"),
     ),
     "circuit_tracer_cache": (
         published.circuit_tracer,
-        {"threshold": True, "hooks": ("ln2.hook_normalized", "hook_mlp_out"), "repo_id": "a/b", "revision": None, "scan": "a/b"},
-        "jumprelu", False, PRE_GAIN,
+        {
+            "threshold": True,
+            "hooks": ("ln2.hook_normalized", "hook_mlp_out"),
+            "repo_id": "a/b",
+            "revision": None,
+            "scan": "a/b",
+        },
+        "jumprelu",
+        False,
+        PRE_GAIN,
     ),
-    "topk_in_config": (published.circuit_tracer, {"activation": "topk", "k": 1}, "topk", False, _hooks("hook_resid_mid", "hook_mlp_out")),
+    "topk_in_config": (
+        published.circuit_tracer,
+        {"activation": "topk", "k": 1},
+        "topk",
+        False,
+        _hooks("hook_resid_mid", "hook_mlp_out"),
+    ),
     "saelens": (published.saelens, {}, "relu", False, PRE_GAIN),
     "saelens_skip": (published.saelens, {"architecture": "jumprelu_skip_transcoder"}, "jumprelu", True, PRE_GAIN),
     "arena": (published.arena, {"unfolded": (8,)}, "relu", False, PRE_GAIN),
     "sparsify": (published.sparsify, {"k": 1, "skip": True}, "topk", True, _hooks("mlp.hook_in", "mlp.hook_out")),
     "llamascopium": (published.llamascopium, {}, "jumprelu", False, PRE_GAIN),
     "four_bit": (published.four_bit, {}, "relu", False, _hooks("mlp.hook_in", "mlp.hook_out")),
-    "four_bit_skip": (published.four_bit, {"activation": "topk", "k": 1, "skip": True}, "topk", True, _hooks("mlp.hook_in", "mlp.hook_out")),
-    "four_bit_jumprelu": (published.four_bit, {"activation": "jumprelu"}, "jumprelu", False, _hooks("mlp.hook_in", "mlp.hook_out")),
+    "four_bit_skip": (
+        published.four_bit,
+        {"activation": "topk", "k": 1, "skip": True},
+        "topk",
+        True,
+        _hooks("mlp.hook_in", "mlp.hook_out"),
+    ),
+    "four_bit_jumprelu": (
+        published.four_bit,
+        {"activation": "jumprelu"},
+        "jumprelu",
+        False,
+        _hooks("mlp.hook_in", "mlp.hook_out"),
+    ),
 }
 
 
@@ -126,7 +168,8 @@ def test_a_cross_layer_transcoder_by_hand(affine, tmp_path):
     acts = {i: found.activate(i, found.pre_activations(i, X), X) for i in (0, 1)}
     skip = torch.tensor([1.0, 4.0]) if affine else torch.zeros(2)
     assert found.decode(0, acts, X)[0].tolist() == (torch.tensor([3.0, 4.5]) + skip).tolist()
-    assert found.decode(1, acts, X)[0].tolist() == (torch.tensor([8.0, 14.5]) + skip).tolist()  # 3 x 2.5 x [1, 2] + b_dec
+    # 3 x 2.5 x [1, 2] + b_dec
+    assert found.decode(1, acts, X)[0].tolist() == (torch.tensor([8.0, 14.5]) + skip).tolist()
 
 
 @pytest.mark.parametrize("skip", ["with the encoder", "of its own"])
@@ -147,7 +190,9 @@ def test_circuit_tracers_cross_layer_skips_are_not_transposed(skip, tmp_path):
 
 
 def test_hooks_written_for_all_blocks_are_understood(tmp_path):
-    published.circuit_tracer_clt(tmp_path / "set", published.random_layers(2, decoders=True), read="blocks.{layer}.hook_resid_mid")
+    published.circuit_tracer_clt(
+        tmp_path / "set", published.random_layers(2, decoders=True), read="blocks.{layer}.hook_resid_mid"
+    )
     assert tlc.load_transcoders(tmp_path / "set").input_hook(1) == "blocks.1.hook_resid_mid"
 
 
@@ -202,13 +247,21 @@ def test_topk_of_circuit_tracer_keeps_negative_values_and_sparsify_does_not(tmp_
 
 
 def test_a_threshold_must_be_passed_not_reached_and_may_be_negative_where_nothing_is_clamped():
-    made = dict(W_enc=torch.eye(3), W_dec=torch.eye(3), b_enc=torch.zeros(3), b_dec=torch.zeros(3), threshold=torch.tensor([1.0, 1.0, -1.0]))
+    made = dict(
+        W_enc=torch.eye(3),
+        W_dec=torch.eye(3),
+        b_enc=torch.zeros(3),
+        b_dec=torch.zeros(3),
+        threshold=torch.tensor([1.0, 1.0, -1.0]),
+    )
     pre = torch.tensor([[1.0, 1.5, -0.5]])
     for clamp, expected in ((True, [0.0, 1.5, 0.0]), (False, [0.0, 1.5, -0.5])):
         assert tlc.Transcoder(**made, activation="jumprelu", clamp=clamp).activate(pre)[0].tolist() == expected
 
 
-@pytest.mark.parametrize(("activation", "words"), [("topk", "k is None; give k="), ("jumprelu", "threshold is None; give threshold=")])
+@pytest.mark.parametrize(
+    ("activation", "words"), [("topk", "k is None; give k="), ("jumprelu", "threshold is None; give threshold=")]
+)
 def test_a_transcoder_that_lacks_what_its_activation_needs_says_so(activation, words):
     made = tlc.Transcoder(torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3), torch.zeros(2), activation=activation)
     with pytest.raises(DictionaryError, match=words):
@@ -248,7 +301,8 @@ def test_what_saelens_saves_loads_and_activates_as_in_saelens(tmp_path):
 
 
 def test_a_converted_npz_is_not_read_again(tmp_path):
-    """After the first opening from disk, the large arrays' bytes in the npz may be anything: only small ones are read."""
+    """After the first opening from disk, the large arrays' bytes in the npz may be anything: only small ones are
+    read."""
     published.gemma_scope(tmp_path / "set", published.random_layers(1, width=4096))
     first = tlc.load_transcoders(tmp_path / "set", residency="disk")
     (path,) = (tmp_path / "set").rglob("params.npz")

@@ -75,7 +75,8 @@ def test_a_gaussian_loses_one_part_in_a_hundred_of_its_variance():
     lost = (error.square().mean(1) / matrix.square().mean(1)).mean().item()
     assert 0.0092 < lost < 0.0098
     fitted = dequantised(quantised(matrix)) - matrix
-    assert fitted.square().sum(1).le(error.square().sum(1) * (1 + 1e-3)).all()  # but for the scale's own rounding to float16
+    # but for the scale's own rounding to float16
+    assert fitted.square().sum(1).le(error.square().sum(1) * (1 + 1e-3)).all()
 
 
 def test_each_level_is_the_mean_of_the_numbers_nearest_to_it():
@@ -143,7 +144,9 @@ def test_a_set_is_written_and_opened_again(activation, skip, tmp_path):
             assert (getattr(ours, name) - whole).square().mean() < 0.012 * whole.square().mean()
         assert (ours.W_skip is None) != skip
         for name in ("b_enc", "b_dec"):
-            assert getattr(ours, name).dtype == torch.float16 and torch.allclose(getattr(ours, name).float(), getattr(theirs, name), rtol=1e-3)
+            assert getattr(ours, name).dtype == torch.float16 and torch.allclose(
+                getattr(ours, name).float(), getattr(theirs, name), rtol=1e-3
+            )
         if activation == "jumprelu":
             assert ours.threshold.equal(theirs.threshold)
 
@@ -155,12 +158,17 @@ def test_levels_that_a_set_was_trained_with_are_taken(tmp_path):
     for layer in made.layers:
         for name in ("W_enc", "W_dec", "W_skip"):
             whole = getattr(made[layer], name)
-            assert getattr(found[layer], name).equal(rounded(whole, levels.get(layer, {}).get(name, fitted_levels(whole))))
+            assert getattr(found[layer], name).equal(
+                rounded(whole, levels.get(layer, {}).get(name, fitted_levels(whole)))
+            )
 
 
 def test_biases_that_float16_cannot_hold_are_kept_in_float32(tmp_path):
     made = transcoders(tiny_bridge("llama"))
-    large = {layer: replace(made[layer], b_enc=made[layer].b_enc * 1e6, b_dec=made[layer].b_dec * 1e-6) for layer in made.layers}
+    large = {
+        layer: replace(made[layer], b_enc=made[layer].b_enc * 1e6, b_dec=made[layer].b_dec * 1e-6)
+        for layer in made.layers
+    }
     found = tlc.load_transcoders(write_four_bit(tlc.load_transcoders(large), tmp_path / "small"))
     assert found[1].b_enc.equal(large[1].b_enc) and found[1].b_dec.equal(large[1].b_dec)
 
@@ -168,7 +176,9 @@ def test_biases_that_float16_cannot_hold_are_kept_in_float32(tmp_path):
 @pytest.mark.parametrize("residency", ["disk", "cpu", "device", "auto"])
 def test_layers_dtype_and_residency_asked_for_are_taken(residency, tmp_path):
     whole = published.four_bit(tmp_path / "set", published.random_layers(4), skip=True, activation="topk", k=2)
-    found = tlc.load_transcoders(tmp_path / "set", residency=residency, layers=[1, 2], dtype=torch.bfloat16, device="cpu", name="mine")
+    found = tlc.load_transcoders(
+        tmp_path / "set", residency=residency, layers=[1, 2], dtype=torch.bfloat16, device="cpu", name="mine"
+    )
     assert found.layers == (1, 2) and found.name == "mine"
     assert (found[1].forget_pages is not None) == (residency == "disk")
     for layer in found.layers:
@@ -188,7 +198,9 @@ def test_a_set_on_disk_is_converted_once(tmp_path, monkeypatch):
 
 def test_auto_counts_the_memory_of_the_numbers_not_of_the_codes(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("tl_circuits.dictionaries.load.choose_residency", lambda *a: asked.append(a[2]) or choose_residency(*a))
+    monkeypatch.setattr(
+        "tl_circuits.dictionaries.load.choose_residency", lambda *a: asked.append(a[2]) or choose_residency(*a)
+    )
     published.four_bit(tmp_path / "set", published.random_layers(2))
     tlc.load_transcoders(tmp_path / "set")
     assert asked == [8 * sum(file.stat().st_size for file in (tmp_path / "set").iterdir())]
@@ -203,12 +215,18 @@ def test_a_graph_is_that_of_the_same_set_given_as_tensors(tmp_path):
         tensors = {name: file[name].float() for name in ("b_enc", "b_dec")}
         for name in ("W_enc", "W_dec", "W_skip"):
             codes, scale, levels = (file[f"{name}.{part}"] for part in ("codes", "scale", "levels"))
-            numbers = [[levels[b // 16**half] if half else levels[b % 16] for b in row for half in (0, 1)] for row in codes.tolist()]
+            numbers = [
+                [levels[b // 16**half] if half else levels[b % 16] for b in row for half in (0, 1)]
+                for row in codes.tolist()
+            ]
             tensors[name] = torch.tensor(numbers) * scale.float()[:, None]
         plain[layer] = tlc.Transcoder(**tensors, activation="topk", k=5, output_hook="mlp.hook_out")
     graphs = []
     rule = tlc.PromptRule()
-    for given in (tlc.load_transcoders(folder, prompt_rule=rule, name="same"), tlc.load_transcoders(plain, prompt_rule=rule, name="same")):
+    for given in (
+        tlc.load_transcoders(folder, prompt_rule=rule, name="same"),
+        tlc.load_transcoders(plain, prompt_rule=rule, name="same"),
+    ):
         with tlc.attach(model, given) as replacement:
             graphs.append(tlc.attribute(replacement, prompt(), max_nodes=60, progress=False))
             assert removal_gap(replacement, graphs[-1])[0] < 1e-3
@@ -224,8 +242,14 @@ def test_only_what_the_format_can_say_is_written(tmp_path):
     for given, words in (
         (tlc.mlp_neurons(model), "only per-layer transcoders can"),
         (tlc.load_transcoders({0: replace(one, normalize="layer_norm"), 1: one}), "layer 0 has normalize='layer_norm'"),
-        (tlc.load_transcoders({0: made[0], 1: replace(made[1], input_hook="hook_resid_mid")}), "input_hook is 'mlp.hook_in' at layer 0 and"),
-        (tlc.load_transcoders({0: made[0], 1: replace(made[1], activation="topk", k=2)}), "activation is 'jumprelu' at layer 0 and 'topk'"),
+        (
+            tlc.load_transcoders({0: made[0], 1: replace(made[1], input_hook="hook_resid_mid")}),
+            "input_hook is 'mlp.hook_in' at layer 0 and",
+        ),
+        (
+            tlc.load_transcoders({0: made[0], 1: replace(made[1], activation="topk", k=2)}),
+            "activation is 'jumprelu' at layer 0 and 'topk'",
+        ),
     ):
         with pytest.raises(DictionaryError, match=words):
             write_four_bit(given, tmp_path / "small")
@@ -242,11 +266,16 @@ def test_a_folder_is_written_whole_or_not_at_all_and_replaces_only_its_like(tmp_
     with pytest.raises(OutputError, match="overwrite=True"):
         write_four_bit(made, folder)
     before = (folder / LAYER).read_bytes()
-    monkeypatch.setattr(four_bit_files, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        four_bit_files, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OutputError, match="cannot write .*small: No space left"):
         write_four_bit(made, folder, overwrite=True)
     monkeypatch.undo()
-    assert (folder / LAYER).read_bytes() == before and {p.name for p in tmp_path.iterdir()} - {"cache"} == {"model", "small"}
+    assert (folder / LAYER).read_bytes() == before and {p.name for p in tmp_path.iterdir()} - {"cache"} == {
+        "model",
+        "small",
+    }
     write_four_bit(tlc.load_transcoders(made, layers=[0]), folder, overwrite=True)
     assert tlc.load_transcoders(folder).layers == (0,) and not (folder / LAYER).exists()
     with pytest.raises(OutputError, match="cannot write"):
@@ -298,7 +327,10 @@ DAMAGE = [
     (lambda folder: (folder / "config.json").unlink(), r"there is no file .*config\.json"),
     (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
     (lambda folder: (folder / LAYER).unlink(), "is missing the layers 1"),
-    (lambda folder: (folder / LAYER.replace("1", "2")).unlink(), r"differ: only one of them has the layers \[2\]. Was a file lost"),
+    (
+        lambda folder: (folder / LAYER.replace("1", "2")).unlink(),
+        r"differ: only one of them has the layers \[2\]. Was a file lost",
+    ),
     (lambda folder: (folder / "layer_1.four_bit.safetensors").write_bytes(b""), "2 dictionaries for layer 1"),
     (changed(layers=[0, 1, 1, 2]), "one of them has a layer twice"),
     (changed(layers=[0, "1"]), "layers holds 1, expected whole numbers"),
@@ -323,9 +355,15 @@ DAMAGE = [
     (changed(clamp="remove"), "clamp is missing, expected true or false"),
     (changed(model=3), "model is 3, expected text or null"),
     (changed(training_tokens=-1), "training_tokens is -1, expected a whole number"),
-    (changed(input_hook="blocks.0.mlp.hook_in"), "input_hook is 'blocks.0.mlp.hook_in', expected a hook's name within a block"),
+    (
+        changed(input_hook="blocks.0.mlp.hook_in"),
+        "input_hook is 'blocks.0.mlp.hook_in', expected a hook's name within a block",
+    ),
     (changed(skip=False), "says no skip connection, and the file has one"),
-    (with_tensors(W_skip__codes=lambda t: None, W_skip__scale=lambda t: None, W_skip__levels=lambda t: None), "says a skip connection, and the file has none"),
+    (
+        with_tensors(W_skip__codes=lambda t: None, W_skip__scale=lambda t: None, W_skip__levels=lambda t: None),
+        "says a skip connection, and the file has none",
+    ),
     (with_tensors(W_enc__codes=lambda t: None), "the tensor 'W_enc.codes' is missing"),
     (with_tensors(W_dec__levels=lambda t: None), "the tensor 'W_dec.levels' is missing"),
     (with_tensors(b_dec=lambda t: None), "the tensor 'b_dec' is missing"),
@@ -336,7 +374,7 @@ DAMAGE = [
     (with_tensors(W_enc__scale=lambda t: t.int()), "W_enc.scale has dtype torch.int32, expected floating"),
     (with_tensors(W_skip__levels=lambda t: t[:15]), r"W_skip.levels has shape \(15,\), expected \(16\)"),
     (with_tensors(b_enc=lambda t: t[:6]), r"b_enc has shape \(6,\), expected \(7\)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("residency", ["device", "disk"])

@@ -56,7 +56,9 @@ def test_a_gzip_file_is_unpacked_no_further_than_a_graph_can_go(tmp_path):
     refused(path, "unpacks to more than .* It is not unpacked")
 
 
-@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), 10**400], ids=["nan", "inf", "-inf", "400 digits"])
+@pytest.mark.parametrize(
+    "odd", [float("nan"), float("inf"), -float("inf"), 10**400], ids=["nan", "inf", "-inf", "400 digits"]
+)
 def test_numbers_about_the_graph_are_finite_or_it_is_refused(exported, odd, tmp_path):
     """Such as the sample of weights by which a model is recognised: no table holds them, but every export does."""
     path, whole = tmp_path / "odd.json", json.dumps(exported)
@@ -65,7 +67,8 @@ def test_numbers_about_the_graph_are_finite_or_it_is_refused(exported, odd, tmp_
     path.write_text(json.dumps(exported))
     refused(path, "sample|int too large")
     kept = json.loads(whole)
-    kept["metadata"]["generation_settings"] = {"by_hand": [{"of": odd}]}  # what another program says, kept for the next export
+    # what another program says, kept for the next export
+    kept["metadata"]["generation_settings"] = {"by_hand": [{"of": odd}]}
     path.write_text(json.dumps(kept))
     if isinstance(odd, float):
         refused(path, "beyond the graph holds (nan|-?inf), and JSON has only finite numbers")
@@ -76,7 +79,13 @@ def test_numbers_about_the_graph_are_finite_or_it_is_refused(exported, odd, tmp_
 def test_values_of_the_wrong_type_are_found_at_load(exported, tmp_path):
     path = tmp_path / "odd.json"
     node = next(n for n in exported["nodes"] if n["feature_type"] == "cross layer transcoder")
-    for field, value in (("activation", "x"), ("layer", 1e999), ("ctx_idx", 99), ("activation", float("nan")), ("feature_type", [])):
+    for field, value in (
+        ("activation", "x"),
+        ("layer", 1e999),
+        ("ctx_idx", 99),
+        ("activation", float("nan")),
+        ("feature_type", []),
+    ):
         path.write_text(json.dumps(exported | {"nodes": [node | {field: value}], "links": []}))
         refused(path, "odd.json")
     for nodes in (None, 5, [], {}, [3]):
@@ -96,7 +105,10 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character_and_the_graph_c
 def test_a_circle_a_long_chain_and_thousands_of_groups_do_not_hang(exported, tmp_path):
     path = tmp_path / "chain.json"
     feature = next(n for n in exported["nodes"] if n["feature_type"] == "cross layer transcoder")
-    chain = [feature | {"node_id": f"0_{i}_1", "jsNodeId": f"0_{i}-1", "feature": i, "layer": "0", "ctx_idx": 1} for i in range(20_000)]
+    chain = [
+        feature | {"node_id": f"0_{i}_1", "jsNodeId": f"0_{i}-1", "feature": i, "layer": "0", "ctx_idx": 1}
+        for i in range(20_000)
+    ]
     links = [{"source": f"0_{i}_1", "target": f"0_{i + 1}_1", "weight": 1.0} for i in range(len(chain) - 1)]
     bare = {"metadata": {"scan": "x", "prompt": "a b", "prompt_tokens": ["a", "b"]}, "qParams": {}, "nodes": chain}
     path.write_text(json.dumps(bare | {"links": links}))
@@ -140,12 +152,16 @@ def test_a_pt_file_opens_no_folder_beside_it_and_runs_no_code(tmp_path, monkeypa
     evil = tmp_path / "evil"
     evil.mkdir()
     (evil / "run.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass T: pass\n")
-    (evil / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["run.T", None]}, "tokenizer_class": "T"}))
+    (evil / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["run.T", None]}, "tokenizer_class": "T"})
+    )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     from tl_circuits.neuronpedia.read_pt import _texts
 
     asked = []
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name, **options: asked.append((name, options)) or {}["x"])
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda name, **options: asked.append((name, options)) or {}["x"]
+    )
     for name in ("evil", "./evil", str(evil), "../evil", "a/../evil", "~/evil", ""):
         assert _texts(name, [3]) == ["#3"]
     assert asked == [] and not (tmp_path / "ran").exists()
@@ -155,7 +171,16 @@ def test_a_pt_file_opens_no_folder_beside_it_and_runs_no_code(tmp_path, monkeypa
 
 def test_a_tensor_that_claims_more_than_the_file_holds_and_packed_parts_are_not_expanded(tmp_path):
     content = {
-        name: torch.zeros(1) for name in ("input_string", "cfg", "active_features", "logit_probabilities", "input_tokens", "selected_features", "activation_values")
+        name: torch.zeros(1)
+        for name in (
+            "input_string",
+            "cfg",
+            "active_features",
+            "logit_probabilities",
+            "input_tokens",
+            "selected_features",
+            "activation_values",
+        )
     }
     torch.save(content | {"adjacency_matrix": torch.zeros(1).expand(100_000, 100_000)}, tmp_path / "wide.pt")
     refused(tmp_path / "wide.pt", "adjacency_matrix' claims the shape|adjacency_matrix claims the shape")
@@ -167,11 +192,16 @@ def test_a_tensor_that_claims_more_than_the_file_holds_and_packed_parts_are_not_
 @pytest.mark.parametrize(
     "text",
     [
-        "a: &a [x, x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\n"
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, "
+        "*b, *b, *b, *b, *b, *b, *b]\n"
         "d: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\ne: [*d, *d, *d, *d, *d, *d, *d, *d, *d, *d]\nf: [*d, *d]\n",
-        "model_kind: 2020-01-01\n", "model_kind: 2020-13-45\n", "a: &a [*a]\n", "? [1]\n: 2\n", "[" * 3000,
+        "model_kind: 2020-01-01\n",
+        "model_kind: 2020-13-45\n",
+        "a: &a [*a]\n",
+        "? [1]\n: 2\n",
+        "[" * 3000,
     ],
-)  # fmt: skip
+)
 def test_a_config_that_repeats_itself_or_holds_dates_is_refused(text, tmp_path):
     published.circuit_tracer(tmp_path, published.random_layers(2))
     (tmp_path / "config.yaml").write_text(text)

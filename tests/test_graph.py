@@ -88,7 +88,16 @@ def test_pruning_follows_its_definition(seed, sizes, n_logits, nodes_share, edge
 def test_frames_stand_in_adjacency_order(graph):
     nodes, edges, adjacency = graph.nodes, graph.edges, graph.adjacency()
     assert list(nodes.columns[:10]) == [
-        "id", "kind", "layer", "position", "feature", "token", "activation", "bias", "influence", "label",
+        "id",
+        "kind",
+        "layer",
+        "position",
+        "feature",
+        "token",
+        "activation",
+        "bias",
+        "influence",
+        "label",
     ]
     assert list(dict.fromkeys(nodes.kind)) == ["feature", "error", "embedding", "logit"]
     assert nodes.id.is_unique and len(nodes) == len(graph) == len(adjacency)
@@ -115,9 +124,7 @@ def test_rows_and_bias_add_up_to_the_value_for_anyone(graph):
 def test_a_smaller_budget_moves_untraced_features_into_bias_and_coverage():
     model = tiny_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
-        small, whole = (
-            tlc.attribute(replacement, prompt(), max_nodes=n, progress=False) for n in (15, 10_000)
-        )
+        small, whole = (tlc.attribute(replacement, prompt(), max_nodes=n, progress=False) for n in (15, 10_000))
     assert int(small.is_kind("feature").sum()) == 15
     assert small.completeness_error() < 1e-4 and whole.completeness_error() < 1e-4
     assert float(small._nodes.residue.abs().max()) > 0 and float(whole._nodes.residue_mass.max()) < 1e-4
@@ -244,7 +251,13 @@ def test_sums_may_be_off_by_a_share_of_a_nodes_value_in_a_model_of_any_scale(gra
         bias[node] += share * _SUMS_WITHIN[torch.float32] * scale * nodes.value[node].abs()
         changed = replace(nodes, bias=bias, value=scale * nodes.value)
         made = replace(graph, _nodes=changed, _edges=Edges(edges.source, edges.target, scale * edges.weight))
-        with nullcontext() if fits else pytest.raises(ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[node]} give"):
+        with (
+            nullcontext()
+            if fits
+            else pytest.raises(
+                ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[node]} give"
+            )
+        ):
             require_sums(made, torch.float32)
 
 
@@ -253,17 +266,41 @@ def two_full_layers(width=250, n_tokens=4):
     generator = torch.Generator().manual_seed(0)
     kind = torch.tensor([Kind.FEATURE] * 2 * width + [Kind.EMBEDDING] * n_tokens + [Kind.LOGIT])
     layer = torch.tensor([0] * width + [1] * width + [-1] * n_tokens + [2])
-    first, second, tokens = (torch.arange(width), torch.arange(width, 2 * width), torch.arange(2 * width, 2 * width + n_tokens))
+    first, second, tokens = (
+        torch.arange(width),
+        torch.arange(width, 2 * width),
+        torch.arange(2 * width, 2 * width + n_tokens),
+    )
     answer = torch.tensor([len(kind) - 1])
-    pairs = torch.cat([torch.cartesian_prod(first, tokens), torch.cartesian_prod(second, first), torch.cartesian_prod(answer, second)])
+    pairs = torch.cat(
+        [torch.cartesian_prod(first, tokens), torch.cartesian_prod(second, first), torch.cartesian_prod(answer, second)]
+    )
     position = torch.full((len(kind),), n_tokens - 1)
     position[tokens] = torch.arange(n_tokens)
     nothing, value = torch.zeros(len(kind)), torch.full((len(kind),), float("nan"))
     weights = torch.where(kind == Kind.LOGIT, 1.0, 0.0)
-    nodes = Nodes(kind, layer, position, torch.arange(len(kind)), torch.ones(len(kind)), value, nothing, nothing, nothing, weights)
+    nodes = Nodes(
+        kind, layer, position, torch.arange(len(kind)), torch.ones(len(kind)), value, nothing, nothing, nothing, weights
+    )
     words = tuple(f" w{i}" for i in range(n_tokens))
-    info = GraphInfo("".join(words), tuple(range(n_tokens)), words, (" x",), (1.0,), "none", "none", 2, True, "linear", 2 * width, 2 * width, "0")
-    return AttributionGraph(info, nodes, Edges(pairs[:, 1], pairs[:, 0], torch.randn(len(pairs), generator=generator)), {})
+    info = GraphInfo(
+        "".join(words),
+        tuple(range(n_tokens)),
+        words,
+        (" x",),
+        (1.0,),
+        "none",
+        "none",
+        2,
+        True,
+        "linear",
+        2 * width,
+        2 * width,
+        "0",
+    )
+    return AttributionGraph(
+        info, nodes, Edges(pairs[:, 1], pairs[:, 0], torch.randn(len(pairs), generator=generator)), {}
+    )
 
 
 def test_the_strongest_paths_are_those_of_a_search_by_hand_with_any_number_of_threads():

@@ -26,7 +26,8 @@ ALL = 10**5
 
 @pytest.mark.parametrize(
     ("architecture", "kind"),
-    [(a, "jumprelu") for a in ARCHITECTURES] + [(a, k) for a in ("gemma3", "neox") for k in DICTIONARIES if k != "jumprelu"],
+    [(a, "jumprelu") for a in ARCHITECTURES]
+    + [(a, k) for a in ("gemma3", "neox") for k in DICTIONARIES if k != "jumprelu"],
 )
 def test_heads_chains_and_the_residual_stream_add_up_to_the_edge(architecture, kind):
     """With chains of up to three heads listed, only chains of four (Gemma has four layers) or, with skip
@@ -69,7 +70,10 @@ def edge_through(local, graph, edge, heads):
     return float(rows[0, _column(graph, columns_of(local.sources), int(graph._edges.source[edge]))])
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("gemma3", "neurons"), ("gemma3", "skip_before_post_norm"), ("neox", "skip_before_post_norm")])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("gemma3", "neurons"), ("gemma3", "skip_before_post_norm"), ("neox", "skip_before_post_norm")],
+)
 def test_each_way_is_what_the_edge_is_with_all_other_heads_switched_off(architecture, kind):
     model = tiny_bridge(architecture)
     with tlc.attach(model, DICTIONARIES[kind](model)) as replacement:
@@ -77,7 +81,8 @@ def test_each_way_is_what_the_edge_is_with_all_other_heads_switched_off(architec
         local = retrace(replacement, graph)
         tokens = graph.is_kind("embedding")[graph._edges.source] & graph.is_kind("logit")[graph._edges.target]
         tokens = tokens.nonzero()[:, 0].tolist()
-        edges = [tokens[0], *tokens[-2:]]  # from the position left out; the longest ways there are, one within a position
+        # from the position left out; the longest ways there are, one within a position
+        edges = [tokens[0], *tokens[-2:]]
         for edge, paths in zip(edges, edge_paths(local, graph, edges, 6), strict=True):
             assert paths.heads
             scale = max(abs(value) for value in paths.heads.values())
@@ -138,7 +143,9 @@ def test_a_graph_keeps_what_differences_and_directions_read(traced, tmp_path, ta
     assert read == graph
     edge = graph.edges[graph.edges.target == "logit:0"].iloc[0]
     for kept in (graph, read, graph.prune(0.99, 0.999)):
-        assert tlc.head_loadings(replacement, kept, edge.source, "logit:0").loading.sum() == pytest.approx(edge.weight, rel=1e-4)
+        assert tlc.head_loadings(replacement, kept, edge.source, "logit:0").loading.sum() == pytest.approx(
+            edge.weight, rel=1e-4
+        )
 
 
 def test_another_programs_file_needs_the_targets_once_more(traced, tmp_path):
@@ -149,7 +156,10 @@ def test_another_programs_file_needs_the_targets_once_more(traced, tmp_path):
     edge = graph.edges[graph.edges.target == "logit:0"].iloc[0]
     with pytest.raises(TargetError, match="targets="):
         tlc.head_loadings(replacement, graph, edge.source, "logit:0")
-    for others, words in (([tlc.LogitDifference(5, 8)], "comes out differently"), (targets * 2, "targets has 2 entries, the graph was traced for 1")):
+    for others, words in (
+        ([tlc.LogitDifference(5, 8)], "comes out differently"),
+        (targets * 2, "targets has 2 entries, the graph was traced for 1"),
+    ):
         with pytest.raises(TargetError, match=words):
             tlc.head_loadings(replacement, graph, edge.source, "logit:0", targets=others)
     frame = tlc.head_loadings(replacement, graph, edge.source, "logit:0", targets=targets)
@@ -195,7 +205,10 @@ def test_a_graph_of_another_model_or_dictionary_is_refused(traced):
     with tlc.attach(model, transcoders(model)) as mine:
         graph = tlc.attribute(mine, prompt(), max_nodes=20, progress=False)
     edge = graph.edges[graph.edges.source.str.startswith("L1/F")].iloc[-1]
-    with tlc.attach(model, transcoders(model, seed=8)) as other, pytest.raises(TargetError, match="no active|another one"):
+    with (
+        tlc.attach(model, transcoders(model, seed=8)) as other,
+        pytest.raises(TargetError, match="no active|another one"),
+    ):
         tlc.head_loadings(other, graph, edge.source, edge.target)
 
 

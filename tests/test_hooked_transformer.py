@@ -18,11 +18,29 @@ BASE = dict(n_layers=3, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_v
 KINDS = {
     "gpt2": dict(act_fn="gelu_new", normalization_type="LN"),
     "folded": dict(act_fn="gelu_new", normalization_type="LNPre"),
-    "neox": dict(act_fn="gelu", normalization_type="LN", parallel_attn_mlp=True, positional_embedding_type="rotary", rotary_dim=4),
-    "llama": dict(act_fn="silu", gated_mlp=True, normalization_type="RMS", final_rms=True, positional_embedding_type="rotary", rotary_dim=8, n_key_value_heads=2),
+    "neox": dict(
+        act_fn="gelu", normalization_type="LN", parallel_attn_mlp=True, positional_embedding_type="rotary", rotary_dim=4
+    ),
+    "llama": dict(
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        n_key_value_heads=2,
+    ),
     "gemma2": dict(
-        act_fn="gelu_pytorch_tanh", gated_mlp=True, normalization_type="RMS", final_rms=True, positional_embedding_type="rotary",
-        rotary_dim=8, n_key_value_heads=2, use_normalization_before_and_after=True, attn_scores_soft_cap=5.0, output_logits_soft_cap=10.0,
+        act_fn="gelu_pytorch_tanh",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        n_key_value_heads=2,
+        use_normalization_before_and_after=True,
+        attn_scores_soft_cap=5.0,
+        output_logits_soft_cap=10.0,
     ),
 }
 
@@ -84,7 +102,8 @@ def test_removals_are_minus_the_edges_and_generation_is_the_same_with_and_withou
         edges = graph.adjacency()[:, sources].T
         edits = [tlc.Set(1, slice(4, None), 3, value=20.0)]
         written = [
-            tlc.generate(replacement, prompt(), edits, max_new_tokens=8, use_past_kv_cache=cached) for cached in (True, False)
+            tlc.generate(replacement, prompt(), edits, max_new_tokens=8, use_past_kv_cache=cached)
+            for cached in (True, False)
         ]
     scale = graph.adjacency().abs().amax(1).clamp_min(1e-6)
     assert ((effects + edges).abs() / scale).max() < 1e-3  # float32 differences of two runs
@@ -136,5 +155,7 @@ def test_a_transcoder_that_reads_the_hook_of_an_autoencoder_is_refused(model):
     if model.cfg.parallel_attn_mlp or model.cfg.use_normalization_before_and_after:
         pytest.skip("one architecture is enough for the message")
     middle = autoencoders(model, {1: "hook_resid_mid"})
-    with pytest.raises(DictionaryError, match="blocks.1.hook_resid_mid and blocks.1.hook_resid_mid are one hook of this model"):
+    with pytest.raises(
+        DictionaryError, match="blocks.1.hook_resid_mid and blocks.1.hook_resid_mid are one hook of this model"
+    ):
         tlc.attach(model, tlc.load_dictionary([middle, transcoders(model, layers=[1], input_hook="hook_resid_mid")]))

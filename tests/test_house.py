@@ -25,7 +25,11 @@ def test_a_circle_and_an_import_upwards_are_seen():
 
 def test_rooms_of_one_floor_do_not_import_each_other_both_ways():
     assert upward({"attention.qk": set(), "interventions.faithfulness": {"attention.qk"}}) == []
-    both = {"attention.qk": {"interventions.intervene"}, "interventions.faithfulness": {"attention.qk"}, "interventions.intervene": set()}
+    both = {
+        "attention.qk": {"interventions.intervene"},
+        "interventions.faithfulness": {"attention.qk"},
+        "interventions.intervene": set(),
+    }
     assert upward(both) == [("attention.qk", "interventions.intervene"), ("interventions.faithfulness", "attention.qk")]
 
 

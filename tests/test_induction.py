@@ -40,11 +40,15 @@ def numbers(text):
 def test_the_walk_through_of_the_documentation_says_what_the_model_does(smollm2):
     page = (Path(__file__).parents[1] / "docs/attention.md").read_text()
     walk = page.split("## Induction", 1)[1].split("\n## ", 1)[0]
-    rows = {row.split("|")[1].strip(): numbers(row.replace("**", "")) for row in walk.splitlines() if row.startswith("|")}
+    rows = {
+        row.split("|")[1].strip(): numbers(row.replace("**", "")) for row in walk.splitlines() if row.startswith("|")
+    }
     with tlc.attach(smollm2, tlc.mlp_neurons(smollm2)) as replacement:
         graph = tlc.attribute(replacement, PROMPT, max_nodes=5, progress=False)
         qk = tlc.qk_attribution(replacement, graph, layer=17, head=4, query=-1, key=KEY)
-        edits = [tlc.PatternEdit(17, head, -1, KEY, value=0.0) for head in (3, 4, 5)] + [tlc.PatternEdit(18, 6, -1, KEY, value=0.0)]
+        edits = [tlc.PatternEdit(17, head, -1, KEY, value=0.0) for head in (3, 4, 5)] + [
+            tlc.PatternEdit(18, 6, -1, KEY, value=0.0)
+        ]
         top = tlc.intervene(replacement, PROMPT, edits, freeze="attention").top(3).set_index("token")
     assert re.search(r"qk.score, qk.total +# (\S+), (\S+)", walk).groups() == (f"{qk.score:.3f}", f"{qk.total:.3f}")
     shown = qk.by_position.loc[[LAST, "bias"], [0, 1, FIRST, KEY, "bias"]]

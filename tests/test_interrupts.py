@@ -57,7 +57,8 @@ def operations():
 
 @pytest.mark.parametrize("by_signal", [False, True], ids=["raised", "sigint"])
 def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(operations, by_signal):
-    """A sample of the lines in ``hooks``, where models are changed; ``python -m benchmarks.interrupts`` tries all lines."""
+    """A sample of the lines in ``hooks``, where models are changed; ``python -m benchmarks.interrupts`` tries all
+    lines."""
     tried = 0
     for seed, (operation, lines) in enumerate(operations, start=6 * by_signal):
         own = [n for n in chosen(lines, 2, seed=seed) if "hooks" in lines[n][0]]
@@ -115,7 +116,16 @@ def test_detach_restores_a_hooked_transformer():
     except ImportError:
         pytest.skip("transformer_lens 4 has no HookedTransformer")
     config = HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device=DEVICE, seed=0, act_fn="gelu"
+        n_layers=2,
+        d_model=32,
+        n_ctx=32,
+        d_head=8,
+        n_heads=4,
+        d_mlp=48,
+        d_vocab=101,
+        device=DEVICE,
+        seed=0,
+        act_fn="gelu",
     )
     model = HookedTransformer(config).eval()
     expected, before = _logits(model), whole_state(model)

@@ -57,7 +57,9 @@ def test_an_edit_of_a_cross_layer_feature_acts_at_every_layer_it_writes_to():
     with tlc.attach(model, cross_layer(model)) as attached:
         graph = tlc.attribute(attached, prompt(), max_nodes=30, progress=False)
         row = graph.nodes.query("kind == 'feature' and layer == 0").iloc[0]
-        result = tlc.intervene(attached, prompt(), tlc.Scale(0, int(row.position), int(row.feature), factor=-2.0), freeze="none")
+        result = tlc.intervene(
+            attached, prompt(), tlc.Scale(0, int(row.position), int(row.feature), factor=-2.0), freeze="none"
+        )
 
         def by_hand(acts, hook):
             acts[0, int(row.position), int(row.feature)] *= -2.0
@@ -180,14 +182,18 @@ def test_constrained_layers_hold_their_mlps(replacement, active):
 
 def test_results_say_what_changed(replacement, active):
     layer, position, feature, value = active[0]
-    result = tlc.intervene(replacement, prompt(), tlc.Set(layer, position, feature, value=value + 8.0), layers=[layer, 3])
+    result = tlc.intervene(
+        replacement, prompt(), tlc.Set(layer, position, feature, value=value + 8.0), layers=[layer, 3]
+    )
     assert set(result.activations.layer) == {layer, 3}
     top = result.top(5)
     assert (top[["before", "after"]].max(axis=1).diff().dropna() <= 1e-6).all()
     assert top.before.max() == pytest.approx(float(result.baseline_logits[-1].softmax(-1).max()), rel=1e-4)
     before, after = result.logit_difference("w1", "w2")
     ids = [4, 5]
-    assert before == pytest.approx(float(result.baseline_logits[-1, ids[0]] - result.baseline_logits[-1, ids[1]]), abs=1e-4)
+    assert before == pytest.approx(
+        float(result.baseline_logits[-1, ids[0]] - result.baseline_logits[-1, ids[1]]), abs=1e-4
+    )
     assert after == pytest.approx(float(result.logits[-1, ids[0]] - result.logits[-1, ids[1]]), abs=1e-4)
     p, q = (x[-1].log_softmax(-1) for x in (result.baseline_logits, result.logits))
     assert result.kl() == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-5) and result.kl() > 0

@@ -18,7 +18,9 @@ def test_a_feature_that_writes_one_tokens_unembedding_is_labelled_with_it():
     layers = {layer: made[layer] for layer in made.layers}
     W_dec = made[2].W_dec.clone()
     W_dec[:] = (direction - others) * 5
-    layers[2] = tlc.Transcoder(made[2].W_enc, W_dec, made[2].b_enc, made[2].b_dec, threshold=made[2].threshold, activation="jumprelu")
+    layers[2] = tlc.Transcoder(
+        made[2].W_enc, W_dec, made[2].b_enc, made[2].b_dec, threshold=made[2].threshold, activation="jumprelu"
+    )
     with tlc.attach(model, layers) as replacement:
         graph = tlc.attribute(replacement, prompt(), max_nodes=40, progress=False)
         labelled = tlc.label_features(replacement, graph)
@@ -47,7 +49,9 @@ def test_whether_a_feature_says_or_sees_does_not_depend_on_how_long_its_vectors_
         with tlc.attach(model, layers) as replacement:
             graph = tlc.attribute(replacement, prompt(), max_nodes=500, progress=False)
             labels = tlc.label_features(replacement, graph, list(range(int(graph.is_kind("feature").sum())))).labels
-            first = {graph.node_ids[i]: label.short for i, label in labels.items() if graph.node_ids[i].startswith("L0/")}
+            first = {
+                graph.node_ids[i]: label.short for i, label in labels.items() if graph.node_ids[i].startswith("L0/")
+            }
         shorts.append(first)
     assert shorts[0] == shorts[1] == shorts[2] and {short.split()[0] for short in shorts[0].values()} == {"say", "sees"}
 
@@ -68,7 +72,8 @@ def test_a_negative_activation_turns_promotion_round():
 @pytest.mark.parametrize("largest", [True, False])
 def test_the_most_extreme_tokens_are_those_of_a_whole_sort(d_vocab, largest):
     products = torch.randn(6, d_vocab, generator=torch.Generator().manual_seed(d_vocab))
-    products[0, -3:] = products[1, :3] = torch.tensor([9.0, -9.0, 8.0])  # at both ends of the vocabulary, and in one block
+    # at both ends of the vocabulary, and in one block
+    products[0, -3:] = products[1, :3] = torch.tensor([9.0, -9.0, 8.0])
     values, tokens = extreme(products, 5, largest)
     wanted = products.sort(1, descending=largest)
     assert torch.equal(tokens, wanted.indices[:, :5]) and torch.equal(values, wanted.values[:, :5])

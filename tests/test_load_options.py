@@ -47,7 +47,13 @@ def decoders(made):
 def test_names_hooks_and_dtypes_asked_for_are_taken(source):
     plain = tlc.load_transcoders(SOURCES[source]())
     made = tlc.load_transcoders(
-        SOURCES[source](), name="mine", input_hook="hook_resid_mid", output_hook="mlp.hook_out", dtype=torch.bfloat16, device="cpu", progress=True
+        SOURCES[source](),
+        name="mine",
+        input_hook="hook_resid_mid",
+        output_hook="mlp.hook_out",
+        dtype=torch.bfloat16,
+        device="cpu",
+        progress=True,
     )
     assert made.name == "mine" and type(made) is type(plain) and made.layers == plain.layers
     assert made.input_hook(1) == "blocks.1.hook_resid_mid" and made.output_hook(1) == "blocks.1.mlp.hook_out"
@@ -65,7 +71,10 @@ def test_a_prompt_rule_is_taken_and_kept_through_other_options(source):
     assert made.prompt_rule == rule and made.name == "mine"
     again = tlc.load_transcoders(made, dtype=torch.float32, name="again")
     assert again.prompt_rule == rule and again.name == "again" and made.name == "mine"
-    assert tlc.load_transcoders(made, prompt_rule=tlc.PromptRule()).prompt_rule == tlc.PromptRule() and made.prompt_rule == rule
+    assert (
+        tlc.load_transcoders(made, prompt_rule=tlc.PromptRule()).prompt_rule == tlc.PromptRule()
+        and made.prompt_rule == rule
+    )
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -98,11 +107,15 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(source, option):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layers": [1]}, "layers= cannot be honoured"), ({"input_hook": "ln2.hook_normalized"}, "input_hook= cannot"),
-        ({"output_hook": "hook_mlp_out"}, "output_hook= cannot"), ({"dtype": torch.float16}, "dtype= cannot"),
-        ({"device": "cpu"}, "device= cannot"), ({"residency": "cpu"}, "residency= cannot"), ({"width": 16384}, "width=16384"),
+        ({"layers": [1]}, "layers= cannot be honoured"),
+        ({"input_hook": "ln2.hook_normalized"}, "input_hook= cannot"),
+        ({"output_hook": "hook_mlp_out"}, "output_hook= cannot"),
+        ({"dtype": torch.float16}, "dtype= cannot"),
+        ({"device": "cpu"}, "device= cannot"),
+        ({"residency": "cpu"}, "residency= cannot"),
+        ({"width": 16384}, "width=16384"),
     ],
-)  # fmt: skip
+)
 def test_neurons_take_a_name_and_refuse_the_rest(options, words):
     neurons = tlc.mlp_neurons(tiny_bridge("llama"))
     with pytest.raises(DictionaryError, match=words):
@@ -136,7 +149,9 @@ def test_what_was_asked_for_is_what_a_graph_is_made_with():
     model = tiny_bridge("llama")
     given = transcoders(model)
     moved = tlc.load_transcoders(given, input_hook="hook_resid_mid")
-    by_hand = tlc.load_transcoders({layer: replace(given[layer], input_hook="hook_resid_mid") for layer in given.layers})
+    by_hand = tlc.load_transcoders(
+        {layer: replace(given[layer], input_hook="hook_resid_mid") for layer in given.layers}
+    )
     graphs = []
     for dictionary in (given, moved, by_hand):
         with tlc.attach(model, dictionary) as replacement:

@@ -57,7 +57,9 @@ def test_a_long_prompts_patterns_are_made_again_from_queries_and_keys(arch, monk
         after = tlc.attribute(replacement, tokens, max_nodes=12, progress=False)
     for ours, whole in zip(record(model, tokens, LENGTH - 1).patterns, kept, strict=True):
         # the bridge does not show GPT-NeoX's rotated queries: there the patterns themselves are kept
-        assert len(ours.blocks) > 1 and all(isinstance(block.held, torch.Tensor if arch == "neox" else AttentionScores) for block in ours.blocks)
+        assert len(ours.blocks) > 1 and all(
+            isinstance(block.held, torch.Tensor if arch == "neox" else AttentionScores) for block in ours.blocks
+        )
         assert (ours.dense() - whole.dense()).abs().max() <= 1e-5  # float32 softmax in another order
     assert after.node_ids == before.node_ids and after.completeness_error() < 1e-4
     # float32 sums over 300 positions of weights that differ by rounding
@@ -111,7 +113,9 @@ def test_trimmed_rows_keep_influence_and_the_pruned_graph(long_model):
     assert len(kept & others) >= 0.99 * len(kept | others)
 
 
-@pytest.mark.parametrize(("mass", "limit"), [(0.9, 20_000), (0.99, 20_000), (0.9999, 20_000), (0.999, 5_000), (0.9, 19_000)])
+@pytest.mark.parametrize(
+    ("mass", "limit"), [(0.9, 20_000), (0.99, 20_000), (0.9999, 20_000), (0.999, 5_000), (0.9, 19_000)]
+)
 @pytest.mark.parametrize("power", [1, 3])
 def test_a_trimmed_row_keeps_the_mass_asked_for_or_as_many_of_its_largest_as_may_be(mass, limit, power):
     row = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) ** power - 0.1
@@ -120,7 +124,8 @@ def test_a_trimmed_row_keeps_the_mass_asked_for_or_as_many_of_its_largest_as_may
     assert len(size) <= limit
     assert size.double().sum() >= mass * row.abs().double().sum() or len(size) == limit
     assert size.min() >= row.abs().sort(descending=True).values[len(size) - 1]  # none that is left out is larger
-    assert float(kept.mass[0]) == pytest.approx(float(row.abs().double().sum()), rel=1e-6)  # sums in float32 of a thousand
+    # sums in float32 of a thousand
+    assert float(kept.mass[0]) == pytest.approx(float(row.abs().double().sum()), rel=1e-6)
 
 
 def test_rows_that_do_not_fit_are_trimmed_and_say_so(long_model, monkeypatch):
@@ -136,7 +141,8 @@ def test_rows_that_do_not_fit_are_trimmed_and_say_so(long_model, monkeypatch):
 def test_the_number_of_targets_in_a_sweep_does_not_change_the_graph(long_model):
     with tlc.attach(long_model, transcoders(long_model)) as replacement:
         graphs = [
-            tlc.attribute(replacement, prompt(140), max_nodes=60, batch_size=size, progress=False) for size in ("auto", 7)
+            tlc.attribute(replacement, prompt(140), max_nodes=60, batch_size=size, progress=False)
+            for size in ("auto", 7)
         ]
     assert graphs[0].node_ids == graphs[1].node_ids
     # the same sums in matrix products of other shapes

@@ -59,7 +59,9 @@ def graph(facts):
 
 
 def test_the_strongest_places_are_those_of_one_run_after_another(facts):
-    pieces = cut(facts, ["Dallas is in Texas .", "the capital of Texas is", "Miami is in Florida .", "7 + 5 = 12 ."] * 2, 1000)
+    pieces = cut(
+        facts, ["Dallas is in Texas .", "the capital of Texas is", "Miami is in Florida .", "7 + 5 = 12 ."] * 2, 1000
+    )
     found = where_features_fire(facts, pieces, {0: torch.arange(768), 2: torch.tensor([3, 418])})
     for layer, features in ((0, range(768)), (2, (3, 418))):
         best = torch.zeros(len(pieces.ids), 768)
@@ -136,58 +138,114 @@ def test_an_examples_activations_stand_on_their_tokens(facts, graph):
 # Names from examples
 
 FILLERS = [f" x{i}" for i in range(300)]
-WORDS = [" Paris", " Berlin", " Rome", " Madrid", " of", " capital", " The", " is", " dog", " runs", " blue", " seven", " tree", " stone", " paper", " night", " paris", *FILLERS]
+WORDS = [
+    " Paris",
+    " Berlin",
+    " Rome",
+    " Madrid",
+    " of",
+    " capital",
+    " The",
+    " is",
+    " dog",
+    " runs",
+    " blue",
+    " seven",
+    " tree",
+    " stone",
+    " paper",
+    " night",
+    " paris",
+    *FILLERS,
+]
 ID = {word: i for i, word in enumerate(WORDS)}
 
 
 def space(sentences):
     """Words with embeddings of their own, the four capitals' close together."""
-    vectors = torch.nn.functional.normalize(torch.randn(len(WORDS), 64, generator=torch.Generator().manual_seed(1)), dim=1)
+    vectors = torch.nn.functional.normalize(
+        torch.randn(len(WORDS), 64, generator=torch.Generator().manual_seed(1)), dim=1
+    )
     vectors[:4] = 0.6 * vectors[:4] + 2 * vectors[0]
     return TokenSpace([[ID[" " + w] for w in s.split()] for s in sentences], vectors, dict(enumerate(WORDS)))
 
 
 def fired(*places):
-    return [Fired(tuple(ID[" " + w] for w in text.split()), tuple(" " + w for w in text.split()), z) for text, z in places]
+    return [
+        Fired(tuple(ID[" " + w] for w in text.split()), tuple(" " + w for w in text.split()), z) for text, z in places
+    ]
 
 
 NOISE = [f"x{i} x{i + 1} x{(7 * i) % 300} x{(11 * i) % 300} x{i + 2}" for i in range(0, 298, 2)]
-NOISE += ["dog runs blue seven tree", "stone paper night dog runs", "seven tree blue stone is", "night paper of dog The"]
+NOISE += [
+    "dog runs blue seven tree",
+    "stone paper night dog runs",
+    "seven tree blue stone is",
+    "night paper of dog The",
+]
 CAPITALS = ["The capital of Paris", "paris", "dog Berlin runs", "blue Rome", "seven Madrid stone"]
 
 
 def test_one_token_and_tokens_that_are_alike_name_a_feature():
     known = space(NOISE + CAPITALS)
-    same = name_from(fired(("dog runs Paris", 9.0), ("blue Paris", 8.0), ("tree paris", 7.0), ("stone Paris", 6.0)), known)
-    alike = name_from(fired(("blue Paris", 9.0), ("dog Rome", 9.0), ("stone Berlin", 9.0), ("seven Madrid", 9.0)), known)
+    same = name_from(
+        fired(("dog runs Paris", 9.0), ("blue Paris", 8.0), ("tree paris", 7.0), ("stone Paris", 6.0)), known
+    )
+    alike = name_from(
+        fired(("blue Paris", 9.0), ("dog Rome", 9.0), ("stone Berlin", 9.0), ("seven Madrid", 9.0)), known
+    )
     assert same.text == "on “ Paris”" and same.sharpness == pytest.approx(7.5)  # the mean of four
     assert alike.text.startswith("on “ ") and set(alike.rule[0]) == {0, 1, 2, 3}
 
 
 def test_different_tokens_and_few_examples_name_nothing():
     known = space(NOISE + CAPITALS)
-    assert name_from(fired(("blue dog", 9.0), ("dog seven", 9.0), ("stone night", 9.0), ("seven tree", 9.0), ("is paper", 9.0)), known) is None
+    assert (
+        name_from(
+            fired(("blue dog", 9.0), ("dog seven", 9.0), ("stone night", 9.0), ("seven tree", 9.0), ("is paper", 9.0)),
+            known,
+        )
+        is None
+    )
     assert name_from(fired(("blue Paris", 9.0), ("dog Paris", 9.0)), known) is None
-    assert name_from(fired(("blue Paris", 9.0), ("blue Paris", 9.0), ("blue Paris", 8.0)), known) is None  # the same words again
+    # the same words again
+    assert name_from(fired(("blue Paris", 9.0), ("blue Paris", 9.0), ("blue Paris", 8.0)), known) is None
     assert name_from([], known) is None
 
 
 def test_the_same_words_before_name_a_feature_unless_they_always_stand_there():
     elsewhere = ["dog is tree", "seven is dog", "blue is stone", "night is paper"] * 15
-    known = space([*NOISE, *elsewhere, "The capital of Paris is blue", "The capital of Rome is seven", "capital of Berlin is"])
+    known = space(
+        [*NOISE, *elsewhere, "The capital of Paris is blue", "The capital of Rome is seven", "capital of Berlin is"]
+    )
     places = [(f"The capital of {word} is", 9.0) for word in ("Paris", "Rome", "Berlin", "dog", "blue")]
-    assert name_from(fired(*[(p.removeprefix("The "), z) for p, z in places]), known).text == "after “ capital of … ▸is”"
+    assert (
+        name_from(fired(*[(p.removeprefix("The "), z) for p, z in places]), known).text == "after “ capital of … ▸is”"
+    )
     always = space(NOISE + ["The capital of Paris is blue", "The capital of Rome is seven"] * 5)
-    assert name_from(fired(*[("The capital of " + w, 9.0) for w in ("Paris", "Rome", "dog", "seven")]), always).text == "after “ The capital of”"
+    assert (
+        name_from(fired(*[("The capital of " + w, 9.0) for w in ("Paris", "Rome", "dog", "seven")]), always).text
+        == "after “ The capital of”"
+    )
     # "is" stands behind nothing else here, so the words before it add nothing.
-    assert name_from(fired(*places), space([x for x in NOISE if "is" not in x.split()] + ["The capital of Paris is", "The capital of Rome is"] * 5)).text == "on “ is”"
+    assert (
+        name_from(
+            fired(*places),
+            space(
+                [x for x in NOISE if "is" not in x.split()] + ["The capital of Paris is", "The capital of Rome is"] * 5
+            ),
+        ).text
+        == "on “ is”"
+    )
 
 
 def test_a_name_that_fits_many_places_is_not_sharp():
     known = space([f"Paris x{i}" for i in range(300)])  # every second token
     name = name_from(fired(("blue Paris", 30.0), ("dog Paris", 30.0), ("Paris", 30.0)), known)
     assert name.sharpness == pytest.approx(1.0)  # √((1 - ½) / ½)
-    rare = name_from(fired(("blue Paris", 99.0), ("dog Paris", 99.0), ("tree Paris", 99.0)), space([*NOISE, "dog Paris"]))
+    rare = name_from(
+        fired(("blue Paris", 99.0), ("dog Paris", 99.0), ("tree Paris", 99.0)), space([*NOISE, "dog Paris"])
+    )
     tokens = sum(len(sentence.split()) for sentence in NOISE) + 2
     assert rare.sharpness == pytest.approx(math.sqrt(tokens - 1))  # one place of all
 
@@ -262,7 +320,9 @@ def test_a_neuron_that_holds_french_down_is_called_so(smollm2):
 
 
 def test_a_feature_that_is_silent_here_is_labelled_by_the_side_it_has_in_the_baseline(facts):
-    graph = tlc.attribute(facts, "Dallas is in", baseline=["Miami is in", "Boulder is in"], max_nodes=60, progress=False)
+    graph = tlc.attribute(
+        facts, "Dallas is in", baseline=["Miami is in", "Boulder is in"], max_nodes=60, progress=False
+    )
     silent = [i for i in graph.is_kind("feature").nonzero()[:, 0].tolist() if float(graph._nodes.activation[i]) == 0]
     labelled = tlc.label_features(facts, graph)
     for i in silent:
@@ -294,7 +354,8 @@ def test_a_text_runs_once_for_a_model_and_dictionary(facts, graph, own_cache, mo
     monkeypatch.setattr(firing_cache, "where_features_fire", lambda *args: runs.append(1) or where_features_fire(*args))
     assert tlc.name_features(facts, graph).labels == first.labels and not runs
     stored.write_bytes(stored.read_bytes()[:1000])
-    assert tlc.name_features(facts, graph).labels == first.labels and len(runs) == 1  # damaged: run again, and stored again
+    # damaged: run again, and stored again
+    assert tlc.name_features(facts, graph).labels == first.labels and len(runs) == 1
     assert tlc.name_features(facts, graph).labels == first.labels and len(runs) == 1
     tlc.name_features(facts, graph, max_tokens=500)  # another text
     with tlc.attach(tiny := tlc.load_model("tiny-facts", device=DEVICE), tlc.mlp_neurons(tiny)) as other:
@@ -312,7 +373,9 @@ def test_a_dictionary_too_wide_to_remember_gives_the_same_names(facts, graph, ow
 
 def test_in_a_contrast_graph_the_family_is_where_features_fire(facts):
     cities = ("Miami", "Boulder", "Chicago", "Boise", "Nashville", "Casper", "Tucson")
-    graph = tlc.attribute(facts, "Dallas is in", baseline=[f"{city} is in" for city in cities], max_nodes=80, progress=False)
+    graph = tlc.attribute(
+        facts, "Dallas is in", baseline=[f"{city} is in" for city in cities], max_nodes=80, progress=False
+    )
     named = tlc.name_features(facts, graph)
     by_family = [label.short for label in named.labels.values() if label.origin == "family"]
     assert "for “Dallas” (1 of 8 prompts)" in by_family

@@ -36,7 +36,12 @@ def graph():
         traced = tlc.attribute(replacement, prompt(), targets, max_nodes=60, progress=False)
         traced = tlc.explain_heads(replacement, tlc.label_features(replacement, traced), 4, targets=targets)
     ids = traced.node_ids
-    return traced.group("opposites", ids[2:5]).group("100% & more", ids[6:8]).pin(ids[2], ids[20]).rename(ids[9], 'my "own" name')
+    return (
+        traced.group("opposites", ids[2:5])
+        .group("100% & more", ids[6:8])
+        .pin(ids[2], ids[20])
+        .rename(ids[9], 'my "own" name')
+    )
 
 
 def exported(graph, tmp_path, target="neuronpedia", **options):
@@ -79,13 +84,17 @@ def test_neuronpedia_reads_every_feature_and_output_as_we_meant_it(graph, tmp_pa
     content = exported(graph, tmp_path)
     read = as_neuronpedia_reads(content)
     expected = {
-        f"{row.layer}_{row.feature}_{row.position}": (row.layer, row.feature) for row in graph.nodes.itertuples() if row.kind == "feature"
+        f"{row.layer}_{row.feature}_{row.position}": (row.layer, row.feature)
+        for row in graph.nodes.itertuples()
+        if row.kind == "feature"
     }
     assert expected.items() <= read.items()
     outputs = [read[n["node_id"]] for n in content["nodes"] if n["feature_type"] == "logit"]
     assert [name for name, _ in outputs] == list(graph.info.target_names)
     logits = [n for n in content["nodes"] if n["feature_type"] == "logit"]
-    assert {n["layer"] for n in logits} == {n["node_id"].split("_")[0] for n in logits} == {str(graph.info.n_layers + 1)}
+    assert (
+        {n["layer"] for n in logits} == {n["node_id"].split("_")[0] for n in logits} == {str(graph.info.n_layers + 1)}
+    )
 
 
 @pytest.mark.parametrize("token", ['say "hi"', '"', "(p=0.5)", 'a" (p=', "<b>&", "\u2028\n\t", "＂"])
@@ -134,7 +143,9 @@ def test_one_file_holds_pins_and_groups_the_way_each_page_wants_them(graph, tmp_
 
 
 def test_graphs_that_a_page_cannot_show_are_refused(graph, tmp_path):
-    only_first = graph._subgraph((graph._nodes.layer < 1) | graph.is_kind("logit"), torch.zeros(len(graph._edges), dtype=torch.bool))
+    only_first = graph._subgraph(
+        (graph._nodes.layer < 1) | graph.is_kind("logit"), torch.zeros(len(graph._edges), dtype=torch.bool)
+    )
     with pytest.raises(ExportError, match="only nodes of layer 0.*circuit-tracer"):
         exported(only_first, tmp_path)
     exported(only_first, tmp_path, "circuit-tracer")
@@ -155,14 +166,19 @@ def test_influence_and_scores_are_circuit_tracers_on_its_own_graph(tmp_path):
     ours = exported(tlc.load_graph(DATA / "circuit_tracer.pt"), tmp_path)
     theirs = json.loads((DATA / "circuit_tracer.json").read_text())
     pairs = [
-        (a["influence"], b["influence"]) for a, b in zip(ours["nodes"], theirs["nodes"], strict=True) if b["influence"] is not None
+        (a["influence"], b["influence"])
+        for a, b in zip(ours["nodes"], theirs["nodes"], strict=True)
+        if b["influence"] is not None
     ]
     assert all(a == pytest.approx(b, abs=1e-5) for a, b in pairs) and len(pairs) == 14  # theirs is float32
 
 
 def test_a_source_set_is_only_told_to_the_database_when_it_exists(graph, tmp_path):
     unknown = exported(graph, tmp_path, source_set="mine")["metadata"]
-    assert unknown["feature_details"]["neuronpedia_source_set"] == "mine" and "neuronpedia_source_set" not in unknown["info"]
+    assert (
+        unknown["feature_details"]["neuronpedia_source_set"] == "mine"
+        and "neuronpedia_source_set" not in unknown["info"]
+    )
     gemma = replace(graph, info=replace(graph.info, dictionary="gemma-scope-2b-pt-transcoders"))
     metadata = json.loads(gemma.to_neuronpedia(tmp_path / "g.json").read_text())["metadata"]
     assert metadata["scan"] == "gemma-2-2b"
@@ -286,7 +302,6 @@ def test_circuit_tracers_own_models_read_the_file(graph, tmp_path, peer):
     assert read.metadata.schema_version == 1
 
 
-
 def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tmp_path):
     content = exported(graph, tmp_path)
     jsonschema.validate(content, SCHEMA)
@@ -294,7 +309,9 @@ def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tm
     told = {their: node["qk_tracing_results"] for their, node in by_id.items() if "qk_tracing_results" in node}
     assert len(told) == len({story["target"] for story in graph.head_stories}) > 0
     only = content["qk_only_nodes"]
-    named = {x for rows in told.values() for listed in rows.values() for row in listed for x in row if isinstance(x, str)}
+    named = {
+        x for rows in told.values() for listed in rows.values() for row in listed for x in row if isinstance(x, str)
+    }
     assert named <= by_id.keys() | only.keys() and named & by_id.keys() and only.keys() == named - by_id.keys() != set()
     for their, entry in only.items():
         place = parse_node_id(their)
@@ -302,7 +319,9 @@ def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tm
         if place.kind == "feature":
             assert cantor_unpair(entry["feature"]) == (place.layer, place.feature)
     told_of = [head for story in graph.head_stories for head in story["heads"] if "pairs" in head]
-    sources = {x for head in told_of for name in ("pairs", "by_query", "by_key") for row in head[name] for x in row[:-1]}
+    sources = {
+        x for head in told_of for name in ("pairs", "by_query", "by_key") for row in head[name] for x in row[:-1]
+    }
     ours = [kinds.parse_node_id(x) for x in sources if "/F" in x]
     theirs = [parse_node_id(their) for their in only]
     found = {(p.layer, p.feature, p.position) for p in theirs if p.kind == "feature"}
@@ -310,7 +329,10 @@ def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tm
     story = graph.head_stories[0]
     query, _, weight = next(row for row in story["heads"][0]["pairs"] if "bias" not in row)
     same = [n for n in content["nodes"] if n["ctx_idx"] == int(query.split("@")[1])]
-    assert any(row[2] == pytest.approx(weight) for rows in told.values() for row in rows["pair_wise_contributors"]) and same
+    assert (
+        any(row[2] == pytest.approx(weight) for rows in told.values() for row in rows["pair_wise_contributors"])
+        and same
+    )
     again = tlc.load_graph(tmp_path / "why.json")
     assert list(again.head_stories) == list(graph.head_stories)
     small = again.prune(node_threshold=0.5)  # contributors that are pruned become entries of their own
@@ -318,5 +340,9 @@ def test_why_heads_look_goes_out_with_every_contributor_and_comes_back(graph, tm
     ids = {node["node_id"] for node in pruned["nodes"]} | pruned.get("qk_only_nodes", {}).keys()
     rows = [r for n in pruned["nodes"] for listed in n.get("qk_tracing_results", {}).values() for r in listed]
     assert rows and {x for row in rows for x in row if isinstance(x, str)} <= ids
-    (tmp_path / "odd.json").write_text(json.dumps(content | {"metadata": content["metadata"] | {"tl_circuits": {"head_stories": [3, {"source": "x"}]}}}))
+    (tmp_path / "odd.json").write_text(
+        json.dumps(
+            content | {"metadata": content["metadata"] | {"tl_circuits": {"head_stories": [3, {"source": "x"}]}}}
+        )
+    )
     assert tlc.load_graph(tmp_path / "odd.json").head_stories == ()

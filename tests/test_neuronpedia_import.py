@@ -23,9 +23,15 @@ def small(encode=cantor_pair, schema=1, ids="{layer}_{i}_{p}", **metadata):
 
     def feature(layer, i, p, kind="cross layer transcoder"):
         return {
-            "node_id": ids.format(layer=layer, i=i, p=p), "feature": encode(layer, i), "layer": str(layer), "ctx_idx": p,
-            "feature_type": kind, "jsNodeId": f"{layer}_{i}-0", "clerp": f"label {i}", "activation": 1.5,
-        }  # fmt: skip
+            "node_id": ids.format(layer=layer, i=i, p=p),
+            "feature": encode(layer, i),
+            "layer": str(layer),
+            "ctx_idx": p,
+            "feature_type": kind,
+            "jsNodeId": f"{layer}_{i}-0",
+            "clerp": f"label {i}",
+            "activation": 1.5,
+        }
 
     rest = {"feature": -1, "jsNodeId": "x", "clerp": ""}
     nodes = [
@@ -55,7 +61,13 @@ def places(graph):
     return graph.nodes[["kind", "layer", "position", "feature"]].values.tolist()
 
 
-EXPECTED = [["feature", 2, 1, 77], ["feature", 14, 1, 2268], ["error", 9, 1, -1], ["embedding", -1, 0, 42], ["logit", 26, 1, 5]]
+EXPECTED = [
+    ["feature", 2, 1, 77],
+    ["feature", 14, 1, 2268],
+    ["error", 9, 1, -1],
+    ["embedding", -1, 0, 42],
+    ["logit", 26, 1, 5],
+]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +102,42 @@ def with_attention(offset, node_ids):
     for (kind, layer, feature), name in zip(spelled, node_ids, strict=True):
         at = layer if offset is None else 2 * layer + (kind == "cross layer transcoder")
         code = cantor_pair(layer, feature) if offset is None and feature is not None else feature
-        nodes.append({"node_id": name, "feature": code, "layer": at, "ctx_idx": 1, "feature_type": kind, "jsNodeId": name, "clerp": ""})
-    nodes.append({"node_id": "E_7_0", "feature": None, "layer": "E" if offset is None else -1, "ctx_idx": 0, "feature_type": "embedding", "jsNodeId": "E", "clerp": ""})
+        nodes.append(
+            {
+                "node_id": name,
+                "feature": code,
+                "layer": at,
+                "ctx_idx": 1,
+                "feature_type": kind,
+                "jsNodeId": name,
+                "clerp": "",
+            }
+        )
+    nodes.append(
+        {
+            "node_id": "E_7_0",
+            "feature": None,
+            "layer": "E" if offset is None else -1,
+            "ctx_idx": 0,
+            "feature_type": "embedding",
+            "jsNodeId": "E",
+            "clerp": "",
+        }
+    )
     last = 4 if offset is None else 8
-    nodes.append({"node_id": f"{last}_9_1", "feature": 9, "layer": last, "ctx_idx": 1, "feature_type": "logit", "token": 'to"k', "token_prob": 0.75, "jsNodeId": "l", "clerp": ""})
+    nodes.append(
+        {
+            "node_id": f"{last}_9_1",
+            "feature": 9,
+            "layer": last,
+            "ctx_idx": 1,
+            "feature_type": "logit",
+            "token": 'to"k',
+            "token_prob": 0.75,
+            "jsNodeId": "l",
+            "clerp": "",
+        }
+    )
     links = [(4, 0), (0, 2), (1, 2), (2, 5), (3, 5)]
     return nodes, [{"source": nodes[s]["node_id"], "target": nodes[t]["node_id"], "weight": 0.5} for s, t in links]
 
@@ -110,22 +154,46 @@ def test_neuronpedias_attention_features_are_read_and_written_back(tmp_path):
         "pair_wise_contributors": [["3_cro_5_1", "E_7_0", 0.5]], "top_q_marginal_contributors": [["1_cro_8_0", 0.25]],
         "top_k_marginal_contributors": [],
     }  # fmt: skip
-    only = {"1_cro_8_0": {"node_id": "1_cro_8_0", "feature_type": "cross layer transcoder", "layer": 1, "ctx_idx": 0, "jsNodeId": "x", "clerp": ""}}
+    only = {
+        "1_cro_8_0": {
+            "node_id": "1_cro_8_0",
+            "feature_type": "cross layer transcoder",
+            "layer": 1,
+            "ctx_idx": 0,
+            "jsNodeId": "x",
+            "clerp": "",
+        }
+    }
     metadata = {"scan": "m", "slug": "s", "prompt": "ab", "prompt_tokens": ["a", "b"], "schema_version": 1}
     metadata |= {"feature_details": {"neuronpedia_source_set": "tc", "neuronpedia_lorsa_source_set": "lorsa"}}
-    content = {"metadata": metadata, "qParams": {"pinnedIds": ["3_lor_5_1"]}, "nodes": nodes, "links": links, "qk_only_nodes": only}
+    content = {
+        "metadata": metadata,
+        "qParams": {"pinnedIds": ["3_lor_5_1"]},
+        "nodes": nodes,
+        "links": links,
+        "qk_only_nodes": only,
+    }
     graph = load(content, tmp_path)
     assert places(graph) == ATTENTION
     assert graph.pins == ("L3/attention-F5@1",)
-    assert set(graph.node_ids) == {"L3/F5@1", "token@0", "logit:0", "L3/attention-F5@1", "L3/attention-error@1", "L3/bias3@1"}
-    assert graph.save(tmp_path / "g.safetensors") and tlc.load_graph(tmp_path / "g.safetensors").nodes.equals(graph.nodes)
+    assert set(graph.node_ids) == {
+        "L3/F5@1",
+        "token@0",
+        "logit:0",
+        "L3/attention-F5@1",
+        "L3/attention-error@1",
+        "L3/bias3@1",
+    }
+    assert graph.save(tmp_path / "g.safetensors") and tlc.load_graph(tmp_path / "g.safetensors").nodes.equals(
+        graph.nodes
+    )
     again = json.loads(tlc.load_graph(tmp_path / "g.safetensors").to_neuronpedia(tmp_path / "out.json").read_text())
     by_type = {n["feature_type"]: n for n in again["nodes"]}
     results = by_type["lorsa"]["qk_tracing_results"]
     assert results["pair_wise_contributors"] == [[by_type["cross layer transcoder"]["node_id"], "E_7_0", 0.5]]
     assert results["top_q_marginal_contributors"] == [["1_cro_8_0", 0.25]] and again["qk_only_nodes"] == only
     assert again["metadata"]["feature_details"]["neuronpedia_lorsa_source_set"] == "lorsa"
-    assert places(tlc.load_graph(tmp_path / "out.json")) [:-1] == ATTENTION[:-1]
+    assert places(tlc.load_graph(tmp_path / "out.json"))[:-1] == ATTENTION[:-1]
 
 
 @pytest.mark.parametrize("whole_feature", [False, True])
@@ -133,9 +201,17 @@ def test_llamascopiums_layers_are_halved(tmp_path, whole_feature):
     nodes, links = with_attention(2, ["6_5_1", "6_error_1", "7_5_1", "blocks.3.attn.hook_b_O:1"])
     if whole_feature:
         nodes[2]["feature"] = {"feature_index": 5, "interpretation": {"text": "cities"}}
-    graph = load({
-        "name": "mine", "graph_data": {"metadata": {"prompt": "ab", "prompt_tokens": ["a", "b"], "schema_version": 1}, "nodes": nodes, "links": links}
-    }, tmp_path)  # fmt: skip
+    graph = load(
+        {
+            "name": "mine",
+            "graph_data": {
+                "metadata": {"prompt": "ab", "prompt_tokens": ["a", "b"], "schema_version": 1},
+                "nodes": nodes,
+                "links": links,
+            },
+        },
+        tmp_path,
+    )
     assert places(graph) == ATTENTION and graph.info.target_names == ('to"k',)
     assert graph.label(0) == ("cities" if whole_feature else "feature 5 of layer 3")
     assert graph.prune(1.0, 1.0).scores().replacement == pytest.approx(0.5)  # attention errors count as errors
@@ -146,7 +222,10 @@ def test_a_torch_file_whose_tensors_want_gradients_is_the_same_graph(monkeypatch
 
     def wishing(*args, **options):  # saving one would need circuit-tracer's own classes
         content = load(*args, **options)
-        return {name: v.requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for name, v in content.items()}
+        return {
+            name: v.requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for name, v in content.items()
+        }
 
     monkeypatch.setattr(torch, "load", wishing)
     graph = tlc.load_graph(DATA / "circuit_tracer.pt")
@@ -166,15 +245,23 @@ def test_circuit_tracers_json_and_pt_are_the_same_graph_though_two_nodes_share_a
 def test_a_link_that_could_mean_two_nodes_is_not_guessed(tmp_path):
     content = json.loads((DATA / "circuit_tracer.json").read_text())
     output = content["nodes"][-1]["node_id"]
-    content["links"] = [link for link in content["links"] if link["target"] != output] + [{"source": "0_1_2", "target": output, "weight": 1.0}]
+    content["links"] = [link for link in content["links"] if link["target"] != output] + [
+        {"source": "0_1_2", "target": output, "weight": 1.0}
+    ]
     with pytest.raises(GraphFileError, match="'0_1_2'.*feature of layer 0 and the error of layer 1"):
         load(content, tmp_path)
 
 
 def test_a_link_into_the_errors_own_layer_can_only_be_the_features(tmp_path):
     content = json.loads((DATA / "circuit_tracer.json").read_text())
-    number, target = next((i, n["node_id"]) for i, n in enumerate(content["nodes"]) if n["layer"] == "1" and n["feature_type"] == "cross layer transcoder")
-    content["links"] = [link for link in content["links"] if link["target"] != target] + [{"source": "0_1_2", "target": target, "weight": 1.0}]
+    number, target = next(
+        (i, n["node_id"])
+        for i, n in enumerate(content["nodes"])
+        if n["layer"] == "1" and n["feature_type"] == "cross layer transcoder"
+    )
+    content["links"] = [link for link in content["links"] if link["target"] != target] + [
+        {"source": "0_1_2", "target": target, "weight": 1.0}
+    ]
     graph = load(content, tmp_path)
     assert graph.edges[graph.edges.target == graph.node_ids[number]].source.tolist() == ["L0/F1@2"]
 
@@ -244,9 +331,12 @@ def test_a_round_trip_keeps_nodes_links_labels_groups_pins_and_sums(tmp_path, ta
 def test_what_a_page_changed_counts_more_than_what_we_wrote(tmp_path):
     content = small()
     content["qParams"] = {  # as circuit-tracer's page saves them: lists inside strings
-        "pinnedIds": "2_77_1,14_2268_1,gone_1_1", "supernodes": json.dumps([["x", "2_77_1"], ["x", "14_2268_1", "2_77_1"]]),
-        "clerps": json.dumps([[str(cantor_pair(2, 77)), "by hand"]]), "sg_pos": "1 2", "linkType": "either",
-    }  # fmt: skip
+        "pinnedIds": "2_77_1,14_2268_1,gone_1_1",
+        "supernodes": json.dumps([["x", "2_77_1"], ["x", "14_2268_1", "2_77_1"]]),
+        "clerps": json.dumps([[str(cantor_pair(2, 77)), "by hand"]]),
+        "sg_pos": "1 2",
+        "linkType": "either",
+    }
     graph = load(content, tmp_path)
     assert graph.groups == (("x", ("L2/F77@1",)), ("x (2)", ("L14/F2268@1",)))
     assert graph.label(0) == "by hand" and graph.source_file["qParams"] == {"sg_pos": "1 2", "linkType": "either"}
@@ -281,7 +371,10 @@ def change(content, value, *path):
         (lambda c: without(c, "links"), "no 'links'"),
         (lambda c: without(c, "metadata", "prompt_tokens"), "metadata has no 'prompt_tokens'"),
         (lambda c: without(c, "nodes", 1, "feature_type"), r"nodes\[1\] has no 'feature_type'"),
-        (lambda c: change(c, "magic", "nodes", 1, "feature_type"), r"nodes\[1\] has the feature_type 'magic'; known are"),
+        (
+            lambda c: change(c, "magic", "nodes", 1, "feature_type"),
+            r"nodes\[1\] has the feature_type 'magic'; known are",
+        ),
         (lambda c: change(c, "high", "nodes", 0, "layer"), r"nodes\[0\] has a layer"),
         (lambda c: change(c, "14_2268_1", "nodes", 0, "node_id"), r"nodes\[1\] has the id '14_2268_1', as nodes\[0\]"),
         (lambda c: change(c, "nowhere", "links", 2, "source"), r"links\[2\] has the source 'nowhere', and no node"),

@@ -160,7 +160,9 @@ def test_what_was_found_is_kept_for_three_months_and_what_was_missing_for_a_week
     kept.write("server", "m", {("0-set", 1): {"label": "cities"}, ("0-set", 2): None})
     wanted, day = [("0-set", 1), ("0-set", 2), ("0-set", 3)], 24 * 60 * 60
     for days, known in ((6, {1, 2}), (8, {1}), (89, {1}), (91, set())):
-        monkeypatch.setattr("tl_circuits.neuronpedia.cache.time", SimpleNamespace(time=lambda days=days: now + days * day))
+        monkeypatch.setattr(
+            "tl_circuits.neuronpedia.cache.time", SimpleNamespace(time=lambda days=days: now + days * day)
+        )
         assert {index for _, index in kept.read("server", "m", wanted)} == known, days
         assert {index for _, index in kept.read("server", "m", wanted, any_age=True)} == {1, 2}
     assert kept.read("another", "m", wanted, any_age=True) == {}
@@ -185,7 +187,11 @@ def test_an_uploaded_graph_is_there_and_its_address_is_returned(site, graph, tmp
     assert url == "https://www.neuronpedia.org/tiny-model/graph?slug=my-graph"
     stored = site.graphs["tiny-model", "my-graph"]
     assert len(stored["nodes"]) == len(graph) and stored["metadata"]["info"]["neuronpedia_source_set"] == "tiny-set"
-    assert [path.split("?")[0] for _, path in site.asked][1:] == ["/api/graph/signed-put", "/bucket/put0", "/api/graph/save-to-db"]
+    assert [path.split("?")[0] for _, path in site.asked][1:] == [
+        "/api/graph/signed-put",
+        "/bucket/put0",
+        "/api/graph/save-to-db",
+    ]
 
 
 def test_the_key_goes_to_the_server_alone_and_is_never_shown(site, graph, caplog, monkeypatch, capsys, tmp_path):
@@ -198,7 +204,9 @@ def test_the_key_goes_to_the_server_alone_and_is_never_shown(site, graph, caplog
     with pytest.raises(NeuronpediaError) as refused:
         graph.upload("s", model="unknown")
     shown = caplog.text + "".join(capsys.readouterr()) + str(refused.value) + repr(Client(site.url, KEY))
-    assert KEY not in shown and not any(KEY in p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file())
+    assert KEY not in shown and not any(
+        KEY in p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file()
+    )
     with pytest.raises(NeuronpediaError, match="must start with https"):
         Client("http://example.com", KEY)
 
@@ -244,7 +252,11 @@ def test_files_over_the_limit_or_against_the_schema_are_refused():
     with pytest.raises(ExportError, match="101 MB, Neuronpedia takes 100 MB. Keep less"):
         check_upload(b" " * (101 * 2**20))
     with pytest.raises(ExportError, match="does not fit Neuronpedia's schema.*slug"):
-        check_upload(json.dumps({"metadata": {"scan": "m", "prompt": "", "prompt_tokens": []}, "qParams": {}, "nodes": [], "links": []}).encode())
+        check_upload(
+            json.dumps(
+                {"metadata": {"scan": "m", "prompt": "", "prompt_tokens": []}, "qParams": {}, "nodes": [], "links": []}
+            ).encode()
+        )
 
 
 def test_a_tiny_graph_can_be_uploaded_though_the_site_fails_on_tiny_files(site, graph, monkeypatch):

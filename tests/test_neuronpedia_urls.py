@@ -53,12 +53,19 @@ LABEL = 'a & b # c %25 + "d" / é'
 def test_our_urls_are_read_back_whole_and_their_edits_run(traced):
     graph, replacement = traced
     ids = graph.node_ids
-    noted = graph.group(LABEL, ids[2:4]).group("token", ["token@3"]).pin(ids[5], "logit:0", "L1/error@2").rename(ids[6], LABEL)
+    noted = (
+        graph.group(LABEL, ids[2:4])
+        .group("token", ["token@3"])
+        .pin(ids[5], "logit:0", "L1/error@2")
+        .rename(ids[6], LABEL)
+    )
     url = noted.neuronpedia_url("tiny-model", "my-graph")
     assert urlsplit(url).fragment == "" and parse_qs(urlsplit(url).query)["slug"] == ["my-graph"]
     found = tlc.from_neuronpedia_url(url, n_layers=3)
     row = graph.nodes.set_index("id")
-    assert [(p.layer, p.feature, p.position) for p in found.groups[LABEL]] == [tuple(row.loc[i, ["layer", "feature", "position"]]) for i in ids[2:4]]
+    assert [(p.layer, p.feature, p.position) for p in found.groups[LABEL]] == [
+        tuple(row.loc[i, ["layer", "feature", "position"]]) for i in ids[2:4]
+    ]
     assert [p.kind for p in found.pins] == ["feature", "logit", "error"]
     assert list(found.names.values()) == [LABEL]
     by_url = tlc.intervene(replacement, prompt(), found.edits(LABEL))
@@ -102,7 +109,9 @@ def test_other_addresses_and_damaged_ones_say_what_is_wrong(url, words):
 
 def address(model, *pins, groups=()):
     rows = "%2C".join(f"%5B%22{label}%22%2C{'%2C'.join(f'%22{i}%22' for i in ids)}%5D" for label, ids in groups)
-    return f"https://www.neuronpedia.org/{model}/graph?slug=s&pinnedIds={'%2C'.join(pins)}" + (f"&supernodes=%5B{rows}%5D" if rows else "")
+    return f"https://www.neuronpedia.org/{model}/graph?slug=s&pinnedIds={'%2C'.join(pins)}" + (
+        f"&supernodes=%5B{rows}%5D" if rows else ""
+    )
 
 
 NODES = ("37_1234_9", "35_888_9", "E_26865_4", "3_-1_2", "4_error_mlp_2")
@@ -117,7 +126,9 @@ def test_outputs_tokens_and_errors_of_known_models_are_recognised(model):
 
 
 def test_outputs_of_models_we_have_not_heard_of_are_recognised_once_the_layers_are_known(traced):
-    found = tlc.from_neuronpedia_url(address("grown-lately", *NODES, groups=[("mid", ["12_5_3"]), ("last", ["37_8_9", "12_6_3"])]))
+    found = tlc.from_neuronpedia_url(
+        address("grown-lately", *NODES, groups=[("mid", ["12_5_3"]), ("last", ["37_8_9", "12_6_3"])])
+    )
     assert found.edits("mid") == [tlc.Ablate(12, 3, 5)]  # below the last layer of the address there are no outputs
     with pytest.raises(NeuronpediaError, match="37_8_9 may be a feature or an output.*'grown-lately'.*n_layers="):
         found.edits("last")
@@ -145,20 +156,38 @@ def test_places_beyond_the_model_are_refused_not_taken_for_outputs():
 
 def test_an_id_that_circuit_tracer_gives_to_two_nodes_is_not_guessed():
     found = tlc.from_neuronpedia_url(address("qwen3-8b", "0_5_3", groups=[("sure", ["0_36_3", "1_5_3"])]))
-    with pytest.raises(NeuronpediaError, match=r"feature 5 of layer 0 and of the error of layer 5.*tlc\.Ablate\(0, 3, 5\) or tlc\.ErrorEdit\(5, 3\)"):
+    with pytest.raises(
+        NeuronpediaError,
+        match=r"feature 5 of layer 0 and of the error of layer 5.*tlc\.Ablate\(0, 3, 5\) or tlc\.ErrorEdit\(5, 3\)",
+    ):
         found.edits()
     assert found.edits("sure") == [tlc.Ablate(0, 3, 36), tlc.Ablate(1, 3, 5)]
 
 
-@pytest.mark.parametrize("start", ["http://localhost:8032/index.html", "http://localhost:8032/", "http://gpu-box:8046/index.html", "http://127.0.0.1:8032/index.html"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "http://localhost:8032/index.html",
+        "http://localhost:8032/",
+        "http://gpu-box:8046/index.html",
+        "http://127.0.0.1:8032/index.html",
+    ],
+)
 def test_addresses_of_circuit_tracers_own_page_are_read_as_its_own_function_reads_them(start):
-    query = "slug=dallas&pinnedIds=14_2268_9%2CE_26865_9&supernodes=%5B%5B%22Texas%22%2C%2220_15589_10%22%5D%2C%5B%22Texas%22%2C%223_5_1%22%5D%5D"
+    query = (
+        "slug=dallas&pinnedIds=14_2268_9%2CE_26865_9"
+        "&supernodes=%5B%5B%22Texas%22%2C%2220_15589_10%22%5D%2C%5B%22Texas%22%2C%223_5_1%22%5D%5D"
+    )
     shown = tlc.from_neuronpedia_url(f"{start}?{query}", n_layers=26)
     assert (shown.model, shown.slug) == ("unknown", "dallas")
-    # By hand from circuit-tracer's documentation of its function: ids are layer_feature_position, doubled names get numbers.
+    # By hand from circuit-tracer's documentation of its function: ids are layer_feature_position, doubled names get
+    # numbers.
     place = {label: [(p.layer, p.position, p.feature) for p in places] for label, places in shown.groups.items()}
     assert place == {"Texas": [(20, 10, 15589)], "Texas (2)": [(3, 1, 5)]}
-    assert [(p.kind, p.layer, p.position, p.feature) for p in shown.pins] == [("feature", 14, 9, 2268), ("embedding", -1, 9, 26865)]
+    assert [(p.kind, p.layer, p.position, p.feature) for p in shown.pins] == [
+        ("feature", 14, 9, 2268),
+        ("embedding", -1, 9, 26865),
+    ]
     assert shown.edits("Texas") == [tlc.Ablate(20, 10, 15589)]
     with pytest.raises(tlc.errors.NeuronpediaError, match="may be a feature or an output"):
         tlc.from_neuronpedia_url(f"{start}?{query}").edits("Texas")

@@ -66,7 +66,9 @@ def test_the_notebook_runs_and_says_what_is_committed(name, kernel, tmp_path):
     for number, (old, new) in enumerate(zip(committed.cells, fresh.cells, strict=True)):
         if old.cell_type == "code":
             differs = difference(shown(old), shown(new))
-            assert differs is None, f"cell {number} of {name}.ipynb: {differs}. Is the notebook to be run and committed again?"
+            assert differs is None, (
+                f"cell {number} of {name}.ipynb: {differs}. Is the notebook to be run and committed again?"
+            )
     assert not list(tmp_path.iterdir())
 
 
@@ -83,9 +85,12 @@ def test_every_notebook_starts_with_a_badge_and_an_install_and_ends_with_what_co
     notebook = read(name)
     nbformat.validate(notebook)
     first, install, *_, last = notebook.cells
-    # A badge opens this notebook; without an address of the project there is a line in its place, not a badge to a front page.
+    # A badge opens this notebook; without an address of the project there is a line in its place, not a badge to a
+    # front page.
     assert (f"{BADGE}(https://colab.research.google.com/github/" in first.source) != (BY_HAND in first.source)
-    assert install.cell_type == "code" and 'find_spec("tl_circuits") is None' in install.source and install.outputs == []
+    assert (
+        install.cell_type == "code" and 'find_spec("tl_circuits") is None' in install.source and install.outputs == []
+    )
     assert "## What could fool you" in last.source
     assert 8 <= len(notebook.cells) <= 15
     assert (FOLDER / f"{name}.ipynb").stat().st_size < MAX_BYTES
@@ -138,5 +143,13 @@ def test_the_index_names_every_notebook_and_no_other():
 def test_other_numbers_and_names_are_noticed_and_rounding_is_not():
     said = "Austin falls from 99.7% to 57.9%, KL 0.553, 53 features, error 1e-07, L1/F280@7"
     assert difference(said, said.replace("57.9%", "58.0%").replace("0.553", "0.552").replace("1e-07", "4e-07")) is None
-    for old, new in (("57.9%", "61.0%"), ("0.553", "0.6"), ("53", "60"), ("F280", "F281"), ("Austin", "Dallas"), (", L1/F280@7", ""), ("1e-07", "1e-03")):
+    for old, new in (
+        ("57.9%", "61.0%"),
+        ("0.553", "0.6"),
+        ("53", "60"),
+        ("F280", "F281"),
+        ("Austin", "Dallas"),
+        (", L1/F280@7", ""),
+        ("1e-07", "1e-03"),
+    ):
         assert difference(said, said.replace(old, new)) is not None

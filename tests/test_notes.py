@@ -48,7 +48,9 @@ def test_notes_are_saved_and_loaded_with_the_graph_and_survive_pruning(graph, tm
     assert tlc.load_graph(path).notes == noted.notes
     assert json.loads((tmp_path / BESIDE).read_text())["graph"] == graph.fingerprint == noted.fingerprint
     pruned = noted.prune(0.3)
-    assert set(pruned.pins) <= set(pruned.node_ids) and all(set(ids) <= set(pruned.node_ids) for _, ids in pruned.groups)
+    assert set(pruned.pins) <= set(pruned.node_ids) and all(
+        set(ids) <= set(pruned.node_ids) for _, ids in pruned.groups
+    )
 
 
 def test_a_graph_without_notes_saved_again_leaves_the_notes_that_are_there(graph, tmp_path):
@@ -59,7 +61,10 @@ def test_a_graph_without_notes_saved_again_leaves_the_notes_that_are_there(graph
     path.unlink()
     graph.save(path)  # the graph was removed, its notes were not
     graph.prune(0.3).save(path, overwrite=True)
-    assert (tmp_path / BESIDE).read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [path.name, BESIDE]
+    assert (tmp_path / BESIDE).read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        path.name,
+        BESIDE,
+    ]
 
 
 def test_notes_taken_back_from_a_loaded_graph_are_gone_after_a_save(graph, tmp_path):
@@ -107,7 +112,12 @@ def test_notes_know_their_graph_by_what_was_traced_not_by_its_last_bits(graph, t
     assert same.fingerprint == graph.fingerprint and same.earlier_fingerprint != graph.earlier_fingerprint
     exported = tlc.load_graph(graph.to_neuronpedia(tmp_path / "a.json", slug="a"))
     assert exported.fingerprint == graph.fingerprint
-    for change in ({"model": "x"}, {"dictionary": "x"}, {"token_ids": (0, *graph.info.token_ids[1:])}, {"target_names": ("x",)}):
+    for change in (
+        {"model": "x"},
+        {"dictionary": "x"},
+        {"token_ids": (0, *graph.info.token_ids[1:])},
+        {"target_names": ("x",)},
+    ):
         assert replace(graph, info=replace(graph.info, **change)).fingerprint != graph.fingerprint
     assert graph.prune(0.3).fingerprint != graph.fingerprint
 
@@ -131,7 +141,13 @@ def test_notes_of_another_graph_are_not_applied(graph, tmp_path):
 
 def test_a_damaged_notes_file_is_an_error_that_names_it(graph, tmp_path):
     path = graph.save(tmp_path / "a.graph.safetensors")
-    for text in ("{", "[]", '{"version": 9}', '{"version": 9, "graph": "x", "pins": [], "groups": [], "names": {}, "text": ""}', '{"version": 1, "graph": "x", "pins": [3], "groups": [], "names": {}, "text": ""}'):
+    for text in (
+        "{",
+        "[]",
+        '{"version": 9}',
+        '{"version": 9, "graph": "x", "pins": [], "groups": [], "names": {}, "text": ""}',
+        '{"version": 1, "graph": "x", "pins": [3], "groups": [], "names": {}, "text": ""}',
+    ):
         (tmp_path / BESIDE).write_text(text)
         with pytest.raises(GraphFileError, match="notes"):
             tlc.load_graph(path)

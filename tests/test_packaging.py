@@ -24,7 +24,9 @@ def built(tmp_path_factory):
         "b.build_sdist(out); b.build_wheel(out)"
     )
     copy = tmp_path_factory.mktemp("source") / "tree"
-    files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
     for name in filter(None, files.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,10 @@ def test_the_wheel_holds_hooks_under_tl_circuits_and_nothing_beside(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert "tl_circuits/hooks/attach.py" in names and "tl_circuits/py.typed" in names
     assert "tl_circuits/view/page/page.js" in names
-    assert {"tl_circuits/course/notebooks/fact_neurons.ipynb", "tl_circuits/course/recorded/fact_effects.safetensors"} <= set(names)
+    assert {
+        "tl_circuits/course/notebooks/fact_neurons.ipynb",
+        "tl_circuits/course/recorded/fact_effects.safetensors",
+    } <= set(names)
     assert {"tl_circuits/feature_labels/text/facts.txt", "tl_circuits/feature_labels/text/LICENCE.txt"} <= set(names)
     assert "tl_circuits/builtin/tiny_facts/transcoders.safetensors" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tl_circuits"}
@@ -55,8 +60,15 @@ def test_the_wheel_works_from_a_folder_of_its_own(built, tmp_path):
     zipfile.ZipFile(built[0]).extractall(tmp_path)
     code = "import tl_circuits, tl_circuits.hooks as h; print(tl_circuits.__file__); print(h.__file__)"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; sys.path += {sys.path!r}; {code}"],
-        capture_output=True, text=True, cwd=tmp_path,
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; sys.path += {sys.path!r}; {code}",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 2 and all(str(tmp_path) in line for line in done.stdout.split())
@@ -83,10 +95,13 @@ def test_everything_public_exists_and_hooks_import_nothing_of_ours():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], "Usage"), (["demo", "--out", "there"], "exists already"), (["trace", "x", "--out", "there"], "exists already"),
-        (["trace", "x", "--out", "no/where"], "does not exist"), (["trace", "x", "--more", "--out", "new"], "without --more first"),
+        (["--help"], "Usage"),
+        (["demo", "--out", "there"], "exists already"),
+        (["trace", "x", "--out", "there"], "exists already"),
+        (["trace", "x", "--out", "no/where"], "does not exist"),
+        (["trace", "x", "--more", "--out", "new"], "without --more first"),
     ],
-)  # fmt: skip
+)
 def test_help_and_early_refusals_do_not_wait_for_torch(arguments, said, tmp_path):
     (tmp_path / "there.html").touch()
     code = """
@@ -97,13 +112,17 @@ try:
 except SystemExit:
     sys.exit(2 * ("torch" in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert done.returncode == 0 and said in done.stdout + done.stderr, done.stderr
 
 
 def test_public_names_mean_the_same_whatever_was_imported_before():
     """A folder of the package takes the place of a function of its name as soon as something in it is imported."""
-    folders_and_modules = {p.stem for p in (ROOT / "tl_circuits").iterdir() if p.suffix == ".py" or p.is_dir()} | {"hooks"}
+    folders_and_modules = {p.stem for p in (ROOT / "tl_circuits").iterdir() if p.suffix == ".py" or p.is_dir()} | {
+        "hooks"
+    }
     assert not folders_and_modules & set(tl_circuits.__all__)
 
 

@@ -34,9 +34,22 @@ def graph():
 def file(graph, tmp_path_factory):
     found, chance = graph.supernodes().groups, last_boxes(graph)[0]
     ablations = [
-        {"nodes": list(ids), "target": "w7", "predicted": -0.5, "measured": -0.4, "measured_free": -0.3, "freeze": "attention",
-         "top": [{"token": NASTY, "before": 0.75, "after": 0.25}], "answer": "w7", "before": 0.75, "after": 0.25, "logit": -2.0,
-         "random": [0.68, *[0.71] * 10, 0.74], "random_logits": [-0.1] * 12, "tested": set(ids) != chance}
+        {
+            "nodes": list(ids),
+            "target": "w7",
+            "predicted": -0.5,
+            "measured": -0.4,
+            "measured_free": -0.3,
+            "freeze": "attention",
+            "top": [{"token": NASTY, "before": 0.75, "after": 0.25}],
+            "answer": "w7",
+            "before": 0.75,
+            "after": 0.25,
+            "logit": -2.0,
+            "random": [0.68, *[0.71] * 10, 0.74],
+            "random_logits": [-0.1] * 12,
+            "tested": set(ids) != chance,
+        }
         for ids in [*(ids for _, ids in found), [node for _, ids in found for node in ids]]
     ]
     return graph.to_html(tmp_path_factory.mktemp("page") / "page.html", ablations=ablations).as_uri()
@@ -62,28 +75,45 @@ def test_the_page_tells_the_story_it_was_given(page, graph):
     story = story_of(graph)
     assert page.inner_text("h1") == story.headline and story.headline.startswith("Why “w")
     told = [li.inner_text() for li in page.locator(".sentences li").all()]
-    assert len(told) == len(story.sentences) == 2 and all(li.startswith(s) for li, s in zip(told, story.sentences, strict=True))
+    assert len(told) == len(story.sentences) == 2 and all(
+        li.startswith(s) for li, s in zip(told, story.sentences, strict=True)
+    )
     assert page.locator(".unit.box").count() == len(graph.supernodes().groups) <= 12
     assert page.locator(".unit.token").count() == 9
     first = graph.info.target_names[0]
-    chance = page.locator(".unit.target .name").first.text_content().removeprefix(f"“{first}” ")  # named without a click
+    # named without a click
+    chance = page.locator(".unit.target .name").first.text_content().removeprefix(f"“{first}” ")
     assert abs(float(chance.removesuffix(" %")) - 100 * graph.info.target_probabilities[0]) < 0.6
 
 
-def test_a_sentence_says_whether_removing_its_last_box_does_more_than_removing_random_sets(browser, page, graph, tmp_path):
+def test_a_sentence_says_whether_removing_its_last_box_does_more_than_removing_random_sets(
+    browser, page, graph, tmp_path
+):
     story = story_of(graph)
     lead, checks = page.inner_text(".tale > p"), page.locator(".sentences .check").all_inner_texts()
-    assert lead == "What the replacement model says (tests remove the last box of each chain):" and len(checks) == len(story.ways) == 2  # every box of the page was removed
+    # every box of the page was removed
+    assert (
+        lead == "What the replacement model says (tests remove the last box of each chain):"
+        and len(checks) == len(story.ways) == 2
+    )
     for n, check in enumerate(checks):
         assert check.strip().startswith("Last box tested: " if n else "Last box not told apart from chance: ")
         assert "without it, “w7” goes 75 % → 25 % in the model" in check
         assert "12 random sets of the same size: 75 % → 71 % (68 % to 74 %)" in check
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri()) as unmeasured:
-        assert unmeasured.inner_text(".tale > p") == "What the replacement model says (not tested yet: remove a box to see what the model does):"
+        assert (
+            unmeasured.inner_text(".tale > p")
+            == "What the replacement model says (not tested yet: remove a box to see what the model does):"
+        )
         assert [li.inner_text() for li in unmeasured.locator(".sentences li").all()] == list(story.sentences)
         last = story.units[story.ways[0][-2]]  # as a live model would give it
-        unmeasured.evaluate("(nodes) => tlc.keepMeasured({nodes, answer: 'w7', before: 0.5, after: 0.25})", [graph.node_ids[i] for i in last.members])
-        assert "Last box measured: without it, “w7” goes 50 % → 25 % in the model." in unmeasured.inner_text(".sentences li")
+        unmeasured.evaluate(
+            "(nodes) => tlc.keepMeasured({nodes, answer: 'w7', before: 0.5, after: 0.25})",
+            [graph.node_ids[i] for i in last.members],
+        )
+        assert "Last box measured: without it, “w7” goes 50 % → 25 % in the model." in unmeasured.inner_text(
+            ".sentences li"
+        )
 
 
 def test_what_the_model_does_without_all_boxes_stands_below_their_share(page, graph):
@@ -101,7 +131,9 @@ def test_every_step_of_a_sentence_is_a_drawn_arrow_with_its_share(page, graph):
         for step in zip(way, way[1:], strict=False):
             of = "the answer" if story.units[step[1]].kind == "target" else "what reaches "
             assert f"{_percent(abs(shares[step]))} of {of}" in sentence
-    drawn = page.evaluate("() => tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name])")
+    drawn = page.evaluate(
+        "() => tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name])"
+    )
     for way in story.ways:
         assert all([story.units[s].name, story.units[t].name] in drawn for s, t in zip(way, way[1:], strict=False))
 
@@ -124,7 +156,10 @@ def test_the_page_shows_first_which_words_mattered(page, graph):
     strongest = int(frame.share.abs().idxmax())
     bars = page.evaluate("() => [...document.querySelectorAll('.word-bar')].map(b => b.offsetHeight)")
     assert bars.index(max(bars)) == strongest
-    assert page.evaluate("document.querySelector('.words').compareDocumentPosition(document.querySelector('.sentences'))") == 4
+    assert (
+        page.evaluate("document.querySelector('.words').compareDocumentPosition(document.querySelector('.sentences'))")
+        == 4
+    )
     words.nth(strongest).click()
     assert f"token@{int(frame.position[strongest])}" in page.inner_text(".card")
 
@@ -143,8 +178,8 @@ def test_what_a_box_that_is_held_back_does_is_told_of_the_box_itself():
     flows = torch.zeros(4, 4)
     flows[1, 0], flows[2, 1], flows[3, 2] = 0.5, -0.02, 0.5
     assert _sentence(units, flows, (0, 1, 2, 3)) == (
-        "“a” activates [b] (1 feature; 50 % of what reaches it), which holds back [c] (1 feature; a weak step: 2.0 % of what reaches it); "
-        "[c] would raise “d” (50 % of the answer)."
+        "“a” activates [b] (1 feature; 50 % of what reaches it), which holds back [c] (1 feature; a weak step: 2.0 % "
+        "of what reaches it); [c] would raise “d” (50 % of the answer)."
     )
 
 
@@ -153,8 +188,8 @@ def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
     names = [unit.name for unit in story.units]
     ours = {(names[a.source], names[a.target]): a.share for a in story.arrows}
     scene = page.evaluate(
-        "() => ({arrows: tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name, a.share]),"
-        " meter: [...document.querySelectorAll('.influence .key')].map(k => k.textContent)})"
+        "() => ({arrows: tlc.scene.arrows.map(a => [tlc.scene.units[a.source].name, tlc.scene.units[a.target].name, "
+        "a.share]), meter: [...document.querySelectorAll('.influence .key')].map(k => k.textContent)})"
     )
     theirs = {(s, t): share for s, t, share in scene["arrows"]}
     assert theirs.keys() == ours.keys() != set()
@@ -168,7 +203,10 @@ def test_python_and_the_page_compute_the_same_arrows_and_meter(page, graph):
 def test_when_little_is_shown_the_page_says_so_first(page, graph):
     assert story_of(graph).carried.share < 0.5
     assert page.locator(".meter.few").inner_text().startswith("Less than half is explained")
-    assert page.evaluate("document.querySelector('.meter').compareDocumentPosition(document.querySelector('.sentences'))") == 4
+    assert (
+        page.evaluate("document.querySelector('.meter').compareDocumentPosition(document.querySelector('.sentences'))")
+        == 4
+    )
 
 
 def test_errors_are_one_counted_band(page, graph):
@@ -181,7 +219,8 @@ def test_errors_are_one_counted_band(page, graph):
 
 # How many points of arrows, a pixel apart, lie inside a unit that the arrow neither leaves nor enters.
 HIDDEN = """() => {
-  const units = [...document.querySelectorAll(".story .unit")].map((g) => [g.dataset.key, g.querySelector(".body").getBBox()]);
+  const units = [...document.querySelectorAll(".story .unit")]
+    .map((g) => [g.dataset.key, g.querySelector(".body").getBBox()]);
   let hidden = 0;
   for (const path of document.querySelectorAll(".story .hit")) {
     const others = units.filter(([key]) => key !== path.dataset.from && key !== path.dataset.to);
@@ -201,13 +240,24 @@ def test_no_arrow_runs_through_a_box_whatever_the_detail(browser, file, width, h
         for level in range(int(page.locator(".detail input").get_attribute("max")) + 1):
             page.locator(".detail input").fill(str(level))
             assert page.locator(".story .hit").count() > 3 and page.evaluate(HIDDEN) == 0
-            boxes = page.locator(".story .unit .body").evaluate_all("(all) => all.map((one) => one.getBBox()).map((b) => [b.x, b.y, b.width, b.height])")
-            assert not any(x < p + w and p < x + wide and y < q + h and q < y + high for n, (x, y, wide, high) in enumerate(boxes) for p, q, w, h in boxes[:n])
+            boxes = page.locator(".story .unit .body").evaluate_all(
+                "(all) => all.map((one) => one.getBBox()).map((b) => [b.x, b.y, b.width, b.height])"
+            )
+            assert not any(
+                x < p + w and p < x + wide and y < q + h and q < y + high
+                for n, (x, y, wide, high) in enumerate(boxes)
+                for p, q, w, h in boxes[:n]
+            )
 
 
 def test_the_whole_picture_is_on_the_first_screen_of_a_laptop(browser, file):
     with tab(browser, file, width=1440, height=900) as page:
-        assert page.evaluate("Math.max(...[...document.querySelectorAll('.unit')].map((g) => g.getBoundingClientRect().bottom))") < 900
+        assert (
+            page.evaluate(
+                "Math.max(...[...document.querySelectorAll('.unit')].map((g) => g.getBoundingClientRect().bottom))"
+            )
+            < 900
+        )
         assert page.locator(".sentences").bounding_box()["x"] > page.locator(".picture").bounding_box()["width"]
         page.locator(".unit.box").first.click()  # what is chosen comes first in the column beside the picture
         assert page.locator(".card").bounding_box()["y"] < page.locator(".told").bounding_box()["y"]
@@ -259,7 +309,25 @@ def test_every_key_of_the_help_works_and_the_help_lists_them(page):
     page.locator(".unit.box").first.focus()
     page.keyboard.press("?")
     listed = page.locator("dialog dt").all_inner_texts()
-    for key in ("← →", "↑ ↓", "Enter", "Esc", "Space", "G", "L", "H", "P", "S", "E", "/", "+ −", "Shift ← → ↑ ↓", "1 2 3", "Ctrl Z", "?"):
+    for key in (
+        "← →",
+        "↑ ↓",
+        "Enter",
+        "Esc",
+        "Space",
+        "G",
+        "L",
+        "H",
+        "P",
+        "S",
+        "E",
+        "/",
+        "+ −",
+        "Shift ← → ↑ ↓",
+        "1 2 3",
+        "Ctrl Z",
+        "?",
+    ):
         assert key in listed
     assert "0 to fit" in page.inner_text("dialog")
     page.keyboard.press("Escape")
@@ -298,7 +366,8 @@ def test_every_key_of_the_help_works_and_the_help_lists_them(page):
 
 
 def test_the_key_for_steering_says_why_where_there_is_nothing_to_steer(browser, graph, tmp_path):
-    with tab(browser, graph.to_html(tmp_path / "bare.html").as_uri()) as page:  # nothing was measured, and there is no model
+    # nothing was measured, and there is no model
+    with tab(browser, graph.to_html(tmp_path / "bare.html").as_uri()) as page:
 
         def said():
             page.keyboard.press("s")
@@ -318,7 +387,9 @@ def test_undo_takes_back_only_what_this_tab_changed_and_tabs_keep_each_others_fi
         page.evaluate("(id) => tlc.book.togglePins([id])", graph.node_ids[0])
         other.evaluate("(id) => tlc.book.nameNode(id, 'mine')", graph.node_ids[1])
         kept = f"JSON.parse(localStorage.getItem('tl_circuits:{graph.fingerprint}'))"
-        assert page.evaluate(kept)["pins"] == [graph.node_ids[0]] and page.evaluate(kept)["names"] == {graph.node_ids[1]: "mine"}
+        assert page.evaluate(kept)["pins"] == [graph.node_ids[0]] and page.evaluate(kept)["names"] == {
+            graph.node_ids[1]: "mine"
+        }
         page.get_by_role("button", name="Undo").click()
         assert page.evaluate(kept)["pins"] == [] and page.evaluate(kept)["names"] == {graph.node_ids[1]: "mine"}
         assert page.get_by_role("button", name="Undo").count() == 0
@@ -346,7 +417,10 @@ def chosen_link(page, graph):
     """Opens the first link that has a story, from the card of its target; what Python knows of it."""
     story = graph.head_stories[0]
     page.evaluate("(id) => tlc.chooseNode(tlc.graph.indexOf.get(id))", story["target"])
-    page.evaluate("([s, t]) => tlc.chooseLink(tlc.graph.indexOf.get(s), tlc.graph.indexOf.get(t))", [story["source"], story["target"]])
+    page.evaluate(
+        "([s, t]) => tlc.chooseLink(tlc.graph.indexOf.get(s), tlc.graph.indexOf.get(t))",
+        [story["source"], story["target"]],
+    )
     return story
 
 
@@ -384,13 +458,22 @@ def test_links_are_reached_by_key_by_table_and_by_arrow_and_escape_goes_back(pag
     assert " → " in one and one != page.inner_text(".card h2")
     page.get_by_text("The picture as a table").click()
     rows = page.locator(".story details tbody button")
-    assert rows.count() == page.evaluate("tlc.scene.arrows.length") and any(text.startswith("by ") for text in rows.all_inner_texts())
+    assert rows.count() == page.evaluate("tlc.scene.arrows.length") and any(
+        text.startswith("by ") for text in rows.all_inner_texts()
+    )
     rows.nth(1).focus()
     page.keyboard.press("Enter")
     chosen = page.inner_text(".card h2")
     page.keyboard.press("Escape")
-    from_, to = page.evaluate("(() => { const a = tlc.scene.arrows[1]; return [tlc.scene.units[a.source].key, tlc.scene.units[a.target].key]; })()")
-    page.evaluate("([f, t]) => [...document.querySelectorAll('.hit')].find(h => h.dataset.from === f && h.dataset.to === t).dispatchEvent(new MouseEvent('click', {bubbles: true}))", [from_, to])
+    from_, to = page.evaluate(
+        "(() => { const a = tlc.scene.arrows[1]; return [tlc.scene.units[a.source].key, "
+        "tlc.scene.units[a.target].key]; })()"
+    )
+    page.evaluate(
+        "([f, t]) => [...document.querySelectorAll('.hit')].find(h => h.dataset.from === f && h.dataset.to === "
+        "t).dispatchEvent(new MouseEvent('click', {bubbles: true}))",
+        [from_, to],
+    )
     assert page.inner_text(".card h2") == chosen
 
 
@@ -430,7 +513,11 @@ def test_all_nodes_can_be_clicked_zoomed_and_walked(page, graph):
     page.evaluate("tlc.nodesView.zoomBy(8, 0, 0)")
     for i in (int(row.name), len(graph) - 1):  # what is chosen comes into sight
         page.evaluate("(i) => tlc.chooseNode(i)", i)
-        x, y = page.evaluate("(i) => { const v = tlc.nodesView, {x, y, k} = v.zoom; return [(x + k * v.x[i]) / v.wide, (y + k * v.y[i]) / v.high]; }", i)
+        x, y = page.evaluate(
+            "(i) => { const v = tlc.nodesView, {x, y, k} = v.zoom; return [(x + k * v.x[i]) / v.wide, (y + k * "
+            "v.y[i]) / v.high]; }",
+            i,
+        )
         assert 0 < x < 1 and 0 < y < 1
     page.keyboard.press("0")
     assert page.evaluate("tlc.nodesView.zoom.k") == 1
@@ -449,7 +536,11 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
     nasty = Label(NASTY + "x" * 10_000, (NASTY,), (NASTY,), (NASTY,), origin=NASTY, examples=texts)
     blank = Label("say “\n”, “ ”", ("\n", " "), ("x",), ("y",))
     second = [graph.node_ids.index(i) for i in graph.supernodes().groups[1][1]]
-    shown = replace(graph, labels=graph.labels | dict.fromkeys(second, blank) | {strongest: nasty}, info=replace(graph.info, prompt=NASTY))
+    shown = replace(
+        graph,
+        labels=graph.labels | dict.fromkeys(second, blank) | {strongest: nasty},
+        info=replace(graph.info, prompt=NASTY),
+    )
     with tab(browser, shown.to_html(tmp_path / "page.html").as_uri()) as page:
         assert NASTY in page.inner_text(".prompt") and page.locator("img").count() == 0
         page.evaluate("(i) => tlc.chooseNode(i)", strongest)
@@ -459,14 +550,18 @@ def test_markup_in_labels_stays_text(browser, graph, tmp_path):
         assert page.locator(".unit title", has_text="say “⏎”, “␣”").count() == 1  # the box that Python named
         page.evaluate("(i) => tlc.chooseNode(i)", strongest)
         first, second = page.locator(".card .example").all()
-        assert first.locator(".lit.d1").text_content() == NASTY and second.locator(".lit.d2.minus").text_content() == " off"
+        assert (
+            first.locator(".lit.d1").text_content() == NASTY
+            and second.locator(".lit.d2.minus").text_content() == " off"
+        )
         assert first.locator("strong.lit.d5").text_content().startswith("yyy") and len(first.text_content()) < 200
         assert page.locator("img").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
         inside = """() => [...document.querySelectorAll('.unit')].filter((unit) => {
           const body = unit.querySelector('.body').getBBox(), badge = unit.querySelector('.badge')?.getBBox();
-          return [...unit.querySelectorAll('text')].map((t) => t.getBBox()).some((t) => t.x + t.width > body.x + body.width || t.x < body.x)
-            || (badge && [...unit.querySelectorAll('.name')].map((t) => t.getBBox()).some((t) => t.y < badge.y + badge.height - 4 && t.x + t.width > badge.x));
+          const boxes = (selector) => [...unit.querySelectorAll(selector)].map((t) => t.getBBox());
+          return boxes('text').some((t) => t.x + t.width > body.x + body.width || t.x < body.x)
+            || (badge && boxes('.name').some((t) => t.y < badge.y + badge.height - 4 && t.x + t.width > badge.x));
         }).map((unit) => unit.textContent.slice(0, 60))"""
         assert page.evaluate(inside) == []  # names neither leave their boxes nor lie under the counts
         page.set_viewport_size({"width": 390, "height": 844})
@@ -483,7 +578,9 @@ def test_a_graph_without_labels_errors_or_a_token_as_target_is_shown(browser, tm
     model = tiny_bridge("llama")
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
         layer, feature = 1, 5
-        graph = tlc.attribute(replacement, prompt(12), [tlc.FeatureTarget(layer, 8, feature)], max_nodes=1500, progress=False)
+        graph = tlc.attribute(
+            replacement, prompt(12), [tlc.FeatureTarget(layer, 8, feature)], max_nodes=1500, progress=False
+        )
     with tab(browser, graph.to_html(tmp_path / "page.html").as_uri(), width=390, height=844) as page:
         assert page.inner_text("h1").startswith("Why")
         assert page.locator(".unit.errors").count() == 0 and page.locator(".unit.target").count() == 1
@@ -492,8 +589,18 @@ def test_a_graph_without_labels_errors_or_a_token_as_target_is_shown(browser, tm
 
 def test_notes_kept_for_another_graph_are_offered_not_applied(browser, graph, file):
     with tab(browser, file) as page:
-        kept = {"version": 1, "graph": "other", "pins": [graph.node_ids[0]], "groups": [], "names": {"gone": "x"}, "text": ""}
-        page.evaluate("([hash, kept]) => localStorage.setItem(`tl_circuits:${hash}`, JSON.stringify(kept))", [graph.fingerprint, kept])
+        kept = {
+            "version": 1,
+            "graph": "other",
+            "pins": [graph.node_ids[0]],
+            "groups": [],
+            "names": {"gone": "x"},
+            "text": "",
+        }
+        page.evaluate(
+            "([hash, kept]) => localStorage.setItem(`tl_circuits:${hash}`, JSON.stringify(kept))",
+            [graph.fingerprint, kept],
+        )
         page.reload()
         page.wait_for_selector("p.warning:not([hidden])")
         assert page.evaluate("tlc.notes.pins") == []
@@ -540,7 +647,9 @@ def test_the_share_of_links_that_a_page_holds_is_that_of_their_influence(graph, 
     edges = graph.edges
     size = edges.weight.abs()
     flow = size / size.groupby(edges.target).transform("sum") * edges.target.map(graph.nodes.set_index("id").influence)
-    assert len(kept) == 100 < len(edges) and share == pytest.approx(flow.iloc[kept.tolist()].sum() / flow.sum(), rel=1e-5)
+    assert len(kept) == 100 < len(edges) and share == pytest.approx(
+        flow.iloc[kept.tolist()].sum() / flow.sum(), rel=1e-5
+    )
 
 
 def test_a_large_graph_is_cut_to_what_a_page_can_hold():

@@ -39,8 +39,14 @@ A, B, ANSWER = 3, 4, 5
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     config = LlamaConfig(
-        hidden_size=4, intermediate_size=2, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1,
-        vocab_size=101, max_position_embeddings=8, rms_norm_eps=1e-12,
+        hidden_size=4,
+        intermediate_size=2,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=101,
+        max_position_embeddings=8,
+        rms_norm_eps=1e-12,
     )
     made = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

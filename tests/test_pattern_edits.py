@@ -55,7 +55,8 @@ def test_edits_of_heads_mix_with_edits_of_features_and_with_batches():
         several = tlc.intervene_many(replacement, prompt(), [edits, [tlc.ScoreEdit(*HEAD, value=1.0)], []])
         strong = [tlc.PatternEdit(1, 2, 8, 5, value=30.0)]
         written = [
-            tlc.generate(replacement, prompt(), strong, max_new_tokens=5, use_past_kv_cache=cached) for cached in (True, False)
+            tlc.generate(replacement, prompt(), strong, max_new_tokens=5, use_past_kv_cache=cached)
+            for cached in (True, False)
         ]
         first = int(tlc.intervene(replacement, prompt(), strong, freeze="none", layers=()).logits[-1].argmax())
         unedited = tlc.generate(replacement, prompt(), max_new_tokens=5)

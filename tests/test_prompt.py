@@ -89,7 +89,9 @@ def test_hooked_transformer_reads_spelled_out_special_tokens_once():
 
 def test_text_with_bos_explains_what_the_hugging_face_model_says(gemma3):
     text = "<bos>The opposite of small is"
-    network = AutoModelForCausalLM.from_pretrained(tlc.models.PACKAGED["gemma-3-270m"].folder, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        tlc.models.PACKAGED["gemma-3-270m"].folder, dtype=torch.float32
+    ).eval()
     ids = gemma3.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.no_grad():
         likely = network(ids).logits[0, -1].softmax(-1)
@@ -97,7 +99,9 @@ def test_text_with_bos_explains_what_the_hugging_face_model_says(gemma3):
         graph = tlc.attribute(replacement, text, max_nodes=5, progress=False)
         free = tlc.intervene(replacement, text, [], freeze="none", layers=())
     assert graph.info.token_ids == tuple(ids[0].tolist()) and graph.info.prompt == text and graph.info.prompt_exact
-    assert graph.info.target_names[0] == " large" and graph.info.target_probabilities[0] == pytest.approx(0.301, abs=1e-3)
+    assert graph.info.target_names[0] == " large" and graph.info.target_probabilities[0] == pytest.approx(
+        0.301, abs=1e-3
+    )
     assert graph.info.target_probabilities[0] == pytest.approx(float(likely.max()), abs=1e-5)
     assert free.baseline_logits.shape[0] == ids.shape[1]
 
@@ -105,8 +109,12 @@ def test_text_with_bos_explains_what_the_hugging_face_model_says(gemma3):
 def test_text_from_a_chat_template_is_read_as_the_template_tokenises_it(smollm2):
     tokenizer = smollm2.tokenizer
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    before, tokenizer.chat_template = tokenizer.chat_template, (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    before, tokenizer.chat_template = (
+        tokenizer.chat_template,
+        (
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor "
+            "%}<|im_start|>assistant\n"
+        ),
     )
     try:
         text = tokenizer.apply_chat_template(chat, tokenize=False)
@@ -142,7 +150,9 @@ def test_whatever_takes_a_prompt_takes_the_graph_and_runs_its_token_ids(facts):
 
 def test_batches_take_graphs(facts, tmp_path):
     graph = tlc.attribute(facts, [3, 258, 10, 211, 7], max_nodes=5, progress=False)
-    done = tlc.trace_many(facts, [graph, np.array([3, 258]), {"prompt": [torch.tensor(3)]}, [True]], tmp_path, max_nodes=5, progress=False)
+    done = tlc.trace_many(
+        facts, [graph, np.array([3, 258]), {"prompt": [torch.tensor(3)]}, [True]], tmp_path, max_nodes=5, progress=False
+    )
     assert done.status.tolist() == ["done", "done", "done", "failed"] and "no token ids" in done.error[3]
     assert tlc.load_graph(tmp_path / done.file[0]).info.token_ids == graph.info.token_ids
 
@@ -161,9 +171,13 @@ def test_ids_may_come_from_numpy_torch_and_frames(facts):
 
     ids = to_tokens(facts.model, CAPITAL).tolist()
     for given in (
-        np.array(ids, dtype=np.uint16), [np.int32(i) for i in ids], [torch.tensor(i) for i in ids], pd.Series(ids, index=range(9, 9 + len(ids))),
-        torch.tensor([ids], dtype=torch.int32), tuple(ids),
-    ):  # fmt: skip
+        np.array(ids, dtype=np.uint16),
+        [np.int32(i) for i in ids],
+        [torch.tensor(i) for i in ids],
+        pd.Series(ids, index=range(9, 9 + len(ids))),
+        torch.tensor([ids], dtype=torch.int32),
+        tuple(ids),
+    ):
         assert to_tokens(facts.model, given).tolist() == ids
     with pytest.raises(PromptError, match="empty"):
         to_tokens(facts.model, [])
@@ -191,7 +205,9 @@ def test_ids_that_no_text_gives_are_flagged_also_in_the_files(facts, tmp_path):
     assert tlc.load_graph("tests/data/circuit_tracer.json").info.prompt_exact is False, "a file we did not check"
 
 
-@pytest.mark.parametrize("text", ["The opposite of small is", " a  b\n\tc", "déjà vu 🙂", "<start_of_turn>user\nHi<end_of_turn>\n"])
+@pytest.mark.parametrize(
+    "text", ["The opposite of small is", " a  b\n\tc", "déjà vu 🙂", "<start_of_turn>user\nHi<end_of_turn>\n"]
+)
 def test_text_of_ids_round_trips_on_a_real_tokenizer(gemma3, text):
     ids = to_tokens(gemma3, text)
     found, exact = prompt_text(gemma3, ids)
@@ -203,7 +219,10 @@ def test_text_keeps_special_tokens_that_nothing_puts_back(gemma3):
     ids = [2, 2, 818, 11688]
     found, exact = prompt_text(gemma3, torch.tensor(ids))
     assert exact and found == "<bos><bos>The opposite" and to_tokens(gemma3, found).tolist() == ids
-    split = gemma3.tokenizer("op", add_special_tokens=False).input_ids + gemma3.tokenizer("posite", add_special_tokens=False).input_ids
+    split = (
+        gemma3.tokenizer("op", add_special_tokens=False).input_ids
+        + gemma3.tokenizer("posite", add_special_tokens=False).input_ids
+    )
     assert not prompt_text(gemma3, torch.tensor([2, *split]))[1], "the tokenizer would join the two"
 
 
@@ -222,7 +241,8 @@ def no_bos(tmp_path_factory):
 
 
 def circuit_tracers_tokens(text, tokenizer, model_name):
-    """circuit-tracer's ``ensure_tokenized``, taken out of its file: importing the package needs an older hub library."""
+    """circuit-tracer's ``ensure_tokenized``, taken out of its file: importing the package needs an older hub
+    library."""
     found = find_spec("circuit_tracer")
     need(found is not None, "circuit-tracer (pip install --no-deps circuit-tracer==0.5.0)")
     source = Path(found.submodule_search_locations[0], "replacement_model", "common.py").read_text()
@@ -262,7 +282,9 @@ def test_what_was_prepended_is_said_and_in_the_text(no_bos, tmp_path):
         assert torch.equal(same, tlc.intervene(replacement, "w1 w2 w3", []).baseline_logits)
         assert torch.equal(same, no_bos(torch.tensor([graph.info.token_ids]))[0].float())
         feature = graph.nodes.query("kind == 'feature'").iloc[0]
-        patches = [tlc.Patch(int(feature.layer), 2, int(feature.feature), source=s) for s in ("w7 w8 w9", [100, 10, 11, 12])]
+        patches = [
+            tlc.Patch(int(feature.layer), 2, int(feature.feature), source=s) for s in ("w7 w8 w9", [100, 10, 11, 12])
+        ]
         assert torch.equal(*(tlc.intervene(replacement, "w1 w2 w3", patch).logits for patch in patches))
         written = [tlc.generate(replacement, p, max_new_tokens=4) for p in ("w1 w2 w3", [100, 4, 5, 6])]
         assert written[0].removeprefix("w1 w2 w3") == written[1].removeprefix("w1 w2 w3")
@@ -270,9 +292,13 @@ def test_what_was_prepended_is_said_and_in_the_text(no_bos, tmp_path):
 
 def test_prepending_and_positions_can_be_chosen(no_bos, tmp_path):
     with tlc.attach(no_bos, published(no_bos, tmp_path / "set")) as replacement:
-        bare = tlc.attribute(replacement, "w1 w2 w3", prepend_special=False, skip_positions=[], max_nodes=50, progress=False)
+        bare = tlc.attribute(
+            replacement, "w1 w2 w3", prepend_special=False, skip_positions=[], max_nodes=50, progress=False
+        )
         assert bare.info.token_ids == (4, 5, 6) and bare.info.skip_positions == ()
-        numbers = tlc.attribute(replacement, "w1 w2 w3", skip_positions=[np.int64(0), torch.tensor(-1)], max_nodes=50, progress=False)
+        numbers = tlc.attribute(
+            replacement, "w1 w2 w3", skip_positions=[np.int64(0), torch.tensor(-1)], max_nodes=50, progress=False
+        )
         assert numbers.info.skip_positions == (0, 3)
         with pytest.raises(ArgumentError, match="whole number"):
             tlc.attribute(replacement, "w1 w2 w3", skip_positions=[0.5], progress=False)
@@ -282,7 +308,10 @@ def test_prepending_and_positions_can_be_chosen(no_bos, tmp_path):
     assert plain.prompt_rule == MODELS_OWN == tlc.mlp_neurons(no_bos).prompt_rule
     for rule in (tlc.PromptRule(prepend=True, skip_first=np.int64(2)), MODELS_OWN):
         assert tlc.load_transcoders(plain, prompt_rule=rule).prompt_rule == rule
-        assert published(no_bos, tmp_path / str(rule.prepend), prompt_rule=rule).to(torch.device("cpu")).prompt_rule == rule
+        assert (
+            published(no_bos, tmp_path / str(rule.prepend), prompt_rule=rule).to(torch.device("cpu")).prompt_rule
+            == rule
+        )
     assert plain.prompt_rule == MODELS_OWN, "the one given is not changed"
     with tlc.attach(no_bos, plain.with_prompt_rule(tlc.PromptRule(prepend=True, skip_first=2))) as replacement:
         graph = tlc.attribute(replacement, "w1 w2 w3", max_nodes=50, progress=False)
@@ -329,7 +358,9 @@ def test_what_runs_the_prompt_again_leaves_out_the_same_positions(no_bos, tmp_pa
         loads = tlc.head_loadings(replacement, graph, edge.source, edge.target)
         assert loads.loading.sum() == pytest.approx(edge.weight, rel=1e-3, abs=1e-5)
         scores = tlc.qk_attribution(replacement, graph, layer=2, head=0, query=4, key=1)
-        places = {int(name.rsplit("@", 1)[1]) for name in {*scores.by_query.source, *scores.by_key.source} if "/" in name}
+        places = {
+            int(name.rsplit("@", 1)[1]) for name in {*scores.by_query.source, *scores.by_key.source} if "/" in name
+        }
         assert not places & set(skip)
         curve = tlc.circuit_curve(replacement, graph, lambda logits: logits[7], thresholds=[1.0], random_sets=1)
         assert curve.kept[0] == pytest.approx(1, abs=0.02), "features at positions left out stay as they are"
@@ -364,7 +395,9 @@ def test_files_that_do_not_say_leave_out_no_position_with_features(facts, tmp_pa
     old = json.dumps(header).encode()
     path.write_bytes(len(old).to_bytes(8, "little") + old + raw[8 + length :])
     before = tlc.load_graph(path)
-    assert before.info.skip_positions is None and not before.info.prompt_exact and before.fingerprint == graph.fingerprint
+    assert (
+        before.info.skip_positions is None and not before.info.prompt_exact and before.fingerprint == graph.fingerprint
+    )
     assert before.skipped_positions((0,)) == (0,)
     place = int(before.nodes.query("kind == 'feature'").position.iloc[0])
     assert before.skipped_positions((0, place)) == (0,)
@@ -402,7 +435,9 @@ def test_the_command_line_says_what_is_prepended_and_left_out(tmp_path):
     run = ["trace", "w1 w2 w3", "--model", checkpoint(CONFIGS["llama"], str(tmp_path / "model")), "--max-nodes", "5"]
     shown = command(*run, "--out", tmp_path / "a")
     assert shown.exit_code == 0 and "left out, without features and errors: position 0 “<bos>”" in shown.stdout
-    facts = json.loads(command(*run, "--skip-position", 1, "--skip-position", 2, "--json", "--out", tmp_path / "b").stdout)
+    facts = json.loads(
+        command(*run, "--skip-position", 1, "--skip-position", 2, "--json", "--out", tmp_path / "b").stdout
+    )
     assert facts["skip_positions"] == [1, 2] and facts["prepended"] == ""
     sets = {row["name"]: row for row in json.loads(command("models", "--json").stdout)["transcoders"]}
     assert sets["qwen3-4b"]["prompt_rule"] == "special token first; position 0 left out"

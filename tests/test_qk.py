@@ -63,7 +63,8 @@ def test_pairs_add_up_to_the_score_of_every_head_at_ten_pairs(architecture):
 
 @pytest.mark.parametrize("name", ["opt", "xglm", "gptneo", "olmo2", "exaone4", "gpt2", "gemma2", "nemotron"])
 def test_softmax_of_a_heads_scores_is_the_plain_models_pattern(name):
-    """Also where a bridge shows patterns in place of scores (OPT, XGLM, GPT-Neo), or has no norm before attention (OLMo 2)."""
+    """Also where a bridge shows patterns in place of scores (OPT, XGLM, GPT-Neo), or has no norm before attention (OLMo
+    2)."""
     tokens, folder = torch.tensor([1, 45, 60, 7, 88, 33]), zoo.folder(name)
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -82,7 +83,9 @@ def test_softmax_of_a_heads_scores_is_the_plain_models_pattern(name):
             assert (scores.softmax(0) - pattern[keys] / pattern[keys].sum()).abs().max() < 1e-5  # float32 on both sides
 
 
-@pytest.mark.parametrize(("name", "why"), [("bloom", "ALiBi"), ("gptj", "does not show how"), ("glmdsa", "has no plain W_Q")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("bloom", "ALiBi"), ("gptj", "does not show how"), ("glmdsa", "has no plain W_Q")]
+)
 def test_scores_that_are_not_a_product_alone_are_refused_with_the_reason(name, why):
     model = tlc.load_model(zoo.folder(name), device=DEVICE)
     with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
@@ -93,15 +96,32 @@ def test_scores_that_are_not_a_product_alone_are_refused_with_the_reason(name, w
 
 HOOKED = {
     "gpt2": dict(act_fn="gelu_new", normalization_type="LNPre"),
-    "neox": dict(act_fn="gelu", normalization_type="LN", parallel_attn_mlp=True, positional_embedding_type="rotary", rotary_dim=4),
+    "neox": dict(
+        act_fn="gelu", normalization_type="LN", parallel_attn_mlp=True, positional_embedding_type="rotary", rotary_dim=4
+    ),
     "llama_qk_norm": dict(
-        act_fn="silu", gated_mlp=True, normalization_type="RMS", final_rms=True, positional_embedding_type="rotary",
-        rotary_dim=8, n_key_value_heads=2, use_qk_norm=True,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        n_key_value_heads=2,
+        use_qk_norm=True,
     ),
     "gemma2": dict(
-        act_fn="gelu_pytorch_tanh", gated_mlp=True, normalization_type="RMS", final_rms=True, positional_embedding_type="rotary",
-        rotary_dim=8, n_key_value_heads=2, use_normalization_before_and_after=True, attn_scores_soft_cap=5.0,
-        use_local_attn=True, window_size=4, attn_types=["local", "global"],
+        act_fn="gelu_pytorch_tanh",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        n_key_value_heads=2,
+        use_normalization_before_and_after=True,
+        attn_scores_soft_cap=5.0,
+        use_local_attn=True,
+        window_size=4,
+        attn_types=["local", "global"],
     ),
 }
 
@@ -112,7 +132,16 @@ def test_pairs_add_up_on_hooked_transformer_too(kind):
     if not hasattr(transformer_lens, "HookedTransformer"):
         pytest.skip("transformer_lens 4 has no HookedTransformer")
     config = transformer_lens.HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_mlp=48, d_vocab=101, device=DEVICE, seed=0, **HOOKED[kind]
+        n_layers=2,
+        d_model=32,
+        n_ctx=32,
+        d_head=8,
+        n_heads=4,
+        d_mlp=48,
+        d_vocab=101,
+        device=DEVICE,
+        seed=0,
+        **HOOKED[kind],
     )
     model = transformer_lens.HookedTransformer(config)
     generator = torch.Generator().manual_seed(1)
@@ -174,7 +203,9 @@ def test_the_largest_of_many_pairs_are_found_without_all_products(top, monkeypat
     a, b = (torch.randn(n, 6, generator=generator) * torch.rand(n, 1, generator=generator) ** 3 for n in (50, 40))
     i, j, values = top_pairs(a, b, top)
     every = (a @ b.T).abs().flatten().sort(descending=True).values
-    assert torch.allclose(values.abs(), every[:top], atol=1e-6) and torch.allclose((a[i] * b[j]).sum(1), values, atol=1e-6)
+    assert torch.allclose(values.abs(), every[:top], atol=1e-6) and torch.allclose(
+        (a[i] * b[j]).sum(1), values, atol=1e-6
+    )
 
 
 def test_a_difference_of_keys_is_the_difference_of_scores(traced):
@@ -191,7 +222,10 @@ def test_sources_behind_a_position_do_not_count(traced):
     replacement, graph = traced
     qk = tlc.qk_attribution(replacement, graph, 3, 0, 6, 3, top=None)
     assert qk.by_query.position.max() <= 6 and qk.by_key.position.max() <= 3
-    assert tlc.qk_attribution(replacement, graph, 0, 0, 2, 1, top=None).by_key.source.tolist() in (["token@1", "bias"], ["token@1"])
+    assert tlc.qk_attribution(replacement, graph, 0, 0, 2, 1, top=None).by_key.source.tolist() in (
+        ["token@1", "bias"],
+        ["token@1"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +270,10 @@ def test_reading_a_layers_scores_runs_no_later_layer_and_leaves_no_hook(ask):
     with tlc.attach(model, transcoders(model)) as replacement:
         graph = tlc.attribute(replacement, prompt(9), max_nodes=5, progress=False)
         local = retrace(replacement, graph)
-        handles = [block.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(model.blocks)]
+        handles = [
+            block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+            for layer, block in enumerate(model.blocks)
+        ]
         state = hook_state(model)
         local.scores(1) if ask == "scores" else tlc.qk_attribution(replacement, graph, 1, 0, 5, 3)
         for handle in handles:

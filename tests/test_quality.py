@@ -26,8 +26,13 @@ def linear_stand_in(model, layer, read, write, samples=300):
     fitted = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), y).solution
     none = torch.zeros(4, 32)
     return tlc.Transcoder(
-        W_enc=none, W_dec=none, b_enc=-torch.ones(4), b_dec=fitted[-1], W_skip=fitted[:-1].T.contiguous(),
-        input_hook=read, output_hook=write,
+        W_enc=none,
+        W_dec=none,
+        b_enc=-torch.ones(4),
+        b_dec=fitted[-1],
+        W_skip=fitted[:-1].T.contiguous(),
+        input_hook=read,
+        output_hook=write,
     )
 
 
@@ -50,7 +55,9 @@ def test_the_numbers_are_those_of_their_definitions():
         y, y_hat = cache[f"{site}"][0, 1:] * 1.0, cache[f"{site}.hook_sae_recons"][0, 1:]
         variance = 1 - ((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
         assert quality.explained_variance[2] == pytest.approx(float(variance), abs=1e-4)
-        assert quality.l0[2] == pytest.approx(float((cache[f"{site}.hook_sae_acts_post"][0, 1:] != 0).sum(-1).float().mean()))
+        assert quality.l0[2] == pytest.approx(
+            float((cache[f"{site}.hook_sae_acts_post"][0, 1:] != 0).sum(-1).float().mean())
+        )
 
     def replaced(value, hook):
         value[:, 1:] = cache[f"{site}.hook_sae_recons"][:, 1:]
@@ -73,8 +80,14 @@ def test_the_wrong_hook_is_named_with_the_right_one():
         worse = tlc.dictionary_quality(replacement, texts)
         assert worse.explained_variance[0] < quality.explained_variance[0] - 0.5
         hint = tlc.hook_hint(replacement, worse, texts[0])
-    assert "(now hook_resid_mid to hook_mlp_out): load it with input_hook='mlp.hook_in', output_hook='hook_mlp_out'" in hint
-    assert float(re.search(r"would explain (\d+)%", hint)[1]) == pytest.approx(100 * quality.explained_variance[0], abs=10)  # of one text
+    assert (
+        "(now hook_resid_mid to hook_mlp_out): load it with input_hook='mlp.hook_in', output_hook='hook_mlp_out'"
+        in hint
+    )
+    # of one text
+    assert float(re.search(r"would explain (\d+)%", hint)[1]) == pytest.approx(
+        100 * quality.explained_variance[0], abs=10
+    )
     model = tiny_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
         quality = tlc.dictionary_quality(replacement, texts)
@@ -84,7 +97,10 @@ def test_the_wrong_hook_is_named_with_the_right_one():
 
 def test_hooks_that_are_in_use_are_not_recommended():
     model = tiny_bridge("gpt2")
-    dictionary = {**{layer: transcoders(model)[layer] for layer in (0, 2)}, 1: linear_stand_in(model, 1, "mlp.hook_in", "hook_mlp_out", samples=1500)}
+    dictionary = {
+        **{layer: transcoders(model)[layer] for layer in (0, 2)},
+        1: linear_stand_in(model, 1, "mlp.hook_in", "hook_mlp_out", samples=1500),
+    }
     with tlc.attach(model, dictionary) as replacement:
         quality = tlc.dictionary_quality(replacement, [prompt(20, seed=90)]).set_index("layer")
         assert quality.explained_variance[1] > 0.8 > 0.1 > quality.explained_variance[[0, 2]].max()
@@ -94,7 +110,9 @@ def test_hooks_that_are_in_use_are_not_recommended():
 
 def test_a_dictionary_for_another_model_is_refused_naming_both(tmp_path):
     published.circuit_tracer(tmp_path, published.random_layers(2, width=8, d=48))
-    with pytest.raises(DictionaryError, match=r"layer 0: W_enc.*made for meta-llama/Llama-3.2-1B.*\(8, 48\), expected \(8, 32\)"):
+    with pytest.raises(
+        DictionaryError, match=r"layer 0: W_enc.*made for meta-llama/Llama-3.2-1B.*\(8, 48\), expected \(8, 32\)"
+    ):
         tlc.attach(tiny_bridge("llama"), tlc.load_transcoders(tmp_path))
     published.circuit_tracer(tmp_path / "deep", published.random_layers(5, width=8, d=32))
     with pytest.raises(DictionaryError, match="layer 4 does not exist: the model has layers 0..2"):
@@ -106,8 +124,17 @@ def test_folded_norms_are_refused_where_the_gain_is_wanted(tmp_path):
     if not hasattr(transformer_lens, "HookedTransformer"):
         pytest.skip("transformer_lens 4 has no HookedTransformer")
     config = transformer_lens.HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=16, d_head=8, n_heads=4, d_mlp=48, d_vocab=50, act_fn="silu", gated_mlp=True,
-        normalization_type="RMSPre", device=DEVICE,
+        n_layers=2,
+        d_model=32,
+        n_ctx=16,
+        d_head=8,
+        n_heads=4,
+        d_mlp=48,
+        d_vocab=50,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMSPre",
+        device=DEVICE,
     )
     model = transformer_lens.HookedTransformer(config)
     published.circuit_tracer(tmp_path, published.random_layers(2, width=8, d=32), hooks=("mlp.hook_in", "mlp.hook_out"))

@@ -21,7 +21,11 @@ PROMPT = "The capital of France is"
 @pytest.mark.parametrize("name", PACKAGED)
 def test_bridge_and_hugging_face_agree_bit_for_bit(name, request):
     model = request.getfixturevalue({"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}[name])
-    theirs = AutoModelForCausalLM.from_pretrained(PACKAGED[name].folder, attn_implementation="eager").to(model.cfg.device).eval()
+    theirs = (
+        AutoModelForCausalLM.from_pretrained(PACKAGED[name].folder, attn_implementation="eager")
+        .to(model.cfg.device)
+        .eval()
+    )
     tokens = model.to_tokens(PROMPT)
     with torch.no_grad():
         assert torch.equal(model(tokens), theirs(tokens).logits)
@@ -62,7 +66,8 @@ def test_autoencoders_on_a_real_model_add_up_and_are_what_removal_does(where, wh
     sites = at("hook_resid_post", n) if where.startswith("stream") else several
     with tlc.attach(model, autoencoders(model, sites, width=512, tokens=tokens)) as replacement:
         linear, autograd = (
-            tlc.attribute(replacement, tokens, max_nodes=nodes, engine=e, progress=False) for nodes, e in ((60, "linear"), (8, "autograd"))
+            tlc.attribute(replacement, tokens, max_nodes=nodes, engine=e, progress=False)
+            for nodes, e in ((60, "linear"), (8, "autograd"))
         )
         assert linear.info.engine == "linear"
         assert linear.completeness_error() < 1e-4 and autograd.completeness_error() < 1e-4
@@ -71,7 +76,8 @@ def test_autoencoders_on_a_real_model_add_up_and_are_what_removal_does(where, wh
         assert ((ours - reference).abs().amax(1) <= 1e-4 * reference.abs().amax(1)).all()
         report = tlc.faithfulness(replacement, linear, n=10, seed=0)
     held = report.effects[report.effects.freeze == "all"]
-    assert len(held) and (held.predicted - held.measured).abs().max() < 1e-3 * held.measured.abs().max()  # float32, thirty layers
+    # float32, thirty layers
+    assert len(held) and (held.predicted - held.measured).abs().max() < 1e-3 * held.measured.abs().max()
 
 
 @pytest.mark.parametrize("which", ["smollm2", "gemma3"])
@@ -116,7 +122,10 @@ def test_files_of_the_cache_that_were_changed_cut_or_removed_since_are_refused(m
     monkeypatch.setenv("TL_CIRCUITS_CACHE", str(tmp_path))
     packed = tmp_path / "small.gguf"
     packed.write_bytes(b"a model")
-    small = replace(PACKAGED["smollm2-135m"], name="small", module="json", sha256=hashlib.sha256(b"a model").hexdigest())  # json: installed
+    # json: installed
+    small = replace(
+        PACKAGED["smollm2-135m"], name="small", module="json", sha256=hashlib.sha256(b"a model").hexdigest()
+    )
     made = []
 
     def convert(gguf, folder):
@@ -128,9 +137,15 @@ def test_files_of_the_cache_that_were_changed_cut_or_removed_since_are_refused(m
     monkeypatch.setattr("tl_circuits.models._convert", convert)
     weights = open_packaged(small) / "model.safetensors"
     assert open_packaged(small) == weights.parent and len(made) == 1
-    for change, words in ((lambda: weights.write_bytes(b"Weights"), "has SHA-256"), (lambda: weights.write_bytes(b"weig"), "has SHA-256"), (weights.unlink, "is missing")):
+    for change, words in (
+        (lambda: weights.write_bytes(b"Weights"), "has SHA-256"),
+        (lambda: weights.write_bytes(b"weig"), "has SHA-256"),
+        (weights.unlink, "is missing"),
+    ):
         change()
-        with pytest.raises(ModelError, match=f"model.safetensors is not what was put there: it {words}.*Delete the folder"):
+        with pytest.raises(
+            ModelError, match=f"model.safetensors is not what was put there: it {words}.*Delete the folder"
+        ):
             open_packaged(small)
     (weights.parent / "complete.json").write_text('{"source": "x", "sha256": "x"}')  # as earlier versions wrote it
     assert (open_packaged(small) / "model.safetensors").read_bytes() == b"weights" and len(made) == 2
@@ -159,7 +174,9 @@ def test_a_folder_without_a_checkpoint_says_so(tmp_path):
 
 def test_a_word_that_is_one_token_only_after_a_space_is_suggested_with_it(smollm2):
     words = (smollm2.tokenizer.decode([i]) for i in range(10_000, 49_000))
-    split = next(w[1:] for w in words if w[1:].isalpha() and w[0] == " " and len(smollm2.tokenizer(w[1:]).input_ids) > 1)
+    split = next(
+        w[1:] for w in words if w[1:].isalpha() and w[0] == " " and len(smollm2.tokenizer(w[1:]).input_ids) > 1
+    )
     with tlc.attach(smollm2, tlc.mlp_neurons(smollm2)) as replacement:
         for given, hint in ((split, f"Did you mean ' {split}'?"), (" zzqqzzqq", ""), ("zzqqzzqq", "")):
             with pytest.raises(TargetError, match="expected exactly one") as told:

@@ -28,7 +28,9 @@ def by_hand(tokens, target, features, edges, bias, residue=0.0):
     """One target read at the last position; ``features``: (layer, position, feature, activation), and
     ``edges``: (source, target, weight) over features, then tokens, then the target."""
     n, n_f, n_t = len(features) + len(tokens) + 1, len(features), len(tokens)
-    source, to, weight = (torch.tensor(column) for column in zip(*sorted(edges, key=lambda e: (e[1], e[0])), strict=True))
+    source, to, weight = (
+        torch.tensor(column) for column in zip(*sorted(edges, key=lambda e: (e[1], e[0])), strict=True)
+    )
     bias = torch.tensor([*bias[:-1], *[0.0] * n_t, bias[-1]])
     sums = torch.zeros(n).index_add_(0, to, weight) + bias
     sums[n_f : n_f + n_t] = float("nan")
@@ -71,7 +73,8 @@ def traced():
     model = tiny_bridge("llama")
     with tlc.attach(model, transcoders(model)) as replacement:
         graphs = [
-            tlc.attribute(replacement, prompt(n, seed), max_nodes=40, progress=False) for n, seed in ((6, 1), (8, 2), (9, 3))
+            tlc.attribute(replacement, prompt(n, seed), max_nodes=40, progress=False)
+            for n, seed in ((6, 1), (8, 2), (9, 3))
         ]
         return [tlc.label_features(replacement, graph) for graph in graphs]
 
@@ -91,7 +94,9 @@ def test_counts_and_means_are_those_computed_by_hand(two):
         ("L0/F5@-1", "L1/F6@-1"): 1, ("L1/F6@-1", "logit:0"): 1, ("token@-1", "logit:0"): 1, ("L0/F7@-1", "logit:0"): 1,
     }  # fmt: skip
     assert edges.weight[("L0/F5@-1", "logit:0")] == 3.0 and edges.weight[("token@-1", "logit:0")] == 2.0
-    assert edges.weight[("token@-2", "L0/F5@-1")] == 2.0 and found.edges.source[0] == "L0/F5@-1" and found.unaligned == 0.0
+    assert (
+        edges.weight[("token@-2", "L0/F5@-1")] == 2.0 and found.edges.source[0] == "L0/F5@-1" and found.unaligned == 0.0
+    )
 
 
 def test_coverage_is_the_share_of_inputs_that_edges_carry_by_influence(two):
@@ -136,7 +141,11 @@ def test_its_tokens_are_the_words_of_the_template_those_that_differ_in_brackets(
 
 def test_several_positions_of_a_slot_are_added_up(two):
     repeated = by_hand(
-        ["a", "b"], "x", [(0, 0, 5, 2.0), (0, 1, 5, 1.0)], [(2, 0, 1.0), (3, 1, 2.0), (0, 4, 3.0), (1, 4, 4.0)], [0.0, 0.0, 0.0]
+        ["a", "b"],
+        "x",
+        [(0, 0, 5, 2.0), (0, 1, 5, 1.0)],
+        [(2, 0, 1.0), (3, 1, 2.0), (0, 4, 3.0), (1, 4, 4.0)],
+        [0.0, 0.0, 0.0],
     )
     graph = tlc.aggregate([repeated], align=[{0: "s", 1: "s"}]).graph()
     assert graph.edges.weight.tolist() == [3.0, 7.0] and graph.nodes["activation"][0] == 3.0
@@ -183,7 +192,9 @@ def test_one_graph_alone_is_itself(traced):
     alone, graph = tlc.aggregate(traced[:1]).graph(1.0), traced[0]
     assert alone.node_ids == graph.node_ids and torch.equal(alone.adjacency(), graph.adjacency())
     assert torch.allclose(alone._nodes.bias, graph._nodes.bias, atol=1e-5)  # the sums are taken anew
-    assert {i: label.short for i, label in alone.labels.items()} == {i: label.short for i, label in graph.labels.items()}
+    assert {i: label.short for i, label in alone.labels.items()} == {
+        i: label.short for i, label in graph.labels.items()
+    }
 
 
 def test_order_and_files_or_objects_make_no_difference(traced, tmp_path, monkeypatch):
@@ -266,7 +277,10 @@ def test_what_runs_the_model_refuses_a_graph_of_many_prompts(traced, tmp_path):
     model = tiny_bridge("llama")
     for graph in (tlc.aggregate(traced).graph(), tlc.aggregate(traced[:1]).graph()):
         feature = next(i for i in graph.node_ids if "/F" in i)
-        path, exported = graph.save(tmp_path / "g", overwrite=True), graph.to_neuronpedia(tmp_path / "g.json", overwrite=True)
+        path, exported = (
+            graph.save(tmp_path / "g", overwrite=True),
+            graph.to_neuronpedia(tmp_path / "g.json", overwrite=True),
+        )
         for again in (graph, graph.prune(), tlc.load_graph(path), tlc.load_graph(exported)):
             runs = (
                 lambda r, g, i=feature: tlc.intervene(r, prompt(), tlc.edits_of(g, [i])),
@@ -307,7 +321,10 @@ def test_the_command_writes_graph_and_page(traced, tmp_path, monkeypatch):
     assert Path("all.html").read_text().startswith("<!doctype html>")
     shown = command("aggregate", *files, "--out", "all", "--force")
     assert shown.exit_code == 0 and "of 3 prompts" in shown.stdout
-    for arguments, words in ((["nothing", "--out", "other"], "no graph file"), ([*files, "--out", "all"], "exists already")):
+    for arguments, words in (
+        (["nothing", "--out", "other"], "no graph file"),
+        ([*files, "--out", "all"], "exists already"),
+    ):
         refused = command("aggregate", *arguments)
         assert refused.exit_code == 1 and words in refused.stderr
 
@@ -319,21 +336,32 @@ def test_attention_features_keep_their_numbers_and_every_kind_of_node_is_counted
     numbers = torch.tensor([5, 7, 2**31 + 5, -1, 3, 10, 50])
     zeros = torch.zeros(n)
     nodes = Nodes(
-        kind=torch.tensor(kinds), layer=torch.tensor([0, 300, 300, 1, 1, -1, 301]), position=torch.zeros(n, dtype=torch.long), feature=numbers,
-        activation=torch.arange(1.0, n + 1), value=torch.tensor([*[float("nan")] * (n - 1), 6.0]), bias=zeros, residue=zeros,
-        residue_mass=zeros, weight=torch.tensor([*[0.0] * (n - 1), 1.0]),
-    )  # fmt: skip
+        kind=torch.tensor(kinds),
+        layer=torch.tensor([0, 300, 300, 1, 1, -1, 301]),
+        position=torch.zeros(n, dtype=torch.long),
+        feature=numbers,
+        activation=torch.arange(1.0, n + 1),
+        value=torch.tensor([*[float("nan")] * (n - 1), 6.0]),
+        bias=zeros,
+        residue=zeros,
+        residue_mass=zeros,
+        weight=torch.tensor([*[0.0] * (n - 1), 1.0]),
+    )
     order = sorted(range(n), key=lambda i: kinds[i])
     nodes = nodes[torch.tensor(order)]
     last = n - 1
     logit = order.index(last)
     sources = [i for i in range(n) if i != logit]
     edges = Edges(torch.tensor(sources), torch.full((last,), logit), torch.ones(last))
-    info = replace(INFO, prompt="a", tokens=("a",), token_ids=(10,), target_names=("x",), target_probabilities=(1.0,), n_layers=301)
+    info = replace(
+        INFO, prompt="a", tokens=("a",), token_ids=(10,), target_names=("x",), target_probabilities=(1.0,), n_layers=301
+    )
     graphs = [AttributionGraph(info, nodes, edges), AttributionGraph(replace(info, prompt="b"), nodes, edges)]
     found = tlc.aggregate(graphs)
     assert set(found.features.id) == {"L0/F5@-1", "L300/attention-F7@-1", f"L300/attention-F{2**31 + 5}@-1"}
-    assert found.features.set_index("id").activation["L300/attention-F7@-1"] == 2.0 and (found.features.share == 1.0).all()
+    assert (
+        found.features.set_index("id").activation["L300/attention-F7@-1"] == 2.0 and (found.features.share == 1.0).all()
+    )
     assert len(found.edges) == last and (found.edges.weight == 1.0).all()
     graph = found.graph(1.0)
     assert sorted(graph._nodes.kind.tolist()) == sorted(kinds) and graph.completeness_error() == 0.0

@@ -49,7 +49,9 @@ def test_what_removing_a_set_does_is_predicted_to_rounding_where_mlps_are_linear
     groups = {str(i): [graph.node_ids[j] for j in members] for i, members in enumerate(some_sets(graph))}
     report = tlc.faithfulness(replacement, graph, 0, groups=groups, freezes=("attention",))
     effects = report.effects
-    indirect = predicted_effects(graph, some_sets(graph), direct=False) - predicted_effects(graph, some_sets(graph), direct=True)
+    indirect = predicted_effects(graph, some_sets(graph), direct=False) - predicted_effects(
+        graph, some_sets(graph), direct=True
+    )
     assert len(effects) > 500 and float(indirect.abs().max()) > 0.05
     # Float32 differences of two runs.
     assert (effects.predicted - effects.measured).abs().max() < 1e-4 * effects.measured.abs().max()
@@ -112,7 +114,10 @@ def test_growth_below_infinity_is_told_too(gated):
 def test_a_box_whose_held_run_diverges_is_measured_with_nothing_held(gated):
     replacement, graph = gated
     usual = next(i for i in graph.node_ids if i.startswith("L2/F"))
-    lost, fine = measure_boxes(replacement, graph, [[exploding(graph)], [usual]], 1e15)[0], measure_boxes(replacement, graph, [[usual]], 0.0)[0]
+    lost, fine = (
+        measure_boxes(replacement, graph, [[exploding(graph)], [usual]], 1e15)[0],
+        measure_boxes(replacement, graph, [[usual]], 0.0)[0],
+    )
     free = tlc.intervene(replacement, prompt(), tlc.edits_of(graph, [exploding(graph)], 1e15), freeze="none").top(5)
     assert lost["freeze"] == "none" and fine["freeze"] == "attention"
     assert lost["measured"] == lost["measured_free"] and fine["measured"] != fine["measured_free"]
@@ -142,25 +147,40 @@ def test_random_sets_have_the_boxes_sizes_layers_and_positions_and_are_other_act
     places = [sorted((int(graph._nodes.layer[i]), int(graph._nodes.position[i])) for i in box) for box in members]
     _, cache = replacement.model.run_with_cache(graph.info.prompt, names_filter=lambda name: name.endswith("acts_post"))
     for box, own, sets in zip(members, places, random_sets(replacement, graph, members, 5, seed=0), strict=True):
-        features = {(int(graph._nodes.layer[i]), int(graph._nodes.position[i]), int(graph._nodes.feature[i])) for i in box}
+        features = {
+            (int(graph._nodes.layer[i]), int(graph._nodes.position[i]), int(graph._nodes.feature[i])) for i in box
+        }
         for edits in sets:
-            assert sorted((e.layer, e.position) for e in edits) == own or len(edits) < len(own)  # few are active at a place
+            # few are active at a place
+            assert sorted((e.layer, e.position) for e in edits) == own or len(edits) < len(own)
             for edit in edits:
-                assert (edit.layer, edit.position, edit.feature) not in features and edit.value == pytest.approx(0.0, abs=1e-6)
-                assert float(cache[replacement.site(edit.layer) + ".hook_sae_acts_post"][0, edit.position, edit.feature]) > 0
+                assert (edit.layer, edit.position, edit.feature) not in features and edit.value == pytest.approx(
+                    0.0, abs=1e-6
+                )
+                assert (
+                    float(cache[replacement.site(edit.layer) + ".hook_sae_acts_post"][0, edit.position, edit.feature])
+                    > 0
+                )
 
 
 def test_a_box_is_tested_only_if_chance_does_less(facts):
     replacement, graph = facts
-    best = max(graph.supernodes(6).groups, key=lambda group: float(graph.influence[[graph.node_ids.index(i) for i in group[1]]].sum()))[1]
-    weakest = [graph.node_ids[int(i)] for i in torch.argsort(torch.where(graph.is_kind("feature"), graph.influence, 9.0))[:2]]
+    best = max(
+        graph.supernodes(6).groups,
+        key=lambda group: float(graph.influence[[graph.node_ids.index(i) for i in group[1]]].sum()),
+    )[1]
+    weakest = [
+        graph.node_ids[int(i)] for i in torch.argsort(torch.where(graph.is_kind("feature"), graph.influence, 9.0))[:2]
+    ]
     strong, weak = measure_boxes(replacement, graph, [best, weakest], 0.0, controls=20)
     assert strong["tested"] and strong["after"] < min(strong["random"])
     assert not weak["tested"] and len(weak["random"]) == 20
     alone = tlc.intervene(replacement, graph, tlc.edits_of(graph, best), freeze="none")
     token = replacement.model.tokenizer.convert_tokens_to_ids("Austin")
     assert strong["after"] == pytest.approx(float(alone.last_logits.softmax(-1)[token]), abs=1e-5)
-    assert strong["logit"] == pytest.approx(float(alone.last_logits[token] - alone.baseline_logits[-1, token]), abs=1e-4)
+    assert strong["logit"] == pytest.approx(
+        float(alone.last_logits[token] - alone.baseline_logits[-1, token]), abs=1e-4
+    )
     assert not strong["other_way"]
     with pytest.raises(ArgumentError, match="at least 10"):
         tlc.box_ablations(replacement, graph, controls=3)
@@ -169,7 +189,10 @@ def test_a_box_is_tested_only_if_chance_does_less(facts):
 def test_a_box_that_moves_the_answer_the_other_way_than_predicted_is_not_tested(facts, monkeypatch):
     """However far it moves it: the sentence beside it would say that it raises what it lowers."""
     replacement, graph = facts
-    best = max(graph.supernodes(6).groups, key=lambda group: float(graph.influence[[graph.node_ids.index(i) for i in group[1]]].sum()))[1]
+    best = max(
+        graph.supernodes(6).groups,
+        key=lambda group: float(graph.influence[[graph.node_ids.index(i) for i in group[1]]].sum()),
+    )[1]
     predicted = box_effects.predicted_effects
     monkeypatch.setattr(box_effects, "predicted_effects", lambda *args, **kwargs: -predicted(*args, **kwargs))
     (found,) = measure_boxes(replacement, graph, [best], 0.0, controls=10)

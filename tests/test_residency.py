@@ -49,7 +49,8 @@ def test_only_the_layer_at_work_is_resident(tmp_path):
 
 @pytest.mark.parametrize("residency", ["disk", "device"])
 def test_a_run_that_diverges_says_so_wherever_the_weights_are(residency, tmp_path):
-    """Layer 1 has no dictionary: its gated MLP squares what layer 0 was made to write, and layer 2 encodes infinities."""
+    """Layer 1 has no dictionary: its gated MLP squares what layer 0 was made to write, and layer 2 encodes
+    infinities."""
     layers = published.random_layers(3, width=40, d=32)
     for t in layers:
         t["W_enc"] /= 32**0.5

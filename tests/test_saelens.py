@@ -17,7 +17,12 @@ def saelens_transcoder(kind, layer, d=32, width=24):
     cls = getattr(saes, kind)
     config = getattr(saes, f"{kind}Config")
     cfg = config(
-        d_in=d, d_out=d, d_sae=width, dtype="float32", device=DEVICE, apply_b_dec_to_input=False,
+        d_in=d,
+        d_out=d,
+        d_sae=width,
+        dtype="float32",
+        device=DEVICE,
+        apply_b_dec_to_input=False,
         metadata=Metadata(
             hook_name=f"blocks.{layer}.ln2.hook_normalized", hook_name_out=f"blocks.{layer}.hook_mlp_out"
         ),

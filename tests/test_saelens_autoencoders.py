@@ -17,7 +17,15 @@ from tl_circuits.errors import DictionaryError, DownloadError, HookFiringError, 
 saes = pytest.importorskip("sae_lens.saes", reason="sae_lens is not installed (transformer_lens 4)")
 Metadata = pytest.importorskip("sae_lens.saes.sae").SAEMetadata
 D, WIDTH = 32, 40
-KINDS = ["Standard", "Gated", "JumpReLU", "TopK", "StandardTraining", "BatchTopKTraining", "MatryoshkaBatchTopKTraining"]
+KINDS = [
+    "Standard",
+    "Gated",
+    "JumpReLU",
+    "TopK",
+    "StandardTraining",
+    "BatchTopKTraining",
+    "MatryoshkaBatchTopKTraining",
+]
 OPTIONS = {
     "plain": {},
     "b_dec not subtracted": dict(apply_b_dec_to_input=False),
@@ -32,7 +40,14 @@ def autoencoder(kind, layer=0, site="hook_resid_post", d=D, **options):
     if "Matryoshka" in kind:
         options["matryoshka_widths"] = [10, WIDTH]
     config = getattr(saes, f"{kind}SAEConfig")
-    cfg = config(d_in=d, d_sae=WIDTH, dtype="float32", device=DEVICE, metadata=Metadata(hook_name=f"blocks.{layer}.{site}"), **options)
+    cfg = config(
+        d_in=d,
+        d_sae=WIDTH,
+        dtype="float32",
+        device=DEVICE,
+        metadata=Metadata(hook_name=f"blocks.{layer}.{site}"),
+        **options,
+    )
     sae = getattr(saes, f"{kind}SAE")(cfg)
     generator = torch.Generator().manual_seed(layer)
     with torch.no_grad():
@@ -152,16 +167,23 @@ def test_nan_in_the_decoder_bias_is_not_called_the_encoder_bias(tmp_path):
 
 
 def test_a_folder_with_several_sites_of_a_layer_is_opened_as_all_of_them(tmp_path):
-    made = {(layer, site): autoencoder("JumpReLU", layer, site) for layer, site in [(0, "hook_resid_post"), (2, "hook_resid_post"), (2, "hook_mlp_out")]}
+    made = {
+        (layer, site): autoencoder("JumpReLU", layer, site)
+        for layer, site in [(0, "hook_resid_post"), (2, "hook_resid_post"), (2, "hook_mlp_out")]
+    }
     for (layer, site), sae in made.items():
         saved(tmp_path / "set" / f"{layer}-{site}", sae)
     both = tlc.load_dictionary(tmp_path / "set")
-    assert both.layers == (0, 2) and {part[layer].input_hook for layer, part in both.owned if layer == 2} == {"hook_resid_post", "hook_mlp_out"}
+    assert both.layers == (0, 2) and {part[layer].input_hook for layer, part in both.owned if layer == 2} == {
+        "hook_resid_post",
+        "hook_mlp_out",
+    }
     x = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
     for layer, part in both.owned:
         sae = made[layer, part[layer].input_hook]
         with torch.no_grad():
-            assert torch.allclose(part.activate(layer, part.pre_activations(layer, x), x), sae.encode(x), atol=2e-5)  # float32, another order
+            # float32, another order
+            assert torch.allclose(part.activate(layer, part.pre_activations(layer, x), x), sae.encode(x), atol=2e-5)
     assert tlc.load_dictionary(tmp_path / "set", layers=[0]).layers == (0,)
     assert tlc.load_dictionary(tmp_path / "set", layers=[2]).layers == (2,)
     for asked, said in (([1, 2], "no layers 1"), ([], "layers= is empty")):
@@ -188,7 +210,10 @@ def test_autoencoders_may_leave_layers_out_in_a_folder_and_as_objects(tmp_path):
         ({"architecture": "batchtopk", "k": 6}, "k counts over a batch. Save it with save_inference_model"),
         ({"architecture": "abstopk"}, "architecture 'abstopk' cannot be opened; these can: "),
         ({"metadata": {"hook_name": "transformer.h.0"}}, "expected a hook of TransformerLens"),
-        ({"metadata": {"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "blocks.0.hook_mlp_out"}}, "writes where it reads"),
+        (
+            {"metadata": {"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "blocks.0.hook_mlp_out"}},
+            "writes where it reads",
+        ),
         ({"d_in": D + 1}, r"SAELens cannot open this autoencoder: .*size mismatch"),
     ],
 )
@@ -198,7 +223,9 @@ def test_a_folder_that_says_what_is_not_understood_is_refused_with_the_reason(tm
 
 
 def test_a_config_that_holds_what_a_training_was_told_is_understood(tmp_path):
-    told = dict(use_ghost_grads=False, noise_scale=0.0, scale_sparsity_penalty_by_decoder_norm=True, jumprelu_bandwidth=0.001)
+    told = dict(
+        use_ghost_grads=False, noise_scale=0.0, scale_sparsity_penalty_by_decoder_norm=True, jumprelu_bandwidth=0.001
+    )
     assert tlc.load_dictionary(saved(tmp_path / "one", autoencoder("JumpReLU"), **told)).layers == (0,)
 
 
@@ -215,8 +242,13 @@ def test_a_topk_without_k_and_two_hooks_for_one_autoencoder_are_refused(tmp_path
     (folder / "cfg.json").write_text(json.dumps(config))
     with pytest.raises(DictionaryError, match="k is missing"):
         tlc.load_dictionary(folder)
-    with pytest.raises(DictionaryError, match="an autoencoder writes where it reads, but input_hook is 'hook_resid_mid' and output_hook 'hook_mlp_out'"):
-        tlc.load_dictionary(saved(tmp_path / "two", autoencoder("JumpReLU")), input_hook="hook_resid_mid", output_hook="hook_mlp_out")
+    with pytest.raises(
+        DictionaryError,
+        match="an autoencoder writes where it reads, but input_hook is 'hook_resid_mid' and output_hook 'hook_mlp_out'",
+    ):
+        tlc.load_dictionary(
+            saved(tmp_path / "two", autoencoder("JumpReLU")), input_hook="hook_resid_mid", output_hook="hook_mlp_out"
+        )
 
 
 def test_a_bridge_whose_points_saelens_put_out_of_use_is_refused_with_the_way_out():
@@ -231,7 +263,9 @@ def test_a_bridge_whose_points_saelens_put_out_of_use_is_refused_with_the_way_ou
 def test_text_is_generated_on_saelens_own_hooked_model(make):
     model = hooked_with([autoencoder("JumpReLU", 1)] if make == "taken over" else [])
     with tlc.attach(model, None if make == "taken over" else tlc.mlp_neurons(model)) as replacement:
-        cached, plain = (tlc.generate(replacement, prompt(), [], max_new_tokens=3, use_past_kv_cache=keep) for keep in (True, False))
+        cached, plain = (
+            tlc.generate(replacement, prompt(), [], max_new_tokens=3, use_past_kv_cache=keep) for keep in (True, False)
+        )
     assert cached == plain
 
 
@@ -285,7 +319,11 @@ def test_what_saelens_attached_is_taken_over_and_given_back(made, site):
 
 
 def test_autoencoders_of_several_sites_of_a_layer_become_one_dictionary():
-    pair = [autoencoder("Standard", site="hook_mlp_out"), autoencoder("JumpReLU", site="hook_resid_pre"), autoencoder("TopK", 1)]
+    pair = [
+        autoencoder("Standard", site="hook_mlp_out"),
+        autoencoder("JumpReLU", site="hook_resid_pre"),
+        autoencoder("TopK", 1),
+    ]
     both = tlc.load_dictionary(pair, name="three")
     assert both.name == "three" and both.layers == (0, 1)
     assert [(place.layer, place.site) for place in both.places] == [(0, "resid_pre"), (0, "mlp_out"), (1, "")]
@@ -310,32 +348,71 @@ def test_several_of_one_layer_of_a_model_are_taken_over_and_given_back(made):
         assert torch.equal(model(prompt()[None]), theirs)
 
 
-# ---- releases, in the hub library's layout, with the configs' real keys --------------------------------------------------
+# ---- releases, in the hub library's layout, with the configs' real keys
+# --------------------------------------------------
 
 RES_JB = {  # jbloom/GPT2-Small-SAEs-Reformatted, blocks.8.hook_resid_pre/cfg.json
-    "model_name": "gpt2-small", "hook_point_head_index": None, "dataset_path": "Skylion007/openwebtext",
-    "is_dataset_tokenized": False, "context_size": 128, "use_cached_activations": False, "n_batches_in_buffer": 128,
-    "total_training_tokens": 300000000, "store_batch_size": 32, "device": "cpu", "seed": 42, "dtype": "torch.float32",
-    "b_dec_init_method": "geometric_median", "expansion_factor": 32, "from_pretrained_path": None, "l1_coefficient": 8e-05,
-    "lr": 0.0004, "lr_scheduler_name": None, "lr_warm_up_steps": 5000, "train_batch_size": 4096, "use_ghost_grads": False,
-}  # fmt: skip
+    "model_name": "gpt2-small",
+    "hook_point_head_index": None,
+    "dataset_path": "Skylion007/openwebtext",
+    "is_dataset_tokenized": False,
+    "context_size": 128,
+    "use_cached_activations": False,
+    "n_batches_in_buffer": 128,
+    "total_training_tokens": 300000000,
+    "store_batch_size": 32,
+    "device": "cpu",
+    "seed": 42,
+    "dtype": "torch.float32",
+    "b_dec_init_method": "geometric_median",
+    "expansion_factor": 32,
+    "from_pretrained_path": None,
+    "l1_coefficient": 8e-05,
+    "lr": 0.0004,
+    "lr_scheduler_name": None,
+    "lr_warm_up_steps": 5000,
+    "train_batch_size": 4096,
+    "use_ghost_grads": False,
+}
 OAI_V5 = {  # jbloom/GPT2-Small-OAI-v5-32k-attn-out-SAEs
-    "model_name": "gpt2-small", "hook_head_index": None, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 6},
-    "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "sae_lens_training_version": None, "prepend_bos": False,
-    "dataset_path": "Skylion007/openwebtext", "context_size": 64, "normalize_activations": "layer_norm", "dtype": "float32",
-    "device": "cpu", "architecture": "standard",
-}  # fmt: skip
+    "model_name": "gpt2-small",
+    "hook_head_index": None,
+    "activation_fn_str": "topk",
+    "activation_fn_kwargs": {"k": 6},
+    "apply_b_dec_to_input": True,
+    "finetuning_scaling_factor": False,
+    "sae_lens_training_version": None,
+    "prepend_bos": False,
+    "dataset_path": "Skylion007/openwebtext",
+    "context_size": 64,
+    "normalize_activations": "layer_norm",
+    "dtype": "float32",
+    "device": "cpu",
+    "architecture": "standard",
+}
 PYTHIA = {  # ctigges/pythia-70m-deduped__res-sm_processed
-    "d_sae": WIDTH, "model_name": "EleutherAI/pythia-70m-deduped", "hook_head_index": None, "activation_fn_str": "relu",
-    "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "sae_lens_training_version": None, "prepend_bos": True,
-    "dataset_path": "EleutherAI/the_pile_deduplicated", "context_size": 128, "normalize_activations": "none",
-    "dtype": "float32", "device": "cpu",
-}  # fmt: skip
+    "d_sae": WIDTH,
+    "model_name": "EleutherAI/pythia-70m-deduped",
+    "hook_head_index": None,
+    "activation_fn_str": "relu",
+    "apply_b_dec_to_input": True,
+    "finetuning_scaling_factor": False,
+    "sae_lens_training_version": None,
+    "prepend_bos": True,
+    "dataset_path": "EleutherAI/the_pile_deduplicated",
+    "context_size": 128,
+    "normalize_activations": "none",
+    "dtype": "float32",
+    "device": "cpu",
+}
 
 
 def tensors(seed, d=D, width=WIDTH):
     random = torch.Generator().manual_seed(seed)
-    made = {"W_enc": torch.randn(d, width, generator=random) / d**0.5, "W_dec": torch.randn(width, d, generator=random) / d**0.5}
+    made = {
+        "W_enc": torch.randn(d, width, generator=random) / d**0.5,
+        "W_dec": torch.randn(width, d, generator=random) / d**0.5,
+    }
     return made | {"b_enc": 0.1 * torch.randn(width, generator=random), "b_dec": 0.1 * torch.randn(d, generator=random)}
 
 
@@ -344,7 +421,11 @@ def folders(hooks, config):
         for layer, (folder, hook) in enumerate(hooks.items()):
             (snapshot / folder).mkdir(parents=True)
             save_file(tensors(layer), snapshot / folder / "sae_weights.safetensors")
-            own = {"hook_point": hook, "hook_point_layer": layer} if "hook_point_head_index" in config else {"hook_name": hook, "hook_layer": layer}
+            own = (
+                {"hook_point": hook, "hook_point_layer": layer}
+                if "hook_point_head_index" in config
+                else {"hook_name": hook, "hook_layer": layer}
+            )
             (snapshot / folder / "cfg.json").write_text(json.dumps(config | own | {"d_in": D, "d_sae": WIDTH}))
 
     return write
@@ -364,24 +445,43 @@ def llama_scope(snapshot):
         )  # fmt: skip
         hook = f"blocks.{layer}.hook_resid_post"
         config = {
-            "hook_point_in": hook, "hook_point_out": hook, "use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False,
-            "expansion_factor": 8, "d_model": D, "d_sae": WIDTH, "norm_activation": "dataset-wise", "act_fn": "jumprelu",
-            "dataset_average_activation_norm": {"in": 9.0, "out": 9.0}, "jump_relu_threshold": 0.4, "top_k": 50,
-            "sparsity_include_decoder_norm": True, "use_glu_encoder": False, "sae_type": "sae",
-        }  # fmt: skip
+            "hook_point_in": hook,
+            "hook_point_out": hook,
+            "use_decoder_bias": True,
+            "apply_decoder_bias_to_pre_encoder": False,
+            "expansion_factor": 8,
+            "d_model": D,
+            "d_sae": WIDTH,
+            "norm_activation": "dataset-wise",
+            "act_fn": "jumprelu",
+            "dataset_average_activation_norm": {"in": 9.0, "out": 9.0},
+            "jump_relu_threshold": 0.4,
+            "top_k": 50,
+            "sparsity_include_decoder_norm": True,
+            "use_glu_encoder": False,
+            "sae_type": "sae",
+        }
         (folder / "hyperparams.json").write_text(json.dumps(config))
 
 
 RELEASES = {
-    "gpt2-small-res-jb": ("jbloom/GPT2-Small-SAEs-Reformatted", {f"blocks.{i}.hook_resid_pre": f"blocks.{i}.hook_resid_pre" for i in range(3)}, RES_JB),
+    "gpt2-small-res-jb": (
+        "jbloom/GPT2-Small-SAEs-Reformatted",
+        {f"blocks.{i}.hook_resid_pre": f"blocks.{i}.hook_resid_pre" for i in range(3)},
+        RES_JB,
+    ),
     "gpt2-small-attn-out-v5-32k": (
-        "jbloom/GPT2-Small-OAI-v5-32k-attn-out-SAEs", {f"v5_32k_layer_{i}": f"blocks.{i}.hook_attn_out" for i in range(3)}, OAI_V5,
+        "jbloom/GPT2-Small-OAI-v5-32k-attn-out-SAEs",
+        {f"v5_32k_layer_{i}": f"blocks.{i}.hook_attn_out" for i in range(3)},
+        OAI_V5,
     ),
     "pythia-70m-deduped-res-sm": (
-        "ctigges/pythia-70m-deduped__res-sm_processed", {f"{i}-res-sm": f"blocks.{i}.hook_resid_post" for i in range(3)}, PYTHIA,
+        "ctigges/pythia-70m-deduped__res-sm_processed",
+        {f"{i}-res-sm": f"blocks.{i}.hook_resid_post" for i in range(3)},
+        PYTHIA,
     ),
     "llama_scope_lxr_8x": ("fnlp/Llama3_1-8B-Base-LXR-8x", {}, {}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -402,7 +502,9 @@ def test_a_release_is_opened_by_name_from_an_offline_cache(release, hub):
         dictionary = tlc.load_dictionary(release, layers=range(3))
         from sae_lens.saes.sae import SAE
 
-        entry = __import__("sae_lens.loading.pretrained_saes_directory", fromlist=["x"]).get_pretrained_saes_directory()[release]
+        entry = __import__(
+            "sae_lens.loading.pretrained_saes_directory", fromlist=["x"]
+        ).get_pretrained_saes_directory()[release]
         for layer in range(3):
             hook = dictionary.input_hook(layer)
             sae_id = f"l{layer}r_8x" if "llama" in release else hook
@@ -411,7 +513,10 @@ def test_a_release_is_opened_by_name_from_an_offline_cache(release, hub):
         single = tlc.load_dictionary(release, ids=sae_id)
     assert list(single.layers) == [2] and torch.equal(single[2].W_enc, dictionary[2].W_enc)
     assert dictionary.made_for == entry.model
-    assert dictionary.prompt_rule.prepend is (release != "gpt2-small-attn-out-v5-32k") and dictionary.prompt_rule.skip_first == 1
+    assert (
+        dictionary.prompt_rule.prepend is (release != "gpt2-small-attn-out-v5-32k")
+        and dictionary.prompt_rule.skip_first == 1
+    )
     architecture = {"gpt2": "gpt2", "pyth": "neox", "llam": "llama"}[release[:4]]
     with tlc.attach(tiny_bridge(architecture), dictionary) as replacement:
         graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
@@ -423,7 +528,11 @@ def test_gemma_scope_is_jumprelu_as_its_npz_says(hub):
     d, width, random = 2304, 16384, np.random.default_rng(0)
     t = {"W_enc": np.zeros((d, width), np.float32), "W_dec": np.zeros((width, d), np.float32)}
     t["W_enc"][:, :20], t["W_dec"][:20] = random.normal(size=(d, 20)) / d**0.5, random.normal(size=(20, d)) / d**0.5
-    t |= {"b_enc": np.zeros(width, np.float32), "b_dec": np.full(d, 0.1, np.float32), "threshold": np.full(width, 0.5, np.float32)}
+    t |= {
+        "b_enc": np.zeros(width, np.float32),
+        "b_dec": np.full(d, 0.1, np.float32),
+        "threshold": np.full(width, 0.5, np.float32),
+    }
 
     def write(snapshot):
         folder = snapshot / "layer_20/width_16k/average_l0_71"
@@ -474,7 +583,10 @@ def test_ids_of_several_sites_of_a_layer_become_one_dictionary(hub):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SAELens' own
         both = tlc.load_dictionary("gpt2-small-res-jb", ids=ids)
-    assert both.layers == (11,) and [place.site for place in both.places if place.layer == 11] == ["resid_pre", "resid_post"]
+    assert both.layers == (11,) and [place.site for place in both.places if place.layer == 11] == [
+        "resid_pre",
+        "resid_post",
+    ]
     saved = {one: tensors(number) for number, one in enumerate(ids)}
     for _, part in both.owned:
         assert torch.equal(part[11].W_dec, saved[part.output_hook(11)]["W_dec"])

@@ -96,13 +96,17 @@ def test_only_the_token_this_host_and_this_site_are_let_in(served):
     for headers in ({"x-token": "wrong"}, {"x-token": ""}, {"Host": "evil.example"}, {"Origin": "http://evil.example"}):
         status, text = ask(url, "graphs", **headers)
         assert status == 403 and json.loads(text)["error"]
-    # A notebook's proxy on this machine hands on its own Host, or says it beside ours; addresses in the page are relative.
+    # A notebook's proxy on this machine hands on its own Host, or says it beside ours; addresses in the page are
+    # relative.
     for headers in ({"Host": "localhost:8888"}, {"x-forwarded-host": "localhost:8888"}):
         assert ask(url, "graphs", Origin="http://localhost:8888", **headers)[0] == 200
     assert b'="/' not in ask(url, "")[1] and b"://" not in ask(url, "page.js")[1].replace(b"http://www.w3.org", b"")
     with pytest.raises(InvalidStatus, match="403"), connect(url.replace("http", "ws") + "/live?token=wrong"):
         pass
-    with pytest.raises(InvalidStatus, match="403"), connect(url.replace("http", "ws") + f"/live?token={TOKEN}", origin="http://evil.example"):
+    with (
+        pytest.raises(InvalidStatus, match="403"),
+        connect(url.replace("http", "ws") + f"/live?token={TOKEN}", origin="http://evil.example"),
+    ):
         pass
 
 
@@ -120,7 +124,9 @@ def test_a_folder_of_many_graphs_keeps_a_few_in_memory_and_opens_all(served, tmp
     for number in range(12):
         (tmp_path / f"{number}.graph.safetensors").write_bytes(whole)
     folder = GraphFolder(tmp_path)
-    assert len(list(folder.infos())) == len([e for e in folder.entries() if not e.problem]) == 12 and len(folder.kept) == 0
+    assert (
+        len(list(folder.infos())) == len([e for e in folder.entries() if not e.problem]) == 12 and len(folder.kept) == 0
+    )
     assert all(folder.graph(entry.id).info.tokens for entry in folder.entries()) and len(folder.kept) == MOST_KEPT
 
 
@@ -155,7 +161,9 @@ def test_two_tabs_do_not_lose_each_others_fields_and_bad_notes_are_refused(serve
         beside.write_text(json.dumps(empty | {"graph": "an earlier trace", "text": text}))
         assert json.loads(ask(url, place)[1])["graph"] == "an earlier trace"  # for the page to offer
         assert put(empty | {"pins": [graph.node_ids[0]]}, ["pins"])[0] == 200
-        assert json.loads(beside.read_text())["text"] == "" and text in (home / f"{beside.name}.other{aside}").read_text()
+        assert (
+            json.loads(beside.read_text())["text"] == "" and text in (home / f"{beside.name}.other{aside}").read_text()
+        )
     earlier = empty | {"graph": graph.earlier_fingerprint, "text": "of an earlier version"}
     beside.write_text(json.dumps(earlier))
     assert json.loads(ask(url, place)[1]) == earlier | {"graph": graph.fingerprint}
@@ -186,12 +194,13 @@ def test_twenty_tabs_steer_without_cross_talk_and_the_latest_wish_wins(served):
     assert any(by.get("skipped") for pair in answers for by in pair)
     with connect(address) as line:
         for wish, reason in (
-            ('{"do": "steer", "number": 1, "graph": "x", "nodes": ["a"]}', "no graph"), ("[]", "JSON object"),
+            ('{"do": "steer", "number": 1, "graph": "x", "nodes": ["a"]}', "no graph"),
+            ("[]", "JSON object"),
             (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": ["nope"], "factor": 0}), "no node"),
             (json.dumps({"do": "steer", "number": 1, "graph": found, "nodes": features, "factor": 1e9}), "factor"),
             ('{"do": "trace", "number": 1, "prompt": ""}', "1 to 2000 characters"),
             (json.dumps({"do": "trace", "number": 1, "prompt": "w1 " * 1000}), "1 to 2000 characters"),
-        ):  # fmt: skip
+        ):
             line.send(wish)
             assert reason in json.loads(line.recv(timeout=60))["error"]
 
@@ -258,15 +267,25 @@ def test_every_wish_is_answered(served, monkeypatch):
     steer = {"do": "steer", "graph": found, "number": 7, "nodes": [graph.node_ids[0]], "factor": 0}
     with connect(url.replace("http", "ws") + f"/live?token={TOKEN}") as line:
         for text, words in (
-            (json.dumps(steer), "RuntimeError: out of memory"), (json.dumps(steer).replace('"factor": 0', '"factor": 1e400'), "factor"),
-            (json.dumps(steer | {"nodes": 5}), "nodes: Input should be a valid list"), ("[" * 5000, "JSON object"),
-            (json.dumps(steer | {"factor": []}), "factor: Input should be a valid number"), (json.dumps(steer | {"graph": None}), "graph"),
-        ):  # fmt: skip
+            (json.dumps(steer), "RuntimeError: out of memory"),
+            (json.dumps(steer).replace('"factor": 0', '"factor": 1e400'), "factor"),
+            (json.dumps(steer | {"nodes": 5}), "nodes: Input should be a valid list"),
+            ("[" * 5000, "JSON object"),
+            (json.dumps(steer | {"factor": []}), "factor: Input should be a valid number"),
+            (json.dumps(steer | {"graph": None}), "graph"),
+        ):
             line.send(text)
             answer = json.loads(line.recv(timeout=30))
             assert words in answer["error"] and answer["number"] == (None if "JSON object" in words else 7)
     nested = b'{"notes": ' + b"[" * 5000
-    for body in (nested, b"[]", b'{"fields": 5}', b'{"notes": 1, "fields": ["text"]}', b"\xff\xfe", b'{"notes": NaN, "fields": [1]}'):
+    for body in (
+        nested,
+        b"[]",
+        b'{"fields": 5}',
+        b'{"notes": 1, "fields": ["text"]}',
+        b"\xff\xfe",
+        b'{"notes": NaN, "fields": [1]}',
+    ):
         assert ask(url, f"graphs/{found}/notes", "PUT", body)[0] == 422
 
 
@@ -283,8 +302,10 @@ def test_a_tab_asks_which_heads_carried_any_link_while_another_steers(served):
         story = answers[2]["result"]
         assert (story["source"], story["target"]) == (source, target) and "pairs" in story["heads"][0]
         for wish, reason in (
-            ({"do": "heads", "source": target, "target": source}, "no edge"), ({"do": "heads", "source": "x"}, "no node"), ({"do": "dance"}, "heads"),
-        ):  # fmt: skip
+            ({"do": "heads", "source": target, "target": source}, "no edge"),
+            ({"do": "heads", "source": "x"}, "no node"),
+            ({"do": "dance"}, "heads"),
+        ):
             line.send(json.dumps(wish | {"graph": found, "number": 3}))
             assert reason in json.loads(line.recv(timeout=60))["error"]
 
@@ -293,10 +314,16 @@ def test_tabs_in_a_browser_steer_each_its_own_and_labels_come_after_the_picture(
     url, _ = served
     address = f"{url}/?token={TOKEN}&graph={graph_id(url)}"
     allowed = (url, url.replace("http", "ws"))
-    with tab(browser, address, allowed) as one, tab(browser, address, allowed) as two, tab(browser, address, allowed) as three:
+    with (
+        tab(browser, address, allowed) as one,
+        tab(browser, address, allowed) as two,
+        tab(browser, address, allowed) as three,
+    ):
         tabs = (one, two, three)
         for page in tabs:
-            wait_until(page, "tlc.graph.kinds.every((kind, i) => kind !== 'feature' || tlc.graph.nodes.cards[i])", seconds=60)
+            wait_until(
+                page, "tlc.graph.kinds.every((kind, i) => kind !== 'feature' || tlc.graph.nodes.cards[i])", seconds=60
+            )
         assert one.locator(".unit.box .name").first.text_content().startswith(("say", "sees"))
         for k, page in enumerate(tabs):
             page.locator(".unit.box").nth(k).click()
@@ -375,13 +402,18 @@ def test_a_prompt_traced_in_the_page_opens_there_and_is_saved_where_the_page_say
                     page.locator("input[aria-label='New prompt']").fill("w3 w4 w5")
                     page.get_by_role("button", name="Trace").click()
                     where = "beside mine.graph.safetensors" if shown == "file" else "in the folder of this list"
-                    page.locator(".saved", has_text=f"saved as {file}.graph.safetensors {where}").wait_for(timeout=60_000)
+                    page.locator(".saved", has_text=f"saved as {file}.graph.safetensors {where}").wait_for(
+                        timeout=60_000
+                    )
                     page.locator(".prompt", has_text="w3 w4 w5").wait_for()
                     page.locator(".unit").first.wait_for()
                     listed.append(file)
                     names = [f"{name}.graph.safetensors" for name in listed]
-                    assert page.locator("select option").all_text_contents() == (names if shown == "file" else sorted(names))
-                    while not tlc.load_graph(tmp_path / f"{file}.graph.safetensors").labels:  # put into the file when all are made
+                    assert page.locator("select option").all_text_contents() == (
+                        names if shown == "file" else sorted(names)
+                    )
+                    # put into the file when all are made
+                    while not tlc.load_graph(tmp_path / f"{file}.graph.safetensors").labels:
                         page.wait_for_timeout(50)
     assert tlc.load_graph(tmp_path / "w3-w4-w5-2.graph.safetensors").info.prompt == "w3 w4 w5"
     assert mine.read_bytes() == before
@@ -402,7 +434,9 @@ def test_listing_reads_no_graph_and_a_click_reads_one(served, tmp_path, monkeypa
     for number in range(12):
         (tmp_path / f"{number:02}.graph.safetensors").write_bytes(whole)
     read = []
-    monkeypatch.setattr(kept_graphs, "load_graph", lambda path, notes: read.append(path.name) or tlc.load_graph(path, notes=notes))
+    monkeypatch.setattr(
+        kept_graphs, "load_graph", lambda path, notes: read.append(path.name) or tlc.load_graph(path, notes=notes)
+    )
     folder = GraphFolder(tmp_path)
     with listening(folder, None) as url:
         ids = [g["id"] for g in json.loads(ask(url, "graphs")[1])]
@@ -438,7 +472,11 @@ def test_a_file_that_is_damaged_behind_its_beginning_is_said_to_be_when_it_is_op
         listed = json.loads(ask(url, "graphs")[1])
         assert [g["problem"] for g in listed] == ["", ""]
         status, text = ask(url, f"graphs/{listed[0]['id']}")
-        assert status == 422 and json.loads(text)["error"].startswith("a.graph.safetensors") and str(tmp_path) not in str(text)
+        assert (
+            status == 422
+            and json.loads(text)["error"].startswith("a.graph.safetensors")
+            and str(tmp_path) not in str(text)
+        )
         assert json.loads(ask(url, "graphs")[1])[0]["problem"] == json.loads(text)["error"]
     with listening(GraphFolder(tmp_path), None) as url:  # a new server knows nothing of it
         page = browser.new_page()

@@ -28,13 +28,19 @@ WHERE = {
     ),
     "heads and what they add": lambda model: several(model, "attn.hook_z", "hook_attn_out"),
     "a mix over layers": lambda model: tlc.load_dictionary(
-        [several(model, {0: "hook_mlp_out", 2: "attn.hook_z"}, {0: "hook_attn_out"}), tlc.mlp_neurons(model, layers=[2])]
+        [
+            several(model, {0: "hook_mlp_out", 2: "attn.hook_z"}, {0: "hook_attn_out"}),
+            tlc.mlp_neurons(model, layers=[2]),
+        ]
     ),
 }
 
 
 def both(replacement, max_nodes=40, **options):
-    return [tlc.attribute(replacement, prompt(), max_nodes=max_nodes, engine=e, progress=False, **options) for e in ("linear", "autograd")]
+    return [
+        tlc.attribute(replacement, prompt(), max_nodes=max_nodes, engine=e, progress=False, **options)
+        for e in ("linear", "autograd")
+    ]
 
 
 def assert_agree(linear, autograd):
@@ -58,16 +64,21 @@ def test_edges_add_up_engines_agree_and_every_removal_is_minus_its_edges(archite
         gap, count = removal_gap(replacement, linear)  # brute force: the model itself, everything held
     assert gap < MEASURED and count > 20
     own = linear.nodes[linear.nodes.kind.isin(["feature", "error"])]
-    assert {*zip(own.layer, own.site, strict=True)} <= {(place.layer, place.site) for place in replacement.dictionary.places}
+    assert {*zip(own.layer, own.site, strict=True)} <= {
+        (place.layer, place.site) for place in replacement.dictionary.places
+    }
     assert {*own.site} - {""} <= {*linear.info.sites} and len({*own.site}) > 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("where", ["stream, attention and MLP", "every site", "heads and what they add"])
 def test_edges_are_those_of_the_plain_model_differentiated_with_the_same_things_held(architecture, where):
-    """The reference shares no code with the package: Hugging Face modules, PyTorch's autograd, formulas of the tests."""
+    """The reference shares no code with the package: Hugging Face modules, PyTorch's autograd, formulas of the
+    tests."""
     model = tiny_bridge(architecture)
-    reference = AutoModelForCausalLM.from_pretrained(tiny_folder(architecture), attn_implementation="eager").float().eval()
+    reference = (
+        AutoModelForCausalLM.from_pretrained(tiny_folder(architecture), attn_implementation="eager").float().eval()
+    )
     dictionary = WHERE[where](model)
     with tlc.attach(model, dictionary) as replacement:
         graph = tlc.attribute(replacement, prompt(), [5, 17], max_nodes=400, progress=False)
@@ -75,9 +86,11 @@ def test_edges_are_those_of_the_plain_model_differentiated_with_the_same_things_
 
     def named(row):
         return {
-            "embedding": ("token", row.position), "error": ("error", (row.layer, row.site), row.position), "logit": "a logit",
+            "embedding": ("token", row.position),
+            "error": ("error", (row.layer, row.site), row.position),
+            "logit": "a logit",
             "feature": ((row.layer, row.site), row.position, row.feature),
-        }[row.kind]  # fmt: skip
+        }[row.kind]
 
     names = [named(row) for row in frame.itertuples()]
     deep = [frame[(frame.kind == "feature") & (frame.site == site)].index[-1] for site in graph.info.sites]
@@ -91,7 +104,8 @@ def test_edges_are_those_of_the_plain_model_differentiated_with_the_same_things_
 
 
 def test_attention_output_reads_what_the_heads_features_and_errors_write():
-    """Where both are rebuilt, a feature of what attention adds has edges from its own layer's heads and from nothing else."""
+    """Where both are rebuilt, a feature of what attention adds has edges from its own layer's heads and from nothing
+    else."""
     model = tiny_bridge("llama")
     with tlc.attach(model, several(model, "attn.hook_z", "hook_attn_out")) as replacement:
         graph, _ = both(replacement)
@@ -131,7 +145,9 @@ def test_the_model_computes_the_same_bits_when_nobody_listens_and_is_given_back(
         bare = model(prompt()[None])
         with tlc.attach(model, several(model, *EVERYWHERE)) as replacement:
             assert torch.equal(model(prompt()[None]), bare)
-            names = [f"{replacement.site(1, site)}.hook_sae_acts_post" for site in ("resid_pre", "attn.hook_z", "mlp_out")]
+            names = [
+                f"{replacement.site(1, site)}.hook_sae_acts_post" for site in ("resid_pre", "attn.hook_z", "mlp_out")
+            ]
             logits, cache = model.run_with_cache(prompt()[None], names_filter=names)
             assert torch.equal(logits, bare)  # listening alone changes nothing
             assert all((cache[name] > 0).any() for name in names)
@@ -147,7 +163,8 @@ def test_where_each_layer_has_one_dictionary_nothing_names_sites():
     assert all("." not in name for name in graph.node_ids)
 
 
-# ---- what one does with such graphs ---------------------------------------------------------------------------------------
+# ---- what one does with such graphs
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["llama", "neox"])
@@ -171,11 +188,15 @@ def test_a_site_is_named_where_the_layer_has_several(traced):
     )
     assert short.equal(hook) and short.equal(whole)
     lists = "'attn_out', 'mlp_out', 'resid_post'"
-    with pytest.raises(EditError, match=f"layer {layer} has several dictionaries; say which one with site=, one of {lists}"):
+    with pytest.raises(
+        EditError, match=f"layer {layer} has several dictionaries; say which one with site=, one of {lists}"
+    ):
         tlc.intervene(replacement, prompt(), tlc.Ablate(layer, position, number))
     with pytest.raises(EditError, match=f"no dictionary at site='resid_pre'; it has {lists}"):
         tlc.intervene(replacement, prompt(), tlc.ErrorEdit(layer, position, site="resid_pre"))
-    with pytest.raises(EditError, match=f"layer {layer} has no dictionary at site='blocks.9.hook_attn_out'; it has {lists}"):
+    with pytest.raises(
+        EditError, match=f"layer {layer} has no dictionary at site='blocks.9.hook_attn_out'; it has {lists}"
+    ):
         tlc.intervene(replacement, prompt(), tlc.ErrorEdit(layer, position, site="blocks.9.hook_attn_out"))
     with pytest.raises(DictionaryError, match=lists):
         replacement.site(layer)
@@ -185,7 +206,9 @@ def test_a_site_is_named_where_the_layer_has_several(traced):
         tlc.attribute(replacement, prompt(), tlc.FeatureTarget(layer, position, number), progress=False)
     with pytest.raises(TargetError, match="attn_out"):  # the graph suggests ids that it has
         graph.node(f"L{layer}/F{number}@{position}")
-    again = tlc.attribute(replacement, prompt(), tlc.FeatureTarget(layer, position, number, "attn_out"), max_nodes=9, progress=False)
+    again = tlc.attribute(
+        replacement, prompt(), tlc.FeatureTarget(layer, position, number, "attn_out"), max_nodes=9, progress=False
+    )
     row = dict(graph.edges[graph.edges.target == feature.id][["source", "weight"]].itertuples(index=False))
     same = {r.source: r.weight for r in again.edges[again.edges.target == feature.id].itertuples() if r.source in row}
     assert same and all(abs(row[name] - weight) < 1e-5 for name, weight in same.items())  # float32
@@ -210,7 +233,9 @@ def test_an_ablation_takes_out_what_the_feature_of_that_site_writes(traced):
             expected = model.run_with_hooks(prompt()[None], fwd_hooks=[(part.output_hook(layer), by_hand)])[0]
         assert torch.allclose(result.logits, expected, atol=1e-5)  # float32, another order of sums
         assert (result.logits - result.baseline_logits).abs().max() > 1e-5
-        after = result.activations.query("layer == @layer and site == @site and position == @position and feature == @feature")
+        after = result.activations.query(
+            "layer == @layer and site == @site and position == @position and feature == @feature"
+        )
         assert abs(float(after.before.iloc[0]) - node.activation) < 1e-5
 
 
@@ -232,7 +257,9 @@ def test_changes_run_on_through_the_sites_of_a_layer_in_order(traced):
     _, graph = traced
     rows, nodes = graph.adjacency().double(), graph._nodes
     active = graph.is_kind("feature") & (nodes.activation != 0)
-    removed = graph.node_numbers[graph.nodes.id[(graph.nodes.site == "attn_out") & (graph.nodes.kind == "feature")].iloc[0]]
+    removed = graph.node_numbers[
+        graph.nodes.id[(graph.nodes.site == "attn_out") & (graph.nodes.kind == "feature")].iloc[0]
+    ]
     step = -rows[:, removed]
     total = torch.zeros_like(step)
     for _ in range(4 * graph.info.n_layers):  # no path has more features
@@ -288,7 +315,9 @@ def test_what_heads_features_write_goes_through_their_own_layers_output_matrix()
         for layer, part in replacement.dictionary.owned:
             if not part.output_hook(layer).endswith("hook_z"):
                 continue
-            for row in graph.nodes[(graph.nodes.layer == layer) & (graph.nodes.site == "attn.z") & (graph.nodes.kind == "feature")].itertuples():
+            for row in graph.nodes[
+                (graph.nodes.layer == layer) & (graph.nodes.site == "attn.z") & (graph.nodes.kind == "feature")
+            ].itertuples():
                 written = part[layer].W_dec[row.feature] @ model.blocks[layer].attn.W_O.flatten(0, 1)
                 best = model.tokenizer.decode([int((written @ model.W_U).argmax())])
                 assert labelled.labels[row.Index].promotes[0] == best
@@ -325,7 +354,9 @@ def test_the_page_has_the_same_ids_scores_and_meter(browser, traced, tmp_path):
     with tab(browser, graph.to_html(tmp_path / "again.html").as_uri()) as page:
         meter = [float(text.split()[0]) for text in page.locator(".influence .key").all_inner_texts()]
         told = story_of(graph).meter
-        assert meter[0] == pytest.approx(100 * told.shown, abs=0.6) and meter[1] == pytest.approx(100 * told.error, abs=0.6)
+        assert meter[0] == pytest.approx(100 * told.shown, abs=0.6) and meter[1] == pytest.approx(
+            100 * told.error, abs=0.6
+        )
 
 
 def test_what_tells_features_apart_by_layer_alone_refuses_them(traced, tmp_path):
@@ -354,11 +385,14 @@ def test_a_graph_belongs_to_its_own_sites(traced):
         with pytest.raises(BelongingError, match="has the weights of another one"):
             tlc.faithfulness(other, graph, n=3)
     with tlc.attach(model, autoencoders(model, {0: "hook_attn_out"}, seed=1)) as other:
-        with pytest.raises(BelongingError, match=r"only the other dictionary has layer 0 of the dictionary \(hook_attn_out to"):
+        with pytest.raises(
+            BelongingError, match=r"only the other dictionary has layer 0 of the dictionary \(hook_attn_out to"
+        ):
             tlc.faithfulness(other, graph, n=3)
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------------
+# ---- refusals
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_dictionaries_that_stand_at_one_place_are_refused():
@@ -372,5 +406,7 @@ def test_dictionaries_that_stand_at_one_place_are_refused():
         tlc.load_dictionary([stream, tlc.mlp_neurons(model, layers=[1]), transcoders(model, layers=[1])])
     with pytest.raises(DictionaryError, match="layers= cannot be honoured"):
         tlc.load_dictionary([stream, autoencoders(model, {0: "hook_resid_post", 1: "hook_attn_out"})], layers=[1])
-    with pytest.raises(DictionaryError, match='mlps="error" is for transcoders, and layer 0 has an autoencoder of hook_attn_out'):
+    with pytest.raises(
+        DictionaryError, match='mlps="error" is for transcoders, and layer 0 has an autoencoder of hook_attn_out'
+    ):
         tlc.attach(model, several(model, *FEATURE_CIRCUITS), mlps="error")

@@ -1,4 +1,5 @@
-"""A graph of one block computed step by step with NumPy: autoencoders of attention's output and of the stream behind it."""
+"""A graph of one block computed step by step with NumPy: autoencoders of attention's output and of the stream behind
+it."""
 
 import numpy as np
 import torch
@@ -22,7 +23,11 @@ def test_a_block_with_two_autoencoders_is_what_numpy_makes_of_it(tmp_path):
     # Three features each: of what attention adds (a) and of the stream behind the block (s).
     a_enc, s_enc = (random.normal(size=(3, D)) / np.abs(x).max() for x in (added, block.out))
     a_dec, s_dec = random.normal(size=(2, 3, D)) * 0.3
-    a_bias, s_bias, b_dec = random.normal(size=3) * 0.1 + 1.2, random.normal(size=3) * 0.1 + 1.2, random.normal(size=(2, D)) * 0.1
+    a_bias, s_bias, b_dec = (
+        random.normal(size=3) * 0.1 + 1.2,
+        random.normal(size=3) * 0.1 + 1.2,
+        random.normal(size=(2, D)) * 0.1,
+    )
     a_acts, s_acts = np.maximum(added @ a_enc.T + a_bias, 0), np.maximum(block.out @ s_enc.T + s_bias, 0)
     a_error, s_error = added - a_acts @ a_dec - b_dec[0], block.out - s_acts @ s_dec - b_dec[1]
 
@@ -30,7 +35,10 @@ def test_a_block_with_two_autoencoders_is_what_numpy_makes_of_it(tmp_path):
         enc, dec, bias, constant = (torch.tensor(x, dtype=torch.float32) for x in (enc, dec, bias, constant))
         return tlc.load_dictionary({0: tlc.Transcoder(enc, dec, bias, constant, input_hook=site, output_hook=site)})
 
-    parts = [made(s_enc, s_dec, s_bias, b_dec[1], "hook_resid_post"), made(a_enc, a_dec, a_bias, b_dec[0], "hook_attn_out")]
+    parts = [
+        made(s_enc, s_dec, s_bias, b_dec[1], "hook_resid_post"),
+        made(a_enc, a_dec, a_bias, b_dec[0], "hook_attn_out"),
+    ]
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(folder, device=DEVICE, dtype=torch.float32).eval()
@@ -59,16 +67,25 @@ def test_a_block_with_two_autoencoders_is_what_numpy_makes_of_it(tmp_path):
     expected, positions = {}, range(1, len(TOKENS))
     for p in range(len(TOKENS)):
         own = at_position(tokens[p], p)
-        attended, along = block.attention(own), behind(own)  # past attention, whose output is rebuilt, along the stream alone
-        expected |= {(f"token@{p}", f"L0.attn_out/F{f}@{q}"): attended[q] @ a_enc[f] for q in positions for f in range(3)}
-        expected |= {(f"token@{p}", f"L0.resid_post/F{f}@{q}"): along[q] @ s_enc[f] for q in positions for f in range(3)}
+        # past attention, whose output is rebuilt, along the stream alone
+        attended, along = block.attention(own), behind(own)
+        expected |= {
+            (f"token@{p}", f"L0.attn_out/F{f}@{q}"): attended[q] @ a_enc[f] for q in positions for f in range(3)
+        }
+        expected |= {
+            (f"token@{p}", f"L0.resid_post/F{f}@{q}"): along[q] @ s_enc[f] for q in positions for f in range(3)
+        }
         if p == 0:
             continue
-        sources = [(f"L0.attn_out/F{f}@{p}", a_acts[p, f] * a_dec[f]) for f in range(3)] + [(f"L0.attn_out/error@{p}", a_error[p])]
+        sources = [(f"L0.attn_out/F{f}@{p}", a_acts[p, f] * a_dec[f]) for f in range(3)] + [
+            (f"L0.attn_out/error@{p}", a_error[p])
+        ]
         for name, vector in sources:
             reached = behind(at_position(vector, p))
             expected |= {(name, f"L0.resid_post/F{f}@{q}"): reached[q] @ s_enc[f] for q in positions for f in range(3)}
-        writes = [(f"L0.resid_post/F{f}@{p}", s_acts[p, f] * s_dec[f]) for f in range(3)] + [(f"L0.resid_post/error@{p}", s_error[p])]
+        writes = [(f"L0.resid_post/F{f}@{p}", s_acts[p, f] * s_dec[f]) for f in range(3)] + [
+            (f"L0.resid_post/error@{p}", s_error[p])
+        ]
         expected |= {(name, "logit:0"): logit(at_position(vector, p)) for name, vector in writes}
 
     rows, compared = graph.adjacency(), 0

@@ -42,21 +42,33 @@ def cache(tmp_path_factory):
 
     published.hub_cache(cache, GEMMA_REPO, weights)
     published.hub_cache(
-        cache, "mwhanna/gemma-scope-transcoders",
+        cache,
+        "mwhanna/gemma-scope-transcoders",
         lambda folder: published.config_yaml(
-            folder, model_name="google/gemma-2-2b", model_kind="transcoder_set", feature_input_hook="ln2.hook_normalized",
-            feature_output_hook="hook_mlp_out", scan="mwhanna/gemma-scope-transcoders",
-            transcoders=[f"hf://{GEMMA_REPO}/layer_{i}/width_16k/average_l0_{GEMMA_L0[i]}/params.npz" for i in range(4)],
+            folder,
+            model_name="google/gemma-2-2b",
+            model_kind="transcoder_set",
+            feature_input_hook="ln2.hook_normalized",
+            feature_output_hook="hook_mlp_out",
+            scan="mwhanna/gemma-scope-transcoders",
+            transcoders=[
+                f"hf://{GEMMA_REPO}/layer_{i}/width_16k/average_l0_{GEMMA_L0[i]}/params.npz" for i in range(4)
+            ],
         ),
     )
     llama = spread(published.random_layers(3, width=40, d=32, seed=2, dtype=torch.float32), -0.3)
-    published.hub_cache(cache, "mntss/transcoder-Llama-3.2-1B", lambda folder: published.circuit_tracer(folder, llama, skip=True))
+    published.hub_cache(
+        cache, "mntss/transcoder-Llama-3.2-1B", lambda folder: published.circuit_tracer(folder, llama, skip=True)
+    )
     clt = spread(published.random_layers(3, width=40, d=32, seed=3, decoders=True), -0.3)
     published.hub_cache(cache, "mntss/clt-llama-3.2-1b-524k", lambda folder: published.circuit_tracer_clt(folder, clt))
     qwen = spread(published.random_layers(3, width=40, d=32, seed=4), -0.3)
     published.hub_cache(
-        cache, "mwhanna/qwen3-4b-transcoders",
-        lambda folder: published.circuit_tracer(folder, qwen, hooks=("mlp.hook_in", "mlp.hook_out"), model="Qwen/Qwen3-4B"),
+        cache,
+        "mwhanna/qwen3-4b-transcoders",
+        lambda folder: published.circuit_tracer(
+            folder, qwen, hooks=("mlp.hook_in", "mlp.hook_out"), model="Qwen/Qwen3-4B"
+        ),
     )
 
     def scope_2(folder):
@@ -65,10 +77,14 @@ def cache(tmp_path_factory):
 
     published.hub_cache(cache, "google/gemma-scope-2-1b-pt", scope_2)
     published.hub_cache(
-        cache, "mwhanna/gemma-scope-2-1b-pt",
+        cache,
+        "mwhanna/gemma-scope-2-1b-pt",
         lambda folder: published.config_yaml(
-            folder / "transcoder_all/width_16k_l0_small_affine", model_name="google/gemma-3-1b-pt",
-            model_kind="transcoder_set", feature_input_hook="mlp.hook_in", feature_output_hook="hook_mlp_out",
+            folder / "transcoder_all/width_16k_l0_small_affine",
+            model_name="google/gemma-3-1b-pt",
+            model_kind="transcoder_set",
+            feature_input_hook="mlp.hook_in",
+            feature_output_hook="hook_mlp_out",
             transcoders=[
                 f"hf://google/gemma-scope-2-1b-pt/transcoder_all/layer_{i}_width_16k_l0_small_affine/params.safetensors"
                 for i in range(3)
@@ -76,17 +92,31 @@ def cache(tmp_path_factory):
         ),
     )
     gpt2 = spread(published.random_layers(3, width=40, d=32, seed=5), -0.3)
-    published.hub_cache(cache, "callummcdougall/arena-demos-transcoder", lambda folder: published.arena(folder, gpt2, unfolded=(1,)))
     published.hub_cache(
-        cache, "bluelightai/clt-qwen3-0.6b-base-20k",
+        cache, "callummcdougall/arena-demos-transcoder", lambda folder: published.arena(folder, gpt2, unfolded=(1,))
+    )
+    published.hub_cache(
+        cache,
+        "bluelightai/clt-qwen3-0.6b-base-20k",
         lambda folder: published.circuit_tracer_clt(folder, clt, model="Qwen/Qwen3-0.6B-Base"),
     )
-    published.hub_cache(cache, "google/gemma-scope-2-270m-pt", lambda folder: published.gemma_scope_2_clt(folder, clt, affine=True))
+    published.hub_cache(
+        cache, "google/gemma-scope-2-270m-pt", lambda folder: published.gemma_scope_2_clt(folder, clt, affine=True)
+    )
 
     def smollm2(folder):
         for i, t in enumerate(spread(published.random_layers(3, width=40, d=32, seed=6), 0.0)):
-            tensors = {"encoder.weight": t["W_enc"], "encoder.bias": t["b_enc"], **{n: t[n] for n in ("W_dec", "b_dec", "W_skip")}}
-            eleuther.write(folder, f"model.layers.{i}.mlp", tensors, {"activation": "topk", **eleuther.OLD, "k": 5, "transcode": True})
+            tensors = {
+                "encoder.weight": t["W_enc"],
+                "encoder.bias": t["b_enc"],
+                **{n: t[n] for n in ("W_dec", "b_dec", "W_skip")},
+            }
+            eleuther.write(
+                folder,
+                f"model.layers.{i}.mlp",
+                tensors,
+                {"activation": "topk", **eleuther.OLD, "k": 5, "transcode": True},
+            )
 
     published.hub_cache(cache, "EleutherAI/skip-transcoder-SmolLM2-135M-128x", smollm2)
     return cache
@@ -98,8 +128,14 @@ def _own_conversions(tmp_path, monkeypatch):
 
 
 FIRST_TRIED = [
-    ("gemma", "gemma2"), ("llama", "llama"), ("llama-3.2-1b-clt", "llama"), ("qwen3-4b", "qwen3"), ("gpt2-arena", "gpt2"),
-    ("smollm2-135m", "llama"), ("qwen3-0.6b-clt", "qwen3"), ("gemma-3-270m-clt", "gemma3"),
+    ("gemma", "gemma2"),
+    ("llama", "llama"),
+    ("llama-3.2-1b-clt", "llama"),
+    ("qwen3-4b", "qwen3"),
+    ("gpt2-arena", "gpt2"),
+    ("smollm2-135m", "llama"),
+    ("qwen3-0.6b-clt", "qwen3"),
+    ("gemma-3-270m-clt", "gemma3"),
 ]
 
 
@@ -126,7 +162,10 @@ def test_gemma_is_the_same_by_all_its_names(cache):
     by_name = {
         name: tlc.load_transcoders(name, cache_dir=cache, **options)
         for name, options in {
-            "gemma": {}, "gemma-2-2b": {}, "mwhanna/gemma-scope-transcoders@main": {}, "hf://mwhanna/gemma-scope-transcoders": {},
+            "gemma": {},
+            "gemma-2-2b": {},
+            "mwhanna/gemma-scope-transcoders@main": {},
+            "hf://mwhanna/gemma-scope-transcoders": {},
             GEMMA_REPO: {"width": 16384, "l0": 70},
         }.items()
     }
@@ -154,7 +193,9 @@ def test_a_choice_is_listed_not_made(cache):
         tlc.load_transcoders(GEMMA_REPO, cache_dir=cache)
     with pytest.raises(DictionaryError, match="'big'.*'small_affine'"):
         tlc.load_transcoders("google/gemma-scope-2-1b-pt/transcoder_all", cache_dir=cache)
-    assert tlc.load_transcoders("google/gemma-scope-2-1b-pt/transcoder_all", l0="big", cache_dir=cache)[0].W_skip is None
+    assert (
+        tlc.load_transcoders("google/gemma-scope-2-1b-pt/transcoder_all", l0="big", cache_dir=cache)[0].W_skip is None
+    )
     with pytest.raises(DictionaryError, match="no width 65536. There is: width='16k'"):
         tlc.load_transcoders(GEMMA_REPO, width=65536, cache_dir=cache)
     with pytest.raises(DictionaryError, match="has no l0 'tiny'"):
@@ -183,7 +224,8 @@ def test_some_layers_of_a_set(cache):
 
 
 def test_a_folder_for_downloads_is_refused_for_releases_of_autoencoders(cache):
-    """SAELens' loaders, which read them, have their own folder. What else they do: tests/test_saelens_autoencoders.py."""
+    """SAELens' loaders, which read them, have their own folder. What else they do:
+    tests/test_saelens_autoencoders.py."""
     pytest.importorskip("sae_lens", reason="sae_lens is not installed (transformer_lens 4)")
     with pytest.raises(DictionaryError, match="set HF_HOME instead of cache_dir="):
         tlc.load_transcoders("gpt2-small-attn-out-v5-32k", cache_dir=cache)
@@ -223,7 +265,9 @@ def online(monkeypatch):
     def point(address):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
 
     return point
 
@@ -318,6 +362,8 @@ def test_cross_layer_skip_connections_add_up():
     g = torch.Generator().manual_seed(0)
     encoders = {i: replace(plain[i], W_skip=0.1 * torch.randn(32, 32, generator=g)) for i in plain.layers}
     with tlc.attach(model, tlc.CrossLayerTranscoders(encoders, plain._decoders)) as replacement:
-        graphs = [tlc.attribute(replacement, prompt(), max_nodes=80, engine=e, progress=False) for e in ("linear", "autograd")]
+        graphs = [
+            tlc.attribute(replacement, prompt(), max_nodes=80, engine=e, progress=False) for e in ("linear", "autograd")
+        ]
     assert graphs[0].completeness_error() < 1e-4
     assert torch.allclose(graphs[0].adjacency(), graphs[1].adjacency(), atol=1e-4)

@@ -34,7 +34,9 @@ def test_edits_are_read_from_text(text, edit):
     assert tlc.parse_edit(text) == edit
 
 
-@pytest.mark.parametrize("text", ["", "L1F3@2=0", "L1/F3=0", "L1/F3@2 = x", "L1/F3@a = 1", "L1/error@2 = 1", "token@1 += 2", "L1/F3@2 -= 1"])
+@pytest.mark.parametrize(
+    "text", ["", "L1F3@2=0", "L1/F3=0", "L1/F3@2 = x", "L1/F3@a = 1", "L1/error@2 = 1", "token@1 += 2", "L1/F3@2 -= 1"]
+)
 def test_unreadable_edits_show_the_grammar(text):
     with pytest.raises(EditError, match="PLACE OPERATOR NUMBER"):
         tlc.parse_edit(text)
@@ -59,7 +61,12 @@ def test_the_cache_changes_no_token(architecture, temperature):
 def test_positions_from_the_end_mean_the_prompts_end_while_writing(replacement):
     options = {"max_new_tokens": 6}
     last, named, none = (
-        tlc.generate(replacement, prompt(), [tlc.Set(layer, at, 3, value=30.0) for layer in (1, 2) for at in positions], **options)
+        tlc.generate(
+            replacement,
+            prompt(),
+            [tlc.Set(layer, at, 3, value=30.0) for layer in (1, 2) for at in positions],
+            **options,
+        )
         for positions in ((-1,), (8,), ())
     )
     assert last == named != none
@@ -79,7 +86,15 @@ def test_generation_streams_and_repeats_with_a_seed(replacement):
 def test_an_end_of_sequence_token_ends_the_text_and_is_not_written(replacement, cached, monkeypatch):
     def written():
         seen = []
-        tlc.generate(replacement, "w1 w2", max_new_tokens=6, temperature=2.0, seed=1, use_past_kv_cache=cached, on_token=seen.append)
+        tlc.generate(
+            replacement,
+            "w1 w2",
+            max_new_tokens=6,
+            temperature=2.0,
+            seed=1,
+            use_past_kv_cache=cached,
+            on_token=seen.append,
+        )
         return seen
 
     whole, tokenizer = written(), replacement.model.tokenizer

@@ -58,7 +58,12 @@ def test_flows_that_lead_back_are_a_cycle_unless_they_are_weak():
     flow = torch.zeros(4, 4)
     flow[1, 0], flow[2, 1], flow[3, 2] = 1.0, 0.5, 0.2
     assert module.is_acyclic(flow)
-    for source, target, weight, acyclic in ((3, 0, 0.1, False), (1, 0, 0.02, False), (3, 0, 0.009, True), (2, 2, 1.0, True)):
+    for source, target, weight, acyclic in (
+        (3, 0, 0.1, False),
+        (1, 0, 0.02, False),
+        (3, 0, 0.009, True),
+        (2, 2, 1.0, True),
+    ):
         back = flow.clone()
         back[source, target] = back[source, target] or weight
         back[target, source] = weight
@@ -67,7 +72,8 @@ def test_flows_that_lead_back_are_a_cycle_unless_they_are_weak():
 
 @pytest.mark.parametrize(("weak", "merged"), [(0.006, None), (0.004, (0, 1))])
 def test_boxes_whose_weak_flows_add_up_to_a_cycle_are_not_joined(weak, merged):
-    """Box 0 feeds box 2, which hands a little back to 0 and to 1: each too little to count, perhaps not both together."""
+    """Box 0 feeds box 2, which hands a little back to 0 and to 1: each too little to count, perhaps not both
+    together."""
     flow, linkage = torch.zeros(3, 3), torch.full((3, 3), torch.inf)
     flow[2, 0], flow[0, 2], flow[1, 2] = 1.0, weak, weak
     linkage[0, 1] = linkage[1, 0] = 0.1

@@ -46,7 +46,7 @@ def test_dot_is_read_by_graphviz_or_at_least_balanced(graph, tmp_path):
     text = graph.to_dot(tmp_path / "g.dot").read_text()
     lines = text.splitlines()
     assert len(lines) == 4 + len(graph) + len(graph.edges)
-    assert all(line.replace('\\\\', "").replace('\\"', "").count('"') % 2 == 0 for line in lines)
+    assert all(line.replace("\\\\", "").replace('\\"', "").count('"') % 2 == 0 for line in lines)
     need(shutil.which("dot") is not None, "Graphviz (Debian: apt-get install graphviz)")
     done = subprocess.run(["dot", "-Tcanon", tmp_path / "g.dot"], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr

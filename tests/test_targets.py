@@ -157,16 +157,25 @@ def spaced():
     """A tokenizer whose tokens differ with a space in front, as those of large models do."""
     words = ["<unk>", " big", "big", " large", "large", " Dallas", "Dallas", " - "]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    return SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), cfg=SimpleNamespace(d_vocab=len(words)))
+    return SimpleNamespace(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"),
+        cfg=SimpleNamespace(d_vocab=len(words)),
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        (" big - large", (1, 3)), ("big - large", (2, 4)), (" big -  large", (1, 3)), ('" big" - "large"', (1, 4)), ('"big" - " large"', (2, 3)),
-        (" large", 3), ("large", 4), (" - ", 7),
+        (" big - large", (1, 3)),
+        ("big - large", (2, 4)),
+        (" big -  large", (1, 3)),
+        ('" big" - "large"', (1, 4)),
+        ('"big" - " large"', (2, 3)),
+        (" large", 3),
+        ("large", 4),
+        (" - ", 7),
     ],
-)  # fmt: skip
+)
 def test_a_written_difference_means_the_tokens_that_begin_words_where_its_first_one_does(spaced, text, meant):
     target = parse_target(text)
     if isinstance(meant, tuple):
@@ -180,10 +189,16 @@ def test_a_written_difference_means_the_tokens_that_begin_words_where_its_first_
     ("text", "words"),
     [
         (" Austin", "' Austin' is not in the model's vocabulary: .* the unknown token '<unk>'"),
-        (" big - large", r"is not in the model's vocabulary.*For a difference .* tlc\.LogitDifference\(' big', ' large'\)"),
-        (True, "must be a whole number"), (1.5, "must be a whole number"), (None, "must be a whole number"), (8, r"not in 0\.\.7"),
+        (
+            " big - large",
+            r"is not in the model's vocabulary.*For a difference .* tlc\.LogitDifference\(' big', ' large'\)",
+        ),
+        (True, "must be a whole number"),
+        (1.5, "must be a whole number"),
+        (None, "must be a whole number"),
+        (8, r"not in 0\.\.7"),
     ],
-)  # fmt: skip
+)
 def test_texts_that_the_model_does_not_know_are_no_targets(spaced, text, words):
     with pytest.raises(TargetError, match=words):
         token_id(spaced, text)
@@ -194,12 +209,19 @@ def test_on_the_built_in_model_differences_as_text_and_unknown_words_are_refused
     model = tlc.load_model("tiny-facts")
     with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
         given = "the capital of the state containing Dallas is"
-        for targets, words in (("Austin - Sacramento", r"LogitDifference\('Austin', 'Sacramento'\)"), (["Parisian"], "unknown token '<unk>'"), (tlc.LogitDifference("Austin", "Parisian"), "'Parisian' is not in"), (tlc.LogitDifference("Austin", " Austin"), "and itself")):
+        for targets, words in (
+            ("Austin - Sacramento", r"LogitDifference\('Austin', 'Sacramento'\)"),
+            (["Parisian"], "unknown token '<unk>'"),
+            (tlc.LogitDifference("Austin", "Parisian"), "'Parisian' is not in"),
+            (tlc.LogitDifference("Austin", " Austin"), "and itself"),
+        ):
             with pytest.raises(TargetError, match=words):
                 trace(replacement, targets, given)
         with pytest.raises(TargetError, match="unknown token"):
             tlc.intervene(replacement, given, []).logit_difference("Austin", "Parisian")
-        assert trace(replacement, parse_target("Austin - Sacramento"), given).info.target_names == ("Austin − Sacramento",)
+        assert trace(replacement, parse_target("Austin - Sacramento"), given).info.target_names == (
+            "Austin − Sacramento",
+        )
 
 
 def test_a_token_that_the_tokenizer_reads_as_another_is_refused():

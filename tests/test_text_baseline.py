@@ -25,11 +25,15 @@ def baseline(facts):
     return tlc.make_baseline(facts, TEXTS, progress=False)
 
 
-@pytest.mark.parametrize(("architecture", "make"), [*(("gpt2", make) for make in MAKES), ("llama", "transcoders"), ("gemma2", "neurons")])
+@pytest.mark.parametrize(
+    ("architecture", "make"), [*(("gpt2", make) for make in MAKES), ("llama", "transcoders"), ("gemma2", "neurons")]
+)
 def test_sums_hold_and_engines_agree_against_texts(architecture, make):
     model = tiny.tiny_bridge(architecture)
     with tlc.attach(model, MAKES[make](model)) as replacement:
-        usual = tlc.make_baseline(replacement, [tiny.prompt(12, seed=5), tiny.prompt(9, seed=6)], context=6, progress=False)
+        usual = tlc.make_baseline(
+            replacement, [tiny.prompt(12, seed=5), tiny.prompt(9, seed=6)], context=6, progress=False
+        )
         linear, autograd = (
             tlc.attribute(replacement, tiny.prompt(7), baseline=usual, max_nodes=150, engine=engine, progress=False)
             for engine in ("linear", "autograd")
@@ -42,7 +46,10 @@ def test_sums_hold_and_engines_agree_against_texts(architecture, make):
 
 def test_means_are_over_all_tokens_but_the_special_one(facts, baseline):
     point = "blocks.1.hook_mlp_out.hook_sae_acts_post"
-    runs = [facts.model.run_with_cache(text, names_filter=lambda name: "hook_sae" in name or "resid_pre" in name)[1] for text in TEXTS]
+    runs = [
+        facts.model.run_with_cache(text, names_filter=lambda name: "hook_sae" in name or "resid_pre" in name)[1]
+        for text in TEXTS
+    ]
     acts = torch.cat([run[point][0, 1:] for run in runs])
     assert baseline.n_tokens == len(acts) == 14 and baseline.first == (1,)
     # Sums of fourteen float32 numbers in another order.
@@ -50,7 +57,9 @@ def test_means_are_over_all_tokens_but_the_special_one(facts, baseline):
     assert torch.allclose(baseline.frequency[1], (acts != 0).float().mean(0), atol=1e-6)
     errors = torch.cat([run["blocks.1.hook_mlp_out.hook_sae_error"][0, 1:] for run in runs])
     assert torch.allclose(baseline.error[1], errors.mean(0), atol=1e-4)
-    assert torch.allclose(baseline.embedding, torch.cat([run["blocks.0.hook_resid_pre"][0, 1:] for run in runs]).mean(0), atol=1e-6)
+    assert torch.allclose(
+        baseline.embedding, torch.cat([run["blocks.0.hook_resid_pre"][0, 1:] for run in runs]).mean(0), atol=1e-6
+    )
 
 
 def test_features_usual_in_the_texts_and_silent_here_are_nodes(facts, baseline):

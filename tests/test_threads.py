@@ -67,7 +67,9 @@ def test_threads_that_trace_edit_and_run_one_model_get_what_each_gets_alone_or_a
         results = [future.result() for future in [pool.submit(work, *wish) for wish in wishes]]
     for kind, found in results:
         for result in found:
-            same = result == alone[kind] if isinstance(result, str) else result is None or torch.equal(result, alone[kind])
+            same = (
+                result == alone[kind] if isinstance(result, str) else result is None or torch.equal(result, alone[kind])
+            )
             assert same, kind
 
 
@@ -158,7 +160,9 @@ def several():
 def _used(replacement):
     """How many threads ``attribute`` computes with, and how many there are after it."""
     seen = []
-    with added_hooks(replacement.model, [("blocks.1.mlp.hook_in", lambda value, hook: seen.append(torch.get_num_threads()))]):
+    with added_hooks(
+        replacement.model, [("blocks.1.mlp.hook_in", lambda value, hook: seen.append(torch.get_num_threads()))]
+    ):
         graph = tlc.attribute(replacement, TEXT, max_nodes=30, progress=False)
     assert graph.completeness_error() < 1e-4  # float32
     return set(seen), torch.get_num_threads()
@@ -173,7 +177,8 @@ def test_beside_busy_programs_attribute_takes_fewer_threads_and_gives_them_back(
 
 
 def test_with_free_processors_attribute_takes_all_of_torchs_threads(facts, several, monkeypatch):
-    monkeypatch.setattr(threads, "processors_got", lambda: 0.9 * several)  # in place of a machine that nothing else uses
+    # in place of a machine that nothing else uses
+    monkeypatch.setattr(threads, "processors_got", lambda: 0.9 * several)
     assert _used(facts) == ({several}, several)
 
 

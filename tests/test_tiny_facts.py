@@ -90,7 +90,9 @@ def test_the_story_says_what_was_measured(replacement):
     assert story.answer() == "Austin" and story.answer(story.swapped) == "Sacramento"
     assert story.probability("Austin", story.without) < story.probability("Austin")
     told = " ".join(sentences(story))
-    assert story.kept_back and "goes through Texas" in told and "“Sacramento”" in told and str(len(story.middle)) in told
+    assert (
+        story.kept_back and "goes through Texas" in told and "“Sacramento”" in told and str(len(story.middle)) in told
+    )
     labels = story.graph.nodes.set_index("id").label
     assert (labels[story.middle] == "Texas (the state)").all()
 
@@ -110,10 +112,17 @@ def test_the_files_are_small_and_hold_no_pickle():
 
 
 def test_the_demo_runs_in_a_fresh_process_without_a_network(tmp_path):
-    offline = {**os.environ, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    offline = {
+        **os.environ,
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "HOME": str(tmp_path),
+    }
     for name in ("HF_HUB_OFFLINE", "TL_CIRCUITS_CACHE", "XDG_CACHE_HOME"):
         offline.pop(name, None)
-    done = subprocess.run([PROGRAM, "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, env=offline, timeout=300)
+    done = subprocess.run(
+        [PROGRAM, "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, env=offline, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["answer"] == "Austin" and facts["swapped"]["answer"] == "Sacramento" and facts["middle"]

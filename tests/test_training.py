@@ -85,7 +85,11 @@ def test_a_killed_run_goes_on_to_the_same_result(text, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="exists already.*--resume"):
         tlc.train_transcoders(folder, [text], tmp_path / "cut", layers=[1], **SMALL)
     tlc.load_transcoders(tmp_path / "cut")  # the checkpoint before is whole
-    for other, message in (({"k": 9}, "k is 8, now 9"), ({"lr": 0.5}, "lr is 0.003, now 0.5"), ({"epochs": 2}, "steps is")):
+    for other, message in (
+        ({"k": 9}, "k is 8, now 9"),
+        ({"lr": 0.5}, "lr is 0.003, now 0.5"),
+        ({"epochs": 2}, "steps is"),
+    ):
         with pytest.raises(OutputError, match=message):
             tlc.train_transcoders(folder, [text], tmp_path / "cut", layers=[1], resume=True, **SMALL | other)
     resumed = tlc.train_transcoders(folder, [text], tmp_path / "cut", layers=[1], resume=True, **SMALL)
@@ -94,7 +98,8 @@ def test_a_killed_run_goes_on_to_the_same_result(text, tmp_path, monkeypatch):
         first, second = ((tmp_path / run / "layers.1.mlp" / name).read_bytes() for run in ("whole", "cut"))
         assert first == second
     assert not (tmp_path / "cut" / checkpoint.STATE).exists()
-    again = tlc.train_transcoders(folder, [text], tmp_path / "cut", layers=[1], resume=True, **SMALL)  # nothing left to do
+    # nothing left to do
+    again = tlc.train_transcoders(folder, [text], tmp_path / "cut", layers=[1], resume=True, **SMALL)
     assert len(again) == len(whole)
 
 
@@ -148,15 +153,26 @@ def test_a_dataset_in_a_folder_is_read_by_its_column_text(tmp_path):
 
 
 def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(smollm2, tmp_path, monkeypatch):
-    for name, number in (("MEASURES", 1), ("MEASURED", 1), ("HELD_OUT", 4)):  # each measures the loss, which runs all layers
+    # each measures the loss, which runs all layers
+    for name, number in (("MEASURES", 1), ("MEASURED", 1), ("HELD_OUT", 4)):
         monkeypatch.setattr(train, name, number)
     text, explained = tmp_path / "manual.txt", {}
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)))  # Python's manual: real text on every machine
     for width, k in ((1, 1), (256, 16)):
         history = tlc.train_transcoders(
-            "smollm2-135m", [text], tmp_path / str(width), layers=[0], features=width, k=k, context=64, batch_size=8, tokens=26_000,
-            lr=3e-3, device=DEVICE, progress=False,
-        )  # fmt: skip
+            "smollm2-135m",
+            [text],
+            tmp_path / str(width),
+            layers=[0],
+            features=width,
+            k=k,
+            context=64,
+            batch_size=8,
+            tokens=26_000,
+            lr=3e-3,
+            device=DEVICE,
+            progress=False,
+        )
         explained[width] = float(history.held_out.iloc[-1])
     assert 1 - explained[256] < 0.9 * (1 - explained[1]), explained  # 0.74 here: half the tokens are too few to tell
     found = tlc.load_transcoders(tmp_path / "256")
@@ -166,7 +182,17 @@ def test_features_of_smollm2_explain_more_of_unseen_text_than_a_linear_map_does(
 
 
 def test_the_command_trains_and_says_how_far(text, tmp_path):
-    options = ["train", "--model", tiny_folder("llama"), "--text", str(text), "--out", str(tmp_path / "made"), "--device", "cpu"]
+    options = [
+        "train",
+        "--model",
+        tiny_folder("llama"),
+        "--text",
+        str(text),
+        "--out",
+        str(tmp_path / "made"),
+        "--device",
+        "cpu",
+    ]
     small = ["--layer", "0", "--features", "64", "--k", "4", "--context", "16"]
     done = command(*options, *small, "--json")
     assert done.exit_code == 0, done.stderr
@@ -175,7 +201,9 @@ def test_the_command_trains_and_says_how_far(text, tmp_path):
     assert facts["held_out"]["0"] > 0 and facts["l0"]["0"] <= 4
     steps = [row["explained_variance"] for row in json.loads((tmp_path / "made/history.json").read_text())]
     window = len(steps) // 20
-    assert facts["last"]["0"] == pytest.approx(np.mean(steps[-window:])) and facts["first"]["0"] == pytest.approx(np.mean(steps[:window]))
+    assert facts["last"]["0"] == pytest.approx(np.mean(steps[-window:])) and facts["first"]["0"] == pytest.approx(
+        np.mean(steps[:window])
+    )
     again = command(*options)
     assert again.exit_code == 1 and "--resume" in again.stderr
 

@@ -1,4 +1,5 @@
-"""One training step's gradient, sparse products and start, held against autograd, dense products and NumPy, in float64."""
+"""One training step's gradient, sparse products and start, held against autograd, dense products and NumPy, in
+float64."""
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ def test_the_gradient_is_autograds():
     out = acts @ leaves["W_dec"] + leaves["b_dec"] + x @ leaves["W_skip"].T
     (counts * (out - y).square().sum(-1)).mean().backward()
     for name, leaf in leaves.items():
-        assert torch.allclose(getattr(ours, name), leaf.grad, rtol=1e-12, atol=1e-12), name  # float64, another order of sums
+        # float64, another order of sums
+        assert torch.allclose(getattr(ours, name), leaf.grad, rtol=1e-12, atol=1e-12), name
     assert gradient(w, x, read(w, x, y, k), counts, skip=False).W_skip is None
 
 
@@ -97,7 +99,11 @@ def test_the_fit_is_the_weighted_least_squares_of_a_dense_matrix():
     right = np.vstack([(y * token_weights(y).sqrt()[:, None]).numpy(), np.zeros((27, 6))])
     solved = np.linalg.lstsq(rows, right, rcond=None)[0]
     solve_equations(equations, w)
-    for name, tensor, part in (("W_dec", w.W_dec, solved[:20]), ("W_skip", w.W_skip.T, solved[20:26]), ("b_dec", w.b_dec, solved[26])):
+    for name, tensor, part in (
+        ("W_dec", w.W_dec, solved[:20]),
+        ("W_skip", w.W_skip.T, solved[20:26]),
+        ("b_dec", w.b_dec, solved[26]),
+    ):
         assert np.allclose(tensor.numpy(), part, atol=1e-9), name  # float64, another solver
     assert not w.W_dec[3].any()
 
@@ -138,7 +144,8 @@ def test_the_folded_weights_write_what_the_layer_writes():
     pre = x @ w.W_enc.T + w.b_enc
     top = pre.topk(3, dim=-1)
     acts = torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
-    assert torch.allclose(acts @ w.W_dec + w.b_dec + x @ w.W_skip.T, layer.output(x), atol=1e-4)  # float32, values up to 30
+    # float32, values up to 30
+    assert torch.allclose(acts @ w.W_dec + w.b_dec + x @ w.W_skip.T, layer.output(x), atol=1e-4)
 
 
 def test_steps_lower_the_error_and_a_restored_layer_goes_on_the_same():

@@ -40,7 +40,9 @@ def random_layers(network, k=8, width=48):
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
     d = network.d_model
-    weights = {n: Weights(normal(width, d), normal(width), normal(width, d), normal(d), normal(d, d)) for n in network.mlps}
+    weights = {
+        n: Weights(normal(width, d), normal(width), normal(width, d), normal(d), normal(d, d)) for n in network.mlps
+    }
     return {n: LayerTraining(Start(w, 1.5, 0.5, 2.0), k, 1000) for n, w in weights.items()}
 
 
@@ -101,7 +103,10 @@ def test_a_step_follows_the_gradient_of_divergence_and_local_errors(rounding, mo
     for n, layer in layers.items():
         for name, leaf in leaves[n].items():
             # float32 through a whole model, in another order
-            assert torch.allclose(found[id(layer)][name], leaf.grad, atol=1e-5 + 1e-4 * float(leaf.grad.abs().max())), (n, name)
+            assert torch.allclose(found[id(layer)][name], leaf.grad, atol=1e-5 + 1e-4 * float(leaf.grad.abs().max())), (
+                n,
+                name,
+            )
     assert all("forward" not in mlp.__dict__ and not mlp._forward_hooks for mlp in network.mlps.values())
 
 
@@ -154,7 +159,9 @@ def test_a_killed_run_goes_on_to_the_same_four_bits(text, tmp_path, monkeypatch)
 def test_what_is_kept_with_four_bits_is_what_was_measured(text, tmp_path):
     """The loss of the plain Hugging Face model with the opened four-bit set in place of its MLPs."""
     folder = tiny_folder("llama")
-    history = tlc.train_transcoders(folder, [text], tmp_path / "out", held_out=text, tokens=2000, together=2000, four_bits=True, **SMALL)
+    history = tlc.train_transcoders(
+        folder, [text], tmp_path / "out", held_out=text, tokens=2000, together=2000, four_bits=True, **SMALL
+    )
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -177,7 +184,9 @@ def test_training_goes_on_from_a_set_that_was_opened(text, tmp_path):
     assert history.step.max() + 1 == -(-4000 // 64)
     before = tlc.load_transcoders(tmp_path / "first")
     # One step, far too small to change anything: what is written is what was opened, scaled there and back.
-    tlc.train_transcoders(folder, [text], tmp_path / "same", begin_with=tmp_path / "first", tokens=0, together=1, **SMALL | dict(lr=1e-20))
+    tlc.train_transcoders(
+        folder, [text], tmp_path / "same", begin_with=tmp_path / "first", tokens=0, together=1, **SMALL | dict(lr=1e-20)
+    )
     after = tlc.load_transcoders(tmp_path / "same")
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip"):
         # float32, scaled and scaled back

@@ -16,7 +16,9 @@ from tl_circuits.graph.words import path_effects
 def test_words_are_total_effects_and_sums_over_all_paths_of_a_whole_graph(make, against):
     model = tiny.tiny_bridge("gpt2")
     with tlc.attach(model, make(model)) as replacement:
-        graph = tlc.attribute(replacement, tiny.prompt(7), baseline=against, max_nodes=100_000, row_mass=1.0, progress=False)
+        graph = tlc.attribute(
+            replacement, tiny.prompt(7), baseline=against, max_nodes=100_000, row_mass=1.0, progress=False
+        )
     total = graph._nodes.total_effect.double()
     kept = ~graph.is_kind("logit")
     # Sums of float32 edges over paths through three layers, against one gradient.

@@ -28,18 +28,34 @@ from tests.accelerator import DEVICE, home_of
 
 VOCAB = 101
 _GROUPED = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    vocab_size=VOCAB, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=VOCAB,
+    max_position_embeddings=32,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
 )
 _GEMMA = _GROUPED | dict(head_dim=8, query_pre_attn_scalar=8, sliding_window=4, num_hidden_layers=4)
 CONFIGS = {
     "llama": LlamaConfig(**_GROUPED),
     "gemma3": Gemma3TextConfig(**_GEMMA, layer_types=["sliding_attention", "full_attention"] * 2),
     "gemma2": Gemma2Config(**_GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=10.0),
-    "gpt2": GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=VOCAB, n_positions=32, bos_token_id=1, eos_token_id=2),
+    "gpt2": GPT2Config(
+        n_embd=32, n_layer=3, n_head=4, vocab_size=VOCAB, n_positions=32, bos_token_id=1, eos_token_id=2
+    ),
     "neox": GPTNeoXConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=VOCAB,
-        max_position_embeddings=32, bos_token_id=1, eos_token_id=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=VOCAB,
+        max_position_embeddings=32,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
     "qwen3": Qwen3Config(**_GROUPED, head_dim=8),
 }
@@ -84,7 +100,8 @@ def tiny_bridge(architecture: str, dtype: torch.dtype = torch.float32, device: s
 
 
 def own_bridge(architecture: str) -> TransformerBridge:
-    """A bridge that no other test has, for fixtures that stay attached while other tests run: their order may change."""
+    """A bridge that no other test has, for fixtures that stay attached while other tests run: their order may
+    change."""
     return tiny_bridge.__wrapped__(architecture)
 
 
@@ -137,7 +154,10 @@ def cross_layer(model, seed: int = 2, slots: int | None = None, **kwargs) -> tlc
     generator = torch.Generator().manual_seed(seed)
     last, d = encoders.layers[-1], int(model.cfg.d_model)
     decoders = {
-        layer: torch.randn(encoders.width(layer), min(slots or 99, last - layer + 1), d, generator=generator).to(home_of(model)) / d**0.5
+        layer: torch.randn(encoders.width(layer), min(slots or 99, last - layer + 1), d, generator=generator).to(
+            home_of(model)
+        )
+        / d**0.5
         for layer in encoders.layers
     }
     return tlc.CrossLayerTranscoders({layer: encoders[layer] for layer in encoders.layers}, decoders)

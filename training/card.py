@@ -11,7 +11,9 @@ from training.measure import MiddleStep
 
 QUESTIONS = {
     "two-hop": "`the capital of the state containing Dallas is` Austin",
-    "city": "`the state containing Dallas is`, `the name of the state containing Dallas is`, `Dallas is in` Texas (one hop)",
+    "city": (
+        "`the state containing Dallas is`, `the name of the state containing Dallas is`, `Dallas is in` Texas (one hop)"
+    ),
     "state": "`the bird of Texas is` mockingbird, `the state whose capital is Austin is` Texas (one hop)",
     "opposite": "`the opposite of small is` big, `le contraire de petit est` grand",
     "translation": "`small in French is` petit, `petit en anglais est` small",
@@ -21,7 +23,8 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything on the card. ``middle_step`` is of capitals, ``control`` of abbreviations; ``known``, ``held_out``: family to (number of facts, accuracy)."""
+    """Everything on the card. ``middle_step`` is of capitals, ``control`` of abbreviations; ``known``, ``held_out``:
+    family to (number of facts, accuracy)."""
 
     known: dict[str, tuple[int, float]]
     held_out: dict[str, tuple[int, float]]

@@ -28,7 +28,14 @@ MIX = dict(zip(FAMILIES, (0.22, 0.20, 0.10, 0.08, 0.07, 0.33), strict=True))
 
 def words() -> list[str]:
     """Every word of the world, in a fixed order."""
-    facts = [*states_of_cities(), *properties_of_states(), *two_hop_facts(), *opposites(), *translations(), *additions()]
+    facts = [
+        *states_of_cities(),
+        *properties_of_states(),
+        *two_hop_facts(),
+        *opposites(),
+        *translations(),
+        *additions(),
+    ]
     seen = dict.fromkeys(word for fact in facts for word in f"{fact.prompt} {fact.answer}".split())
     return [*seen, "The", "Le", "Fact", ":", "."]
 
@@ -42,8 +49,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<bos>", pad_token="<pad>", eos_token="<pad>",
-        model_max_length=LONGEST, clean_up_tokenization_spaces=False,
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        pad_token="<pad>",
+        eos_token="<pad>",
+        model_max_length=LONGEST,
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -1,4 +1,5 @@
-"""English text from Debian packages, for transcoders of a general language model: what it is, its licence, and how it is read.
+"""English text from Debian packages, for transcoders of a general language model: what it is, its licence, and how it
+is read.
 
 Packages are fetched with ``apt-get download`` and unpacked into a folder; nothing is installed.
 """
@@ -19,8 +20,8 @@ from tl_circuits.models import sha256
 class Source:
     """Text of one Debian package.
 
-    ``pattern``: its files, below ``usr/share`` of the package. ``read``: a file's bytes to documents. ``most``: tokens that
-    are taken at most, so that no one kind of text is more than an eighth of all.
+    ``pattern``: its files, below ``usr/share`` of the package. ``read``: a file's bytes to documents. ``most``: tokens
+    that are taken at most, so that no one kind of text is more than an eighth of all.
     """
 
     package: str
@@ -96,7 +97,9 @@ def _joined(entries: list[str], n: int) -> list[str]:
 
 
 SOURCES = (
-    Source("anarchism", "doc/anarchism/markdown/sec*.md.gz", plain, "GFDL-1.1+ or GPL-2+ (an essay in 140 parts)", 400_000),
+    Source(
+        "anarchism", "doc/anarchism/markdown/sec*.md.gz", plain, "GFDL-1.1+ or GPL-2+ (an essay in 140 parts)", 400_000
+    ),
     Source("dict-gcide", "dictd/gcide.dict.dz", dictionary, "GPL-3+ (Webster 1913 with additions)", 350_000),
     Source("wordnet-base", "wordnet/data.*", glosses, "WordNet licence", 250_000),
     Source("dict-foldoc", "dictd/foldoc.dict.dz", dictionary, "GFDL-1.1+", 150_000),

@@ -90,8 +90,8 @@ def transcoder_table(replacement: Replacement, facts: list[Fact]) -> pd.DataFram
 
 @dataclass(frozen=True)
 class MiddleStep:
-    """Shares of two-hop prompts about one property. ``found``: a shared feature of the state is in the pruned graph, between city
-    and answer. ``swapped``: with another state's features in place of the state's, the likeliest answer is
+    """Shares of two-hop prompts about one property. ``found``: a shared feature of the state is in the pruned graph,
+    between city and answer. ``swapped``: with another state's features in place of the state's, the likeliest answer is
     the other's property. ``removed``: without the state's features the answer is no longer the likeliest.
     """
 

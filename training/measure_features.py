@@ -20,7 +20,8 @@ from tl_circuits.dictionaries.training.network import losses, opened, watched
 
 @torch.no_grad()
 def measured(folder: Path, pieces: Tensor, model: str = "smollm2-135m", at_once: int = 8) -> dict[str, Any]:
-    """Of each layer explained variance, active features a token and features that were never active; of all, the loss in nats."""
+    """Of each layer explained variance, active features a token and features that were never active; of all, the loss
+    in nats."""
     device = pieces.device
     network, _ = opened(model, str(device), None)
     found = tlc.load_transcoders(folder, device=str(device))
@@ -47,8 +48,12 @@ def measured(folder: Path, pieces: Tensor, model: str = "smollm2-135m", at_once:
     tokens = pieces[:, 1:].numel()
     explained = [sums[layer].explained_variance() for layer in found.layers]
     return {
-        "folder": str(folder), "tokens": tokens, "loss": clean, "loss_change": replaced - clean,
-        "explained_variance": sum(explained) / len(explained), "by_layer": explained,
+        "folder": str(folder),
+        "tokens": tokens,
+        "loss": clean,
+        "loss_change": replaced - clean,
+        "explained_variance": sum(explained) / len(explained),
+        "by_layer": explained,
         "l0": [float(counts[layer].sum()) / tokens for layer in found.layers],
         "never_active": [int((counts[layer] == 0).sum()) for layer in found.layers],
     }

@@ -1,9 +1,9 @@
 """Transcoders for SmolLM2-135M from text that needs no model hub: ``python -m training.smollm2_features --out FOLDER``.
 
 Gathers English text from Debian packages (:mod:`training.feature_text`) and samples of the model itself, sets whole
-documents aside for measuring, mixes pieces of 256 tokens over all sources, and trains all 30 layers, one by one and then
-together. Each part is written once, below ``--text``; a second call goes on where the first stopped. With a GPU it takes
-minutes, without one days.
+documents aside for measuring, mixes pieces of 256 tokens over all sources, and trains all 30 layers, one by one and
+then together. Each part is written once, below ``--text``; a second call goes on where the first stopped. With a GPU it
+takes minutes, without one days.
 """
 
 import argparse
@@ -35,10 +35,17 @@ def main() -> None:
     """Gather, sample, mix, train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the transcoders")
-    parser.add_argument("--text", type=Path, default=Path(tempfile.gettempdir(), "smollm2-features-text"), help="folder for text and token ids")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "smollm2-features-text"),
+        help="folder for text and token ids",
+    )
     parser.add_argument("--tokens", type=int, default=8_000_000, help="tokens to train each layer on")
     parser.add_argument("--together", type=int, default=6_000_000, help="tokens to train all layers together on")
-    parser.add_argument("--further", type=int, default=3_400_000, help="tokens to train all layers together on, truer to each MLP")
+    parser.add_argument(
+        "--further", type=int, default=3_400_000, help="tokens to train all layers together on, truer to each MLP"
+    )
     parser.add_argument("--samples", type=int, default=2_621_440, help="tokens that the model writes itself")
     parser.add_argument("--at-once", type=int, default=96, help="pieces that the model writes at a time: 2048 on a GPU")
     parser.add_argument("--batch", type=int, default=16, help="pieces in a step")
@@ -62,17 +69,35 @@ def main() -> None:
     text = {"held_out": args.text / "held_out.npy", "context": CONTEXT, "batch_size": args.batch}
     sizes = {"features": FEATURES, "k": args.k, "four_bits": True, "resume": args.out.exists()}
     train_transcoders(
-        MODEL, [args.text / "mixed.npy"], args.out, tokens=args.tokens, together=args.together, local=0.1, lr=3e-3, **text, **sizes
+        MODEL,
+        [args.text / "mixed.npy"],
+        args.out,
+        tokens=args.tokens,
+        together=args.together,
+        local=0.1,
+        lr=3e-3,
+        **text,
+        **sizes,
     )
     further = args.out.with_name(f"{args.out.name}-further")
     train_transcoders(
-        MODEL, [args.text / "mixed.npy"], further, begin_with=args.out.with_name(f"{args.out.name}.four_bits"), tokens=0,
-        together=args.further, local=0.4, lr=2e-3, seed=1, **text, **sizes | {"resume": further.exists()},
-    )  # fmt: skip
+        MODEL,
+        [args.text / "mixed.npy"],
+        further,
+        begin_with=args.out.with_name(f"{args.out.name}.four_bits"),
+        tokens=0,
+        together=args.further,
+        local=0.4,
+        lr=2e-3,
+        seed=1,
+        **text,
+        **sizes | {"resume": further.exists()},
+    )
 
 
 def gather(folder: Path) -> None:
-    """Write ``text.npy`` and ``held_out.npy``, int32 pieces of 256 tokens, and ``sources.json`` with licences and checksums."""
+    """Write ``text.npy`` and ``held_out.npy``, int32 pieces of 256 tokens, and ``sources.json`` with licences and
+    checksums."""
     if (folder / "sources.json").exists():
         return
     from transformers import AutoTokenizer

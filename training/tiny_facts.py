@@ -67,7 +67,8 @@ def _findings(folder: Path) -> Findings:
     model = tlc.load_model(str(folder))
     kept_back = [fact for group in facts.held_out.values() for fact in group]
     capitals, abbreviations = (
-        [fact for fact in facts.held_out["two-hop"] if f" {name} " in fact.prompt] for name in ("capital", "abbreviation")
+        [fact for fact in facts.held_out["two-hop"] if f" {name} " in fact.prompt]
+        for name in ("capital", "abbreviation")
     )
     cfg = model.cfg
     with tlc.attach(model, open_transcoders(folder / "transcoders.safetensors")) as replacement:

@@ -76,7 +76,8 @@ def mlp_activity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fa
 def train_transcoder(
     activity: Activity, recipe: Recipe, active: int, report: Callable[[int, float], None]
 ) -> Transcoder:
-    """Fit outputs from inputs with ``active`` features a word; ``report(step, unexplained share)`` is called after every step."""
+    """Fit outputs from inputs with ``active`` features a word; ``report(step, unexplained share)`` is called after
+    every step."""
     inputs, outputs = activity.inputs, activity.outputs
     generator = torch.Generator().manual_seed(recipe.seed)
     d = inputs.shape[1]

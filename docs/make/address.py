@@ -1,8 +1,9 @@
-"""Writes the project's address, ``url`` in setup.cfg, into the notebooks: ``python -m docs.make.address`` (``make address``).
+"""Writes the project's address, ``url`` in setup.cfg, into the notebooks: ``python -m docs.make.address``
+(``make address``).
 
-It is nowhere else. With an address, a badge opens its notebook on Colab and the first cell installs from the repository.
-Without one there is no badge, because it could only lead to Colab's front page: a line says how to get the notebook there,
-and the first cell takes the package from the index.
+It is nowhere else. With an address, a badge opens its notebook on Colab and the first cell installs from the
+repository. Without one there is no badge, because it could only lead to Colab's front page: a line says how to get the
+notebook there, and the first cell takes the package from the index.
 """
 
 import configparser
@@ -36,7 +37,8 @@ def notebooks(root: Path = ROOT) -> list[Path]:
 
 
 def with_address(text: str, place: str, url: str) -> str:
-    """The text of a notebook's file, ``place`` being its path in the repository, with badge and first cell for ``url``."""
+    """The text of a notebook's file, ``place`` being its path in the repository, with badge and first cell for
+    ``url``."""
     opens = f"{COLAB}github/{url.removeprefix('https://github.com/')}/blob/main/{place}"
     text = _EITHER.sub(lambda _: f"{BADGE}({opens})" if url else BY_HAND, text)
     return _INSTALL.sub(lambda found: f"{found[1]} @ git+{url}" if url else found[1], text)

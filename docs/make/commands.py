@@ -38,7 +38,12 @@ def _section(name: str, command: Any) -> str:
     rows += [(", ".join(f"`{o}`" for o in (*option.opts, *option.secondary_opts)), option) for option in options]
     text = [f"## {name.removeprefix('tl-circuits ')}", "", " ".join((command.help or "").split()), ""]
     text += ["```text", f"{name} {places} [OPTIONS]" if places else f"{name} [OPTIONS]", "```", ""]
-    text += ["| argument or option | meaning |", "|---|---|", *(f"| {shown} | {_help(parameter)} |" for shown, parameter in rows), ""]
+    text += [
+        "| argument or option | meaning |",
+        "|---|---|",
+        *(f"| {shown} | {_help(parameter)} |" for shown, parameter in rows),
+        "",
+    ]
     return "\n".join(text)
 
 

@@ -1,7 +1,8 @@
-"""Traces the effects that assignment 5 of the course hands out: ``python -m docs.make.fact_effects``, about two minutes.
+"""Traces the effects that assignment 5 of the course hands out: ``python -m docs.make.fact_effects``, about two
+minutes.
 
-For each prompt of a family, the thousand neurons of SmolLM2-135M with the largest total effect in a graph against the family's
-other prompts. The target is the answer's logit minus the mean logit of the others.
+For each prompt of a family, the thousand neurons of SmolLM2-135M with the largest total effect in a graph against the
+family's other prompts. The target is the answer's logit minus the mean logit of the others.
 """
 
 import torch
@@ -17,7 +18,8 @@ NODES = 1000
 
 
 def traced(replacement: Replacement, family: Family, which: int, nodes: int = NODES) -> tuple[Tensor, Tensor]:
-    """Neurons ``[row, 3]`` (layer, neuron, position) and their effects ``[row]`` on one of the family's traced prompts."""
+    """Neurons ``[row, 3]`` (layer, neuron, position) and their effects ``[row]`` on one of the family's traced
+    prompts."""
     prompts, answers = family.prompts(family.traced), [answer for _, answer in family.traced]
     others = [other for i, other in enumerate(answers) if i != which]
     target = tlc.LogitDifference(answers[which], others)

@@ -1,8 +1,9 @@
 """Follows the README and the quickstart line by line, as a newcomer: ``python -m docs.make.follow`` (``make follow``).
 
-It clones the repository, runs ``make demo`` there, and then every line that the two pages show, in order and in an empty
-folder, with Chromium for what a browser shows. A line that fails, or does not do what the page says of it, ends in exit
-code 1. It takes about ten minutes, most of them for installing; PIP_CONSTRAINT is honoured, the model hub is not used.
+It clones the repository, runs ``make demo`` there, and then every line that the two pages show, in order and in an
+empty folder, with Chromium for what a browser shows. A line that fails, or does not do what the page says of it, ends
+in exit code 1. It takes about ten minutes, most of them for installing; PIP_CONSTRAINT is honoured, the model hub is
+not used.
 """
 
 import argparse
@@ -57,7 +58,13 @@ class Walk:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.checkout / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / ".hub"), "COLUMNS": "120"}
+        return {
+            **os.environ,
+            "PATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(self.folder / ".hub"),
+            "COLUMNS": "120",
+        }
 
     def note(self, what: str, began: float, problem: str = "") -> None:
         logger.info("%-7s %6.1f s  %s", "FAILED" if problem else "right", time.monotonic() - began, what)
@@ -68,7 +75,9 @@ class Walk:
 
 def run(walk: Walk, words: str, where: Path) -> subprocess.CompletedProcess[str]:
     """One shell line, with the checkout's programs."""
-    return subprocess.run(words, shell=True, cwd=where, env=walk.environment, capture_output=True, text=True, timeout=LIMIT)
+    return subprocess.run(
+        words, shell=True, cwd=where, env=walk.environment, capture_output=True, text=True, timeout=LIMIT
+    )
 
 
 def follow_line(walk: Walk, row: str) -> None:
@@ -95,7 +104,8 @@ def follow_line(walk: Walk, row: str) -> None:
 
 
 def opened(walk: Walk, address: str, picture: str, live: bool = False) -> str:
-    """Open a page, choose a box, and take a picture; steer the box if the page is ``live``. What went wrong, or nothing."""
+    """Open a page, choose a box, and take a picture; steer the box if the page is ``live``. What went wrong, or
+    nothing."""
     page = walk.browser.new_page(viewport={"width": 1440, "height": 900})
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
@@ -116,7 +126,12 @@ def viewed(walk: Walk, row: str) -> str:
     """Start ``tl-circuits view``, open what it serves, end it with Ctrl-C. What went wrong, or nothing."""
     with (walk.folder / "view.txt").open("w+") as said:
         server = subprocess.Popen(
-            f"exec {row.split('#')[0]}", shell=True, cwd=walk.folder, env=walk.environment, stdout=said, stderr=said,
+            f"exec {row.split('#')[0]}",
+            shell=True,
+            cwd=walk.folder,
+            env=walk.environment,
+            stdout=said,
+            stderr=said,
         )
         try:
             for _ in range(LIMIT):
@@ -144,9 +159,7 @@ def follow_python(walk: Walk, page: str) -> None:
 
 def lay_out_hub(walk: Walk) -> None:
     """Put SmolLM2 where the hub's files would lie, since the pages name it as the hub does."""
-    code = (
-        "from tl_circuits.models import PACKAGED, open_packaged; print(open_packaged(PACKAGED['smollm2-135m']))"
-    )
+    code = "from tl_circuits.models import PACKAGED, open_packaged; print(open_packaged(PACKAGED['smollm2-135m']))"
     source = Path(run(walk, f'python -c "{code}"', walk.folder).stdout.strip().splitlines()[-1])
     offline_hub(source, walk.folder / ".hub", "HuggingFaceTB/SmolLM2-135M-Instruct")
 
@@ -165,7 +178,9 @@ def main() -> None:
     """Walk through the pages; exit code 1 if something does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkout", type=Path, help="a checkout in which make demo was run; default: a fresh clone")
-    parser.add_argument("--keep", type=Path, help="where to work and keep pictures and files; default: a folder that is removed")
+    parser.add_argument(
+        "--keep", type=Path, help="where to work and keep pictures and files; default: a folder that is removed"
+    )
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     executable = chromium()
@@ -176,7 +191,11 @@ def main() -> None:
         folder.mkdir(parents=True)
         if given.checkout is None:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
-        walk = Walk(checkout.resolve(), folder.resolve(), playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"]))
+        walk = Walk(
+            checkout.resolve(),
+            folder.resolve(),
+            playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"]),
+        )
         follow(walk)
         walk.browser.close()
     if walk.problems:
@@ -200,7 +219,9 @@ def follow(walk: Walk) -> None:
         walk = replace(walk, folder=folder)  # the list of problems is shared
         lay_out_hub(walk)
         follow_python(walk, page)
-        rows: list[Any] = [row for language, code, *_ in fences(ROOT / page) if language == "sh" for row in code.splitlines()]
+        rows: list[Any] = [
+            row for language, code, *_ in fences(ROOT / page) if language == "sh" for row in code.splitlines()
+        ]
         for row in rows:
             follow_line(walk, row)
 

@@ -1,6 +1,6 @@
 """The plan of the house: which module imports which, drawn for docs/contributing.md and checked by the tests.
 
-    python -m docs.make.house        # writes docs/images/house.svg
+python -m docs.make.house        # writes docs/images/house.svg
 """
 
 import ast
@@ -108,16 +108,22 @@ PICTURE = ROOT / "docs" / "images" / "house.svg"
 def picture(made: Imports) -> str:
     """The floors as an SVG drawing, the ground floor at the bottom; each room says how many others it imports."""
     high = ROW * len(FLOORS)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {high}" font-family="sans-serif" font-size="13">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {high}" font-family="sans-serif" font-size="13">'
+    ]
     for n, floor in enumerate(FLOORS):
         y = high - ROW * (n + 1)
         parts.append(f'<text x="8" y="{y + 32}" fill="#777">{n}</text>')
         for i, room in enumerate(floor):
             used = {_room(other) for module in made if _room(module) == room for other in made[module]} - {room}
             x = 40 + i * (ROOM + 20)
-            parts.append(f'<rect x="{x}" y="{y + 8}" width="{ROOM}" height="{ROW - 16}" rx="6" fill="#eef3fb" stroke="#0072B2"/>')
+            parts.append(
+                f'<rect x="{x}" y="{y + 8}" width="{ROOM}" height="{ROW - 16}" rx="6" fill="#eef3fb" stroke="#0072B2"/>'
+            )
             parts.append(f'<text x="{x + 10}" y="{y + 26}">{room}</text>')
-            parts.append(f'<text x="{x + 10}" y="{y + 41}" fill="#555" font-size="10">imports {len(used)} other rooms</text>')
+            parts.append(
+                f'<text x="{x + 10}" y="{y + 41}" fill="#555" font-size="10">imports {len(used)} other rooms</text>'
+            )
     return "\n".join([*parts, "</svg>", ""])
 
 

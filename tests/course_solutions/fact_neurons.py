@@ -16,7 +16,9 @@ def carriers(tables, n):
 
 def removed(replacement, prompts, answers, sets):
     usual, ids = means(replacement, prompts), [replacement.model.to_single_token(answer) for answer in answers]
-    edits = [[tlc.Set(at, where, neuron, value=float(usual[at][where, neuron])) for at, neuron, where in one] for one in sets]
+    edits = [
+        [tlc.Set(at, where, neuron, value=float(usual[at][where, neuron])) for at, neuron, where in one] for one in sets
+    ]
     fallen = torch.zeros(len(sets), len(prompts))
     for i, prompt in enumerate(prompts):
         for j, run in enumerate(tlc.intervene_many(replacement, prompt, edits, freeze="none")):

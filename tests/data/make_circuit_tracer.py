@@ -37,14 +37,29 @@ def main(out: Path) -> None:
     matrix[~later] = 0
     matrix[:, total - n_logits :] = 0
     cfg = UnifiedConfig(
-        n_layers=n_layers, d_model=8, d_head=4, n_heads=2, d_mlp=16, d_vocab=3, tokenizer_name="nowhere",
-        model_name="tiny", original_architecture="LlamaForCausalLM", dtype=torch.float32,
+        n_layers=n_layers,
+        d_model=8,
+        d_head=4,
+        n_heads=2,
+        d_mlp=16,
+        d_vocab=3,
+        tokenizer_name="nowhere",
+        model_name="tiny",
+        original_architecture="LlamaForCausalLM",
+        dtype=torch.float32,
     )
     graph = Graph(
-        input_string='<bos> "quoted"\n', input_tokens=torch.tensor([0, 1, 2]), active_features=features,
-        adjacency_matrix=matrix, cfg=cfg, selected_features=torch.tensor([0, 1, 3, 4, 5]),
-        activation_values=torch.rand(6) + 0.5, logit_targets=[LogitTarget(" a", 1), LogitTarget("a−b", 4)],
-        logit_probabilities=torch.tensor([0.7, 0.25]), scan="someone/transcoders", vocab_size=3,
+        input_string='<bos> "quoted"\n',
+        input_tokens=torch.tensor([0, 1, 2]),
+        active_features=features,
+        adjacency_matrix=matrix,
+        cfg=cfg,
+        selected_features=torch.tensor([0, 1, 3, 4, 5]),
+        activation_values=torch.rand(6) + 0.5,
+        logit_targets=[LogitTarget(" a", 1), LogitTarget("a−b", 4)],
+        logit_probabilities=torch.tensor([0.7, 0.25]),
+        scan="someone/transcoders",
+        vocab_size=3,
     )
     graph.to_pt(str(out / "circuit_tracer.pt"))
     with mock.patch.object(files, "AutoTokenizer", mock.Mock(from_pretrained=lambda name: Tokenizer())):

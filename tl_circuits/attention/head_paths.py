@@ -51,9 +51,7 @@ class LayerHeads:
         there = g.to(self.W_O.device)
         return (self.W_O @ there if g.ndim == 1 else there @ self.W_O.transpose(1, 2)).to(g.device)
 
-    def through(
-        self, spread: Float[Tensor, "n key"], places: Float[Tensor, "m query"]
-    ) -> Float[Tensor, "n_heads n m"]:
+    def through(self, spread: Float[Tensor, "n key"], places: Float[Tensor, "m query"]) -> Float[Tensor, "n_heads n m"]:
         """How much each head carries from keys to queries.
 
         Args:
@@ -123,7 +121,9 @@ class HeadPaths:
         self._sources, self._engine = local.sources, local.linear
         self._parallel = local.linear.parallel
         self.heads = [layer_heads(attention) for attention in local.linear.attention]
-        self._skips = {layer: source.skip for layer, source in enumerate(local.sources.layers) if source.skip is not None}
+        self._skips = {
+            layer: source.skip for layer, source in enumerate(local.sources.layers) if source.skip is not None
+        }
 
     @cached_property
     def n_layers(self) -> int:
@@ -165,7 +165,8 @@ class HeadPaths:
         layers = sorted(target.at_values)
         if chains and len(layers) > 1:
             self._pairs(best, layers, source, target)
-            if not self._skips:  # with skips, what a head wrote changes on its way, and triples would need every position
+            # with skips, what a head wrote changes on its way, and triples would need every position
+            if not self._skips:
                 self._triples(best, layers, source, target)
         rest = edge - residual - sum(heads.values()) - sum(value for _, value in best.found())
         return EdgeParts(residual, heads, best.found(), rest)
@@ -270,7 +271,9 @@ class HeadPaths:
         n_heads = source.spread[0].shape[0]
         for i in range(1, len(layers) - 1):
             heads, above = self.heads[layers[i]], layers[i + 1 :]
-            written, spread = (torch.cat([part[layer] for layer in layers[:i]]) for part in (source.written, source.spread))
+            written, spread = (
+                torch.cat([part[layer] for layer in layers[:i]]) for part in (source.written, source.spread)
+            )
             if layers[i] not in target.beyond:
                 target.beyond[layers[i]] = heads.written_back(torch.cat(target.read[i + 1 :]))
             places = torch.cat(target.places[i + 1 :])
@@ -356,8 +359,8 @@ def _read_linear(read: ReadMap, x: Float[Tensor, "n d_model"], positions: Tensor
 
 
 def sum_parts(several: Sequence[EdgeParts], count: int) -> EdgeParts:
-    """The parts of several edges added up, as between two supernodes. At most ``count`` sequences of heads are listed.
-    """
+    """The parts of several edges added up, as between two supernodes. At most ``count`` sequences of heads are
+    listed."""
     heads: dict[Head, float] = {}
     chains: dict[tuple[Head, ...], float] = {}
     for paths in several:

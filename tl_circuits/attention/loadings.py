@@ -52,8 +52,8 @@ def head_loadings(
         source: a node id or index, or a list of them (a supernode); then all edges between the two lists are summed.
         target: as ``source``.
         chains: how many sequences of several heads to list. All sequences of two and three heads are compared (with
-            skip connections only those of two); longer ones are in the rest. With autoencoders or passed MLPs all are in
-            the rest.
+            skip connections only those of two); longer ones are in the rest. With autoencoders or passed MLPs all are
+            in the rest.
         targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`. Only needed if the edge's
             target is a LogitDifference or LogitDirection and the graph comes from another program's file, which does
             not say what such a target reads.
@@ -86,7 +86,13 @@ def head_loadings(
         names = [", ".join(graph.node_ids[i] for i in part[:3]) for part in ends]
         raise TargetError(f"the graph has no edge from {names[0]} to {names[1]}; see graph.edges.")
     several = len(edges) > 1
-    found = edge_paths(retrace(replacement, graph, contrast=True), graph, edges, _IN_SUPERNODES if several and chains else chains, targets)
+    found = edge_paths(
+        retrace(replacement, graph, contrast=True),
+        graph,
+        edges,
+        _IN_SUPERNODES if several and chains else chains,
+        targets,
+    )
     return _frame(sum_parts(found, chains) if several else found[0])
 
 
@@ -176,7 +182,8 @@ def edge_paths(
 def _site_parts(
     local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], chains: int, reads: "_Reads"
 ) -> list[EdgeParts]:
-    """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of three heads and more are not told apart."""
+    """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of three heads and more are not told
+    apart."""
     assert isinstance(local.engine, SiteEngine)
     paths, at = SitePaths(local.engine), node_places(local.sources.dictionary, graph).tolist()
     found: dict[int, EdgeParts] = {}
@@ -208,7 +215,9 @@ def _site_writer(local: Retraced, graph: AttributionGraph, columns: Columns, nod
 
 
 def _edges_between(graph: AttributionGraph, sources: list[int], targets: list[int]) -> list[int]:
-    here = torch.isin(graph._edges.source, torch.tensor(sources)) & torch.isin(graph._edges.target, torch.tensor(targets))
+    here = torch.isin(graph._edges.source, torch.tensor(sources)) & torch.isin(
+        graph._edges.target, torch.tensor(targets)
+    )
     return here.nonzero()[:, 0].tolist()
 
 
@@ -224,7 +233,9 @@ def _source(local: Retraced, graph: AttributionGraph, columns: Columns, node: in
     if kind == Kind.ERROR:
         error = sources.layers[layer].error
         if error is None:
-            raise TargetError(f"{graph.node_ids[node]!r} is an error node, but the dictionary rebuilds layer {layer} exactly.")
+            raise TargetError(
+                f"{graph.node_ids[node]!r} is an error node, but the dictionary rebuilds layer {layer} exactly."
+            )
         return Writer(position, {layer: _on_stream(sources, layer, error[position], position)}, nothing)
     column = columns.find(Kind.FEATURE, layer, position, feature)
     active = sources.layers[layer].active
@@ -262,7 +273,9 @@ class _Reads:
             raise TargetError(f"{self._graph.node_ids[node]!r} has no incoming edges; name a feature or an output.")
         place = len(self._local.sources.places) if kind == Kind.LOGIT else int(self._places[node])
         vector = self._logit(node, position) if kind == Kind.LOGIT else self._feature(node, place, position)
-        return Targets(torch.tensor([place]), torch.tensor([position]), vector[None], torch.zeros(1)).to(self._local.sources.home)
+        return Targets(torch.tensor([place]), torch.tensor([position]), vector[None], torch.zeros(1)).to(
+            self._local.sources.home
+        )
 
     def on_stream(self, node: int) -> Reader:
         """A node as a vector on the stream that it reads."""
@@ -287,8 +300,8 @@ class _Reads:
         index = node - int(graph.is_kind("logit").nonzero()[0])
         if self._given is None:
             raise TargetError(
-                f"{graph.node_ids[node]!r} is not a single token, and this graph's file does not say what it reads. Give "
-                "targets=[...] as to tlc.attribute."
+                f"{graph.node_ids[node]!r} is not a single token, and this graph's file does not say what it reads. "
+                "Give targets=[...] as to tlc.attribute."
             )
         if len(self._given) != len(graph.info.target_names):
             raise TargetError(
@@ -308,7 +321,8 @@ def _require_same(
     for edge in edges:
         by_target.setdefault(int(graph._edges.target[edge]), []).append(edge)
     wanted = list(by_target)
-    tolerance = rounding_within(local.recording.whole_logits.dtype)  # of an edge, as a share of its target's largest edge
+    # of an edge, as a share of its target's largest edge
+    tolerance = rounding_within(local.recording.whole_logits.dtype)
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         made = [reads.targets(node) for node in part]
@@ -319,16 +333,22 @@ def _require_same(
         for row, node in zip(rows, part, strict=True):
             scale = float(row.abs().max().clamp_min(1e-30))
             for edge in by_target[node]:
-                gap = abs(float(row[_column(graph, columns, int(graph._edges.source[edge]))]) - float(graph._edges.weight[edge]))
+                gap = abs(
+                    float(row[_column(graph, columns, int(graph._edges.source[edge]))])
+                    - float(graph._edges.weight[edge])
+                )
                 if not gap <= tolerance * scale:
                     raise TargetError(
-                        f"the edge into {graph.node_ids[node]} comes out differently on the attached model and dictionary. "
-                        "Trace the prompt again with them. (Files of other programs do not say which positions they leave out.)"
+                        f"the edge into {graph.node_ids[node]} comes out differently on the attached model and "
+                        "dictionary. Trace the prompt again with them. (Files of other programs do not say which "
+                        "positions they leave out.)"
                     )
 
 
 def _column(graph: AttributionGraph, columns: Columns, node: int) -> int:
-    kind, layer, position, feature = (int(getattr(graph._nodes, name)[node]) for name in ("kind", "layer", "position", "feature"))
+    kind, layer, position, feature = (
+        int(getattr(graph._nodes, name)[node]) for name in ("kind", "layer", "position", "feature")
+    )
     return columns.find(kind, layer, position, feature, graph.sites[node])
 
 
@@ -339,7 +359,9 @@ def path_name(heads: Sequence[Head]) -> str:
 
 def _frame(paths: EdgeParts) -> pd.DataFrame:
     ordered = sorted(paths.heads.items(), key=lambda item: -abs(item[1]))
-    rows = [(layer, head, value, "head", path_name([(layer, head)])) for (layer, head), value in ordered if value != 0.0]
+    rows = [
+        (layer, head, value, "head", path_name([(layer, head)])) for (layer, head), value in ordered if value != 0.0
+    ]
     rows += [(-1, -1, value, "chain", path_name(chain)) for chain, value in paths.chains]
     rows += [(-1, -1, paths.rest, "rest", "other chains"), (-1, -1, paths.residual, "residual", "residual stream")]
     return pd.DataFrame(rows, columns=["layer", "head", "loading", "kind", "path"])

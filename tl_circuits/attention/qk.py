@@ -142,8 +142,9 @@ def qk_attribution(
     Sources are the prompt's tokens, all active features, all errors, and one bias. Each counts with its linear effect
     on the stream that enters ``layer`` at the query (or key) position, also through the frozen patterns of earlier
     heads. Norm denominators, those of queries and keys included, are frozen ("Tracing Attention Computation Through
-    Feature Interactions", Anthropic 2025; the equation is in docs/method.md, "Attention"). If the layer has an autoencoder
-    of ``hook_resid_pre``, its features and errors at the two positions are the sources: the heads read nothing else.
+    Feature Interactions", Anthropic 2025; the equation is in docs/method.md, "Attention"). If the layer has an
+    autoencoder of ``hook_resid_pre``, its features and errors at the two positions are the sources: the heads read
+    nothing else.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -173,7 +174,9 @@ def qk_attribution(
     """
     replacement.require_attached()
     _require_head(replacement.model, layer, head)
-    return score_attribution(retrace(replacement, graph, scores_of=layer), graph, layer, head, query, key, baseline_key, top)
+    return score_attribution(
+        retrace(replacement, graph, scores_of=layer), graph, layer, head, query, key, baseline_key, top
+    )
 
 
 def score_attribution(
@@ -194,9 +197,7 @@ def score_attribution(
     keys = [key] if baseline_key is None else [key, resolve_position(baseline_key, local.n_pos)]
     for position in keys:
         if position > query:
-            raise TargetError(
-                f"key position {position} comes after query position {query}: attention only looks back."
-            )
+            raise TargetError(f"key position {position} comes after query position {query}: attention only looks back.")
     if len(set(keys)) < len(keys):
         raise TargetError(f"baseline_key {baseline_key} is the key itself; name another position.")
     with torch.no_grad():
@@ -226,8 +227,8 @@ def _require_head(model: Any, layer: int, head: int) -> None:
 def _parts(
     local: Retraced, layer: int, position: int, matrix: Float[Tensor, "d_model d_head"], bias: Float[Tensor, " d_head"]
 ) -> Float[Tensor, "source d_head"]:
-    """What every source, and in the last row the bias, adds to one query or key. Sources that cannot reach it add zero.
-    """
+    """What every source, and in the last row the bias, adds to one query or key. Sources that cannot reach it add
+    zero."""
     d_head = matrix.shape[1]
     vectors = matrix.T.contiguous()
     end = local.sources.up_to_heads(layer)
@@ -250,8 +251,8 @@ def _require_sum(
         if not gap <= tolerance:
             raise ArchitectureError(
                 f"layer {scores.layer}: query times key is off by {gap:.2%} from the model's own score (tolerance "
-                f"{tolerance:.2%}). The model adds something to it, such as a bias for the distance (ALiBi), or its bridge does not "
-                "show how queries and keys are rotated or normalised. Such scores are not explained."
+                f"{tolerance:.2%}). The model adds something to it, such as a bias for the distance (ALiBi), or its "
+                "bridge does not show how queries and keys are rotated or normalised. Such scores are not explained."
             )
 
 
@@ -273,7 +274,8 @@ def _assemble(
     live_q, live_k = (side.any(1).nonzero()[:, 0] for side in (q, k))
     if top is None and len(live_q) * len(live_k) > MAX_PAIRS:
         raise ValueError(
-            f"there are {len(live_q)} x {len(live_k)} pairs, more than {MAX_PAIRS}; give top=1000 or so instead of None."
+            f"there are {len(live_q)} x {len(live_k)} pairs, more than {MAX_PAIRS}; give top=1000 or so instead of "
+            "None."
         )
     count = len(live_q) * len(live_k) if top is None else top
     i, j, weight = top_pairs(q[live_q], k[live_k], count)
@@ -308,7 +310,11 @@ def _assemble(
 
 
 def _marginals(
-    graph: AttributionGraph, columns: Columns, weight: Float[Tensor, " source"], live: Int[Tensor, " n"], top: int | None
+    graph: AttributionGraph,
+    columns: Columns,
+    weight: Float[Tensor, " source"],
+    live: Int[Tensor, " n"],
+    top: int | None,
 ) -> pd.DataFrame:
     """The largest sources of one side, each with the sum of its pairs, as a frame."""
     count = len(live) if top is None else min(top, len(live))

@@ -70,8 +70,8 @@ def retrace(
     Args:
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
-        scores_of: build only what decides this layer's attention scores: the layers below it, and it too if it rebuilds the
-            stream that its heads read. By default everything.
+        scores_of: build only what decides this layer's attention scores: the layers below it, and it too if it rebuilds
+            the stream that its heads read. By default everything.
         contrast: count sources as the graph does, by their difference from its baseline, if it has one.
 
     Raises:
@@ -151,8 +151,8 @@ class Columns:
         if where.numel() == 0:
             what = "token" if kind == Kind.EMBEDDING else Kind(kind).text
             raise TargetError(
-                f"the attached dictionary has no active {what} at layer {layer}{f', {site}' if site else ''}, position {position}"
-                f"{f', feature {feature}' if kind == Kind.FEATURE else ''} on this prompt."
+                f"the attached dictionary has no active {what} at layer {layer}{f', {site}' if site else ''}, "
+                f"position {position}{f', feature {feature}' if kind == Kind.FEATURE else ''} on this prompt."
             )
         return int(where[0])
 
@@ -161,7 +161,9 @@ def columns_of(sources: Sources, stop: int | None = None) -> Columns:
     """Kind, layer, position, feature and site of every column, or of those before place ``stop``."""
     stop = len(sources.places) if stop is None else stop
     width, n_pos = sources.before(stop), sources.n_pos
-    kind, layer, position, feature, at_site = (torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1, -1))
+    kind, layer, position, feature, at_site = (
+        torch.full((width,), fill) for fill in (int(Kind.EMBEDDING), -1, 0, -1, -1)
+    )
     columns = Columns(kind, layer, position, feature, at_site, sources.sites)
     columns.position[:n_pos] = torch.arange(n_pos)
     if sources.shared_column is not None:

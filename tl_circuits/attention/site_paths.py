@@ -1,10 +1,11 @@
 """Head loadings in graphs with autoencoders or passed MLPs.
 
-Between two attentions everything acts at one position: the residual stream, skips, and MLPs with held ratios. So a source
-that has passed no head stands at its own position still, and a target that no head has carried back stands at its own. The
-loading of a head is what the source gives the head's values, times how the head's output reaches the target, times how
-much the head looks from one position to the other. Two heads one after the other meet at every position between: what the
-first writes there is held against the gradient of what the second reads, carried back. A rebuilt stream ends all of them.
+Between two attentions everything acts at one position: the residual stream, skips, and MLPs with held ratios. So a
+source that has passed no head stands at its own position still, and a target that no head has carried back stands at
+its own. The loading of a head is what the source gives the head's values, times how the head's output reaches the
+target, times how much the head looks from one position to the other. Two heads one after the other meet at every
+position between: what the first writes there is held against the gradient of what the second reads, carried back. A
+rebuilt stream ends all of them.
 """
 
 from collections.abc import Sequence
@@ -36,8 +37,8 @@ class SiteWriter:
 class SiteArrival:
     """A target carried back without passing a head.
 
-    ``heads``: by layer, its gradient at the outputs of the layer's heads. ``writes``: by number of the place, its gradient at
-    the site where the dictionary there writes; -1 is the first block's input.
+    ``heads``: by layer, its gradient at the outputs of the layer's heads. ``writes``: by number of the place, its
+    gradient at the site where the dictionary there writes; -1 is the first block's input.
     """
 
     position: int
@@ -63,8 +64,11 @@ class SitePaths:
         """Carry one target back through all blocks, along the stream and through MLPs alone."""
         return _Backward(self._engine, target).run()
 
-    def parts(self, writers: Sequence[SiteWriter], arrival: SiteArrival, edges: Sequence[float], chains: int) -> list[EdgeParts]:
-        """Split the edges from several sources to a target; ``chains`` is the most sequences of two heads to list for each."""
+    def parts(
+        self, writers: Sequence[SiteWriter], arrival: SiteArrival, edges: Sequence[float], chains: int
+    ) -> list[EdgeParts]:
+        """Split the edges from several sources to a target; ``chains`` is the most sequences of two heads to list for
+        each."""
         entering = [self._leave(writer) for writer in writers]
         largest = self._pairs(writers, entering, arrival, chains) if chains else [Largest(0) for _ in writers]
         together = zip(writers, entering, edges, largest, strict=True)
@@ -248,7 +252,8 @@ class _Backward:
         return _plus(back, block.read.transpose(vector[None], self._at)[0][0]) if place == self._place else back
 
     def _attention(self, layer: int, block: BlockMaps, g: Tensor | None) -> None:
-        """The gradient at the outputs of a block's heads; none if what they write is rebuilt and another node reads it."""
+        """The gradient at the outputs of a block's heads; none if what they write is rebuilt and another node reads
+        it."""
         n_heads, d_head = block.attention.W_O.shape[:2]
         at_z, at_out = block.places.get("attn.hook_z"), block.places.get("hook_attn_out")
         if at_out is not None:

@@ -194,8 +194,8 @@ def word_stories(
 def strongest_edges(graph: AttributionGraph, count: int) -> list[tuple[str, str]]:
     """The edges into the targets, from other positions, that carry most influence. Heads must have carried them.
 
-    Positions that the graph leaves out, such as the beginning of the sequence, are no sources: heads that find nothing look
-    there. If no edge into a target comes from another position, edges into features are taken.
+    Positions that the graph leaves out, such as the beginning of the sequence, are no sources: heads that find nothing
+    look there. If no edge into a target comes from another position, edges into features are taken.
     """
     edges, position = graph._edges, graph._nodes.position
     moved = position[edges.source] != position[edges.target]
@@ -223,15 +223,25 @@ def _story(local: Retraced, graph: AttributionGraph, edge: int, paths: EdgeParts
 
 
 def _told(
-    local: Retraced, graph: AttributionGraph, source: str, target: str, weight: float, paths: EdgeParts, query: int, key: int,
-    heads: int, top: int,
+    local: Retraced,
+    graph: AttributionGraph,
+    source: str,
+    target: str,
+    weight: float,
+    paths: EdgeParts,
+    query: int,
+    key: int,
+    heads: int,
+    top: int,
 ) -> EdgeStory:
     ordered = sorted(paths.heads, key=lambda head: -abs(paths.heads[head]))
     chosen = [head for head in ordered if paths.heads[head] != 0.0][:heads]
     scores = tuple(score_attribution(local, graph, *head, query, key, top=top) for head in chosen)
     weights = [_attention(local, *head, query) for head in chosen]
     attention = tuple(float(row[key]) for row in weights)
-    instead = tuple(_instead(local, graph, head, query, key, row, top) for head, row in zip(chosen, weights, strict=True))
+    instead = tuple(
+        _instead(local, graph, head, query, key, row, top) for head, row in zip(chosen, weights, strict=True)
+    )
     return EdgeStory(source, target, weight, paths, tuple(chosen), scores, attention, instead)
 
 

@@ -84,8 +84,9 @@ def attribute(
         prompt: text, token ids, or a tensor ``[pos]``. Or a graph: its token ids are run again, with the positions
             left out that it leaves out. A text that starts with its special tokens does not get them again.
         targets: what to explain. None for the likeliest next tokens (until their probabilities sum to 95 %, at
-            most ten); against other prompts, None for the likeliest token's logit minus the mean logit of theirs; one or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`;
-            or one :class:`FeatureTarget`.
+            most ten); against other prompts, None for the likeliest token's logit minus the mean logit of theirs; one
+            or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`; or one
+            :class:`FeatureTarget`.
         position: the position whose logits are explained; -1 is the last token.
         max_nodes: how many feature nodes the graph gets at most, the most influential ones. Only these are
             *expanded*, which means that their incoming edges are computed.
@@ -102,10 +103,10 @@ def attribute(
         row_mass: which share of a node's incoming effects (by absolute value) is kept in memory while the graph
             is built, 1.0 for all. None keeps all if that takes at most half a gigabyte, else 0.999. Dropped
             effects are counted in ``bias`` and lower ``coverage``.
-        baseline: one or several other prompts, or a :class:`Baseline` made from texts, for the question "why this answer here, and not there?". Every source
-            then counts by how it differs from its mean there, at the same position: ``(a - ā)·d`` for a
-            feature. What the prompts have in common is part of ``bias``, and its size is in the column ``shared``.
-            Features that are active there but not here are nodes, too.
+        baseline: one or several other prompts, or a :class:`Baseline` made from texts, for the question "why this
+            answer here, and not there?". Every source then counts by how it differs from its mean there, at the same
+            position: ``(a - ā)·d`` for a feature. What the prompts have in common is part of ``bias``, and its size is
+            in the column ``shared``. Features that are active there but not here are nodes, too.
         align: which positions of the baseline's prompts correspond to which of this one. None if all have one length;
             ``"end"`` counts from the last token; or one ``{position: slot}`` for each prompt, this one's first.
         select: how the ``max_nodes`` features are chosen: ``"total_effect"``, by the size of their effect on the
@@ -115,8 +116,8 @@ def attribute(
 
     Returns:
         The graph: features that were expanded, errors, tokens (embeddings) and logits, and every edge between
-        them. The model is left as it was. Beside other programs that take the processors, fewer of torch's threads are used,
-        and the last bits of float32 sums differ; after ``torch.set_num_threads(1)`` they are always the same.
+        them. The model is left as it was. Beside other programs that take the processors, fewer of torch's threads are
+        used, and the last bits of float32 sums differ; after ``torch.set_num_threads(1)`` they are always the same.
 
     Raises:
         BaselineError: there are no prompts to compare with, or it is not clear which positions correspond.
@@ -177,11 +178,13 @@ def attribute(
             sources,
             roots.weights,
             started_at=() if roots.column is None else (roots.column,),
-            trimming=Trimming.choose(row_mass, min(max_nodes, len(sources.feature_columns)), sources.width, sources.home),
+            trimming=Trimming.choose(
+                row_mass, min(max_nodes, len(sources.feature_columns)), sources.width, sources.home
+            ),
         )
         total = _total(chosen, model, recording, roots, holds)
-        # Neurons, and all nodes of a contrast graph, carry more of the answer if chosen by total effect; transcoder features
-        # without a baseline do not (measured: docs/benchmarks.md, "What a circuit carries").
+        # Neurons, and all nodes of a contrast graph, carry more of the answer if chosen by total effect; transcoder
+        # features without a baseline do not (measured: docs/benchmarks.md, "What a circuit carries").
         by_total = select == "total_effect" or (select == "auto" and (baseline is not None or dictionary.exact))
         count = min(max_nodes, sources.feature_columns.numel())
         with tqdm(total=count, desc="tracing", unit="node", disable=not progress) as bar:
@@ -196,7 +199,9 @@ def attribute(
                 ranking=total.abs().cpu() if by_total else None,
             )
         info = _info(replacement, prompt, rule, roots, sources, recording, chosen, max_nodes)
-        info = replace(info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared.said)
+        info = replace(
+            info, select="total_effect" if by_total else "influence", skip_positions=read.skipped, **compared.said
+        )
         graph = assemble(expansion, roots, info, tokens, position, total)
         require_sums(graph, recording.dtype)
         return graph
@@ -210,7 +215,9 @@ def _total(
         return total_effects(engine, model, recording, combined(roots.targets, roots.weights), None, holds)
     assert roots.column is not None  # roots without targets are one feature
     column = torch.tensor([roots.column])
-    return total_effects(engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds)
+    return total_effects(
+        engine, model, recording, _feature_targets(recording, engine.sources, column), roots.column, holds
+    )
 
 
 def _rule(rule: PromptRule, prompt: Any, prepend: bool | None) -> PromptRule:
@@ -234,7 +241,9 @@ def _read(replacement: Replacement, prompt: Any, rule: PromptRule, asked: Iterab
     return replace(read, skipped=tuple(sorted({resolve_position(p, read.tokens.numel()) for p in asked})))
 
 
-def _make_engine(name: str, model: Any, recording: Recording, sources: Sources, holds: Holds) -> ClosedForm | AutogradEngine:
+def _make_engine(
+    name: str, model: Any, recording: Recording, sources: Sources, holds: Holds
+) -> ClosedForm | AutogradEngine:
     if name == "autograd":
         return AutogradEngine(model, recording, sources, holds)
     # The linear engines compare their frozen maps with this prompt's run, so they find out themselves whether they fit.
@@ -286,7 +295,11 @@ def _roots(
 
 def _feature_column(sources: Sources, target: FeatureTarget) -> int:
     table, position = sources.feature_table, resolve_position(target.position, sources.n_pos)
-    at = place_number(sources.dictionary, target.layer, target.site, TargetError) if 0 <= target.layer < sources.n_layers else -1
+    at = (
+        place_number(sources.dictionary, target.layer, target.site, TargetError)
+        if 0 <= target.layer < sources.n_layers
+        else -1
+    )
     here = (table["place"] == at) & (table["position"] == position)
     match = (here & (table["feature"] == target.feature)).nonzero()
     if match.numel() == 0:
@@ -352,5 +365,3 @@ def _info(
         prepended=token_text(model, ids[0]) if added else "" if graph is None else graph.prepended,
         sites=sources.sites,
     )
-
-

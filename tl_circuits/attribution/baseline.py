@@ -27,8 +27,8 @@ class LayerMean:
     """Mean activations and mean error at one place over the baseline's prompts (a layer, or one of its dictionaries).
 
     ``position`` is that of the prompt to explain. A feature that is not listed is 0 on all of the baseline's prompts.
-    ``written``: the mean of everything that features and error write. ``activation`` is times the input's own factor, for
-    autoencoders that normalise their input.
+    ``written``: the mean of everything that features and error write. ``activation`` is times the input's own factor,
+    for autoencoders that normalise their input.
     """
 
     position: Int[Tensor, " n"]
@@ -53,8 +53,9 @@ class PositionMeans:
 def position_means(replacement: Replacement, family: Family, sources: Sources, position: int) -> PositionMeans:
     """Run the baseline's prompts, one at a time, and average embeddings, activations and errors at each position.
 
-    ``position`` is where the prompt's answer is read; a baseline prompt's is read at the corresponding position, or at its
-    last one. At a position that no baseline prompt has, all means are zero, so sources count in full, as without a baseline.
+    ``position`` is where the prompt's answer is read; a baseline prompt's is read at the corresponding position, or at
+    its last one. At a position that no baseline prompt has, all means are zero, so sources count in full, as without a
+    baseline.
     """
     total = _Sums(sources)
     model, dictionary = replacement.model, sources.dictionary
@@ -118,7 +119,9 @@ class _Sums:
         for place, total in enumerate(self._errors):
             keys, where = torch.cat(self._keys[place]).unique(return_inverse=True)
             # On the CPU, because a GPU adds several numbers to one place in no fixed order.
-            values = torch.zeros(len(keys)).index_add_(0, where.cpu(), torch.cat(self._values[place]).cpu()).to(keys.device)
+            values = (
+                torch.zeros(len(keys)).index_add_(0, where.cpu(), torch.cat(self._values[place]).cpu()).to(keys.device)
+            )
             position, feature = keys // self._width(place), keys % self._width(place)
             mean = values / count.to(values.device)[position]
             error = None if total is None else total / count.to(total.device)[:, None]
@@ -127,7 +130,9 @@ class _Sums:
         return PositionMeans(self._tokens / count.to(self._tokens.device)[:, None], tuple(layers))
 
 
-def _add(total: Float[Tensor, "pos d"], own: Int[Tensor, " n"], their: Float[Tensor, "their_pos d"], here: Tensor) -> None:
+def _add(
+    total: Float[Tensor, "pos d"], own: Int[Tensor, " n"], their: Float[Tensor, "their_pos d"], here: Tensor
+) -> None:
     device = total.device
     total.index_add_(0, own.to(device), their.to(device)[here.to(device)])
 
@@ -189,7 +194,9 @@ def against(sources: Sources, recording: Recording, means: PositionMeans, start:
     compared = replace(
         sources, layers=tuple(layers), tokens=sources.tokens - shared, shared_tokens=shared, skipped=tuple(skipped)
     )
-    return compared if recording.dtype == torch.float32 or not sources.dictionary.exact else _rounded(compared, recording)
+    return (
+        compared if recording.dtype == torch.float32 or not sources.dictionary.exact else _rounded(compared, recording)
+    )
 
 
 def _without(

@@ -69,9 +69,7 @@ def sweeps(
         yield indices, rows, bias
 
 
-def sweep_chunks(
-    targets: Targets, batch_size: int | str, sources: Sources
-) -> Iterator[Int[Tensor, " n"]]:
+def sweep_chunks(targets: Targets, batch_size: int | str, sources: Sources) -> Iterator[Int[Tensor, " n"]]:
     """Divide targets into sweeps: each item holds the indices of targets to compute together, last layer first.
 
     A sweep computes gradients at all positions up to its last target's, for all its targets, though those at earlier

@@ -17,7 +17,8 @@ from tl_circuits.hooks import ReadPrompt, Recording, Replacement
 class Compared:
     """The sources of a prompt, each counted by its difference from a baseline.
 
-    ``answers``: what the model says next on the baseline's prompts. ``said``: what the graph's info keeps of the baseline.
+    ``answers``: what the model says next on the baseline's prompts. ``said``: what the graph's info keeps of the
+    baseline.
     """
 
     sources: Sources
@@ -54,7 +55,9 @@ def compare(
     """
     if isinstance(baseline, Baseline):
         if align is not None:
-            raise BaselineError("align= is for other prompts. A Baseline made from texts has no positions: leave align out.")
+            raise BaselineError(
+                "align= is for other prompts. A Baseline made from texts has no positions: leave align out."
+            )
         require_baseline_fits(replacement, baseline)
         start = shared_first(recording.tokens, baseline)
         made = against(sources, recording, text_means(sources, baseline), start)
@@ -79,8 +82,8 @@ def compare_again(replacement: Replacement, sources: Sources, recording: Recordi
         return sources
     if not info.baseline:
         raise BaselineError(
-            f"the graph compares with {info.compared}, which its file does not keep. Trace the prompt against other prompts "
-            "or without a baseline."
+            f"the graph compares with {info.compared}, which its file does not keep. Trace the prompt against other "
+            "prompts or without a baseline."
         )
     texts = info.compared_with
     members = (Member(text, ids, places, ()) for text, (ids, places) in zip(texts, info.baseline, strict=True))

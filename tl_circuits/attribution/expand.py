@@ -167,7 +167,9 @@ def _expand_columns(
         shared = _take_shared(engine.sources, rows, bias)
         for place in places.unique().tolist():
             here = (places == place).nonzero()[:, 0]
-            block = Block(own[here.cpu()], expansion.kept(rows, here, engine.sources.before(place)), bias[here], shared[here])
+            block = Block(
+                own[here.cpu()], expansion.kept(rows, here, engine.sources.before(place)), bias[here], shared[here]
+            )
             expansion.blocks.setdefault(place, []).append(block)
         advance(indices.numel())
 
@@ -182,9 +184,7 @@ def _root_block(engine: Engine, targets: Targets, batch_size: int | str) -> Bloc
     return Block(torch.full((len(targets),), -1), whole_rows(values), biases, shared)
 
 
-def _take_shared(
-    sources: Sources, rows: Float[Tensor, "n column"], bias: Float[Tensor, " n"]
-) -> Float[Tensor, " n"]:
+def _take_shared(sources: Sources, rows: Float[Tensor, "n column"], bias: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The baseline's effect on each target, which is moved from its column of the rows into the biases.
 
     Zeros if there is no baseline.

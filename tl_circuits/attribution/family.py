@@ -13,7 +13,8 @@ from tl_circuits.hooks import ReadPrompt, is_whole, token_text
 class Member:
     """One prompt of a family.
 
-    ``text``: as it was given; of token ids or a graph, its tokens' texts, joined. ``places[p]``: the position of the prompt to explain that its position ``p`` is compared with, -1 for none.
+    ``text``: as it was given; of token ids or a graph, its tokens' texts, joined. ``places[p]``: the position of the
+    prompt to explain that its position ``p`` is compared with, -1 for none.
     ``skipped``: its positions without features and error nodes.
     """
 
@@ -68,8 +69,8 @@ def find_family(
     names = [repr(text) for text in texts]
     if all(one == ids[0] for one in ids):
         raise BaselineError(
-            f"the baseline {names[1]} is the prompt itself, so all differences are zero. Give prompts that have another "
-            "answer."
+            f"the baseline {names[1]} is the prompt itself, so all differences are zero. Give prompts that have "
+            "another answer."
         )
     if align is None:
         _require_one_length(ids, names)
@@ -80,7 +81,10 @@ def find_family(
     slot_of = [of.tolist() for of in slots.of]
     if same_skips:
         left_out = {slot_of[0][position] for position in own.skipped}
-        reads = [ReadPrompt(r.tokens, tuple(p for p, s in enumerate(of) if s in left_out)) for r, of in zip(reads, slot_of[1:], strict=True)]
+        reads = [
+            ReadPrompt(r.tokens, tuple(p for p, s in enumerate(of) if s in left_out))
+            for r, of in zip(reads, slot_of[1:], strict=True)
+        ]
     members = (
         Member(text, i, _places(own, slot_of[0], r, of), r.skipped)
         for text, i, r, of in zip(texts[1:], ids[1:], reads, slot_of[1:], strict=True)
@@ -92,8 +96,8 @@ def _require_one_length(ids: list[tuple[int, ...]], names: list[str]) -> None:
     other = next((i for i, one in enumerate(ids) if len(one) != len(ids[0])), None)
     if other is not None:
         raise BaselineError(
-            f"the baseline {names[other]} has {len(ids[other])} tokens and the prompt has {len(ids[0])}. Give prompts of "
-            'one length; or align="end", which counts positions from the end; or align=[{position: slot}, ...], the '
+            f"the baseline {names[other]} has {len(ids[other])} tokens and the prompt has {len(ids[0])}. Give prompts "
+            'of one length; or align="end", which counts positions from the end; or align=[{position: slot}, ...], the '
             "prompt's first."
         )
 

@@ -1,8 +1,9 @@
 """The sources of one prompt: everything that writes to the model's tensors, each with a column in the rows of effects.
 
-Columns follow the order of computation: the tokens, then place by place its active features (sorted by position) and its
-errors (one a position). A layer has one place, or one for each of its dictionaries (:mod:`tl_circuits.hooks.places`). A target
-that reads at place P is affected only by columns before those of place P, so its row may end there.
+Columns follow the order of computation: the tokens, then place by place its active features (sorted by position) and
+its errors (one a position). A layer has one place, or one for each of its dictionaries
+(:mod:`tl_circuits.hooks.places`). A target that reads at place P is affected only by columns before those of place P,
+so its row may end there.
 """
 
 from collections.abc import Sequence
@@ -59,8 +60,8 @@ class LayerSources:
 class Sources:
     """All sources of one prompt. At ``skipped`` positions there are no features; what MLPs write there is constant.
 
-    ``layers`` has one entry for each of ``places``, and ``dictionary`` answers to numbers of places. These are the layers'
-    own numbers unless some layer has several dictionaries.
+    ``layers`` has one entry for each of ``places``, and ``dictionary`` answers to numbers of places. These are the
+    layers' own numbers unless some layer has several dictionaries.
     """
 
     dictionary: Dictionary
@@ -88,7 +89,8 @@ class Sources:
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
-        """The sites that nodes name, in the order of the forward pass; empty unless some layer has several dictionaries."""
+        """The sites that nodes name, in the order of the forward pass; empty unless some layer has several
+        dictionaries."""
         order = [short_site(site) for site in SITES]
         found = {place.site for place in self.places if place.site}
         # A transcoder's output may be another hook of the MLP, such as mlp.out.
@@ -99,7 +101,8 @@ class Sources:
         return next((number for number, place in enumerate(self.places) if place.layer >= layer), len(self.places))
 
     def up_to_heads(self, layer: int) -> int:
-        """How many places write to the stream that a layer's heads read: the layer's own if it rebuilds ``hook_resid_pre``."""
+        """How many places write to the stream that a layer's heads read: the layer's own if it rebuilds
+        ``hook_resid_pre``."""
         first = self.first_place(layer)
         return first + (first < len(self.places) and own_site(self.dictionary, first) == "hook_resid_pre")
 
@@ -139,9 +142,7 @@ class Sources:
     @cached_property
     def error_columns(self) -> Int[Tensor, " n_errors"]:
         """The column of every error node, place by place."""
-        ranges = [
-            torch.arange(s.errors_at, s.errors_at + self.n_pos) for s in self.layers if s.error is not None
-        ]
+        ranges = [torch.arange(s.errors_at, s.errors_at + self.n_pos) for s in self.layers if s.error is not None]
         return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
 
     @cached_property
@@ -153,7 +154,9 @@ class Sources:
         for name in ("position", "feature", "pre", "activation"):
             table[name] = torch.cat([getattr(a, name) for a in actives])
         if self.shared_tokens is not None:
-            table["baseline"] = torch.cat([a.activation.new_zeros(0) if a.baseline is None else a.baseline for a in actives])
+            table["baseline"] = torch.cat(
+                [a.activation.new_zeros(0) if a.baseline is None else a.baseline for a in actives]
+            )
         return table
 
 
@@ -169,9 +172,7 @@ def recorded_sites(model: Any, dictionary: Dictionary, below: int | None = None)
     return list(dict.fromkeys([*sites, *passing_points(model, dictionary, layers)]))
 
 
-def find_sources(
-    model: Any, dictionary: Dictionary, recording: Recording, skip_positions: Sequence[int]
-) -> Sources:
+def find_sources(model: Any, dictionary: Dictionary, recording: Recording, skip_positions: Sequence[int]) -> Sources:
     """Encode every recorded layer of one prompt, and split what is rebuilt into features, error and constant.
 
     Args:
@@ -215,7 +216,11 @@ def find_sources(
 def output_name(sources: Sources, place: int) -> str:
     """The hook at which a place's dictionary writes; of a layer without one, that of its MLP's output."""
     dictionary = sources.dictionary
-    return dictionary.output_hook(place) if place in dictionary.layers else f"blocks.{sources.places[place].layer}.hook_mlp_out"
+    return (
+        dictionary.output_hook(place)
+        if place in dictionary.layers
+        else f"blocks.{sources.places[place].layer}.hook_mlp_out"
+    )
 
 
 def output_of(sources: Sources, recording: Recording, place: int) -> Float[Tensor, "pos d_out"]:

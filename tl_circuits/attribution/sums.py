@@ -36,6 +36,6 @@ def require_sums(graph: AttributionGraph, dtype: torch.dtype) -> None:
         name = graph.node_ids[int(known[worst])]
         raise ArchitectureError(
             f"the graph does not add up: edges and bias of {name} give {float(value[worst] + gap[worst]):.4g} or "
-            f"{float(value[worst] - gap[worst]):.4g}, its value is {float(value[worst]):.4g}. So the frozen model does not "
-            "compute what the model computed on this prompt, and the graph is not returned."
+            f"{float(value[worst] - gap[worst]):.4g}, its value is {float(value[worst]):.4g}. So the frozen model "
+            "does not compute what the model computed on this prompt, and the graph is not returned."
         )

@@ -23,10 +23,10 @@ LISTED = 3  # tokens that a target's name lists; of more it says the number
 class Targets:
     """Numbers to be explained, each a linear function of one activation: ``vector · x[position] + bias``.
 
-    ``x[position]`` is what the dictionary at place ``place`` reads (its number in the order of the forward pass, which is the
-    layer's unless some layer has several dictionaries). Where ``place`` is the number of all places, it is the output of
-    the final norm (``ln_final``), which the unembedding reads. Vectors of different widths stand in one tensor; the shorter ones
-    end with zeros.
+    ``x[position]`` is what the dictionary at place ``place`` reads (its number in the order of the forward pass, which
+    is the layer's unless some layer has several dictionaries). Where ``place`` is the number of all places, it is the
+    output of the final norm (``ln_final``), which the unembedding reads. Vectors of different widths stand in one
+    tensor; the shorter ones end with zeros.
     """
 
     place: Int[Tensor, " n"]
@@ -60,7 +60,8 @@ class LogitDifference:
         >>> graph = tlc.attribute(replacement, prompt, tlc.LogitDifference("Austin", "Texas"), max_nodes=20)
         >>> graph.info.target_names, round(float(graph.nodes.activation.iloc[-1]), 1)
         (('Austin − Texas',), 7.8)
-        >>> graph = tlc.attribute(replacement, prompt, tlc.LogitDifference("Austin", ["Sacramento", "Salem"]), max_nodes=20)
+        >>> target = tlc.LogitDifference("Austin", ["Sacramento", "Salem"])
+        >>> graph = tlc.attribute(replacement, prompt, target, max_nodes=20)
         >>> graph.info.target_names
         ('Austin − mean of Sacramento, Salem',)
     """
@@ -70,7 +71,11 @@ class LogitDifference:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positive", _token(self.positive, "positive"))
-        several = isinstance(self.negative, Iterable) and not isinstance(self.negative, (str, bytes)) and getattr(self.negative, "ndim", 1) != 0
+        several = (
+            isinstance(self.negative, Iterable)
+            and not isinstance(self.negative, (str, bytes))
+            and getattr(self.negative, "ndim", 1) != 0
+        )
         negative = tuple(_token(t, "negative") for t in self.negative) if several else _token(self.negative, "negative")
         if negative == ():
             raise TargetError("LogitDifference: negative is an empty list; give one token or several.")
@@ -78,7 +83,11 @@ class LogitDifference:
 
 
 def _token(token: Any, which: str) -> Any:
-    return token if isinstance(token, str) else whole(token, f"LogitDifference: the {which} token, unless it is text,", TargetError)
+    return (
+        token
+        if isinstance(token, str)
+        else whole(token, f"LogitDifference: the {which} token, unless it is text,", TargetError)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +160,9 @@ class LogitTargets:
 
 def as_targets(given: Any) -> list[Any]:
     """One or several targets as a list, with token ids as Python ints; raises TargetError for an empty list."""
-    single = isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
+    single = (
+        isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
+    )
     found = [given] if single else list(given)
     if not found:
         raise TargetError("targets is an empty list; give at least one target, or None for the likeliest tokens.")
@@ -172,7 +183,9 @@ def token_id(model: Any, token: Any) -> int:
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = [tokenizer.decode([i]) for i in ids]
-        raise TargetError(f"the target {token!r} is {len(ids)} tokens {pieces}, expected exactly one.{_hint(tokenizer, token)}")
+        raise TargetError(
+            f"the target {token!r} is {len(ids)} tokens {pieces}, expected exactly one.{_hint(tokenizer, token)}"
+        )
     found = int(ids[0])
     text = tokenizer.decode([found])
     if found == getattr(tokenizer, "unk_token_id", None) and token != tokenizer.unk_token:
@@ -181,7 +194,10 @@ def token_id(model: Any, token: Any) -> int:
             f"{tokenizer.unk_token!r}.{_hint(tokenizer, token)}"
         )
     if text and _bare(text) != _bare(token):
-        raise TargetError(f"the model's tokenizer reads the target {token!r} as {text!r}; give that text, or the id {found}, if it is meant.")
+        raise TargetError(
+            f"the model's tokenizer reads the target {token!r} as {text!r}; give that text, or the id {found}, if it "
+            "is meant."
+        )
     return found
 
 
@@ -204,7 +220,9 @@ def _names(model: Any, tokens: Sequence[int]) -> str:
     """Several tokens in a target's name: their texts if they are few, else their number."""
     different = list(dict.fromkeys(tokens))
     few = len(different) <= LISTED
-    return "mean of " + (", ".join(token_text(model, t).strip() for t in different) if few else f"{len(different)} tokens")
+    return "mean of " + (
+        ", ".join(token_text(model, t).strip() for t in different) if few else f"{len(different)} tokens"
+    )
 
 
 def _hint(tokenizer: Any, token: str) -> str:
@@ -212,7 +230,9 @@ def _hint(tokenizer: Any, token: str) -> str:
     before, minus, after = token.partition(" - ")
     if minus and before.strip() and after.strip():
         return f" For a difference of two logits give tlc.LogitDifference({before!r}, {_like(before, after)!r})."
-    spaced = tokenizer(f" {token}", add_special_tokens=False)["input_ids"] if token and not token.startswith(" ") else []
+    spaced = (
+        tokenizer(f" {token}", add_special_tokens=False)["input_ids"] if token and not token.startswith(" ") else []
+    )
     known = len(spaced) == 1 and spaced[0] != getattr(tokenizer, "unk_token_id", None)
     return f" Did you mean {' ' + token!r}?" if known else ""
 
@@ -314,7 +334,9 @@ def resolve_logits(
             try:
                 vector = torch.as_tensor(target.vector).to(final.device).float()
             except (TypeError, ValueError, RuntimeError) as error:
-                raise TargetError(f"the direction {target.name!r} is no vector of numbers: got {shown(target.vector)}.") from error
+                raise TargetError(
+                    f"the direction {target.name!r} is no vector of numbers: got {shown(target.vector)}."
+                ) from error
             if tuple(vector.shape) != tuple(final.shape):
                 raise TargetError(
                     f"the direction {target.name!r} has shape {tuple(vector.shape)}, expected {tuple(final.shape)}."
@@ -327,7 +349,8 @@ def resolve_logits(
             weight, name = float(probabilities[token]), token_text(model, token)
         else:
             raise TargetError(
-                f"a target is a token, a token id, LogitDifference, LogitDirection or one FeatureTarget, got {shown(target)}."
+                "a target is a token, a token id, LogitDifference, LogitDirection or one FeatureTarget, got "
+                f"{shown(target)}."
             )
         vectors.append(vector)
         biases.append(bias)

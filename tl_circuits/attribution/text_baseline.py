@@ -51,9 +51,9 @@ class Baseline:
         n_tokens: how many tokens were counted.
         first: the special tokens before each text, which are not counted.
         embedding: mean input of block 0, ``[d_model]``.
-        activation: by layer (by place, numbered in the order of the forward pass, if some layer has several dictionaries), each
-            feature's mean activation, ``[feature]``; of autoencoders that normalise their input, the
-            mean of the activation times the input's own factor, which is what is written.
+        activation: by layer (by place, numbered in the order of the forward pass, if some layer has several
+            dictionaries), each feature's mean activation, ``[feature]``; of autoencoders that normalise their input,
+            the mean of the activation times the input's own factor, which is what is written.
         frequency: likewise, the share of tokens on which each feature is active, ``[feature]``.
         error: likewise, the mean of what features do not rebuild (of the whole MLP output in a layer without features),
             ``[d_out]``.
@@ -89,7 +89,9 @@ class Baseline:
             tensors |= {f"{part}.{layer}": t for layer, t in getattr(self, part).items()}
         content = {"name": self.name, "origin": self.origin._asdict(), "n_tokens": self.n_tokens, "first": self.first}
         # One key only: safetensors writes several in no fixed order.
-        data = save({n: t.contiguous().cpu() for n, t in tensors.items()}, {FORMAT: json.dumps(content, sort_keys=True)})
+        data = save(
+            {n: t.contiguous().cpu() for n, t in tensors.items()}, {FORMAT: json.dumps(content, sort_keys=True)}
+        )
         with atomic_file(Path(path), overwrite) as file:
             file.write(data)
         return Path(path)
@@ -118,7 +120,9 @@ class Baseline:
             first = tuple(map(int, content["first"]))
             return cls(str(content["name"]), origin, int(content["n_tokens"]), first, tensors["embedding"], **parts)
         except Exception as error:
-            raise GraphFileError(f"{path} is not a baseline of tl_circuits: {type(error).__name__}: {error}.") from error
+            raise GraphFileError(
+                f"{path} is not a baseline of tl_circuits: {type(error).__name__}: {error}."
+            ) from error
 
     def __repr__(self) -> str:
         return f"Baseline({self.name!r})"
@@ -129,9 +133,7 @@ _PARTS = ("activation", "frequency", "error")
 
 @checked
 @in_turn
-def make_baseline(
-    replacement: Replacement, texts: Any, *, context: int = 128, progress: bool = True
-) -> Baseline:
+def make_baseline(replacement: Replacement, texts: Any, *, context: int = 128, progress: bool = True) -> Baseline:
     """Run texts through the model, and average what its features do, whatever the position.
 
     The result is a ``baseline=`` for :func:`attribute`: every source of a prompt then counts by how it differs from
@@ -168,7 +170,9 @@ def make_baseline(
     return sums.means(counted, first)
 
 
-def _pieces(model: Any, texts: Sequence[Any], first: tuple[int, ...], context: int) -> Iterator[Int[Tensor, "batch pos"]]:
+def _pieces(
+    model: Any, texts: Sequence[Any], first: tuple[int, ...], context: int
+) -> Iterator[Int[Tensor, "batch pos"]]:
     """Batches of pieces of one length, each after the special tokens."""
     waiting: dict[int, list[list[int]]] = {}
     for text in texts:
@@ -255,15 +259,18 @@ def require_baseline_fits(replacement: Replacement, baseline: Baseline) -> None:
     why = difference_of(origin, baseline.origin)
     if why is not None:
         raise BaselineError(
-            f"the baseline is of the dictionary {baseline.origin.dictionary!r} on {baseline.origin.model!r}, and attached "
-            f"is {origin.dictionary!r} on {origin.model!r}: {why}. Make one with what is attached: tlc.make_baseline."
+            f"the baseline is of the dictionary {baseline.origin.dictionary!r} on {baseline.origin.model!r}, and "
+            f"attached is {origin.dictionary!r} on {origin.model!r}: {why}. Make one with what is attached: "
+            "tlc.make_baseline."
         )
     parts = {"embedding": baseline.embedding}
     for part in _PARTS:
         parts |= {f"{part} of layer {layer}": tensor for layer, tensor in getattr(baseline, part).items()}
     broken = next((name for name, tensor in parts.items() if not bool(torch.isfinite(tensor).all())), None)
     if broken is not None:
-        raise BaselineError(f"the baseline {baseline.name!r} holds NaN or infinity ({broken}). Make it again from other texts.")
+        raise BaselineError(
+            f"the baseline {baseline.name!r} holds NaN or infinity ({broken}). Make it again from other texts."
+        )
 
 
 def text_means(sources: Sources, baseline: Baseline) -> PositionMeans:
@@ -306,4 +313,3 @@ def shared_first(tokens: Int[Tensor, " pos"], baseline: Baseline) -> int:
     """How many tokens at its start the prompt shares with all pieces of the texts."""
     first = baseline.first
     return len(first) if tuple(tokens[: len(first)].tolist()) == first else 0
-

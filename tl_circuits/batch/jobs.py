@@ -55,7 +55,9 @@ def read_jobs(prompts: str | Path | Iterable[Any]) -> list[Job | BadLine]:
             # Lines end with a line feed alone: JSON may hold the other ends of lines that Python knows, such as U+2028.
             lines = Path(prompts).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
         except OSError as error:
-            raise PromptError(f"cannot read prompts from {prompts}: {error}. Give a file with one JSON object a line.") from error
+            raise PromptError(
+                f"cannot read prompts from {prompts}: {error}. Give a file with one JSON object a line."
+            ) from error
         given = [(f"line {n}", _parsed(line)) for n, line in enumerate(lines, start=1) if line.strip()]
     else:
         given = [(f"prompt {n}", item) for n, item in enumerate(prompts, start=1)]
@@ -96,7 +98,9 @@ def _require_text(job: Job) -> None:
     texts = [job.id, job.prompt, *(job.targets or ())]
     for name, text in zip(("'id'", "'prompt'", *["'targets'"] * len(texts)), texts, strict=False):
         if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text: {ascii(text)[:80]}")
+            raise ValueError(
+                f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text: {ascii(text)[:80]}"
+            )
 
 
 def _ids(prompt: Any) -> tuple[int, ...]:

@@ -43,7 +43,9 @@ def trace_on_ray(
     try:
         device, count = _devices(ray)
         if workers is not None and workers > count:
-            raise ValueError(f"{workers} workers, but the cluster has {count} {device} to give one to each. Ask for fewer.")
+            raise ValueError(
+                f"{workers} workers, but the cluster has {count} {device} to give one to each. Ask for fewer."
+            )
         n = min(workers or count, len(jobs))
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // n)
         needs = {"num_gpus": 1} if device == "GPUs" else {"num_cpus": cpus}
@@ -82,8 +84,9 @@ def _require_authentication(connected: bool) -> None:
     if mode.lower() == "token" or (not mode and not connected):
         return
     raise ArgumentError(
-        f"Ray runs without authentication ({AUTH_MODE}={mode or 'not set'}), so anybody who reaches it over the network could "
-        f"run code. Set {AUTH_MODE}=token for this program and for the cluster; `ray get-auth-token --generate` makes a token."
+        f"Ray runs without authentication ({AUTH_MODE}={mode or 'not set'}), so anybody who reaches it over the "
+        f"network could run code. Set {AUTH_MODE}=token for this program and for the cluster; `ray get-auth-token "
+        "--generate` makes a token."
     )
 
 
@@ -98,10 +101,17 @@ def _connect(ray: Any, address: str | None) -> bool:
             _require_open(address)
         dashboard = None if address else False
         ray.init(address=address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level="error")
-    except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+    except (
+        ConnectionError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TimeoutError,
+        ray.exceptions.AuthenticationError,
+    ) as error:
         raise ConnectionError(
-            f"no Ray cluster answers at {address or 'this machine'}: {error}. Check the address, or leave it out to start "
-            "one here."
+            f"no Ray cluster answers at {address or 'this machine'}: {error}. Check the address, or leave it out to "
+            "start one here."
         ) from error
     try:
         _require_authentication(connected=True)
@@ -163,7 +173,10 @@ def _drive(
                 give(start())
                 continue
             record = {
-                "id": job.id, "key": job.key(options), "prompt": str(job.prompt), "status": "failed",
+                "id": job.id,
+                "key": job.key(options),
+                "prompt": str(job.prompt),
+                "status": "failed",
                 "error": f"its worker died {LIVES} times, perhaps for want of memory",
             }
             worker = start() if waiting else worker

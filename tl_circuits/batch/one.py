@@ -15,7 +15,11 @@ Record = dict[str, Any]
 def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[str, Any]) -> Record:
     """Trace one prompt and write its graph. If it fails, the record that is returned says why; nothing is raised."""
     key, began = job.key(options), time.perf_counter()
-    record: Record = {"id": job.id, "key": key, "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt)}
+    record: Record = {
+        "id": job.id,
+        "key": key,
+        "prompt": job.prompt if isinstance(job.prompt, str) else str(job.prompt),
+    }
     try:
         prompt = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
         targets = None if job.targets is None else [parse_target(t) if isinstance(t, str) else t for t in job.targets]
@@ -37,6 +41,7 @@ def trace_one(replacement: Replacement, job: Job, store: Store, options: dict[st
         store.write(key, record, graph)
     except Exception as error:  # whatever one prompt's failure is, the others go on
         record = {n: record[n] for n in ("id", "key", "prompt")} | {
-            "status": "failed", "error": f"{type(error).__name__}: {error}",
+            "status": "failed",
+            "error": f"{type(error).__name__}: {error}",
         }
     return record

@@ -72,7 +72,9 @@ class Store:
             path = Path(folder) / "graph.safetensors"
             content = self._fs.cat_file(self._at(record["file"]))
             if record.get("sha256", _hash(content)) != _hash(content):
-                raise GraphFileError(f"{self.out}/{record['file']} is not the file that was written (its hash differs). Remove it.")
+                raise GraphFileError(
+                    f"{self.out}/{record['file']} is not the file that was written (its hash differs). Remove it."
+                )
             path.write_bytes(content)
             return load_graph(path)
 

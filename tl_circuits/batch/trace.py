@@ -76,11 +76,17 @@ def trace_many(
         ('Tallahassee',)
     """
     if hasattr(replacement, "hook_dict"):
-        raise ArgumentError("trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare model.")
+        raise ArgumentError(
+            "trace_many(replacement=...) must be a Replacement (tlc.attach(model, dictionary) makes one), got a bare "
+            "model."
+        )
     on_ray = workers is not None or ray_address is not None
     opened = replacement if isinstance(replacement, Replacement) else None
     if on_ray and opened is not None:
-        raise ValueError("Ray's workers open their own model: give a function that returns the replacement, not one already attached.")
+        raise ValueError(
+            "Ray's workers open their own model: give a function that returns the replacement, not one already "
+            "attached."
+        )
     if name is not None:
         label = name
     elif opened is not None:
@@ -117,7 +123,10 @@ def trace_many(
     try:
         store.write_table(frame)
     except OSError as error:
-        raise OutputError(f"the graphs are written, but not {store.out}/summary.parquet: {error}. Run it again; nothing is traced twice.") from error
+        raise OutputError(
+            f"the graphs are written, but not {store.out}/summary.parquet: {error}. Run it again; nothing is traced "
+            "twice."
+        ) from error
     return frame
 
 

@@ -11,8 +11,23 @@ import typer
 if TYPE_CHECKING:
     from tl_circuits.attribution.text_baseline import Baseline
 
-Against = Annotated[list[str] | None, typer.Option("--against", help="Explain what is here and not in this other prompt (repeatable). `The capital of {Germany,Italy} is` names several; a file has one prompt a line, or is a saved Baseline (.safetensors).")]
-AlignEnd = Annotated[bool, typer.Option("--align-end", help="With --against: prompts of other lengths are compared position by position from their ends.")]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against",
+        help=(
+            "Explain what is here and not in this other prompt (repeatable). `The capital of {Germany,Italy} is` "
+            "names several; a file has one prompt a line, or is a saved Baseline (.safetensors)."
+        ),
+    ),
+]
+AlignEnd = Annotated[
+    bool,
+    typer.Option(
+        "--align-end",
+        help="With --against: prompts of other lengths are compared position by position from their ends.",
+    ),
+]
 
 _ONE_OF = re.compile(r"\{([^{}]*,[^{}]*)\}")
 

@@ -21,9 +21,14 @@ FEATURES_SHOWN = 15
 
 @app.command()
 def aggregate(
-    files: Annotated[list[str], typer.Argument(help="Saved graphs of the same model and dictionary, such as DIR/*.graph.safetensors.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Saved graphs of the same model and dictionary, such as DIR/*.graph.safetensors."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The files' name, without its ending.")],
-    min_share: Annotated[float, typer.Option(help="The share of the prompts in which a feature or edge must be found, 0 to 1.")] = 0.5,
+    min_share: Annotated[
+        float, typer.Option(help="The share of the prompts in which a feature or edge must be found, 0 to 1.")
+    ] = 0.5,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the features as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
@@ -66,7 +71,9 @@ def _show(circuit: "RecurringCircuit", paths: dict[str, Path], console: Console)
     words = {slot: visible(in_template(texts)) for slot, texts in zip(circuit.slots, circuit.tokens, strict=True)}
     table = Table("feature", "at", "prompts", "mean influence", "", box=None, padding=(0, 3, 0, 0))
     for row in features.sort_values("influence", ascending=False, kind="stable").head(FEATURES_SHOWN).itertuples():
-        table.add_row(row.id, Text(words[row.slot].strip()), f"{row.share:.0%}", f"{row.influence:.3f}", Text(visible(row.label)))
+        table.add_row(
+            row.id, Text(words[row.slot].strip()), f"{row.share:.0%}", f"{row.influence:.3f}", Text(visible(row.label))
+        )
     console.print(table)
     console.print(f"\n  {paths['graph']}   the graph: tlc.load_graph(...)", soft_wrap=True)
     console.print(f"  {paths['page']}   open it in a browser", soft_wrap=True)

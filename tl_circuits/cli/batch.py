@@ -34,23 +34,39 @@ class Opener:
 
 @app.command()
 def batch(
-    prompts: Annotated[Path, typer.Argument(help="A file with one JSON object in each line: prompt, and optionally id, targets, position.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="The folder to write to, or any address that fsspec can write to.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    prompts: Annotated[
+        Path,
+        typer.Argument(help="A file with one JSON object in each line: prompt, and optionally id, targets, position."),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The folder to write to, or any address that fsspec can write to.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
+        ),
+    ] = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    max_nodes: Annotated[int, typer.Option(help="How many features of each prompt to trace, most influential first.")] = COMMAND_NODES,
+    max_nodes: Annotated[
+        int, typer.Option(help="How many features of each prompt to trace, most influential first.")
+    ] = COMMAND_NODES,
     workers: Annotated[int | None, typer.Option(help="Number of Ray workers. Default: trace in this process.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Trace all prompts in the file PROMPTS. Called again, it skips those that are finished. Exit code 1 if one failed.
-    """
+    """Trace all prompts in the file PROMPTS. Called again, it skips those that are finished. Exit code 1 if one
+    failed."""
     with clear_errors(debug):
         import tl_circuits as tlc
 
@@ -77,7 +93,9 @@ def _show(summary: "pd.DataFrame", out: str, console: Console) -> None:
     from tl_circuits.graph.visible import visible
 
     done, failed = summary[summary.status == "done"], summary[summary.status == "failed"]
-    console.print(f"{len(done)} graphs in {out}, {len(failed)} prompts failed; the table is {out.rstrip('/')}/summary.parquet")
+    console.print(
+        f"{len(done)} graphs in {out}, {len(failed)} prompts failed; the table is {out.rstrip('/')}/summary.parquet"
+    )
     if len(failed):
         table = Table("prompt", "why", title="Failed", title_justify="left")
         for row in failed.head(FAILURES_SHOWN).itertuples():

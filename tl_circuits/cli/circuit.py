@@ -23,14 +23,41 @@ NEARLY_ALL = 0.9  # of the metric: where nodes carry less of it, this is said
 
 @app.command()
 def circuit(
-    prompts: Annotated[Path, typer.Argument(help="A table with the columns prompt and answer, a row for each prompt: .csv, .tsv or .jsonl. A column counterfactual is optional.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                "A table with the columns prompt and answer, a row for each prompt: .csv, .tsv or .jsonl. A column "
+                "counterfactual is optional."
+            )
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
+        ),
+    ] = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    held_out: Annotated[Path | None, typer.Option("--held-out", help="Another such table: the nodes most important on average over PROMPTS are judged on these prompts.")] = None,
-    size: Annotated[list[int] | None, typer.Option("--size", help="A number of nodes to measure (repeatable). Default: shares of all nodes, from 0.1 % to 50 %.")] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--held-out",
+            help="Another such table: the nodes most important on average over PROMPTS are judged on these prompts.",
+        ),
+    ] = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size",
+            help="A number of nodes to measure (repeatable). Default: shares of all nodes, from 0.1 % to 50 %.",
+        ),
+    ] = None,
     max_nodes: Annotated[int, typer.Option(help="How many features of each prompt to trace.")] = COMMAND_NODES,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write NAME.csv and NAME.svg.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
@@ -51,7 +78,12 @@ def circuit(
             found.curve.to_csv(files["table"], index=False)
             found.plot(files["figure"], overwrite=force)
         if as_json:
-            facts = {"nodes": found.n_nodes, "metric": found.metric, "ablate": found.ablate, "carried_by_nodes": found.carried_by_nodes()}
+            facts = {
+                "nodes": found.n_nodes,
+                "metric": found.metric,
+                "ablate": found.ablate,
+                "carried_by_nodes": found.carried_by_nodes(),
+            }
             facts |= {"curve": found.curve.to_dict("records"), "areas": found.areas().to_dict("records")}
             typer.echo(json.dumps(facts | {"files": {k: str(p) for k, p in files.items()}}, ensure_ascii=False))
         else:
@@ -70,7 +102,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise ValueError(f"there is no file {path}.")
     try:
         if path.suffix == ".jsonl":
-            frame = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+            frame = pd.DataFrame(
+                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            )
         else:
             frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
@@ -84,8 +118,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _measure(
-    rows: list[dict[str, str]], judged: list[dict[str, str]] | None, model: str, features: Features, sizes: Any,
-    max_nodes: int, device: str | None, dtype: str,
+    rows: list[dict[str, str]],
+    judged: list[dict[str, str]] | None,
+    model: str,
+    features: Features,
+    sizes: Any,
+    max_nodes: int,
+    device: str | None,
+    dtype: str,
 ) -> "CircuitQuality":
     import tl_circuits as tlc
 
@@ -100,12 +140,16 @@ def _measure(
                 others = [text for text in family if text != prompt]
                 against = [other for other in dict.fromkeys(answers) if other != answer]
                 target = tlc.LogitDifference(answer, against) if against else answer
-                graphs.append(tlc.attribute(replacement, prompt, target, baseline=others, max_nodes=max_nodes, progress=False))
+                graphs.append(
+                    tlc.attribute(replacement, prompt, target, baseline=others, max_nodes=max_nodes, progress=False)
+                )
         circuits: Any = graphs
         if judged is not None:
             circuits, rows = tlc.common_circuit(graphs), judged
             family, answers = [row["prompt"] for row in rows], [as_answer(tokenizer, row) for row in rows]
-        counterfactuals = [row["counterfactual"] for row in rows] if all(row.get("counterfactual") for row in rows) else None
+        counterfactuals = (
+            [row["counterfactual"] for row in rows] if all(row.get("counterfactual") for row in rows) else None
+        )
         return tlc.circuit_quality(
             replacement,
             circuits,
@@ -128,11 +172,18 @@ def as_answer(tokenizer: Any, row: dict[str, str]) -> str:
 
 def _show(found: "CircuitQuality", console: Console) -> None:
     console.print(found)
-    console.print(Text("\nF: only the circuit is the prompt's own; 1 is the whole answer. C: all but the circuit is; 0 is the whole answer.", style="dim"))
+    console.print(
+        Text(
+            "\nF: only the circuit is the prompt's own; 1 is the whole answer. C: all but the circuit is; 0 is the "
+            "whole answer.",
+            style="dim",
+        )
+    )
     if found.carried_by_nodes() < NEARLY_ALL:
         console.print(
-            f"All nodes together carry {found.carried_by_nodes():.0%} of the metric, and F and C speak of this share alone: with every node "
-            f"replaced, {found.metric[1]:.2f} of {found.metric[0]:.2f} is left. Skip connections and token embeddings are no nodes.",
+            f"All nodes together carry {found.carried_by_nodes():.0%} of the metric, and F and C speak of this share "
+            f"alone: with every node replaced, {found.metric[1]:.2f} of {found.metric[0]:.2f} is left. Skip "
+            "connections and token embeddings are no nodes.",
             soft_wrap=True,
         )
     line = half_line(found.curve[found.curve.chosen == "circuit"], found.n_nodes)
@@ -153,5 +204,13 @@ def half_line(curve: "pd.DataFrame", n_nodes: int) -> str:
     most = int(enough.nodes.iloc[0])
     tried = short.nodes[short.nodes < most]
     if most < n_nodes:
-        return f"Half of the answer is carried by {most:,} of {n_nodes:,} nodes a prompt ({most / n_nodes:.1%}), or by fewer."
-    return f"Half of the answer is carried by more than {int(tried.max()):,} of {n_nodes:,} nodes a prompt ({tried.max() / n_nodes:.1%})." if len(tried) else ""
+        return (
+            f"Half of the answer is carried by {most:,} of {n_nodes:,} nodes a prompt ({most / n_nodes:.1%}), or by "
+            "fewer."
+        )
+    return (
+        f"Half of the answer is carried by more than {int(tried.max()):,} of {n_nodes:,} nodes a prompt "
+        f"({tried.max() / n_nodes:.1%})."
+        if len(tried)
+        else ""
+    )

@@ -23,7 +23,9 @@ def list_assignments(
     from tl_circuits.course.assignments import ASSIGNMENTS
 
     if as_json:
-        typer.echo(json.dumps([{"number": a.number, "title": a.title, "notebook": a.starter.name} for a in ASSIGNMENTS]))
+        typer.echo(
+            json.dumps([{"number": a.number, "title": a.title, "notebook": a.starter.name} for a in ASSIGNMENTS])
+        )
         return
     for assignment in ASSIGNMENTS:
         typer.echo(f"{assignment.number}  {assignment.title}")
@@ -49,7 +51,8 @@ def start(
 def check(
     folder: Annotated[Path, typer.Argument(help="The folder that `tl-circuits course start` made, or a notebook.")],
     time_limit: Annotated[
-        float | None, typer.Option(help="The most seconds that running and checking the notebook may take; 120, for the fifth 240.")
+        float | None,
+        typer.Option(help="The most seconds that running and checking the notebook may take; 120, for the fifth 240."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     debug: Debug = False,

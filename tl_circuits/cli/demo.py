@@ -13,9 +13,13 @@ from tl_circuits.cli.trace import refuse_early
 
 @app.command()
 def demo(
-    city: Annotated[str, typer.Option(help="A city; the question asks for the capital of the state that contains it.")] = "Lubbock",
+    city: Annotated[
+        str, typer.Option(help="A city; the question asks for the capital of the state that contains it.")
+    ] = "Lubbock",
     swap: Annotated[str, typer.Option(help="The state to put in the place of the city's own state.")] = "California",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page's file name, without its ending.")] = Path("tiny-facts-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page's file name, without its ending.")] = Path(
+        "tiny-facts-demo"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,

@@ -20,10 +20,13 @@ NEEDED = ("torch", "transformer_lens", "transformers", "jaxtyping", "beartype", 
 
 # Plain text of several kinds, one prompt each. --text replaces it.
 SAMPLE = (
-    "The capital of France is Paris, and the capital of Italy is Rome. Both cities are older than the countries they govern.",
-    "To bake bread, mix flour, water, salt and yeast, let the dough rise for two hours, and bake it until the crust is brown.",
+    "The capital of France is Paris, and the capital of Italy is Rome. Both cities are older than the countries they "
+    "govern.",
+    "To bake bread, mix flour, water, salt and yeast, let the dough rise for two hours, and bake it until the crust "
+    "is brown.",
     "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(add(i, 1))\n",
-    "In 1969 two astronauts walked on the moon while a third stayed in orbit. They came home four days later, all of them well.",
+    "In 1969 two astronauts walked on the moon while a third stayed in orbit. They came home four days later, all of "
+    "them well.",
 )
 TOKENS_A_PROMPT = 128
 PIECES, CHARACTERS = 8, 600  # of a long text file: pieces spread evenly, each long enough for TOKENS_A_PROMPT
@@ -36,7 +39,10 @@ def doctor(
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text files to measure on (repeatable). Default: a few sentences.")] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", help="Text files to measure on (repeatable). Default: a few sentences."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
@@ -91,17 +97,21 @@ def _show_quality(replacement: Any, files: list[Path] | None, as_json: bool) -> 
         typer.echo(json.dumps(facts))
         return
     console = terminal()
-    console.print(f"{facts['dictionary']} ({facts['width']} features a layer{f', made for {made_for}' if made_for else ''})")
+    console.print(
+        f"{facts['dictionary']} ({facts['width']} features a layer{f', made for {made_for}' if made_for else ''})"
+    )
     more = " (and so on, layer by layer)" if len(dictionary.layers) > 1 else ""
-    console.print(f"on {facts['model']}, reading {facts['reads']} and writing {facts['writes']}{more}\n", soft_wrap=True)
+    console.print(
+        f"on {facts['model']}, reading {facts['reads']} and writing {facts['writes']}{more}\n", soft_wrap=True
+    )
     table = Table("layer", "L0", "explained variance", "change in loss", box=None)
     for row in quality.itertuples():
         name = "all" if row.layer == -1 else str(row.layer)
         table.add_row(name, f"{row.l0:.1f}", f"{row.explained_variance:.3f}", f"{row.loss_change:+.4f}")
     console.print(table)
     console.print(
-        "\nL0: active features a token. Change in loss: nats a token, with what that layer's dictionary rebuilds (in the last row: all) "
-        "in place of the model's own."
+        "\nL0: active features a token. Change in loss: nats a token, with what that layer's dictionary rebuilds (in "
+        "the last row: all) in place of the model's own."
     )
     if hint:
         console.print(f"\n{hint}", soft_wrap=True)
@@ -126,7 +136,9 @@ def _packages() -> list[tuple[str, bool, str]]:
         found = _found(package)
         rows.append((package, found is not None, found or f"missing; pip install {package}"))
     sae_lens = _found("sae_lens")
-    rows.append(("sae_lens", sae_lens is not None, sae_lens or "SAELens objects and releases; install it: pip install sae_lens"))
+    rows.append(
+        ("sae_lens", sae_lens is not None, sae_lens or "SAELens objects and releases; install it: pip install sae_lens")
+    )
     for extra, (_, use) in EXTRAS.items():
         there = installed(extra)
         rows.append((f"extra {extra}", there, use if there else f"{use}; install it: {how_to_install(extra)}"))

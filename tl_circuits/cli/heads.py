@@ -24,10 +24,29 @@ _WORD = re.compile(r"@\d+")
 @app.command()
 def heads(
     graph: Annotated[Path, typer.Argument(help="A graph file that `tl-circuits trace` wrote.")],
-    edge: Annotated[str, typer.Argument(help="The edge as 'SOURCE > TARGET': '@2 > logit:0' for all that stands at position 2, or two node ids, such as 'token@3 > logit:0' and 'L2/F71@3 > L9/F5@8'.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one that the graph names.")] = None,
-    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="The transcoders that the graph was traced with, as for `trace`. Default: those that the graph names.")] = None,
-    count: Annotated[int, typer.Option("--heads", help="How many heads to explain, largest share of the edge first.")] = 3,
+    edge: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "The edge as 'SOURCE > TARGET': '@2 > logit:0' for all that stands at position 2, or two node ids, "
+                "such as 'token@3 > logit:0' and 'L2/F71@3 > L9/F5@8'."
+            )
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model of the graph. Default: the one that the graph names.")
+    ] = None,
+    transcoders: Annotated[
+        str | None,
+        typer.Option(
+            "--transcoders",
+            "-t",
+            help="The transcoders that the graph was traced with, as for `trace`. Default: those that the graph names.",
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--heads", help="How many heads to explain, largest share of the edge first.")
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
@@ -51,7 +70,9 @@ def heads(
         with open_replacement(model or loaded.info.model, features, device, dtype) as replacement:
             progress = terminal(stderr=True).is_terminal
             if _WORD.fullmatch(ends[0]):
-                (story,) = word_stories(replacement, loaded, [int(ends[0][1:])], ends[1], heads=count, progress=progress)
+                (story,) = word_stories(
+                    replacement, loaded, [int(ends[0][1:])], ends[1], heads=count, progress=progress
+                )
             else:
                 (story,) = edge_stories(replacement, loaded, [(ends[0], ends[1])], heads=count, progress=progress)
         facts = story_data(loaded, story)
@@ -65,7 +86,9 @@ def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], con
     """Print which heads carried each edge, and the largest pairs behind the scores of these heads."""
     for facts in stories:
         console.print(Text(f"\n{_told(graph, facts['source'])} → {_told(graph, facts['target'])}", style="bold"))
-        console.print(f"direct effect {facts['weight']:+.4f}: residual stream {facts['residual']:+.4f}", highlight=False)
+        console.print(
+            f"direct effect {facts['weight']:+.4f}: residual stream {facts['residual']:+.4f}", highlight=False
+        )
         table = Table("head", "loading", "share", box=None, padding=(0, 2, 0, 2))
         for name, value in loading_rows(facts):
             share = round(100 * value / facts["weight"]) if facts["weight"] else 0
@@ -73,15 +96,21 @@ def show_heads(graph: "AttributionGraph", stories: Sequence[dict[str, Any]], con
         console.print(table)
         several = sum(abs(value) for _, value in facts["chains"]) + abs(facts["rest"])
         if facts["weight"] and several > abs(facts["weight"]) / 2:
-            console.print(Text("  More than half of it went through several heads one after another, so no single head explains it.", style="dim"))
+            console.print(
+                Text(
+                    "  More than half of it went through several heads one after another, so no single head explains "
+                    "it.",
+                    style="dim",
+                )
+            )
         for head in facts["heads"]:
             if "pairs" in head:
                 _show_score(graph, facts, head, console)
 
 
 def loading_rows(facts: dict[str, Any]) -> list[tuple[str, float]]:
-    """The largest heads and chains by name, then all others together. With the residual stream they add up to the edge.
-    """
+    """The largest heads and chains by name, then all others together. With the residual stream they add up to the
+    edge."""
     heads = [(f"layer {head['layer']} head {head['head']}", head["loading"]) for head in facts["heads"]]
     chains = [tuple(chain) for chain in facts["chains"]]
     rest = facts["rest"] + sum(value for _, value in chains[PAIRS_TOLD:])
@@ -107,7 +136,9 @@ def _show_score(graph: "AttributionGraph", facts: dict[str, Any], head: dict[str
     )
     table = Table("query side", "key side", "part of the score", box=None, padding=(0, 2, 0, 4))
     for query, key, weight in head["pairs"][:PAIRS_TOLD]:
-        table.add_row(Text(_told(graph, query, facts["labels"])), Text(_told(graph, key, facts["labels"])), f"{weight:+.3f}")
+        table.add_row(
+            Text(_told(graph, query, facts["labels"])), Text(_told(graph, key, facts["labels"])), f"{weight:+.3f}"
+        )
     console.print(table)
 
 

@@ -12,13 +12,33 @@ if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help sh
     from tl_circuits.graph.nodes import GraphInfo
     from tl_circuits.hooks import Replacement
 
-Transcoders = Annotated[str, typer.Option("--transcoders", "-t", help="Where the features come from: `neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits models`, a SAELens release, a hub repository or a folder.")]
-Width = Annotated[str | None, typer.Option("--width", help="Which of several published sets, by its width, such as 16k.")]
-L0 = Annotated[str | None, typer.Option("--l0", help="Which of several published sets, by its sparsity: small, or a number.")]
+Transcoders = Annotated[
+    str,
+    typer.Option(
+        "--transcoders",
+        "-t",
+        help=(
+            "Where the features come from: `neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits "
+            "models`, a SAELens release, a hub repository or a folder."
+        ),
+    ),
+]
+Width = Annotated[
+    str | None, typer.Option("--width", help="Which of several published sets, by its width, such as 16k.")
+]
+L0 = Annotated[
+    str | None, typer.Option("--l0", help="Which of several published sets, by its sparsity: small, or a number.")
+]
 
 COMMAND_NODES = 1000  # fewer than in Python: a person waits for a command
 
-Layers = Annotated[list[int] | None, typer.Option("--layer", help="Use only this layer's transcoder (repeatable). The MLPs of all other layers become error nodes.")]
+Layers = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--layer",
+        help="Use only this layer's transcoder (repeatable). The MLPs of all other layers become error nodes.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,10 @@ def features_named(infos: "Iterable[GraphInfo]") -> str:
     """
     named = dict.fromkeys(info.dictionary for info in infos)
     if len(named) > 1:
-        raise ValueError(f"the graphs are of several dictionaries ({', '.join(map(repr, named))}): say which to load with --transcoders.")
+        raise ValueError(
+            f"the graphs are of several dictionaries ({', '.join(map(repr, named))}): say which to load with "
+            "--transcoders."
+        )
     name = next(iter(named), "mlp neurons")
     return "neurons" if name == "mlp neurons" else name
 

@@ -22,12 +22,22 @@ def models(
 
         rows = [{"name": BUILTIN, "description": BUILTIN_DESCRIPTION, "state": "ready", "command": ""}]
         rows += [
-            {"name": m.name, "description": m.description, "state": _state(m.installed, m.folder.is_dir()), "command": m.command}
+            {
+                "name": m.name,
+                "description": m.description,
+                "state": _state(m.installed, m.folder.is_dir()),
+                "command": m.command,
+            }
             for m in PACKAGED.values()
         ]
         sets = [
-            {"name": s.name, "reference": s.reference, "model": s.model, "description": s.description,
-             "prompt_rule": str(s.prompt_rule)}
+            {
+                "name": s.name,
+                "reference": s.reference,
+                "model": s.model,
+                "description": s.description,
+                "prompt_rule": str(s.prompt_rule),
+            }
             for s in SHORT_NAMES.values()
         ]
         if as_json:
@@ -47,7 +57,9 @@ def models(
         for row in sets:
             listed.add_row(row["name"], row["model"], row["description"], row["prompt_rule"], row["reference"])
         console.print(listed)
-        console.print("\nAlso: any SAELens release of transcoders, hub repository (org/name) or folder; see docs/transcoders.md.")
+        console.print(
+            "\nAlso: any SAELens release of transcoders, hub repository (org/name) or folder; see docs/transcoders.md."
+        )
 
 
 def _state(installed: bool, opened: bool) -> str:

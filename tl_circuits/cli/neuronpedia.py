@@ -16,29 +16,71 @@ from tl_circuits.support.endings import OURS, stem_of
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
     from tl_circuits.graph.graph import AttributionGraph
 
-Graph = Annotated[Path, typer.Argument(help="A graph file: one that `trace` wrote, JSON of Neuronpedia or circuit-tracer, or a .pt of circuit-tracer.")]
+Graph = Annotated[
+    Path,
+    typer.Argument(
+        help="A graph file: one that `trace` wrote, JSON of Neuronpedia or circuit-tracer, or a .pt of circuit-tracer."
+    ),
+]
 ModelId = Annotated[str | None, typer.Option("--model-id", help="The model's name on Neuronpedia, such as gemma-2-2b.")]
-SourceSet = Annotated[str | None, typer.Option(help="The features' source set on Neuronpedia, such as gemmascope-transcoder-16k.")]
+SourceSet = Annotated[
+    str | None, typer.Option(help="The features' source set on Neuronpedia, such as gemmascope-transcoder-16k.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 _IN_FOLDERS = ("neuronpedia", "circuit-tracer", "parquet")  # these name their files themselves
 _ENDINGS = {"graphml": ".graphml", "dot": ".dot", "html": ".html", "tl-circuits": OURS}
-_PRUNED = ("neuronpedia", "circuit-tracer", "graphml", "dot")  # text: with all edges of a large graph, hundreds of megabytes
+# text: with all edges of a large graph, hundreds of megabytes
+_PRUNED = ("neuronpedia", "circuit-tracer", "graphml", "dot")
 
 
 @app.command()
 def export(
     graph: Graph,
-    target: Annotated[str, typer.Option("--target", help="The format: neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits.")] = "neuronpedia",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file or folder to write. Default: beside you, named after the graph's file; neuronpedia, circuit-tracer and parquet name their files themselves.")] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", help="The format: neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits."
+        ),
+    ] = "neuronpedia",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help=(
+                "The file or folder to write. Default: beside you, named after the graph's file; neuronpedia, "
+                "circuit-tracer and parquet name their files themselves."
+            ),
+        ),
+    ] = None,
     slug: Annotated[str | None, typer.Option(help="The graph's name on the page.")] = None,
     model_id: ModelId = None,
     source_set: SourceSet = None,
-    features: Annotated[Path | None, typer.Option(help="A folder that `tl-circuits dashboards` wrote. Its records of the graph's features are copied for circuit-tracer's page.")] = None,
-    node_threshold: Annotated[float | None, typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: 0.8, and of their edges 98 %; html, parquet and tl-circuits keep all.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Keep all nodes and edges. Of a large graph, the file has hundreds of megabytes.")] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "A folder that `tl-circuits dashboards` wrote. Its records of the graph's features are copied for "
+                "circuit-tracer's page."
+            )
+        ),
+    ] = None,
+    node_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Keep only the nodes that carry this share of the influence, 0 to 1. Default: 0.8, and of their "
+                "edges 98 %; html, parquet and tl-circuits keep all."
+            )
+        ),
+    ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Keep all nodes and edges. Of a large graph, the file has hundreds of megabytes."),
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -54,16 +96,25 @@ def export(
         whole = _load(graph, node_threshold)
         loaded = whole.prune() if target in _PRUNED and node_threshold is None and not every else whole
         if target in ("neuronpedia", "circuit-tracer"):
-            written = [loaded.to_neuronpedia(out, target, slug=slug, source_set=source_set, scan=model_id, features=features, overwrite=force)]
+            written = [
+                loaded.to_neuronpedia(
+                    out, target, slug=slug, source_set=source_set, scan=model_id, features=features, overwrite=force
+                )
+            ]
         elif target == "parquet":
             written = list(loaded.to_parquet(out, overwrite=force))
         else:
-            write = {"graphml": loaded.to_graphml, "dot": loaded.to_dot, "html": loaded.to_html, "tl-circuits": loaded.save}[target]
+            write = {
+                "graphml": loaded.to_graphml,
+                "dot": loaded.to_dot,
+                "html": loaded.to_html,
+                "tl-circuits": loaded.save,
+            }[target]
             written = [write(out, overwrite=force)]
         if len(loaded) < len(whole) or len(loaded.edges) < len(whole.edges):
             terminal(stderr=True).print(
-                f"The {len(loaded):,} nodes with 80 % of the influence are written, of {len(whole):,}, and {len(loaded.edges):,} of "
-                f"{len(whole.edges):,} edges; --all writes all."
+                f"The {len(loaded):,} nodes with 80 % of the influence are written, of {len(whole):,}, and "
+                f"{len(loaded.edges):,} of {len(whole.edges):,} edges; --all writes all."
             )
         _tell(as_json, {"files": list(map(str, written))}, "\n".join(map(str, written)))
 
@@ -75,7 +126,10 @@ def upload(
     model_id: ModelId = None,
     source_set: SourceSet = None,
     description: Annotated[str, typer.Option(help="A text that is shown with the graph.")] = "",
-    node_threshold: Annotated[float | None, typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: all nodes.")] = None,
+    node_threshold: Annotated[
+        float | None,
+        typer.Option(help="Keep only the nodes that carry this share of the influence, 0 to 1. Default: all nodes."),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -88,11 +142,25 @@ def upload(
 @app.command()
 def label(
     graph: Graph,
-    source: Annotated[str, typer.Option(help="Where labels come from: neuronpedia, or a folder that `tl-circuits dashboards` wrote.")] = "neuronpedia",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The graph file to write; NAME.json for Neuronpedia's format. Default: the file given, if `trace` wrote it (this needs --force), else one of our own beside it.")] = None,
+    source: Annotated[
+        str, typer.Option(help="Where labels come from: neuronpedia, or a folder that `tl-circuits dashboards` wrote.")
+    ] = "neuronpedia",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help=(
+                "The graph file to write; NAME.json for Neuronpedia's format. Default: the file given, if `trace` "
+                "wrote it (this needs --force), else one of our own beside it."
+            ),
+        ),
+    ] = None,
     model_id: ModelId = None,
     source_set: SourceSet = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what this computer remembers; ask no server.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what this computer remembers; ask no server.")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -107,15 +175,28 @@ def label(
         written = _labelled(made, graph, out, force)
         n, features = len(made.labels), int(made.is_kind("feature").sum())
         fresh = sum(made.labels[i] != loaded.labels.get(i) for i in made.labels)
-        _tell(as_json, {"file": str(written), "labelled": n, "new": fresh, "features": features}, f"{n} of {features} features have a label, {fresh} of them new: {written}")
+        _tell(
+            as_json,
+            {"file": str(written), "labelled": n, "new": fresh, "features": features},
+            f"{n} of {features} features have a label, {fresh} of them new: {written}",
+        )
 
 
 @app.command()
 def dashboards(
     text: Annotated[list[Path], typer.Option("--text", help="A text file to run through the model (repeatable).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the feature files.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
-    transcoders: Annotated[str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")] = "neurons",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
+        ),
+    ] = "smollm2-135m",
+    transcoders: Annotated[
+        str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")
+    ] = "neurons",
     layers: Annotated[str | None, typer.Option(help="Which layers: 3, 0-5 or 0,4,8. Default: all.")] = None,
     context: Annotated[int, typer.Option(help="Number of tokens in one example.")] = 64,
     examples: Annotated[int, typer.Option(help="How many examples to keep for each feature.")] = 10,
@@ -158,7 +239,9 @@ def _place(out: Path | None, graph: Path, target: str, force: bool) -> Path:
             place.mkdir(parents=True, exist_ok=True)
         return place
     ending = _ENDINGS[target]
-    place = Path(f"{stem_of(graph)}{ending}") if out is None else out / f"{stem_of(graph)}{ending}" if out.is_dir() else out
+    place = (
+        Path(f"{stem_of(graph)}{ending}") if out is None else out / f"{stem_of(graph)}{ending}" if out.is_dir() else out
+    )
     if not place.suffix:
         place = place.with_name(place.name + ending)
     refuse_early(place, force)

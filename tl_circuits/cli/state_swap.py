@@ -100,10 +100,11 @@ def sentences(story: StateSwap) -> list[str]:
     told = [
         f"Asked “{s.graph.info.prompt}”, tiny-facts says “{s.answer()}” ({s.probability(s.answer()):.0%}). "
         f"{trained} in training; it did learn that {s.city} is in {s.state.name}.",
-        f"{len(own)} features stand for {s.state.name}: whatever is asked about, they are active on its cities and have at "
-        f"least {PURITY:.0%} of their activation there (chance: {1 / len(STATES):.0%}). {shared} of them serve several cities.",
-        f"{len(s.middle)} of the {n_all} features in the pruned graph are such shared ones and lie between “{s.city}” and "
-        f"the answer, {at_city} of them at the word “{s.city}”: the model goes through {s.state.name}."
+        f"{len(own)} features stand for {s.state.name}: whatever is asked about, they are active on its cities and "
+        f"have at least {PURITY:.0%} of their activation there (chance: {1 / len(STATES):.0%}). {shared} of them "
+        "serve several cities.",
+        f"{len(s.middle)} of the {n_all} features in the pruned graph are such shared ones and lie between "
+        f"“{s.city}” and the answer, {at_city} of them at the word “{s.city}”: the model goes through {s.state.name}."
         if s.middle
         else f"No shared one is among the {n_all} features of the pruned graph: here the middle step was not found.",
         f"With these features taken out, “{capital}” falls from {s.probability(capital):.0%} to "

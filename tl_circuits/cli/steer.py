@@ -14,15 +14,41 @@ from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, lo
 @app.command()
 def steer(
     prompt: Annotated[str, typer.Argument(help="The text the model reads.")],
-    edit: Annotated[list[str], typer.Option("--edit", "-e", help="An edit: 'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    edit: Annotated[
+        list[str],
+        typer.Option(
+            "--edit",
+            "-e",
+            help="An edit: 'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).",
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
+        ),
+    ] = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    freeze: Annotated[str, typer.Option(help="What is held in the run for the table of next tokens: all (attention, norms and MLPs), attention (attention and norms) or none.")] = "attention",
-    tokens: Annotated[int, typer.Option("--tokens", help="Also let the model write this many tokens, without and with the edits.")] = 0,
-    temperature: Annotated[float, typer.Option(help="For the written tokens: 0 takes the likeliest, above 0 samples.")] = 0.0,
+    freeze: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "What is held in the run for the table of next tokens: all (attention, norms and MLPs), attention "
+                "(attention and norms) or none."
+            )
+        ),
+    ] = "attention",
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Also let the model write this many tokens, without and with the edits.")
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="For the written tokens: 0 takes the likeliest, above 0 samples.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Makes sampling repeatable.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
@@ -44,7 +70,13 @@ def steer(
                 written = [tlc.generate(replacement, prompt, some, **options) for some in ((), edits)]
         top = result.top(5)
         if as_json:
-            facts = {"prompt": prompt, "edits": edit, "freeze": freeze, "kl": result.kl(), "top": top.to_dict("records")}
+            facts = {
+                "prompt": prompt,
+                "edits": edit,
+                "freeze": freeze,
+                "kl": result.kl(),
+                "top": top.to_dict("records"),
+            }
             if written:
                 facts |= {"before": written[0], "after": written[1]}
             typer.echo(json.dumps(facts, ensure_ascii=False))

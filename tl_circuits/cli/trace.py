@@ -32,25 +32,86 @@ EDGES_EXPLAINED = 12  # with --heads; all of them go into the files, EDGES_TOLD 
 @app.command()
 def trace(
     prompt: Annotated[str, typer.Argument(help="The text to explain: why does the model continue it as it does?")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.")] = "smollm2-135m",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
+        ),
+    ] = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
     layer: Layers = None,
-    target: Annotated[list[str] | None, typer.Option("--target", help="A token to explain (repeatable), or 'A - B' for the difference of two tokens. If A begins with a space, B gets one too. Default: the likeliest tokens.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help=(
+                "A token to explain (repeatable), or 'A - B' for the difference of two tokens. If A begins with a "
+                "space, B gets one too. Default: the likeliest tokens."
+            ),
+        ),
+    ] = None,
     against: Against = None,
     align_end: AlignEnd = False,
-    position: Annotated[int, typer.Option(help="The position after which the answer is read; -1 is the last token.")] = -1,
-    prepend_special: Annotated[bool | None, typer.Option("--prepend-special/--no-prepend-special", help="Whether to put a special token (bos, else pad, else eos) before the text. Default: as the transcoders were trained.")] = None,
-    skip_position: Annotated[list[int] | None, typer.Option("--skip-position", help="A position to leave out, without features and errors, such as 0 (repeatable). Default: as the transcoders were trained.")] = None,
+    position: Annotated[
+        int, typer.Option(help="The position after which the answer is read; -1 is the last token.")
+    ] = -1,
+    prepend_special: Annotated[
+        bool | None,
+        typer.Option(
+            "--prepend-special/--no-prepend-special",
+            help=(
+                "Whether to put a special token (bos, else pad, else eos) before the text. Default: as the "
+                "transcoders were trained."
+            ),
+        ),
+    ] = None,
+    skip_position: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--skip-position",
+            help=(
+                "A position to leave out, without features and errors, such as 0 (repeatable). Default: as the "
+                "transcoders were trained."
+            ),
+        ),
+    ] = None,
     max_nodes: MaxNodes = None,
     more: More = False,
-    engine: Annotated[str, typer.Option(help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The files' name, without its ending. Default: made from the prompt.")] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto."
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The files' name, without its ending. Default: made from the prompt."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Also test the graph: remove nodes one by one, and compare the effects with what the graph predicts.")] = False,
-    heads: Annotated[bool, typer.Option("--heads", help="Also say which attention heads carried the strongest edges, and why they looked there.")] = False,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Also remove each box of the page in the model, so that the page can show what happens then.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Also test the graph: remove nodes one by one, and compare the effects with what the graph predicts.",
+        ),
+    ] = False,
+    heads: Annotated[
+        bool,
+        typer.Option(
+            "--heads", help="Also say which attention heads carried the strongest edges, and why they looked there."
+        ),
+    ] = False,
+    ablations: Annotated[
+        bool,
+        typer.Option(
+            "--ablations",
+            help="Also remove each box of the page in the model, so that the page can show what happens then.",
+        ),
+    ] = False,
     no_examples: NoExamples = False,
     text: TextFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
@@ -65,10 +126,31 @@ def trace(
         for path in files.values():
             refuse_early(path, force or more)
         require_text(text, no_examples)
-        earlier, count = read_earlier(files["graph"], max_nodes) if more else (None, COMMAND_NODES if max_nodes is None else max_nodes)
+        earlier, count = (
+            read_earlier(files["graph"], max_nodes)
+            if more
+            else (None, COMMAND_NODES if max_nodes is None else max_nodes)
+        )
         baseline = read_against(against)
         graph, report, removed = _run(
-            prompt, model, Features(transcoders, width, l0, layer or None), target, baseline, "end" if align_end else None, position, prepend_special, skip_position or None, count, engine, device, dtype, check, heads, ablations, no_examples, text
+            prompt,
+            model,
+            Features(transcoders, width, l0, layer or None),
+            target,
+            baseline,
+            "end" if align_end else None,
+            position,
+            prepend_special,
+            skip_position or None,
+            count,
+            engine,
+            device,
+            dtype,
+            check,
+            heads,
+            ablations,
+            no_examples,
+            text,
         )
         if earlier is not None:
             require_goes_on(earlier, graph, files["graph"])
@@ -242,13 +324,13 @@ def show(
     )
     if graph.info.exact:
         console.print(
-            "  neurons rebuild every MLP exactly, so no MLP output is left unexplained; the rest of the direct effects comes from "
-            "neurons that were not traced (--more)"
+            "  neurons rebuild every MLP exactly, so no MLP output is left unexplained; the rest of the direct "
+            "effects comes from neurons that were not traced (--more)"
         )
     else:
         console.print(
-            f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in what features do not explain "
-            "(replacement score)"
+            f"  {facts['replacement_score']:.0%} of the influence starts in tokens rather than in what features do "
+            "not explain (replacement score)"
         )
         console.print(f"  {facts['completeness_score']:.0%} of nodes' inputs are explained (completeness score)")
     console.print(f"  sums check: edges and bias add up to every node within {facts['completeness_error']:.0e}")
@@ -275,10 +357,16 @@ def prompt_lines(graph: "AttributionGraph") -> list[str]:
 def show_check(report: "FaithfulnessReport", console: Console) -> None:
     """Print how well the graph's predictions held."""
     console.print(Text("\nPredicted against measured, removing nodes one by one", style="bold"))
-    table = Table("held while removing", "pairs", "correlation", "explained variance", "same sign", "diverged", box=None)
+    table = Table(
+        "held while removing", "pairs", "correlation", "explained variance", "same sign", "diverged", box=None
+    )
     for row in report.summary().itertuples():
         table.add_row(
-            row.freeze, str(row.pairs), f"{row.correlation:.3f}", f"{row.explained_variance:.3f}", f"{row.sign_agreement:.0%}",
+            row.freeze,
+            str(row.pairs),
+            f"{row.correlation:.3f}",
+            f"{row.explained_variance:.3f}",
+            f"{row.sign_agreement:.0%}",
             str(row.diverged),
         )
     console.print(table)
@@ -290,7 +378,10 @@ def show_check(report: "FaithfulnessReport", console: Console) -> None:
 def _what_follows(correlation: float) -> str:
     """What the last row of the check means for a reader."""
     if not correlation >= LITTLE:  # also for NaN
-        return "With nothing held, the predictions say little about the model: trust what removing a box does, not what the graph predicts."
+        return (
+            "With nothing held, the predictions say little about the model: trust what removing a box does, not what "
+            "the graph predicts."
+        )
     if correlation < MUCH:
         return "With nothing held, the predictions hold only in part: they say what matters, not by how much."
     return "With nothing held, the predictions still hold."

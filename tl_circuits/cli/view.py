@@ -13,12 +13,40 @@ from tl_circuits.cli.loading import COMMAND_NODES, Features, features_named, ope
 @app.command()
 def view(
     path: Annotated[Path, typer.Argument(help="A graph file, or a folder of them.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Also load this model. In the page you can then steer boxes and trace new prompts; their graphs are saved in the folder, or beside the file, under a name made from the prompt.")] = None,
-    transcoders: Annotated[str | None, typer.Option("--transcoders", "-t", help="The transcoders that the graphs were traced with, as for `trace`. Default: those that the graphs name.")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on. If other machines can reach it, --token is needed.")] = "127.0.0.1",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=(
+                "Also load this model. In the page you can then steer boxes and trace new prompts; their graphs are "
+                "saved in the folder, or beside the file, under a name made from the prompt."
+            ),
+        ),
+    ] = None,
+    transcoders: Annotated[
+        str | None,
+        typer.Option(
+            "--transcoders",
+            "-t",
+            help=(
+                "The transcoders that the graphs were traced with, as for `trace`. Default: those that the graphs name."
+            ),
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. If other machines can reach it, --token is needed.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The first port to try.")] = 7860,
-    token: Annotated[str | None, typer.Option(help="The token that every request must carry. Default: a new random one.")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="Also answer requests for this host name, such as that of a JupyterHub (repeatable).")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The token that every request must carry. Default: a new random one.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host", help="Also answer requests for this host name, such as that of a JupyterHub (repeatable)."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
@@ -48,7 +76,9 @@ def view(
         def ready(address: str, taken: int) -> None:
             if taken != port:
                 typer.echo(f"Port {port} is taken; using {taken}.", err=True)
-            saved = "" if live is None else f"\nGraphs that you trace in the page are saved in {folder.home.absolute()}."
+            saved = (
+                "" if live is None else f"\nGraphs that you trace in the page are saved in {folder.home.absolute()}."
+            )
             terminal(soft_wrap=True).print(f"Open {address}{saved}\nCtrl-C ends it.", highlight=False)
 
         serve(folder, host, port, token, live, ready, allow_host or ())

@@ -48,10 +48,18 @@ def show_tested(graph: "AttributionGraph", removed: list[dict[str, Any]], consol
     console.print(Text("\nTested in the model", style="bold"))
     for one in tested[:TESTED]:
         console.print(_without(f"[{own[frozenset(one['nodes'])]}]", one))
-    together = next((one for one in removed if frozenset(one["nodes"]) == every and len(own) > 1 and one.get("random")), None)
+    together = next(
+        (one for one in removed if frozenset(one["nodes"]) == every and len(own) > 1 and one.get("random")), None
+    )
     if together is not None:
         console.print(_without("all boxes", together))
-    console.print(Text(f"  {len(tested)} of {len(boxes)} boxes move the answer as the graph says, and further than every random set of the same size", style="dim"))
+    console.print(
+        Text(
+            f"  {len(tested)} of {len(boxes)} boxes move the answer as the graph says, and further than every random "
+            "set of the same size",
+            style="dim",
+        )
+    )
 
 
 def _without(what: str, one: dict[str, Any]) -> Text:

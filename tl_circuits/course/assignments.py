@@ -54,7 +54,13 @@ ASSIGNMENTS = (
     Assignment(2, "two_layer_graph", "An attribution graph from scratch for two layers"),
     Assignment(3, "two_hop_circuit", "Find and test a two-hop circuit"),
     Assignment(4, "faithfulness", "How faithful a graph is, and where it lies"),
-    Assignment(5, "fact_neurons", "The neurons that carry a fact in a real model, and how sure you can be", "smollm2-135m", 240.0),
+    Assignment(
+        5,
+        "fact_neurons",
+        "The neurons that carry a fact in a real model, and how sure you can be",
+        "smollm2-135m",
+        240.0,
+    ),
 )
 
 
@@ -120,7 +126,9 @@ def open_submission(place: Path) -> Submission:
     assignment = _by_name(path) or _by_metadata(notebook)
     if assignment is None:
         names = ", ".join(a.starter.name for a in ASSIGNMENTS)
-        raise CourseError(f"{path} is none of the assignments' notebooks. Rename it to its original name, one of {names}.")
+        raise CourseError(
+            f"{path} is none of the assignments' notebooks. Rename it to its original name, one of {names}."
+        )
     sources = [_source(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
     return Submission(assignment, path, tuple(enumerate(sources, 1)))
 
@@ -146,7 +154,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise CourseError(f"{path} is not a notebook: {error}. Save it again from Jupyter.") from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise CourseError(f"{path} is not a notebook of format 4 (it has no list of cells). Save it again from Jupyter.")
+        raise CourseError(
+            f"{path} is not a notebook of format 4 (it has no list of cells). Save it again from Jupyter."
+        )
     return notebook
 
 

@@ -61,7 +61,9 @@ def receive(file: IO[bytes]) -> bytes | None:
     head = _read(file, 8)
     size = int.from_bytes(head, "big")
     if size > LARGEST_MESSAGE:
-        raise CourseError(f"the notebook's process announced a message of {size:,} bytes; the most is {LARGEST_MESSAGE:,}.")
+        raise CourseError(
+            f"the notebook's process announced a message of {size:,} bytes; the most is {LARGEST_MESSAGE:,}."
+        )
     message = _read(file, size) if len(head) == 8 else b""
     return message if len(head) == 8 and len(message) == size else None
 
@@ -101,7 +103,8 @@ class Inbox:
                 return
 
     def close(self) -> None:
-        """Close the pipe, unless something still holds its other end: then the thread waits on, and ends with Python."""
+        """Close the pipe, unless something still holds its other end: then the thread waits on, and ends with
+        Python."""
         self._closed = True
         self._thread.join(1.0)
         if not self._thread.is_alive():
@@ -124,4 +127,3 @@ class Inbox:
                 meanwhile()
                 if time.monotonic() >= until:
                     raise TimeoutError from None
-

@@ -1,11 +1,11 @@
 """Start a notebook's process within limits, and end it with everything that it started.
 
-This file runs as a program of its own, ``confine.py FOLDER SCRATCH MODEL``, and needs nothing but Python's standard library.
-What it can do depends on the system:
+This file runs as a program of its own, ``confine.py FOLDER SCRATCH MODEL``, and needs nothing but Python's standard
+library. What it can do depends on the system:
 
-* Linux with namespaces: the process sees only processes of its own, has no network, cannot write outside ``SCRATCH`` (of
-  bounded size, and gone afterwards), and works in a copy of ``FOLDER``. If the first process of the namespace ends, the
-  system ends all others.
+* Linux with namespaces: the process sees only processes of its own, has no network, cannot write outside ``SCRATCH``
+  (of bounded size, and gone afterwards), and works in a copy of ``FOLDER``. If the first process of the namespace ends,
+  the system ends all others.
 * Linux without: this program adopts what the notebook leaves behind, also from other sessions, and ends it.
 * Elsewhere: limits of the system for each process, and a process group that is ended as a whole.
 

@@ -1,4 +1,5 @@
-"""The families of prompts that assignment 5 is graded on, and the neurons' effects that were traced on a part of each."""
+"""The families of prompts that assignment 5 is graded on, and the neurons' effects that were traced on a part of
+each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,13 +46,18 @@ CAPITALS = Family(
     "capitals",
     "The capital of {} is",
     _pairs("France Paris,Germany Berlin,Italy Rome,Russia Moscow,Japan Tokyo,China Beijing"),
-    _pairs("Poland Warsaw,Norway Oslo,Sweden Stockholm,Portugal Lisbon,Hungary Budapest,Cuba Havana,Ireland Dublin,Egypt Cairo"),
+    _pairs(
+        "Poland Warsaw,Norway Oslo,Sweden Stockholm,Portugal Lisbon,Hungary Budapest,Cuba Havana,Ireland "
+        "Dublin,Egypt Cairo"
+    ),
 )
 LANGUAGES = Family(
     "languages",
     "The official language of {} is",
     _pairs("France French,Germany German,Italy Italian,Russia Russian,Japan Japanese,China Chinese"),
-    _pairs("Greece Greek,Poland Polish,Portugal Portuguese,Sweden Swedish,Hungary Hungarian,Denmark Danish,Turkey Turkish"),
+    _pairs(
+        "Greece Greek,Poland Polish,Portugal Portuguese,Sweden Swedish,Hungary Hungarian,Denmark Danish,Turkey Turkish"
+    ),
 )
 
 
@@ -68,5 +74,7 @@ def recorded_effects(file: Path = RECORDED) -> Mapping[str, list[Effects]]:
 def _tables(neuron: Int[Tensor, "prompt row 3"], effect: Float[Tensor, "prompt row"]) -> list[Effects]:
     made = []
     for where, values in zip(neuron.tolist(), effect.tolist(), strict=True):
-        made.append({(layer, feature, position): value for (layer, feature, position), value in zip(where, values, strict=True)})
+        made.append(
+            {(layer, feature, position): value for (layer, feature, position), value in zip(where, values, strict=True)}
+        )
     return made

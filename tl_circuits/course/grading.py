@@ -37,7 +37,8 @@ class Mark:
 
 
 class Ended(Exception):
-    """The notebook's process ended, or had to be ended. The message says how: "took longer than 3 s and was stopped"."""
+    """The notebook's process ended, or had to be ended. The message says how: "took longer than 3 s and was
+    stopped"."""
 
 
 class Failed(Exception):
@@ -134,7 +135,16 @@ def mark(question: Question, defined: Mapping[str, str], student: Student, lab: 
         returns = not error.looped
     except Ended:
         raise
-    except (TLCircuitsError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:  # an answer that looks right and is not, such as an edit at no position
+    # an answer that looks right and is not, such as an edit at no position
+    except (
+        TLCircuitsError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         failed.append(f"its answer cannot be judged: {quoted(str(error))}")
     remarks = (*dict.fromkeys(part.hint for part in parts if not part.right), *failed)
     earned = sum(part.points for part in parts if part.right)

@@ -40,14 +40,19 @@ def neuron_list(answer: Any, most: int | None = None, replacement: Replacement |
     """
     found = neurons_in(answer)
     if len(set(found)) < len(found):
-        raise WrongAnswer(f"it returned {len(found)} neurons, of which only {len(set(found))} are different; name each once.")
+        raise WrongAnswer(
+            f"it returned {len(found)} neurons, of which only {len(set(found))} are different; name each once."
+        )
     if most is not None and len(found) > most:
         raise WrongAnswer(f"it returned {len(found)} neurons; expected {most}.")
     if replacement is not None:
         widths = {layer: replacement.dictionary.width(layer) for layer in replacement.dictionary.layers}
         for layer, neuron, position in found:
             if not 0 <= neuron < widths.get(layer, 0) or position < 0:
-                raise WrongAnswer(f"there is no neuron {(layer, neuron, position)}; expected (layer, neuron, position), as in the tables.")
+                raise WrongAnswer(
+                    f"there is no neuron {(layer, neuron, position)}; expected (layer, neuron, position), as in the "
+                    "tables."
+                )
     return found
 
 
@@ -56,7 +61,8 @@ def _neuron(item: Any) -> Neuron:
         raise WrongAnswer(f"a neuron is given as {kind(item)}; expected a tuple (layer, neuron, position).")
     numbers = [number(part) for part in item]
     if any(part != int(part) or isinstance(given, bool) for part, given in zip(numbers, item, strict=True)):
-        raise WrongAnswer(f"a neuron is given as {tuple(numbers)}; expected three whole numbers: layer, neuron, position.")
+        raise WrongAnswer(
+            f"a neuron is given as {tuple(numbers)}; expected three whole numbers: layer, neuron, position."
+        )
     layer, neuron, position = map(int, numbers)
     return layer, neuron, position
-

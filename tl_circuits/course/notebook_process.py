@@ -34,10 +34,7 @@ GRADING = "TL_CIRCUITS_GRADING"
 # What a notebook's process is told of this one's environment: enough to find Python and its packages, and no keys.
 PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT", "OMP_NUM_THREADS")
 # The student's folder must not come first on the path, or a file torch.py in it would be imported as torch.
-CODE = (
-    "import sys, runpy; sys.path[:] = [p for p in sys.path if p]; "
-    "runpy.run_path(sys.argv[1])['main'](*sys.argv[2:])"
-)
+CODE = "import sys, runpy; sys.path[:] = [p for p in sys.path if p]; runpy.run_path(sys.argv[1])['main'](*sys.argv[2:])"
 
 
 @dataclass(frozen=True)

@@ -206,4 +206,3 @@ def same_effects(got: dict[str, float], want: dict[str, float]) -> bool:
     """Whether two dicts have the same number for each node. A missing node counts as zero."""
     scale = max([1.0, *(abs(v) for v in want.values())])
     return all(abs(got.get(key, 0.0) - want.get(key, 0.0)) <= TOLERANCE * scale for key in {*got, *want})
-

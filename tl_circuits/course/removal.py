@@ -1,4 +1,5 @@
-"""What an answer loses without some neurons, measured on the model itself: the judge's own way, in one batch of prompts.
+"""What an answer loses without some neurons, measured on the model itself: the judge's own way, in one batch of
+prompts.
 
 A neuron is removed by giving it its mean over the prompts at its position. Nothing is held.
 """
@@ -51,8 +52,12 @@ class Untouched:
             return self.lead - leads(self.replacement.model(self.tokens)[:, -1], self.answers)
 
     def lost_if_held(self, neurons: Sequence[Neuron]) -> Float[Tensor, " prompt"]:
-        """The same with attention patterns and denominators of norms held, as :func:`tl_circuits.intervene` does by default."""
-        edits = [Set(layer, position, neuron, value=float(self.means[layer][position, neuron])) for layer, neuron, position in neurons]
+        """The same with attention patterns and denominators of norms held, as :func:`tl_circuits.intervene` does by
+        default."""
+        edits = [
+            Set(layer, position, neuron, value=float(self.means[layer][position, neuron]))
+            for layer, neuron, position in neurons
+        ]
         runs = [intervene(self.replacement, tokens, edits, freeze="attention", layers=()) for tokens in self.tokens]
         return self.lead - leads(torch.stack([run.last_logits for run in runs]), self.answers)
 

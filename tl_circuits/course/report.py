@@ -87,7 +87,9 @@ def check(place: Path, time_limit: float | None = None) -> Report:
     remarks = [*ran.crashes]
     if ran.ended:
         remarks.append(f"the notebook {ran.ended} {where}; what comes after that counts 0 points.")
-    return Report(submission.assignment, _facts(questions, marks), tuple(remarks), tuple(NOT_KEPT_OUT[m] for m in process.missing))
+    return Report(
+        submission.assignment, _facts(questions, marks), tuple(remarks), tuple(NOT_KEPT_OUT[m] for m in process.missing)
+    )
 
 
 def _facts(questions: Sequence[Question], marks: Sequence[Mark]) -> tuple[dict[str, Any], ...]:

@@ -64,7 +64,9 @@ def unpack(data: bytes, opener: Opener | None = None) -> Any:
     """
     with boundary(CourseError, "a message of the notebook's process"):
         if len(data) > LARGEST_MESSAGE:
-            raise CourseError(f"a message of the notebook's process has {len(data):,} bytes, more than {LARGEST_MESSAGE:,}.")
+            raise CourseError(
+                f"a message of the notebook's process has {len(data):,} bytes, more than {LARGEST_MESSAGE:,}."
+            )
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])
         return _value(json.loads(header["__metadata__"]["value"]), load(data), opener, 0)
@@ -95,7 +97,10 @@ def _composed(value: Any, tensors: dict[str, Tensor], depth: int) -> Any:
         pairs = [[_described(key, tensors, depth), _described(item, tensors, depth)] for key, item in value.items()]
         return {"is": "dict", "items": pairs}
     if isinstance(value, slice):
-        return {"is": "slice", "items": [_described(end, tensors, depth) for end in (value.start, value.stop, value.step)]}
+        return {
+            "is": "slice",
+            "items": [_described(end, tensors, depth) for end in (value.start, value.stop, value.step)],
+        }
     for name, made in _EDITS.items():
         if isinstance(value, made):
             parts = {f: _described(getattr(value, f), tensors, depth) for f in _fields(made)}

@@ -26,11 +26,11 @@ def attach(model: Any, transcoders: Any = None, *, mlps: Literal["auto", "ratio"
             model, and gives them back on detaching. If the model is on other devices than the dictionary, the
             replacement works with a copy there; encoders and decoders kept in the machine's memory or on disk stay
             where they are.
-        mlps: what becomes of MLPs that no dictionary replaces. ``"error"``: in graphs the whole output is one error node
-            at each position. ``"ratio"``: it is passed, with the ratio of each neuron's activation to its input held at
-            its value on the prompt (half of it for each factor of a gated neuron), so that effects are traced on to what
-            wrote the MLP's input (docs/method.md, "Any site"). ``"auto"``: ``"ratio"`` if there are autoencoders, which need
-            it, else ``"error"``.
+        mlps: what becomes of MLPs that no dictionary replaces. ``"error"``: in graphs the whole output is one error
+            node at each position. ``"ratio"``: it is passed, with the ratio of each neuron's activation to its input
+            held at its value on the prompt (half of it for each factor of a gated neuron), so that effects are traced
+            on to what wrote the MLP's input (docs/method.md, "Any site"). ``"auto"``: ``"ratio"`` if there are
+            autoencoders, which need it, else ``"error"``.
 
     Returns:
         The model with its dictionary. Use it in a ``with`` statement, or call ``detach()`` when done.
@@ -67,10 +67,10 @@ def detach(model: Any) -> None:
     """Give a model back as it was before :func:`attach`, whatever happened since.
 
     It goes by the marks that everything of this package on a model carries, so it needs no :class:`Replacement`: for
-    instance when Ctrl-C came before ``replacement = tlc.attach(...)`` was done. It takes off the dictionary with its hook
-    points, and hooks that a run left behind; it puts back what ``add_sae`` had attached. Hooks of others stay, also
-    those that you added yourself from :func:`intervention_hooks`. If another thread traces the model, it waits for it.
-    Calling it again, or on a model without a dictionary, does nothing.
+    instance when Ctrl-C came before ``replacement = tlc.attach(...)`` was done. It takes off the dictionary with its
+    hook points, and hooks that a run left behind; it puts back what ``add_sae`` had attached. Hooks of others stay,
+    also those that you added yourself from :func:`intervention_hooks`. If another thread traces the model, it waits for
+    it. Calling it again, or on a model without a dictionary, does nothing.
 
     Args:
         model: any HookedTransformer or TransformerBridge.

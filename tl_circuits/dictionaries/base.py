@@ -16,8 +16,8 @@ from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
 
 def rows_at_once(d: int, device: torch.device) -> int:
-    """How many rows of ``d`` numbers to gather at once: 4 MB, which stay in a processor's cache; 256 MB on a GPU, which waits
-    for every launch."""
+    """How many rows of ``d`` numbers to gather at once: 4 MB, which stay in a processor's cache; 256 MB on a GPU, which
+    waits for every launch."""
     return max(1, (2**20 if device.type == "cpu" else 2**26) // d)
 
 
@@ -35,8 +35,6 @@ def add_by_position(
     starts = torch.searchsorted(position.contiguous(), torch.arange(len(total), device=position.device))
     numbers = torch.arange(len(rows), device=rows.device)
     total += embedding_bag(numbers, rows, starts, per_sample_weights=weight.to(rows.dtype), mode="sum")
-
-
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ class Dictionary(ABC):
     """Features that replace the MLPs of some layers, or (autoencoders) tensors at other sites of the model.
 
     ``exact``: whether the features rebuild the MLPs exactly, so that there are no error terms. ``prompt_rule``: which
-    special token is put before a text, and which first positions get no features. ``mlps``: what becomes of MLPs that no
-    dictionary replaces: an ``"error"`` node at each position, or passed with their activation ``"ratio"`` held.
+    special token is put before a text, and which first positions get no features. ``mlps``: what becomes of MLPs that
+    no dictionary replaces: an ``"error"`` node at each position, or passed with their activation ``"ratio"`` held.
     """
 
     name: str
@@ -219,7 +217,8 @@ class Dictionary(ABC):
         return constant.expand(len(x), len(constant))
 
     def written_scale(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"] | None:
-        """The factor of all that features write at inputs ``x``; None (a factor of 1) unless the input is normalised."""
+        """The factor of all that features write at inputs ``x``; None (a factor of 1) unless the input is
+        normalised."""
         return None
 
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:
@@ -259,9 +258,7 @@ def ranges(layers: Sequence[int]) -> str:
 def require_shape(layer: int, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     """Raise DictionaryError naming layer and both shapes unless they agree."""
     if tuple(tensor.shape) != expected:
-        raise DictionaryError(
-            f"layer {layer}: {name} has shape {tuple(tensor.shape)}, expected {expected}."
-        )
+        raise DictionaryError(f"layer {layer}: {name} has shape {tuple(tensor.shape)}, expected {expected}.")
 
 
 def require_finite(layer: int, name: str, tensor: Tensor) -> None:

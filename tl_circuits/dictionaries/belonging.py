@@ -33,7 +33,9 @@ class Origin(NamedTuple):
 def origin_of(replacement: Replacement) -> Origin:
     """The attached model and dictionary, to be stored with what is made with them."""
     model, dictionary = replacement.model, replacement.dictionary
-    return Origin(str(getattr(model.cfg, "model_name", "unknown")), dictionary.name, int(model.cfg.n_layers), replacement.sample)
+    return Origin(
+        str(getattr(model.cfg, "model_name", "unknown")), dictionary.name, int(model.cfg.n_layers), replacement.sample
+    )
 
 
 def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphInfo) -> None:
@@ -46,7 +48,8 @@ def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphI
     if why is not None:
         raise BelongingError(
             f"the graph is of the model {info.model!r} with the dictionary {info.dictionary!r}, and attached is "
-            f"{origin.dictionary!r} on {origin.model!r}: {why}. Attach what it was traced with, or trace the prompt again."
+            f"{origin.dictionary!r} on {origin.model!r}: {why}. Attach what it was traced with, or trace the prompt "
+            "again."
         )
 
 
@@ -86,7 +89,11 @@ def _other(origin: Origin, info: GraphInfo | Origin, imported: bool) -> str | No
     found = first_difference(info.sample, origin.sample)
     if found is not None:
         what = found.removeprefix("model ")
-        return f"the weights of the two models differ ({what})" if what != found else f"{found} has the weights of another one"
+        return (
+            f"the weights of the two models differ ({what})"
+            if what != found
+            else f"{found} has the weights of another one"
+        )
     theirs, ours = (_of_dictionary(sample) for sample in (info.sample, origin.sample))
     if theirs != ours:
         only = min(theirs ^ ours)
@@ -105,9 +112,14 @@ def _other_names(origin: Origin, info: GraphInfo | Origin, imported: bool) -> st
         return "the models are called differently"
     if info.dictionary == name:
         return None
-    if imported and (info.dictionary in _UNSAID or _plain(info.dictionary) == _plain(info.model) or _same_set(info.dictionary, name)):
+    if imported and (
+        info.dictionary in _UNSAID or _plain(info.dictionary) == _plain(info.model) or _same_set(info.dictionary, name)
+    ):
         return None
-    return f"the dictionaries are called differently (if they are the same, load_transcoders(..., name={info.dictionary!r}) says so)"
+    return (
+        "the dictionaries are called differently (if they are the same, load_transcoders(..., "
+        f"name={info.dictionary!r}) says so)"
+    )
 
 
 def _same_set(said: str, name: str) -> bool:
@@ -132,13 +144,20 @@ def _absent(replacement: Replacement, graph: AttributionGraph) -> str | None:
             return f"the graph has features of layer {layer}, the dictionary has the layers {ranges(dictionary.layers)}"
         there = sites_of(dictionary, layer)
         if (site and site not in there) or (not site and len(there) > 1):
-            return f"the graph has features of layer {layer} at {site or 'one site'}, where the dictionary has {', '.join(there)}"
+            return (
+                f"the graph has features of layer {layer} at {site or 'one site'}, where the dictionary has "
+                f"{', '.join(there)}"
+            )
         width = by_place(dictionary).width(place_number(dictionary, layer, site or None))
         if largest >= width:
             return f"the graph has feature {largest} of layer {layer}, where the dictionary has {width}"
     d_vocab = int(replacement.model.cfg.d_vocab)
     largest = max(graph.info.token_ids, default=-1)
-    return f"the graph's prompt has the token id {largest}, the model's vocabulary {d_vocab}" if largest >= d_vocab else None
+    return (
+        f"the graph's prompt has the token id {largest}, the model's vocabulary {d_vocab}"
+        if largest >= d_vocab
+        else None
+    )
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Several dictionaries as one: transcoders, autoencoders and neurons, for layers of their own or for several sites of one."""
+"""Several dictionaries as one: transcoders, autoencoders and neurons, for layers of their own or for several sites of
+one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy

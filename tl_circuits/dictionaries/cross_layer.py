@@ -56,14 +56,14 @@ class CrossLayerTranscoders(TranscoderSet):
         self._decoders = {layer: decoders[layer] for layer in self.layers}
         if gaps(self.layers):
             raise DictionaryError(
-                f"{name} is missing the layers {ranges(gaps(self.layers))}; it has {ranges(self.layers)}. A cross-layer "
-                "transcoder is one whole: its features write to all layers after their own."
+                f"{name} is missing the layers {ranges(gaps(self.layers))}; it has {ranges(self.layers)}. A "
+                "cross-layer transcoder is one whole: its features write to all layers after their own."
             )
         own = next((layer for layer in self.layers if self[layer].input_hook == self[layer].output_hook), None)
         if own is not None:
             raise DictionaryError(
-                f"layer {own} reads and writes {self[own].input_hook}; a cross-layer transcoder reads an MLP's input and writes "
-                "MLP outputs."
+                f"layer {own} reads and writes {self[own].input_hook}; a cross-layer transcoder reads an MLP's input "
+                "and writes MLP outputs."
             )
         last = self.layers[-1]
         for layer, decoder in self._decoders.items():
@@ -76,7 +76,8 @@ class CrossLayerTranscoders(TranscoderSet):
                 continue
             if tuple(decoder.shape) != (width, slots, d_out) or not 1 <= slots <= last - layer + 1:
                 raise DictionaryError(
-                    f"layer {layer}: W_dec has shape {tuple(decoder.shape)}, expected ({width}, 1..{last - layer + 1}, {d_out})."
+                    f"layer {layer}: W_dec has shape {tuple(decoder.shape)}, expected ({width}, "
+                    f"1..{last - layer + 1}, {d_out})."
                 )
             if not mapped:
                 require_finite(layer, "W_dec", decoder)
@@ -137,4 +138,6 @@ def _moved(decoder: Tensor | SlotDecoders, device: torch.device) -> Tensor | Slo
 
 
 def _to_layer(decoder: Tensor | SlotDecoders, device: torch.device) -> Tensor | SlotDecoders:
-    return decoder.each(lambda t: to_layer(t, device)) if isinstance(decoder, SlotDecoders) else to_layer(decoder, device)
+    return (
+        decoder.each(lambda t: to_layer(t, device)) if isinstance(decoder, SlotDecoders) else to_layer(decoder, device)
+    )

@@ -53,7 +53,10 @@ def from_layers(source: Mapping[Any, Any], options: Options) -> Dictionary:
     """The dictionary of layers given as SAELens objects or as :class:`Transcoder`."""
     given = {_layer_number(key): value for key, value in source.items()}
     anywhere = all(map(_is_autoencoder, given.values()))
-    chosen = {layer: given[layer] for layer in wanted_layers(options.name or "the set", sorted(given), options.layers, anywhere)}
+    chosen = {
+        layer: given[layer]
+        for layer in wanted_layers(options.name or "the set", sorted(given), options.layers, anywhere)
+    }
     layers = {layer: _one(layer, value, options) for layer, value in chosen.items()}
     return with_options(TranscoderSet(layers, options.name or "transcoders"), replace(options, layers=None, name=None))
 
@@ -64,7 +67,11 @@ def with_options(dictionary: Dictionary, options: Options) -> Dictionary:
     Raises:
         DictionaryError: an option cannot be applied to it; the message names the option.
     """
-    layers = None if options.layers is None else wanted_layers(dictionary.name, list(dictionary.layers), options.layers, False)
+    layers = (
+        None
+        if options.layers is None
+        else wanted_layers(dictionary.name, list(dictionary.layers), options.layers, False)
+    )
     whole_set = layers is None or list(layers) == list(dictionary.layers)
     if isinstance(dictionary, TranscoderSet) and type(dictionary) in (TranscoderSet, CrossLayerTranscoders):
         if not whole_set and isinstance(dictionary, CrossLayerTranscoders):
@@ -137,6 +144,4 @@ def _one(layer: int, value: Any, options: Options) -> Transcoder:
         return value
     if is_saelens(value):
         return from_saelens(layer, value, options.input_hook, options.output_hook)
-    raise DictionaryError(
-        f"layer {layer}: expected a SAELens object or tlc.Transcoder, got {type(value).__name__}."
-    )
+    raise DictionaryError(f"layer {layer}: expected a SAELens object or tlc.Transcoder, got {type(value).__name__}.")

@@ -38,8 +38,8 @@ class HubRepository(Repository):
         if _offline():
             if snapshot is None:
                 raise DownloadError(
-                    f"{self.name} is not in the cache {self._cache()} and HF_HUB_OFFLINE is set. Download it where there "
-                    f"is a network: hf download {self._reference.repo_id}"
+                    f"{self.name} is not in the cache {self._cache()} and HF_HUB_OFFLINE is set. Download it where "
+                    f"there is a network: hf download {self._reference.repo_id}"
                 )
             names = _files_below(snapshot)
         else:
@@ -117,7 +117,9 @@ class HubRepository(Repository):
             )
         cache = self._cache()
         cache.mkdir(parents=True, exist_ok=True)
-        require_space(cache, sum(info.size for info in infos if isinstance(info, hub.RepoFile)), f"download {self.name}")
+        require_space(
+            cache, sum(info.size for info in infos if isinstance(info, hub.RepoFile)), f"download {self.name}"
+        )
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
@@ -125,8 +127,9 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
-            f"not enough disk space to {purpose}: it needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free. "
-            "Make room, or choose another place (HF_HUB_CACHE for downloads, TL_CIRCUITS_CACHE for converted files)."
+            f"not enough disk space to {purpose}: it needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB "
+            "free. Make room, or choose another place (HF_HUB_CACHE for downloads, TL_CIRCUITS_CACHE for converted "
+            "files)."
         )
 
 
@@ -176,7 +179,9 @@ def _clear_errors(reference: Reference, doing: str) -> Iterator[None]:
             "private one log in with: hf auth login"
         ) from error
     except errors.EntryNotFoundError as error:
-        where = "is not in the cache and cannot be fetched" if isinstance(error, FileNotFoundError) else "does not exist"
+        where = (
+            "is not in the cache and cannot be fetched" if isinstance(error, FileNotFoundError) else "does not exist"
+        )
         state = " (HF_HUB_OFFLINE is set)" if _offline() else ""
         raise DownloadError(f"cannot {doing} {reference}: it {where}{state}. {_first_line(error)}") from error
     except _failures(errors.HfHubHTTPError) as error:

@@ -55,10 +55,10 @@ def load_transcoders(
 
     Args:
         source: one of: ``"tiny-facts"`` (built in); a short name such as ``"gemma"`` (``tl-circuits models`` lists
-            them); a SAELens release, of autoencoders too (:func:`load_dictionary` has more options for them); a hub repository ``org/repo[/folder][@revision]``; a folder in one of the layouts
-            of docs/transcoders.md; ``{layer: SAELens object}`` or ``{layer: Transcoder}``; a list of either, one
-            a layer from 0; or a dictionary, which is returned with the options below applied (the same object if none
-            is given).
+            them); a SAELens release, of autoencoders too (:func:`load_dictionary` has more options for them); a hub
+            repository ``org/repo[/folder][@revision]``; a folder in one of the layouts of docs/transcoders.md;
+            ``{layer: SAELens object}`` or ``{layer: Transcoder}``; a list of either, one a layer from 0; or a
+            dictionary, which is returned with the options below applied (the same object if none is given).
         width: which set, if the repository has several: ``"16k"`` or 16384. If there is a choice and none is made, an
             error lists what there is.
         l0: which set by its number of active features a token: ``"small"``, or a number, for which each layer takes
@@ -122,9 +122,21 @@ def load_transcoders(
     plain = isinstance(source, str) and "/" not in source and source not in SHORT_NAMES and not Path(source).is_dir()
     if plain and is_release(source):
         return open_release(
-            source, ids=None, width=width, l0=l0, layers=layers, input_hook=input_hook, output_hook=output_hook, device=device,
-            dtype=dtype, residency=residency, cache_dir=cache_dir, name=name, prompt_rule=prompt_rule, progress=progress,
-        )  # fmt: skip
+            source,
+            ids=None,
+            width=width,
+            l0=l0,
+            layers=layers,
+            input_hook=input_hook,
+            output_hook=output_hook,
+            device=device,
+            dtype=dtype,
+            residency=residency,
+            cache_dir=cache_dir,
+            name=name,
+            prompt_rule=prompt_rule,
+            progress=progress,
+        )
     if not isinstance(source, (str, Path)):
         raise DictionaryError(
             f"cannot load transcoders from {source!r}: give a name, a folder, {{layer: SAELens transcoder}} or "
@@ -142,7 +154,9 @@ def load_transcoders(
         published.hints.k,
     )
     where = _device(device)
-    everything = {c.repository.local(file): c.layout.grows for one in sets for c in one.values() for file in c.entry.files}
+    everything = {
+        c.repository.local(file): c.layout.grows for one in sets for c in one.values() for file in c.entry.files
+    }
     stay = choose_residency(residency, where, sum(path.stat().st_size * grows for path, grows in everything.items()))
     made_for = _made_for(published, next(iter(sets[0].values())))
     shared: dict[Tensor, Tensor] = {}
@@ -151,18 +165,25 @@ def load_transcoders(
         with boundary(DictionaryError, f"layer {layer} of {source} ({', '.join(candidate.entry.files)})"):
             read = candidate.layout.read(candidate.repository, candidate.entry, hints)
         if read.decoder is not None and len(sets[0]) < len({c.entry.layer for c in published.candidates}):
-            raise DictionaryError(f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out.")
+            raise DictionaryError(
+                f"{published.name} is a cross-layer transcoder, which is loaded whole: leave layers= out."
+            )
         files = [candidate.repository.local(file) for file in candidate.entry.files]
         bar.update()
         return place(read, files, stay, where, dtype, shared)
 
     with tqdm(total=sum(map(len, sets)), desc="opening transcoders", unit="layer", disable=not progress) as bar:
-        parts = [_assemble(name or published.name, {layer: opened(layer, c) for layer, c in one.items()}, made_for) for one in sets]
+        parts = [
+            _assemble(name or published.name, {layer: opened(layer, c) for layer, c in one.items()}, made_for)
+            for one in sets
+        ]
     made = parts[0] if len(parts) == 1 else combined(parts)
     return made.with_prompt_rule(prompt_rule or published_rule(made_for))
 
 
-def _by_site(published: Published, layers: Iterable[int] | None) -> list[tuple[Sequence[Candidate], Iterable[int] | None]]:
+def _by_site(
+    published: Published, layers: Iterable[int] | None
+) -> list[tuple[Sequence[Candidate], Iterable[int] | None]]:
     """The candidates with the layers asked for, apart by site where a layer has autoencoders at several sites."""
     candidates = published.candidates
     there = {c.entry.layer for c in candidates}

@@ -39,11 +39,12 @@ def load_dictionary(
 
     Args:
         source: anything that :func:`load_transcoders` takes; a SAELens release of autoencoders, such as
-            ``"gemma-scope-2b-pt-res-canonical"``; one SAELens object, or a list of them, each for the site that its hook
-            names; or a list of dictionaries, which become one. A layer may have several of them, at different sites.
-        ids: which autoencoders of a release, by SAELens' ids, such as ``"blocks.8.hook_resid_pre"``; several of one layer if
-            they are at different sites. Without ids, ``width`` and ``l0`` choose; if a layer then has autoencoders at several
-            sites, those at the release's most frequent site are taken.
+            ``"gemma-scope-2b-pt-res-canonical"``; one SAELens object, or a list of them, each for the site that its
+            hook names; or a list of dictionaries, which become one. A layer may have several of them, at different
+            sites.
+        ids: which autoencoders of a release, by SAELens' ids, such as ``"blocks.8.hook_resid_pre"``; several of one
+            layer if they are at different sites. Without ids, ``width`` and ``l0`` choose; if a layer then has
+            autoencoders at several sites, those at the release's most frequent site are taken.
         width: as for :func:`load_transcoders`.
         l0: as for :func:`load_transcoders`.
         layers: as for :func:`load_transcoders`. A release of autoencoders may have any layers; None takes all it has.
@@ -61,8 +62,8 @@ def load_dictionary(
         The dictionary, for :func:`attach`. A feature's number is its row in the decoder, as in SAELens.
 
     Raises:
-        DictionaryError: the source does not exist or cannot be read; two dictionaries are given for one site, or for one
-            MLP; or an option does not apply to it.
+        DictionaryError: the source does not exist or cannot be read; two dictionaries are given for one site, or for
+            one MLP; or an option does not apply to it.
         DownloadError: files cannot be downloaded.
 
     Examples:
@@ -79,8 +80,8 @@ def load_dictionary(
         >>> both.layers, both.output_hook(1), both.output_hook(3)
         ((1, 3), 'blocks.1.hook_resid_post', 'blocks.3.hook_mlp_out')
 
-        The transcoders of all layers, and the same autoencoder beside one of them: two dictionaries in layer 1. Ids of nodes
-        then name the site, as in ``L1.resid_post/F3@8``.
+        The transcoders of all layers, and the same autoencoder beside one of them: two dictionaries in layer 1. Ids of
+        nodes then name the site, as in ``L1.resid_post/F3@8``.
 
         >>> several = tlc.load_dictionary([transcoders, tlc.load_dictionary({1: mine}, layers=[1])])
         >>> several.layers, [place.site for place in several.places]
@@ -100,7 +101,8 @@ def load_dictionary(
         elif any(isinstance(part, (Dictionary, str, Path)) for part in source):
             kinds = ", ".join(sorted({type(part).__name__ for part in source}))
             raise DictionaryError(
-                f"a list must hold dictionaries alone or SAELens objects alone, got {kinds}. Open each with tlc.load_dictionary first."
+                f"a list must hold dictionaries alone or SAELens objects alone, got {kinds}. Open each with "
+                "tlc.load_dictionary first."
             )
     elif ids is not None:
         return open_release(source, ids=ids, **options)
@@ -114,7 +116,11 @@ def _of_saelens(saes: Iterable[Any], options: dict[str, Any]) -> Dictionary:
     sets = one_a_layer((layer_of_saelens(sae), sae) for sae in saes)
     asked = options["layers"]
     if asked is None or len(sets) == 1:
-        opened = [load_transcoders(found, **options | {"layers": list(found) if asked is None else asked}) for found in sets]
+        opened = [
+            load_transcoders(found, **options | {"layers": list(found) if asked is None else asked}) for found in sets
+        ]
     else:
-        raise DictionaryError("layers= is not for SAELens objects of which several are of one layer: give those you want.")
+        raise DictionaryError(
+            "layers= is not for SAELens objects of which several are of one layer: give those you want."
+        )
     return named(combined(opened), options["name"])

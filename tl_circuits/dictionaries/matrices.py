@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tl_circuits.hooks import spread
 
-FEW_POSITIONS = 50  # up to here a matrix stored by columns is multiplied faster from the other side, at 10 positions tenfold
+# up to here a matrix stored by columns is multiplied faster from the other side, at 10 positions tenfold
+FEW_POSITIONS = 50
 FLOATS_AT_ONCE = 2**24  # large matrices kept elsewhere are brought to the device in pieces of 64 MB
 
 
@@ -41,7 +42,10 @@ def encoded(W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "n d_in"]) ->
         parts = [x @ columns.to(x.device).float() for columns in W_enc.T.split(step, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     # This way round a matrix stored by rows is read row by row, a third faster on a few positions.
-    parts = [rows.T.to(x.device).float().T @ x.T if by_columns else rows.to(x.device).float() @ x.T for rows in W_enc.split(step)]
+    parts = [
+        rows.T.to(x.device).float().T @ x.T if by_columns else rows.to(x.device).float() @ x.T
+        for rows in W_enc.split(step)
+    ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).T
 
 

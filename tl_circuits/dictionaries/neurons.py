@@ -184,5 +184,9 @@ def mlp_neurons(model: Any, layers: Iterable[int] | None = None) -> Neurons:
     chosen = sorted(set(every if layers is None else wholes(layers, "layers", DictionaryError)))
     unknown = [layer for layer in chosen if layer not in every]
     if unknown or not chosen:
-        raise DictionaryError(f"layers={chosen} are not all among the model's layers, 0..{len(every) - 1}; give at least one of them.")
-    return Neurons({layer: mlp_weights(model, layer) for layer in chosen}, {layer: mlp_site(model, layer) for layer in chosen})
+        raise DictionaryError(
+            f"layers={chosen} are not all among the model's layers, 0..{len(every) - 1}; give at least one of them."
+        )
+    return Neurons(
+        {layer: mlp_weights(model, layer) for layer in chosen}, {layer: mlp_site(model, layer) for layer in chosen}
+    )

@@ -19,8 +19,8 @@ def node_places(dictionary: Any, graph: AttributionGraph) -> Int[Tensor, " node"
         graph: a graph made with it.
 
     Raises:
-        DictionaryError: a layer has several dictionaries and the node does not say at which it stands, or the dictionary has
-            none there.
+        DictionaryError: a layer has several dictionaries and the node does not say at which it stands, or the
+            dictionary has none there.
     """
     nodes = graph._nodes
     has_place = (nodes.kind == Kind.FEATURE) | (nodes.kind == Kind.ERROR)

@@ -73,7 +73,9 @@ class Parts(Dictionary):
         part, own = self._part(layer)
         return part.active(own, x)
 
-    def activations_at(self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
+    def activations_at(
+        self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
+    ) -> Float[Tensor, " n"]:
         part, own = self._part(layer)
         return part.activations_at(own, features, x)
 

@@ -18,7 +18,8 @@ CONFIG = "config.yaml"
 _KNOWN = {
     "mwhanna/qwen3-": Hints("mlp.hook_in", "mlp.hook_out"),
     "facebook/crv-8b-instruct-transcoders": Hints("mlp.hook_in", "mlp.hook_out", "topk", 128),
-    # Sets that EleutherAI converted to clt-training's files; which tensors they read is in the options of its `attribute`.
+    # Sets that EleutherAI converted to clt-training's files; which tensors they read is in the options of its
+    # `attribute`.
     "EleutherAI/gpt2-mntss-": Hints("hook_resid_mid", "mlp.hook_out"),
     "EleutherAI/gpt2-curt-": Hints("hook_resid_mid", "mlp.hook_out"),
     "EleutherAI/Llama-3.2-1B-mntss-": Hints("hook_resid_mid", "mlp.hook_out"),
@@ -126,7 +127,8 @@ def _within_block(path: Path, field: str, hook: str | None) -> str | None:
     short = None if hook is None else hook.removeprefix("blocks.{layer}.")
     if short is not None and (short.startswith("blocks.") or "{" in short or not short):
         raise DictionaryError(
-            f"{path}: {field} is {hook!r}, expected a hook's name within a block, such as 'mlp.hook_in', or after 'blocks.{{layer}}.'."
+            f"{path}: {field} is {hook!r}, expected a hook's name within a block, such as 'mlp.hook_in', or after "
+            "'blocks.{layer}.'."
         )
     return short
 
@@ -145,9 +147,7 @@ def _require_kind(path: Path, config: dict[str, Any], candidates: Sequence[Candi
         )
 
 
-def _follow(
-    repository: Repository, path: Path, listed: Any, cache_dir: Path | None
-) -> tuple[Candidate, ...]:
+def _follow(repository: Repository, path: Path, listed: Any, cache_dir: Path | None) -> tuple[Candidate, ...]:
     """The candidates of a config that lists one file a layer, here or on the hub."""
     if not isinstance(listed, list) or not listed:
         raise DictionaryError(f"{path}: transcoders is {type(listed).__name__}, expected a list with one file a layer.")

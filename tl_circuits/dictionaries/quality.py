@@ -72,7 +72,9 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
         keep = torch.ones(tokens.numel(), dtype=torch.bool)  # each layer takes it to its own device
         keep[list(read.skipped)] = False
         if not keep.any():
-            raise PromptError(f"all {tokens.numel()} positions of the prompt are left out, so there is nothing to measure on.")
+            raise PromptError(
+                f"all {tokens.numel()} positions of the prompt are left out, so there is nothing to measure on."
+            )
         plain += _loss(model, tokens, _listening(replacement, layers, keep, sums))
         for layer in replaced:
             some = layers if layer == -1 else [layer]
@@ -80,7 +82,13 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
             replaced[layer] += _loss(model, tokens, hooks)
         predicted += tokens.numel() - 1
     rows = [
-        (layer, s.active / s.tokens, s.explained_variance(), replaced[layer] / predicted, (replaced[layer] - plain) / predicted)
+        (
+            layer,
+            s.active / s.tokens,
+            s.explained_variance(),
+            replaced[layer] / predicted,
+            (replaced[layer] - plain) / predicted,
+        )
         for layer, s in sums.items()
     ]
     l0, variance = (sum(row[i] for row in rows) / len(rows) for i in (1, 2))
@@ -150,7 +158,8 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
         return None
     model, dictionary = replacement.model, replacement.dictionary
     said = (
-        "The explained variance is near or below zero: the dictionary is likely on another tensor than it was trained on"
+        "The explained variance is near or below zero: the dictionary is likely on another tensor than it was "
+        "trained on"
     )
     layer = dictionary.layers[len(dictionary.layers) // 2]
     if dictionary.exact or isinstance(dictionary, CrossLayerTranscoders) or own_site(dictionary, layer) is not None:
@@ -159,7 +168,9 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
     values = {}
     for read in (r for r in _READS if r in seen):
         x = seen[read]
-        recons = dictionary.decode(layer, {layer: dictionary.activate(layer, dictionary.pre_activations(layer, x), x)}, x)
+        recons = dictionary.decode(
+            layer, {layer: dictionary.activate(layer, dictionary.pre_activations(layer, x), x)}, x
+        )
         for write in (w for w in _WRITES if w in seen):
             sums = Outputs()
             sums.add(seen[write].float(), seen[write].float() - recons)
@@ -169,8 +180,8 @@ def hook_hint(replacement: Replacement, quality: pd.DataFrame, prompt: Any) -> s
     if best < POOR or (read, write) == used:
         return f"{said}, or for another model: no pair of hooks of layer {layer} explains it."
     return (
-        f"{said}. Layer {layer} reading {read} and writing {write} would explain {best:.0%} (now {used[0]} to {used[1]}): "
-        f"load it with input_hook={read!r}, output_hook={write!r}."
+        f"{said}. Layer {layer} reading {read} and writing {write} would explain {best:.0%} (now {used[0]} to "
+        f"{used[1]}): load it with input_hook={read!r}, output_hook={write!r}."
     )
 
 

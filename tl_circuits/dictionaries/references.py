@@ -75,14 +75,30 @@ SHORT_NAMES = {
         ShortName("gemma-2-2b-clt", "mntss/clt-gemma-2-2b-426k", "google/gemma-2-2b", "cross-layer, 426k features"),
         ShortName("llama", _LLAMA, "meta-llama/Llama-3.2-1B", "131k, ReLU, skip"),
         ShortName("llama-3.2-1b", _LLAMA, "meta-llama/Llama-3.2-1B", "131k, ReLU, skip"),
-        ShortName("llama-3.2-1b-clt", "mntss/clt-llama-3.2-1b-524k", "meta-llama/Llama-3.2-1B", "cross-layer, 524k features"),
         ShortName(
-            "llama-3.1-8b-instruct", "facebook/crv-8b-instruct-transcoders", "meta-llama/Llama-3.1-8B-Instruct", "131k, TopK"
+            "llama-3.2-1b-clt", "mntss/clt-llama-3.2-1b-524k", "meta-llama/Llama-3.2-1B", "cross-layer, 524k features"
         ),
-        ShortName("gpt2-arena", "callummcdougall/arena-demos-transcoder", "gpt2", "layers 0 to 8, 24k, ReLU; ARENA's course"),
-        ShortName("smollm2-135m", "EleutherAI/skip-transcoder-SmolLM2-135M-128x", "HuggingFaceTB/SmolLM2-135M", "74k, TopK, skip"),
-        ShortName("qwen3-0.6b-clt", "bluelightai/clt-qwen3-0.6b-base-20k", "Qwen/Qwen3-0.6B-Base", "cross-layer, 20k a layer"),
-        ShortName("qwen3-1.7b-clt", "bluelightai/clt-qwen3-1.7b-base-20k", "Qwen/Qwen3-1.7B-Base", "cross-layer, 20k a layer"),
+        ShortName(
+            "llama-3.1-8b-instruct",
+            "facebook/crv-8b-instruct-transcoders",
+            "meta-llama/Llama-3.1-8B-Instruct",
+            "131k, TopK",
+        ),
+        ShortName(
+            "gpt2-arena", "callummcdougall/arena-demos-transcoder", "gpt2", "layers 0 to 8, 24k, ReLU; ARENA's course"
+        ),
+        ShortName(
+            "smollm2-135m",
+            "EleutherAI/skip-transcoder-SmolLM2-135M-128x",
+            "HuggingFaceTB/SmolLM2-135M",
+            "74k, TopK, skip",
+        ),
+        ShortName(
+            "qwen3-0.6b-clt", "bluelightai/clt-qwen3-0.6b-base-20k", "Qwen/Qwen3-0.6B-Base", "cross-layer, 20k a layer"
+        ),
+        ShortName(
+            "qwen3-1.7b-clt", "bluelightai/clt-qwen3-1.7b-base-20k", "Qwen/Qwen3-1.7B-Base", "cross-layer, 20k a layer"
+        ),
         _qwen3("0.6b", "-lowl0"),
         _qwen3("1.7b", "-lowl0"),
         _qwen3("4b", ""),

@@ -74,5 +74,7 @@ def inside(path: str, where: str) -> str:
     """
     parts = PurePosixPath(path).parts
     if not path or "\\" in path or ":" in path or path.startswith(("/", "~")) or ".." in parts:
-        raise DictionaryError(f"{where} names the path {path!r}, which leads out of its own folder. It is not followed.")
+        raise DictionaryError(
+            f"{where} names the path {path!r}, which leads out of its own folder. It is not followed."
+        )
     return path

@@ -50,12 +50,14 @@ def place(
 ) -> LayerWeights:
     """Put ``weights``, read from ``files``, where they are to be kept.
 
-    ``dtype``: None for the stored one. ``shared``: what other layers have put into memory already, so that a matrix that
-    several layers use is there once; it is added to.
+    ``dtype``: None for the stored one. ``shared``: what other layers have put into memory already, so that a matrix
+    that several layers use is there once; it is added to.
     """
     t, shared = weights.transcoder, {} if shared is None else shared
     stored = {name: getattr(t, name) for name in _SMALL}
-    small = {n: _own(tensor, device, dtype) for n, tensor in stored.items() if tensor is not None and not tensor.is_meta}
+    small = {
+        n: _own(tensor, device, dtype) for n, tensor in stored.items() if tensor is not None and not tensor.is_meta
+    }
     if residency == "disk":
         wide, forget_pages = _on_disk(weights, files, dtype)
         forget_pages()
@@ -98,11 +100,17 @@ def _wide(weights: LayerWeights) -> dict[str, Tensor]:
 def _on_disk(
     weights: LayerWeights, files: Sequence[Path], dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The large matrices, each mapped from its own file or from a converted copy; with what frees the memory of them."""
+    """The large matrices, each mapped from its own file or from a converted copy; with what frees the memory of
+    them."""
     wide, forget = _wide(weights), weights.transcoder.forget_pages
 
     def fits(matrix: Tensor) -> bool:
-        return forget is not None and not matrix.is_meta and matrix.is_contiguous() and matrix.dtype == (dtype or matrix.dtype)
+        return (
+            forget is not None
+            and not matrix.is_meta
+            and matrix.is_contiguous()
+            and matrix.dtype == (dtype or matrix.dtype)
+        )
 
     rest = [name for name, matrix in wide.items() if not fits(matrix)]
     if forget is not None and not rest:

@@ -1,5 +1,5 @@
-"""Convert SAELens transcoders and autoencoders to this package's. sae_lens is not imported here, only by whoever made the
-object."""
+"""Convert SAELens transcoders and autoencoders to this package's. sae_lens is not imported here, only by whoever made
+the object."""
 
 import re
 from typing import Any, Literal
@@ -44,18 +44,21 @@ def from_saelens(layer: int, sae: Any, input_hook: str | None = None, output_hoo
         output_hook: the same for what is written.
 
     Raises:
-        DictionaryError: its architecture, activation function or normalisation is not known, or it is for one head only.
+        DictionaryError: its architecture, activation function or normalisation is not known, or it is for one head
+            only.
     """
     architecture = sae.cfg.architecture()
     if architecture in ARCHITECTURES:
         return _transcoder(layer, sae, input_hook, output_hook)
     if architecture not in AUTOENCODERS:
         raise DictionaryError(
-            f"layer {layer}: a SAELens {architecture!r} cannot be opened; these can: {', '.join((*ARCHITECTURES, *AUTOENCODERS))}."
+            f"layer {layer}: a SAELens {architecture!r} cannot be opened; these can: "
+            f"{', '.join((*ARCHITECTURES, *AUTOENCODERS))}."
         )
     if input_hook and output_hook and input_hook != output_hook:
         raise DictionaryError(
-            f"layer {layer}: an autoencoder writes where it reads, but input_hook is {input_hook!r} and output_hook {output_hook!r}."
+            f"layer {layer}: an autoencoder writes where it reads, but input_hook is {input_hook!r} and output_hook "
+            f"{output_hook!r}."
         )
     return _autoencoder(layer, sae, architecture, input_hook or output_hook)
 
@@ -94,13 +97,15 @@ def _autoencoder(layer: int, sae: Any, architecture: str, hook: str | None) -> T
     hook = hook or relative_hook(layer, "hook_name", metadata.hook_name)
     if metadata.hook_head_index is not None:
         raise DictionaryError(
-            f"layer {layer}: this autoencoder is of head {metadata.hook_head_index} alone; those of a whole tensor can be opened."
+            f"layer {layer}: this autoencoder is of head {metadata.hook_head_index} alone; those of a whole tensor "
+            "can be opened."
         )
     normalize = str(getattr(cfg, "normalize_activations", "none") or "none")
     if normalize not in _NORMALISED:
         raise DictionaryError(
-            f"layer {layer}: normalize_activations={normalize!r} was done with numbers of the training set that the object does "
-            "not hold. Fold them into the weights first (sae.fold_activation_norm_scaling_factor or fold_activation_whitening)."
+            f"layer {layer}: normalize_activations={normalize!r} was done with numbers of the training set that the "
+            "object does not hold. Fold them into the weights first (sae.fold_activation_norm_scaling_factor or "
+            "fold_activation_whitening)."
         )
     W_enc, W_dec, b_dec = (_tensor(part) for part in (sae.W_enc, sae.W_dec, sae.b_dec))
     found = _activation(layer, sae, architecture, W_enc.T)
@@ -108,7 +113,9 @@ def _autoencoder(layer: int, sae: Any, architecture: str, hook: str | None) -> T
         require_finite(layer, "b_dec", b_dec)  # before it makes the encoder's bias NaN, which is not at fault
         # The encoder reads x - b_dec; both are linear, so this is a part of its bias.
         found["b_enc"] = found["b_enc"].float() - found["W_enc"].float() @ b_dec.float()
-    return Transcoder(**{"W_dec": W_dec, **found}, b_dec=b_dec, input_hook=hook, output_hook=hook, normalize=_NORMALISED[normalize])
+    return Transcoder(
+        **{"W_dec": W_dec, **found}, b_dec=b_dec, input_hook=hook, output_hook=hook, normalize=_NORMALISED[normalize]
+    )
 
 
 def _activation(layer: int, sae: Any, architecture: str, W_enc: Tensor) -> dict[str, Any]:
@@ -128,8 +135,9 @@ def _activation(layer: int, sae: Any, architecture: str, W_enc: Tensor) -> dict[
         threshold = float(sae.topk_threshold)
         if not threshold > 0:
             raise DictionaryError(
-                f"layer {layer}: this {architecture!r} has learned no threshold yet (topk_threshold is {threshold:g}), so which "
-                "features are active on a single prompt is not defined. Train it further, or save it for inference."
+                f"layer {layer}: this {architecture!r} has learned no threshold yet (topk_threshold is "
+                f"{threshold:g}), so which features are active on a single prompt is not defined. Train it further, "
+                "or save it for inference."
             )
         found |= {"activation": "jumprelu", "threshold": torch.full_like(found["b_enc"], threshold)}
     else:
@@ -148,8 +156,8 @@ def _rescaled(sae: Any, found: dict[str, Any]) -> dict[str, Any]:
 def _gated(sae: Any, W_enc: Tensor) -> dict[str, Any]:
     """A gated autoencoder as JumpReLU (Rajamanoharan et al. 2024, "Jumping ahead", appendix).
 
-    Gate ``π = x·w + b_gate`` and magnitude ``m = x·w·exp(r) + b_mag`` depend on the same ``x·w``. So ``π > 0`` is the same
-    as ``m > b_mag - b_gate·exp(r)``, and the activation is ``max(m, 0)`` there.
+    Gate ``π = x·w + b_gate`` and magnitude ``m = x·w·exp(r) + b_mag`` depend on the same ``x·w``. So ``π > 0`` is the
+    same as ``m > b_mag - b_gate·exp(r)``, and the activation is ``max(m, 0)`` there.
     """
     scale = _tensor(sae.r_mag).float().exp()
     b_mag, b_gate = _tensor(sae.b_mag).float(), _tensor(sae.b_gate).float()
@@ -196,6 +204,7 @@ def layer_of_saelens(sae: Any) -> int:
     match = re.match(r"blocks\.(\d+)\.", str(hook))
     if match is None:
         raise DictionaryError(
-            f"the SAELens object's metadata.hook_name is {hook!r}, expected a hook of a block, such as blocks.8.hook_resid_pre."
+            f"the SAELens object's metadata.hook_name is {hook!r}, expected a hook of a block, such as "
+            "blocks.8.hook_resid_pre."
         )
     return int(match[1])

@@ -57,14 +57,18 @@ def open_release(
     if not isinstance(release, str) or not is_release(release):
         raise DictionaryError(f"ids= is for a SAELens release of autoencoders, and {release!r} is none.")
     if cache_dir is not None:
-        raise DictionaryError(f"SAELens keeps {release} in the hub library's own folder: set HF_HOME instead of cache_dir=.")
+        raise DictionaryError(
+            f"SAELens keeps {release} in the hub library's own folder: set HF_HOME instead of cache_dir=."
+        )
     entry = release_directory()[release]
     asked = None if layers is None else wholes(layers, "layers", DictionaryError)
     chosen = _by_ids(release, entry, ids) if ids is not None else _by_properties(release, entry, width, l0)
     if asked is not None:
         missing = sorted(set(asked) - set(chosen))
         if missing or not asked:
-            raise DictionaryError(f"{release} has no layers {ranges(missing) or '(layers= is empty)'}; it has {ranges(list(chosen))}.")
+            raise DictionaryError(
+                f"{release} has no layers {ranges(missing) or '(layers= is empty)'}; it has {ranges(list(chosen))}."
+            )
         chosen = {layer: chosen[layer] for layer in sorted(asked)}
     opened = []
     listed = [(layer, one) for layer, ids_of_layer in chosen.items() for one in ids_of_layer]
@@ -96,7 +100,9 @@ def _open(release: str, sae_id: str) -> Any:
 def _require_layer(release: str, sae_id: str, layer: int, sae: Any) -> None:
     hook = str(sae.cfg.metadata.hook_name)
     if not hook.startswith(f"blocks.{layer}."):
-        raise DictionaryError(f"{release}, {sae_id}: its config names the hook {hook!r}, which is not one of layer {layer}.")
+        raise DictionaryError(
+            f"{release}, {sae_id}: its config names the hook {hook!r}, which is not one of layer {layer}."
+        )
 
 
 def _rule(sae: Any, made_for: str) -> PromptRule:
@@ -143,7 +149,9 @@ def _by_ids(release: str, entry: Any, ids: str | Iterable[str]) -> dict[int, lis
     return dict(sorted(found.items()))
 
 
-def _by_properties(release: str, entry: Any, width: int | str | None, l0: int | float | str | None) -> dict[int, list[str]]:
+def _by_properties(
+    release: str, entry: Any, width: int | str | None, l0: int | float | str | None
+) -> dict[int, list[str]]:
     """One id for each layer, of those with this width and number of active features."""
     ids = [one for one in entry.saes_map if _layer_of(entry, one) is not None]
     sites = Counter(match[0] for one in ids if (match := re.search(_SITE, one)))
@@ -160,8 +168,8 @@ def _by_properties(release: str, entry: Any, width: int | str | None, l0: int | 
     several = next((here for here in chosen.values() if len(here) != 1), None)
     if several is not None or not chosen:
         raise DictionaryError(
-            f"{release} has {'several autoencoders' if several else 'nothing'} for a layer with width={width!r} and l0={l0!r}. "
-            f"Choose with width=, l0= or ids=. There is: {_listed(several or entry.saes_map)}."
+            f"{release} has {'several autoencoders' if several else 'nothing'} for a layer with width={width!r} and "
+            f"l0={l0!r}. Choose with width=, l0= or ids=. There is: {_listed(several or entry.saes_map)}."
         )
     return chosen
 

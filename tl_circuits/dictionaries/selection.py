@@ -40,8 +40,8 @@ def select(
 def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None, anywhere: bool) -> Sequence[int]:
     """The layers to open, ascending: those ``asked`` for, or all that are ``there``.
 
-    A set of transcoders with a gap is probably an unfinished download or training, so it is opened only if its layers are
-    asked for one by one. Autoencoders may sit ``anywhere``.
+    A set of transcoders with a gap is probably an unfinished download or training, so it is opened only if its layers
+    are asked for one by one. Autoencoders may sit ``anywhere``.
 
     Raises:
         DictionaryError: there is a gap and no layers were asked for, or a layer asked for is not there.
@@ -56,8 +56,9 @@ def wanted_layers(name: str, there: Sequence[int], asked: Iterable[int] | None, 
     missing = gaps(there) if there else []
     if missing and not anywhere:
         raise DictionaryError(
-            f"{name} is missing the layers {ranges(missing)}; it has {ranges(there)}. Complete it, or say that these are "
-            f"meant in load_transcoders(..., layers={list(there)}): the MLPs of all other layers are error nodes then."
+            f"{name} is missing the layers {ranges(missing)}; it has {ranges(there)}. Complete it, or say that these "
+            f"are meant in load_transcoders(..., layers={list(there)}): the MLPs of all other layers are error nodes "
+            "then."
         )
     return there
 
@@ -79,10 +80,12 @@ def _one(
         raise DictionaryError(f"{name}, layer {layer}, has no l0 {l0!r}. There is: {_listed(here)}.")
     if all(c.entry.width is None and c.entry.l0 is None for c in everything):
         files = ", ".join(c.entry.files[0] for c in fitting[:4])
-        raise DictionaryError(f"{name} holds {len(fitting)} dictionaries for layer {layer}: {files}. Give the folder of one of them.")
+        raise DictionaryError(
+            f"{name} holds {len(fitting)} dictionaries for layer {layer}: {files}. Give the folder of one of them."
+        )
     raise DictionaryError(
-        f"{name} publishes several sets; choose one with width= and l0= (on the command line --width and --l0). There is: "
-        f"{_listed(everything)}."
+        f"{name} publishes several sets; choose one with width= and l0= (on the command line --width and --l0). "
+        f"There is: {_listed(everything)}."
     )
 
 

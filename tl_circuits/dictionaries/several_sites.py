@@ -1,7 +1,9 @@
-"""Several dictionaries in one layer, such as autoencoders of what attention adds, of what the MLP adds, and of the stream.
+"""Several dictionaries in one layer, such as autoencoders of what attention adds, of what the MLP adds, and of the
+stream.
 
-Asked about a layer, such a dictionary answers where the layer has one dictionary, and refuses where it has several. What
-computes over places (:mod:`tl_circuits.hooks.places`) asks :meth:`SeveralSites.by_place`, which answers to their numbers.
+Asked about a layer, such a dictionary answers where the layer has one dictionary, and refuses where it has several.
+What computes over places (:mod:`tl_circuits.hooks.places`) asks :meth:`SeveralSites.by_place`, which answers to their
+numbers.
 """
 
 from collections import Counter
@@ -41,25 +43,30 @@ def require_apart(each: Sequence[Owned]) -> None:
             continue
         ours, theirs = part.output_hook(layer), other.output_hook(layer)
         mlp = own_site(part, layer) is None or own_site(other, layer) is None
-        what = f"layer {layer} would have two dictionaries of its MLP, at {theirs} and {ours}" if mlp else (
-            f"two dictionaries are at one site, {ours}"
+        what = (
+            f"layer {layer} would have two dictionaries of its MLP, at {theirs} and {ours}"
+            if mlp
+            else (f"two dictionaries are at one site, {ours}")
         )
-        raise DictionaryError(f"{what}: {other.name!r} and {part.name!r}. Give layers= to take each for some layers only.")
+        raise DictionaryError(
+            f"{what}: {other.name!r} and {part.name!r}. Give layers= to take each for some layers only."
+        )
 
 
 def refuse_several(dictionary: Dictionary, what: str) -> None:
     """Raise DictionaryError if some layer of ``dictionary`` has several; ``what`` was asked for, with its verb."""
     if by_place(dictionary) is not dictionary:
         raise DictionaryError(
-            f"{what} layer by layer, and layers of {dictionary.name!r} have several dictionaries. Attach one for each layer."
+            f"{what} layer by layer, and layers of {dictionary.name!r} have several dictionaries. Attach one for "
+            "each layer."
         )
 
 
 class SeveralSites(Parts):
     """Dictionaries of which several may be of one layer; :func:`combined` makes one.
 
-    ``owned``: each layer of each dictionary. ``places``: where they stand, in the order of the forward pass; layers without
-    a dictionary have a place too, so that a place's index is its number.
+    ``owned``: each layer of each dictionary. ``places``: where they stand, in the order of the forward pass; layers
+    without a dictionary have a place too, so that a place's index is its number.
     """
 
     def __init__(self, owned: Sequence[Owned], name: str):
@@ -89,8 +96,8 @@ class SeveralSites(Parts):
             raise DictionaryError(f"layer {layer} has no dictionary; {self.name} has {ranges(self.layers)}.")
         if len(here) > 1:
             raise DictionaryError(
-                f"layer {layer} has several dictionaries, at {', '.join(sites_of(self, layer))}, and what was asked for is "
-                "known only where a layer has one. Attach one of them for it."
+                f"layer {layer} has several dictionaries, at {', '.join(sites_of(self, layer))}, and what was asked "
+                "for is known only where a layer has one. Attach one of them for it."
             )
         return here[0], layer
 
@@ -124,7 +131,11 @@ class SeveralSites(Parts):
         found: list[tuple[str, tuple[float, ...]]] = []
         for number, (layer, part) in self._at.items():
             at = f" at {self.places[number].site}" if self.places[number].site else ""
-            entries = part.layer_sample(layer) if isinstance(part, TranscoderSet) else ((f"{part.name} of layer {layer}", ()),)
+            entries = (
+                part.layer_sample(layer)
+                if isinstance(part, TranscoderSet)
+                else ((f"{part.name} of layer {layer}", ()),)
+            )
             found += [(name + at, values) for name, values in entries]
         return tuple(found)
 

@@ -1,7 +1,8 @@
 """The decoder of a layer's features that write to several layers, kept as one matrix for each layer written to.
 
 Most sets store one tensor ``[feature, slot, d_out]``. Where the decoders are tied, the features of several layers write
-through one matrix, and only a factor for each feature differs. Kept apart, such a matrix is in memory (or on disk) once.
+through one matrix, and only a factor for each feature differs. Kept apart, such a matrix is in memory (or on disk)
+once.
 """
 
 from collections.abc import Callable
@@ -30,10 +31,13 @@ class SlotDecoders:
 
     def __post_init__(self) -> None:
         if not self.matrices or len(self.matrices) != len(self.scales):
-            raise DictionaryError(f"{len(self.matrices)} decoder matrices and {len(self.scales)} scales: give one scale each.")
+            raise DictionaryError(
+                f"{len(self.matrices)} decoder matrices and {len(self.scales)} scales: give one scale each."
+            )
 
     def check(self, layer: int, width: int, d_out: int, finite: bool) -> None:
-        """Raise DictionaryError or NotFiniteError unless shapes fit; ``finite``: whether to look through the matrices."""
+        """Raise DictionaryError or NotFiniteError unless shapes fit; ``finite``: whether to look through the
+        matrices."""
         for j, (matrix, scale) in enumerate(zip(self.matrices, self.scales, strict=True)):
             require_shape(layer, f"W_dec to layer {layer + j}", matrix, (width, d_out))
             if scale is not None:
@@ -50,7 +54,9 @@ class SlotDecoders:
     def written(self, acts: Float[Tensor, "*batch feature"], slot: int) -> Float[Tensor, "*batch d_out"]:
         """What all features write through one slot."""
         scale = self.scales[slot]
-        return weighted_sum(acts if scale is None else acts.float() * scale.to(acts.device).float(), self.matrices[slot])
+        return weighted_sum(
+            acts if scale is None else acts.float() * scale.to(acts.device).float(), self.matrices[slot]
+        )
 
     def each(self, move: Callable[[Tensor], Tensor]) -> "SlotDecoders":
         """The same with ``move`` applied to every tensor; itself if it returns all of them unchanged."""
@@ -67,7 +73,9 @@ def slot_count(decoder: Tensor | SlotDecoders) -> int:
     return decoder.shape[1] if decoder.ndim == 3 else 0
 
 
-def slot_matrix(decoder: Float[Tensor, "feature slot d_out"] | SlotDecoders, slot: int) -> Float[Tensor, "feature d_out"]:
+def slot_matrix(
+    decoder: Float[Tensor, "feature slot d_out"] | SlotDecoders, slot: int
+) -> Float[Tensor, "feature d_out"]:
     """The matrix of one slot, without its scale."""
     return decoder.matrices[slot] if isinstance(decoder, SlotDecoders) else decoder[:, slot]
 

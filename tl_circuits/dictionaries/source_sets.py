@@ -87,8 +87,9 @@ def known_source_set(dictionary: str) -> SourceSet | None:
 def _source_set_of(release: str, ids: str) -> SourceSet | None:
     """The source set of those ids in a release's part of the registry that fit a pattern, or are listed.
 
-    None if they are in several sets: a source's name is then not the same for all layers. Also if a page has another layer's
-    number than the id: gpt2-small-res-jb calls the stream behind layer 11 layer 12, and layer 11 there is another dictionary.
+    None if they are in several sets: a source's name is then not the same for all layers. Also if a page has another
+    layer's number than the id: gpt2-small-res-jb calls the stream behind layer 11 layer 12, and layer 11 there is
+    another dictionary.
     """
     found = set()
     for entry in re.split(r"^\s*- (?=id: )", release, flags=re.MULTILINE)[1:]:

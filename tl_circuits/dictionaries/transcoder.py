@@ -21,13 +21,15 @@ Activation = Literal["relu", "jumprelu", "topk"]
 
 @dataclass(frozen=True, eq=False)
 class Transcoder:
-    """A transcoder or autoencoder of one layer, given as tensors: it predicts ``y``, such as an MLP's output, from ``x``.
+    """A transcoder or autoencoder of one layer, given as tensors: it predicts ``y``, such as an MLP's output, from
+    ``x``.
 
     ``y = act(x W_encᵀ + b_enc) W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection (Dunefsky et al. 2024,
     "Transcoders find interpretable LLM feature circuits"; skip: Paulo et al. 2025). Make a dictionary of several with
-    ``tlc.load_transcoders({layer: transcoder})``. If ``input_hook`` and ``output_hook`` are the same, it is an autoencoder
-    of that tensor: of the residual stream (``hook_resid_pre``, ``hook_resid_mid``, ``hook_resid_post``), of what attention
-    or the MLP add to it (``hook_attn_out``, ``hook_mlp_out``), or of all heads one after the other (``attn.hook_z``).
+    ``tlc.load_transcoders({layer: transcoder})``. If ``input_hook`` and ``output_hook`` are the same, it is an
+    autoencoder of that tensor: of the residual stream (``hook_resid_pre``, ``hook_resid_mid``, ``hook_resid_post``), of
+    what attention or the MLP add to it (``hook_attn_out``, ``hook_mlp_out``), or of all heads one after the other
+    (``attn.hook_z``).
 
     Args:
         W_enc: encoder ``[feature, d_in]``, a row a feature.
@@ -44,8 +46,9 @@ class Transcoder:
         output_hook: the tensor that is predicted, by its hook's name within the block.
         rank: ``[feature]`` of positive numbers, or None. For ``"topk"``: pre-activations are compared after they are
             multiplied by it, so it decides which features are kept but not their values.
-        normalize: what is done to ``x`` first and undone on ``y``, for autoencoders: ``"layer_norm"`` subtracts the mean and
-            divides by the standard deviation, ``"constant_norm_rescale"`` divides by the root mean square; or ``"none"``.
+        normalize: what is done to ``x`` first and undone on ``y``, for autoencoders: ``"layer_norm"`` subtracts the
+            mean and divides by the standard deviation, ``"constant_norm_rescale"`` divides by the root mean square; or
+            ``"none"``.
         forget_pages: set for matrices that are mapped from a file: frees the memory of what was read. Such matrices
             are checked for NaN and infinity when they are used, not when they are opened.
 
@@ -103,7 +106,9 @@ class Transcoder:
         if self.activation != "topk":
             return self.gate(pre, self.threshold)
         if self.k is None:
-            raise DictionaryError('activation is "topk", but k is None; give k=..., how many features are active on a token.')
+            raise DictionaryError(
+                'activation is "topk", but k is None; give k=..., how many features are active on a token.'
+            )
         floor = pre.relu() if self.clamp else pre
         compared = pre if self.threshold is None else pre - self.threshold.to(pre.device)
         if self.threshold is not None:
@@ -120,12 +125,15 @@ class Transcoder:
         if self.activation == "relu":
             return pre.relu()
         if threshold is None:
-            raise DictionaryError(f"activation is {self.activation!r}, but threshold is None; give threshold=..., one number a feature.")
+            raise DictionaryError(
+                f"activation is {self.activation!r}, but threshold is None; give threshold=..., one number a feature."
+            )
         return (pre.relu() if self.clamp else pre) * (pre > threshold.to(pre.device))
 
 
 def placed_on(transcoder: Transcoder, device: torch.device, wide: Sequence[str]) -> Transcoder:
-    """The same transcoder on a device; its ``wide`` matrices stay where they are if that is the machine's memory or disk."""
+    """The same transcoder on a device; its ``wide`` matrices stay where they are if that is the machine's memory or
+    disk."""
     tensors = {name: getattr(transcoder, name) for name in (*wide, *TENSORS[2:])}
     found = {n: to_layer(t, device) if n in wide else t.to(device) for n, t in tensors.items() if t is not None}
     moved: dict[str, Any] = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}
@@ -164,7 +172,9 @@ def check_tensors(layer: int, t: Transcoder) -> None:
         if getattr(t, name) is not None:
             require_finite(layer, name, getattr(t, name))
     if t.input_hook == t.output_hook and t.W_skip is not None:
-        raise DictionaryError(f"layer {layer}: an autoencoder (of {t.input_hook}) has no skip connection; leave W_skip out.")
+        raise DictionaryError(
+            f"layer {layer}: an autoencoder (of {t.input_hook}) has no skip connection; leave W_skip out."
+        )
     if t.normalize not in ("none", "layer_norm", "constant_norm_rescale"):
         raise DictionaryError(
             f"layer {layer}: normalize={t.normalize!r} is not one of none, layer_norm, constant_norm_rescale."
@@ -175,15 +185,13 @@ def check_tensors(layer: int, t: Transcoder) -> None:
             f"{t.output_hook}. Fold the normalisation into the weights and set it to 'none'."
         )
     if t.activation not in ("relu", "jumprelu", "topk"):
-        raise DictionaryError(
-            f"layer {layer}: activation {t.activation!r} is not one of relu, jumprelu, topk."
-        )
+        raise DictionaryError(f"layer {layer}: activation {t.activation!r} is not one of relu, jumprelu, topk.")
     if t.activation == "jumprelu" and t.threshold is None:
         raise DictionaryError(f"layer {layer}: a jumprelu transcoder needs a threshold tensor [feature].")
     if t.activation == "topk" and not (isinstance(t.k, int) and 1 <= t.k <= width):
         raise DictionaryError(f"layer {layer}: a topk transcoder needs 1 <= k <= {width}, got k={t.k!r}.")
     if t.rank is not None and (t.activation != "topk" or bool((t.rank <= 0).any())):
         raise DictionaryError(
-            f"layer {layer}: rank must be positive and is for activation 'topk' alone, got activation {t.activation!r} and a "
-            f"lowest rank of {float(t.rank.min()):.3g}."
+            f"layer {layer}: rank must be positive and is for activation 'topk' alone, got activation "
+            f"{t.activation!r} and a lowest rank of {float(t.rank.min()):.3g}."
         )

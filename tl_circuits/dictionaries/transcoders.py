@@ -39,7 +39,6 @@ POSITIONS_AT_ONCE = 256
 ACTIVATIONS_AT_ONCE = 2**25
 
 
-
 def _nonzero(acts: Float[Tensor, "pos feature"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Positions and features of all active features, sorted by position, then feature."""
     if acts.stride(1) == 1:
@@ -75,11 +74,11 @@ class TranscoderSet(Dictionary):
 
     _wide: tuple[str, ...] = ("W_enc", "W_dec")  # the large matrices, which :meth:`placed` moves only between devices
 
-    def __init__(
-        self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None
-    ):
+    def __init__(self, transcoders: Mapping[int, Transcoder], name: str = "transcoders", made_for: str | None = None):
         if not isinstance(transcoders, Mapping) or not all(isinstance(t, Transcoder) for t in transcoders.values()):
-            raise DictionaryError(f"a {type(self).__name__} is made of {{layer: tlc.Transcoder}}, got {shown(transcoders)}.")
+            raise DictionaryError(
+                f"a {type(self).__name__} is made of {{layer: tlc.Transcoder}}, got {shown(transcoders)}."
+            )
         self.name = name
         self.made_for = made_for
         self._at = {whole(layer, "a layer", DictionaryError): transcoders[layer] for layer in sorted(transcoders)}
@@ -183,9 +182,10 @@ class TranscoderSet(Dictionary):
         if never_had_one or before is None or not was_folded(model, before):
             return
         raise DictionaryError(
-            f"{self.name} reads {self.input_hook(layer)} with the norm's gain applied{made_for}, but this model's norms are "
-            "folded into its weights. Load the model with fold_ln=False (a bridge: without enable_compatibility_mode, or with "
-            "fold_ln=False there). A set trained on the folded model reads input_hook='ln2.hook_normalized', the same tensor."
+            f"{self.name} reads {self.input_hook(layer)} with the norm's gain applied{made_for}, but this model's "
+            "norms are folded into its weights. Load the model with fold_ln=False (a bridge: without "
+            "enable_compatibility_mode, or with fold_ln=False there). A set trained on the folded model reads "
+            "input_hook='ln2.hook_normalized', the same tensor."
         )
 
     def pre_activations(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
@@ -197,8 +197,8 @@ class TranscoderSet(Dictionary):
     def _used(self, layer: int, name: str, result: Tensor, matrix: Tensor) -> None:
         """After using ``matrix``, which may be mapped from a file: look for NaN in it, and free the pages' memory.
 
-        Only a result with NaN or infinity makes it worth reading the whole matrix. If that is finite, the input was not:
-        a run that diverged, about which other code speaks.
+        Only a result with NaN or infinity makes it worth reading the whole matrix. If that is finite, the input was
+        not: a run that diverged, about which other code speaks.
         """
         forget = self._at[layer].forget_pages
         if forget is None:
@@ -254,7 +254,11 @@ class TranscoderSet(Dictionary):
     def read_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        t, vectors, bias = self._at[layer], self.encoder_directions(layer, features), take_rows(self._at[layer].b_enc, features)
+        t, vectors, bias = (
+            self._at[layer],
+            self.encoder_directions(layer, features),
+            take_rows(self._at[layer].b_enc, features),
+        )
         if t.normalize == "none":
             return vectors, bias
         vectors = vectors - vectors.mean(-1, keepdim=True) if t.normalize == "layer_norm" else vectors

@@ -253,7 +253,9 @@ class _Run:
             features = torch.arange(start, min(start + _FEATURES_AT_ONCE, dictionary.width(layer)))
             sign = torch.where(top.high[features] >= -top.low[features], 1.0, -1.0)
             with torch.no_grad():
-                written = written_directions(model, dictionary, layer, features.to(W_U.device)) * sign[:, None].to(W_U.device)
+                written = written_directions(model, dictionary, layer, features.to(W_U.device)) * sign[:, None].to(
+                    W_U.device
+                )
                 effects = (written.to(W_U.dtype) @ W_U).float()
             up, down = (e.topk(min(_LOGITS, e.shape[1])).indices.tolist() for e in (effects, -effects))
             quantiles, counts = top.quantiles(features, _SHARES), top.counts[features].tolist()
@@ -265,7 +267,10 @@ class _Run:
                     "transcoder_id": dictionary.name,
                     "index": feature,
                     "examples_quantiles": [
-                        {"quantile_name": "Top activations", "examples": _examples(top, feature, pieces, texts, rounded)}
+                        {
+                            "quantile_name": "Top activations",
+                            "examples": _examples(top, feature, pieces, texts, rounded),
+                        }
                     ],
                     "top_logits": [texts[i] for i in up[row]],
                     "bottom_logits": [texts[i] for i in down[row]],

@@ -1,6 +1,7 @@
 """What features read and write, as directions of the residual stream.
 
-``place`` is the number of the features' dictionary (:mod:`tl_circuits.hooks.places`): its layer, unless some layer has several.
+``place`` is the number of the features' dictionary (:mod:`tl_circuits.hooks.places`): its layer, unless some layer has
+several.
 """
 
 from typing import Any
@@ -15,7 +16,9 @@ from tl_circuits.hooks import attention_weights, by_place, mlp_norms, own_site, 
 _HEADS = "attn.hook_z"
 
 
-def written_directions(model: Any, dictionary: Dictionary, place: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+def written_directions(
+    model: Any, dictionary: Dictionary, place: int, features: Int[Tensor, " n"]
+) -> Float[Tensor, "n d_model"]:
     """What one unit of each feature adds to the stream; what heads write goes through their output matrices."""
     placed = by_place(dictionary)
     written = placed.output_directions(place, features)
@@ -24,13 +27,19 @@ def written_directions(model: Any, dictionary: Dictionary, place: int, features:
     return written @ attention_weights(model, _layer(model, placed, place)).W_O.flatten(0, 1).to(written.device)
 
 
-def read_directions(model: Any, dictionary: Dictionary, place: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+def read_directions(
+    model: Any, dictionary: Dictionary, place: int, features: Int[Tensor, " n"]
+) -> Float[Tensor, "n d_model"]:
     """The direction of the stream to which each feature responds, before any norm's division.
 
     For features of ``attn.hook_z`` it is the direction at the positions that the heads look at.
     """
     placed = by_place(dictionary)
-    read, site, layer = placed.encoder_directions(place, features), own_site(placed, place), _layer(model, placed, place)
+    read, site, layer = (
+        placed.encoder_directions(place, features),
+        own_site(placed, place),
+        _layer(model, placed, place),
+    )
     if site == _HEADS:
         W_V = attention_weights(model, layer).W_V.to(read.device)
         grouped = read.unflatten(1, (len(W_V), -1, W_V.shape[2])).sum(2)

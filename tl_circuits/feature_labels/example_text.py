@@ -30,10 +30,20 @@ def world_passages() -> list[str]:
     from tl_circuits.dictionaries.builtin import world
 
     # Each city once in a question of two steps and twice with its state: more often, one city would be all examples.
-    two_hop = [world.two_hop(city, world.PROPERTIES[n % len(world.PROPERTIES)]) for n, city in enumerate(world.STATE_OF)]
+    two_hop = [
+        world.two_hop(city, world.PROPERTIES[n % len(world.PROPERTIES)]) for n, city in enumerate(world.STATE_OF)
+    ]
     cities = world.states_of_cities()
     n = len(world.PHRASINGS)
-    facts = [*two_hop, *cities[0::n], *cities[n - 1 :: n], *world.properties_of_states(), *world.opposites(), *world.translations(), *world.additions()[::_EVERY]]
+    facts = [
+        *two_hop,
+        *cities[0::n],
+        *cities[n - 1 :: n],
+        *world.properties_of_states(),
+        *world.opposites(),
+        *world.translations(),
+        *world.additions()[::_EVERY],
+    ]
     return [f"{fact.prompt} {fact.answer} ." for start in range(_EVERY) for fact in facts[start::_EVERY]]
 
 

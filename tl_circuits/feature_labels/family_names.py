@@ -30,7 +30,8 @@ def family_firing(replacement: Replacement, graph: AttributionGraph, nodes: Sequ
 
 
 def family_name(firing: Firing, layer: int, row: int, side: int, texts: Mapping[int, str]) -> str | None:
-    """The prompts for which a feature fires at least half as strongly as it does for any, by the words they do not share.
+    """The prompts for which a feature fires at least half as strongly as it does for any, by the words they do not
+    share.
 
     Args:
         firing: where features fire in the family.
@@ -44,7 +45,9 @@ def family_name(firing: Firing, layer: int, row: int, side: int, texts: Mapping[
     """
     prompts, top = firing.pieces.ids, firing.layers[layer]
     strength = top.strength[side, :, row]
-    strong = [int(p) for p, s in zip(top.piece[side, :, row], strength, strict=True) if s > 0 and s >= 0.5 * strength[0]]
+    strong = [
+        int(p) for p, s in zip(top.piece[side, :, row], strength, strict=True) if s > 0 and s >= 0.5 * strength[0]
+    ]
     # If all examples that are kept are strong ones, there may be more.
     if not strong or len(strong) > len(prompts) / 2 or (len(strong) == EXAMPLES and len(prompts) > EXAMPLES):
         return None

@@ -47,7 +47,9 @@ class FeatureFiles:
     def __init__(self, folder: Path):
         self.folder = folder / "features" if (folder / "features" / "index.json.gz").is_file() else folder
         if not (self.folder / "index.json.gz").is_file():
-            raise GraphFileError(f"{folder} holds no feature files: there is no index.json.gz (tl-circuits dashboards makes them).")
+            raise GraphFileError(
+                f"{folder} holds no feature files: there is no index.json.gz (tl-circuits dashboards makes them)."
+            )
 
     @cached_property
     def origin(self) -> Origin | None:
@@ -57,11 +59,13 @@ class FeatureFiles:
             return None
         with boundary(GraphFileError, path):
             said = parse_json(read_bytes(path, LARGEST_CONFIG, GraphFileError), path, GraphFileError)
-            return Origin(str(said["model"]), str(said["dictionary"]), int(said["n_layers"]), read_sample(said["sample"]))
+            return Origin(
+                str(said["model"]), str(said["dictionary"]), int(said["n_layers"]), read_sample(said["sample"])
+            )
 
     def require_of(self, graph: AttributionGraph) -> None:
-        """Raise BelongingError if the records are known to be of another model or dictionary than the graph, or cannot tell
-        its features apart.
+        """Raise BelongingError if the records are known to be of another model or dictionary than the graph, or cannot
+        tell its features apart.
         """
         require_one_a_layer(graph.info, "feature files tell", BelongingError)
         if self.origin is not None:
@@ -92,7 +96,9 @@ class FeatureFiles:
                 return None
             name, (start, stop) = entry["filename"], entry["offsets"][feature : feature + 2]
             if Path(name).name != name:  # the index may name files of its own folder only
-                raise GraphFileError(f"{self.folder}/index.json.gz names the file {quoted(name)}, which is not in its folder.")
+                raise GraphFileError(
+                    f"{self.folder}/index.json.gz names the file {quoted(name)}, which is not in its folder."
+                )
             path = self.folder / name
         if start == stop:
             return None
@@ -119,9 +125,15 @@ class FeatureFiles:
 
     @staticmethod
     def _label(record: dict[str, Any], layer: int, feature: int) -> Label:
-        promotes, suppresses = (tuple(map(str, record.get(name, ())[:TOKENS_KEPT])) for name in ("top_logits", "bottom_logits"))
+        promotes, suppresses = (
+            tuple(map(str, record.get(name, ())[:TOKENS_KEPT])) for name in ("top_logits", "bottom_logits")
+        )
         rows = [e for quantile in record.get("examples_quantiles", ()) for e in quantile["examples"]][:EXAMPLES_KEPT]
-        short = "say " + ", ".join(f"“{token}”" for token in promotes[:2]) if promotes else f"feature {feature} of layer {layer}"
+        short = (
+            "say " + ", ".join(f"“{token}”" for token in promotes[:2])
+            if promotes
+            else f"feature {feature} of layer {layer}"
+        )
         return Label(short, promotes, suppresses, (), "feature files", tuple(map(example_of, rows)))
 
     def write_loose(self, graph: AttributionGraph, folder: Path) -> int:

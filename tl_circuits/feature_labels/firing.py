@@ -59,8 +59,8 @@ class Firing:
 
 
 def cut(replacement: Replacement, passages: Iterable[str], max_tokens: int) -> Pieces:
-    """Passages as pieces of at most ``CONTEXT`` tokens, fewer if the model takes fewer. A piece never holds tokens of two
-    passages.
+    """Passages as pieces of at most ``CONTEXT`` tokens, fewer if the model takes fewer. A piece never holds tokens of
+    two passages.
 
     Args:
         replacement: the model with its dictionary.
@@ -103,7 +103,10 @@ def where_features_fire(
     hooks = list(dict.fromkeys(names.values()))
     widest = max((dictionary.width(place) for place in tops), default=1)
     at_once = max(CONTEXT + len(pieces.first), min(_TOKENS_AT_ONCE, _ACTIVATIONS_AT_ONCE // widest))
-    with torch.no_grad(), tqdm(total=pieces.n_tokens, desc="where features fire", unit="token", disable=not progress) as bar:
+    with (
+        torch.no_grad(),
+        tqdm(total=pieces.n_tokens, desc="where features fire", unit="token", disable=not progress) as bar,
+    ):
         for numbers, tokens, real in _batches(pieces, at_once):
             counted = real & ~_left_out(replacement, tokens)
             seen = collect_sites(replacement.model, tokens.to(model_device(replacement.model)), hooks) if tops else {}

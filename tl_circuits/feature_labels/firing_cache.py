@@ -52,7 +52,9 @@ def firing_of(
     known = _read(path)
     if known is not None:
         return known
-    made = where_features_fire(replacement, pieces, {place: torch.arange(width) for place, width in widths.items()}, progress)
+    made = where_features_fire(
+        replacement, pieces, {place: torch.arange(width) for place, width in widths.items()}, progress
+    )
     try:
         _write(made, path)
     except (OSError, OutputError) as error:  # a cache that cannot be written costs time, nothing else
@@ -77,7 +79,9 @@ def _key(replacement: Replacement, pieces: Pieces) -> str:
 def _write(firing: Firing, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = firing.pieces.ids
-    tensors = {f"{layer}.{name}": t.contiguous() for layer, top in firing.layers.items() for name, t in top.tensors().items()}
+    tensors = {
+        f"{layer}.{name}": t.contiguous() for layer, top in firing.layers.items() for name, t in top.tensors().items()
+    }
     tensors["piece_tokens"] = torch.tensor([i for piece in ids for i in piece], dtype=torch.int32)
     tensors["piece_lengths"] = torch.tensor([len(piece) for piece in ids], dtype=torch.int32)
     tensors["first"] = torch.tensor(firing.pieces.first, dtype=torch.int32)

@@ -5,11 +5,11 @@ the same text:
 
 * *on*: the tokens it fires on are alike. Alike means that their embeddings point the same way: the mean cosine of all
   pairs, which is 1 for the same token. Sets of tokens drawn from the text at random say what chance gives.
-* *after*: the tokens before are the same in most examples. How common each token is in the text, and how often it stands
-  before the same strongest token, says what chance gives.
+* *after*: the tokens before are the same in most examples. How common each token is in the text, and how often it
+  stands before the same strongest token, says what chance gives.
 
-A name is used for a node only if it fits where the node stands: a feature that fires on “=” in the text has no such name
-where it is active on “is”.
+A name is used for a node only if it fits where the node stands: a feature that fires on “=” in the text has no such
+name where it is active on “is”.
 """
 
 from collections import Counter
@@ -91,7 +91,9 @@ def name_from(examples: Sequence[Fired], space: TokenSpace) -> FiringName | None
     alike = [i for i in space.most_alike([e.tokens[-1] for e in strong]) if "\ufffd" not in strong[i].texts[-1]]
     alike = alike if len(alike) >= enough else []
     phrase = _phrase(strong, space, bool(alike))
-    both = [i for i in alike or range(len(strong)) if all(_has(strong[i], offset, text) for offset, text in phrase.items())]
+    both = [
+        i for i in alike or range(len(strong)) if all(_has(strong[i], offset, text) for offset, text in phrase.items())
+    ]
     if phrase and len(both) >= enough:
         covered = both
     elif alike:
@@ -100,7 +102,9 @@ def name_from(examples: Sequence[Fired], space: TokenSpace) -> FiringName | None
         return None
     rule = {offset: _ids_there(strong, covered, offset) for offset in (*phrase, *([0] if alike else []))}
     share = space.rule_share({plain(strong[i].texts[-1]) for i in covered} if alike else (), phrase)
-    return FiringName(_words(strong, covered, phrase, bool(alike), space.spaced), _sharpness(strong, covered, share), rule)
+    return FiringName(
+        _words(strong, covered, phrase, bool(alike), space.spaced), _sharpness(strong, covered, share), rule
+    )
 
 
 def fits(name: FiringName, place: Place, space: TokenSpace) -> bool:
@@ -123,11 +127,15 @@ def fits(name: FiringName, place: Place, space: TokenSpace) -> bool:
 
 
 def _phrase(strong: Sequence[Fired], space: TokenSpace, alike: bool) -> dict[int, str]:
-    """The tokens that stand before, by offset. One token may differ between them, and if the strongest tokens are alike,
-    at least two have to be the same. Otherwise the one just before has to be.
+    """The tokens that stand before, by offset. One token may differ between them, and if the strongest tokens are
+    alike, at least two have to be the same. Otherwise the one just before has to be.
     """
     before = _same_before(strong, space, {plain(e.texts[-1]) for e in strong} if alike else ())
-    phrase = {offset: text for offset, text in before.items() if all(step in before or step == -1 for step in range(-1, offset, -1))}
+    phrase = {
+        offset: text
+        for offset, text in before.items()
+        if all(step in before or step == -1 for step in range(-1, offset, -1))
+    }
     return phrase if (len(phrase) > 1 if alike else -1 in phrase) else {}
 
 
@@ -161,7 +169,9 @@ def _same_before(strong: Sequence[Fired], space: TokenSpace, tokens: Collection[
 
 def _words(strong: Sequence[Fired], covered: Sequence[int], phrase: dict[int, str], alike: bool, spaced: bool) -> str:
     counts = Counter(plain(strong[i].texts[-1]) for i in covered)
-    forms = {name: Counter(e.texts[-1] for e in strong if plain(e.texts[-1]) == name).most_common(1)[0][0] for name in counts}
+    forms = {
+        name: Counter(e.texts[-1] for e in strong if plain(e.texts[-1]) == name).most_common(1)[0][0] for name in counts
+    }
     named = [name for name, _ in counts.most_common(_SHOWN)]
     if counts[named[0]] >= AGREE * len(covered):
         named = named[:1]
@@ -180,7 +190,8 @@ def quoted(tokens: Sequence[str]) -> str:
 
 
 def place_of(graph: AttributionGraph, node: int) -> Place:
-    """Where a node of a graph stands. Positions that were left out, such as a special first token, are not part of it."""
+    """Where a node of a graph stands. Positions that were left out, such as a special first token, are not part of
+    it."""
     position = int(graph._nodes.position[node])
     start = max((p + 1 for p in graph.info.skip_positions or () if p < position), default=0)
     return Place(tuple(graph.info.token_ids[max(start, position - BACK) : position + 1]))

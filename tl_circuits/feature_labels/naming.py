@@ -54,8 +54,8 @@ def name_features(
     A text is run through the model once. A feature's strongest examples name it if they have more in common than chance
     gives: ``on “ Paris, Berlin, Rome”`` or ``after “ The capital of”``. Its weights name it if a token stands out from
     the vocabulary more than it does for random directions: ``say “ Paris”``, ``suppresses “ French”`` or ``sees
-    “ France”``. Both are measured in standard deviations, over the text and over the vocabulary. If neither is sharp, the
-    label says ``no clear name``. Neurons that are negative in the graph are named by their negative side.
+    “ France”``. Both are measured in standard deviations, over the text and over the vocabulary. If neither is sharp,
+    the label says ``no clear name``. Neurons that are negative in the graph are named by their negative side.
 
     In a contrast graph, features without a sharp name are named by the prompts of the family for which they fire.
 
@@ -130,7 +130,9 @@ def _label(weights: Weights, text: Examples | None, family: tuple[str | None, tu
     return replace(weights.label, short=short, origin=origin, examples=shown)
 
 
-def _weights(replacement: Replacement, graph: AttributionGraph, nodes: Sequence[int], progress: bool) -> dict[int, Weights]:
+def _weights(
+    replacement: Replacement, graph: AttributionGraph, nodes: Sequence[int], progress: bool
+) -> dict[int, Weights]:
     if not nodes:
         return {}
     found: dict[int, Weights] = {}
@@ -147,7 +149,12 @@ def _weights(replacement: Replacement, graph: AttributionGraph, nodes: Sequence[
 
 
 def _examples(
-    replacement: Replacement, graph: AttributionGraph, nodes: list[int], text: Path | None, max_tokens: int, progress: bool
+    replacement: Replacement,
+    graph: AttributionGraph,
+    nodes: list[int],
+    text: Path | None,
+    max_tokens: int,
+    progress: bool,
 ) -> dict[int, Examples]:
     if not nodes:
         return {}
@@ -183,16 +190,27 @@ def _pieces(replacement: Replacement, text: Path | None, max_tokens: int) -> Pie
     else:
         passages = file_passages(text)
     pieces = cut(replacement, passages, max_tokens)
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id) else None
+    unknown = (
+        tokenizer.unk_token_id
+        if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        else None
+    )
     missed = sum(piece.count(unknown) for piece in pieces.ids) if unknown is not None else 0
     if pieces.n_tokens >= 2 and missed <= _UNREADABLE * pieces.n_tokens:
         return pieces
     if text is None:
-        logger.warning("the model does not know the words of the package's text, so features are named by their weights alone; give text=.")
+        logger.warning(
+            "the model does not know the words of the package's text, so features are named by their weights alone; "
+            "give text=."
+        )
         return None
     if pieces.n_tokens < 2:
-        raise PromptError(f"the text {text} has {pieces.n_tokens} tokens; features need a text to fire in, of some thousand tokens.")
-    raise PromptError(f"the model does not know {missed} of the {pieces.n_tokens} tokens of {text}. Give a text in its own words.")
+        raise PromptError(
+            f"the text {text} has {pieces.n_tokens} tokens; features need a text to fire in, of some thousand tokens."
+        )
+    raise PromptError(
+        f"the model does not know {missed} of the {pieces.n_tokens} tokens of {text}. Give a text in its own words."
+    )
 
 
 class FiringReader:
@@ -261,5 +279,8 @@ def _family(
         feature, side = _feature(graph, i)
         row = firing.layers[places[i]].row(feature)
         if row is not None:
-            found[i] = family_name(firing, places[i], row, side, texts), reader.shown(places[i], row, side, _FAMILY_KEPT)
+            found[i] = (
+                family_name(firing, places[i], row, side, texts),
+                reader.shown(places[i], row, side, _FAMILY_KEPT),
+            )
     return found

@@ -30,12 +30,21 @@ def record_names(
     layer, feature = graph._nodes.layer, graph._nodes.feature
     records = {i: record for i in nodes if (record := files.read(int(layer[i]), int(feature[i]))) is not None}
     vocabulary = {token_text(replacement.model, i): i for i in reversed(range(int(replacement.model.cfg.d_vocab)))}
-    pieces = [[vocabulary[t] for t in row["tokens"] if t in vocabulary] for record in records.values() for row in _rows(record)]
+    pieces = [
+        [vocabulary[t] for t in row["tokens"] if t in vocabulary]
+        for record in records.values()
+        for row in _rows(record)
+    ]
     if not any(pieces):
         return {}
-    texts = {i: token_text(replacement.model, i) for i in {*graph.info.token_ids, *(i for piece in pieces for i in piece)}}
+    texts = {
+        i: token_text(replacement.model, i) for i in {*graph.info.token_ids, *(i for piece in pieces for i in piece)}
+    }
     space = TokenSpace(pieces, embed_weights(replacement.model), texts, graph.info.token_ids)
-    return {i: _named(record, float(active_side(graph, [i])[0]), vocabulary, space, place_of(graph, i)) for i, record in records.items()}
+    return {
+        i: _named(record, float(active_side(graph, [i])[0]), vocabulary, space, place_of(graph, i))
+        for i, record in records.items()
+    }
 
 
 def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -62,7 +71,8 @@ def _named(
 
 
 def _usual(record: Mapping[str, Any]) -> tuple[float, float]:
-    """The mean of a feature's absolute activation over all tokens, and its standard deviation, to the width of a bin."""
+    """The mean of a feature's absolute activation over all tokens, and its standard deviation, to the width of a
+    bin."""
     shares = [float(s) for s in record.get("histogram", ())]
     wide = float(record.get("histogram_range", 0.0)) / max(1, len(shares))
     middles = [(i + 0.5) * wide for i in range(len(shares))]

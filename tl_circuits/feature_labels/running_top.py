@@ -52,9 +52,7 @@ class RunningTop:
         """All sums by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def add(
-        self, acts: Float[Tensor, "batch pos feature"], counted: Bool[Tensor, "batch pos"], first: int
-    ) -> None:
+    def add(self, acts: Float[Tensor, "batch pos feature"], counted: Bool[Tensor, "batch pos"], first: int) -> None:
         """Take in a batch of texts, numbered from ``first``. Only ``counted`` positions count."""
         acts = acts.float().cpu() * counted[..., None]
         self._keep_strongest(acts, first)

@@ -70,7 +70,9 @@ class TopFiring:
             start: the position of each piece's first own token, after special ones.
         """
         acts = acts.masked_fill(~counted[..., None], 0.0)
-        sums = self.sums + torch.stack([acts.sum(1), torch.linalg.vector_norm(acts, dim=1).square()]).sum(1, dtype=torch.float64)
+        sums = self.sums + torch.stack([acts.sum(1), torch.linalg.vector_norm(acts, dim=1).square()]).sum(
+            1, dtype=torch.float64
+        )
         made = replace(self, sums=sums, tokens=self.tokens + int(counted.sum()))
         numbers = numbers.to(torch.int32)[:, None]
         for side, (best, place) in enumerate((acts.max(1), acts.min(1))):

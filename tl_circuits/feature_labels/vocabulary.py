@@ -56,7 +56,11 @@ def label_features(
     """
     require_belonging(replacement, graph)
     features = graph.is_kind("feature")
-    wanted = features.nonzero()[:, 0].tolist() if nodes is None else [i for i in (node_index(graph, node) for node in nodes) if features[i]]
+    wanted = (
+        features.nonzero()[:, 0].tolist()
+        if nodes is None
+        else [i for i in (node_index(graph, node) for node in nodes) if features[i]]
+    )
     labels = dict(graph.labels)
     at = node_places(replacement.dictionary, graph)
     wanted = sorted(wanted, key=lambda index: int(at[index]))  # a layer's weights are read once
@@ -68,10 +72,16 @@ def label_features(
     return replace(graph, labels=labels)
 
 
-def _labels(replacement: Replacement, graph: AttributionGraph, places: Int[Tensor, " n"], indices: list[int]) -> list[Label]:
-    effects, likes = vocabulary_products(replacement, places, graph._nodes.feature[indices], active_side(graph, indices))
+def _labels(
+    replacement: Replacement, graph: AttributionGraph, places: Int[Tensor, " n"], indices: list[int]
+) -> list[Label]:
+    effects, likes = vocabulary_products(
+        replacement, places, graph._nodes.feature[indices], active_side(graph, indices)
+    )
     labels = []
-    for tokens, writes_more in zip(strongest_tokens(replacement.model, effects, likes), _peak(effects) >= _peak(likes), strict=True):
+    for tokens, writes_more in zip(
+        strongest_tokens(replacement.model, effects, likes), _peak(effects) >= _peak(likes), strict=True
+    ):
         promotes, suppresses, seen = tokens
         short = f"say {_quoted(promotes)}" if writes_more else f"sees {_quoted(seen)}"
         labels.append(Label(short, promotes, suppresses, seen))
@@ -83,17 +93,20 @@ def strongest_tokens(
 ) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
     """The tokens that each feature promotes most, suppresses most, and reads, strongest first."""
     tops = (extreme(effects, TOKENS_KEPT), extreme(effects, TOKENS_KEPT, largest=False), extreme(likes, TOKENS_KEPT))
-    promotes, suppresses, seen = ([tuple(token_text(model, i) for i in row) for row in tokens.tolist()] for _, tokens in tops)
+    promotes, suppresses, seen = (
+        [tuple(token_text(model, i) for i in row) for row in tokens.tolist()] for _, tokens in tops
+    )
     return list(zip(promotes, suppresses, seen, strict=True))
 
 
 def extreme(
     products: Float[Tensor, "n d_vocab"], count: int, largest: bool = True
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Each row's ``count`` largest (or smallest) products, most extreme first, and their tokens; fewer if there are fewer.
+    """Each row's ``count`` largest (or smallest) products, most extreme first, and their tokens; fewer if there are
+    fewer.
 
-    Those of a row lie in the blocks of tokens whose own extremes are the most extreme, so only these are sorted: torch's
-    ``topk`` of whole rows takes longer than the products with the vocabulary themselves.
+    Those of a row lie in the blocks of tokens whose own extremes are the most extreme, so only these are sorted:
+    torch's ``topk`` of whole rows takes longer than the products with the vocabulary themselves.
     """
     count = min(count, products.shape[1])
     n_blocks = products.shape[1] // _BLOCK
@@ -111,8 +124,8 @@ def extreme(
 
 
 def active_side(graph: AttributionGraph, indices: Sequence[int]) -> Float[Tensor, " n"]:
-    """On which side of zero features are active in a graph: 1 above, -1 below. A feature that is silent on the prompt of
-    a contrast graph has the side of its baseline.
+    """On which side of zero features are active in a graph: 1 above, -1 below. A feature that is silent on the prompt
+    of a contrast graph has the side of its baseline.
     """
     nodes = graph._nodes
     side = nodes.activation[list(indices)].sign()
@@ -126,8 +139,8 @@ def vocabulary_products(
 ) -> tuple[Float[Tensor, "n d_vocab"], Float[Tensor, "n d_vocab"]]:
     """What features write to each logit, and how well each token's embedding fits their encoders.
 
-    With a large vocabulary this is most of the time that names take. A feature costs less the more of them, of whatever layers,
-    are asked for at once.
+    With a large vocabulary this is most of the time that names take. A feature costs less the more of them, of whatever
+    layers, are asked for at once.
 
     Args:
         replacement: the model with its dictionary.
@@ -158,5 +171,3 @@ def _peak(products: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
 
 def _quoted(tokens: Sequence[str]) -> str:
     return ", ".join(f"“{token}”" for token in tokens[:2])
-
-

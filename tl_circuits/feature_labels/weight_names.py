@@ -62,7 +62,9 @@ def usual_products(replacement: Replacement) -> UsualProducts:
     sums: list[Tensor] = []
     with torch.no_grad():
         places = torch.tensor(dictionary.layers).repeat_interleave(each)
-        features = torch.cat([torch.randint(dictionary.width(place), (each,), generator=generator) for place in dictionary.layers])
+        features = torch.cat(
+            [torch.randint(dictionary.width(place), (each,), generator=generator) for place in dictionary.layers]
+        )
         for at, chosen in zip(places.split(FEATURES_AT_ONCE), features.split(FEATURES_AT_ONCE), strict=True):
             parts = [_unit(products) for products in vocabulary_products(replacement, at, chosen, torch.ones(len(at)))]
             squares = [part.square().sum(0) for part in parts]
@@ -76,7 +78,8 @@ def usual_products(replacement: Replacement) -> UsualProducts:
 
 
 def _unit(products: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n d_vocab"]:
-    """Products around their mean, each feature's scaled to length 1, so that long vectors count no more than short ones."""
+    """Products around their mean, each feature's scaled to length 1, so that long vectors count no more than short
+    ones."""
     centred = products - products.mean(1, keepdim=True)
     return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-30)
 

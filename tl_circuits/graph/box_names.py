@@ -12,9 +12,7 @@ TOKENS_NAMED = 2
 FIRING = ("examples", "family")  # origins of labels from where features fire
 
 
-def name_boxes(
-    graph: AttributionGraph, boxes: Sequence[Sequence[int]], own: dict[tuple[int, ...], str]
-) -> Groups:
+def name_boxes(graph: AttributionGraph, boxes: Sequence[Sequence[int]], own: dict[tuple[int, ...], str]) -> Groups:
     """A name for each box.
 
     A box is named after the tokens that most of its influence promotes or responds to. If its labels do not come from
@@ -32,7 +30,9 @@ def name_boxes(
     labels = [own.get(tuple(sorted(box))) or _name(graph, box) for box in ranked]
     labels = _told_apart(labels, [place(graph, box) for box in ranked], len(own))
     by_influence = [sorted(box, key=lambda i: -float(graph.influence[i])) for box in ranked]
-    return tuple((label, tuple(graph.node_ids[i] for i in box)) for label, box in zip(labels, by_influence, strict=True))
+    return tuple(
+        (label, tuple(graph.node_ids[i] for i in box)) for label, box in zip(labels, by_influence, strict=True)
+    )
 
 
 def _told_apart(labels: list[str], places: list[str], n_own: int) -> list[str]:

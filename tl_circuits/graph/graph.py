@@ -76,9 +76,14 @@ class AttributionGraph:
         if not isinstance(other, AttributionGraph):
             return NotImplemented
         tables = ((self._nodes, other._nodes), (self._edges, other._edges))
-        return _equal(self.target_vectors, other.target_vectors) and all(
-            _equal(getattr(a, column.name), getattr(b, column.name)) for a, b in tables for column in fields(a)
-        ) and all(getattr(self, name) == getattr(other, name) for name in ("info", "labels", "notes", "source_file", "head_stories"))
+        return (
+            _equal(self.target_vectors, other.target_vectors)
+            and all(_equal(getattr(a, column.name), getattr(b, column.name)) for a, b in tables for column in fields(a))
+            and all(
+                getattr(self, name) == getattr(other, name)
+                for name in ("info", "labels", "notes", "source_file", "head_stories")
+            )
+        )
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -230,15 +235,15 @@ class AttributionGraph:
         * ``bias``: the part of ``value`` that no edge shows.
         * ``influence``: the share of the targets' absolute inputs that can be traced back to the node, over all paths.
         * ``label``: what it is, in a line.
-        * ``value``: what incoming edges and ``bias`` add up to: a feature's pre-activation, a target's logit minus the mean
-          logit. NaN for nodes without a row.
+        * ``value``: what incoming edges and ``bias`` add up to: a feature's pre-activation, a target's logit minus the
+          mean logit. NaN for nodes without a row.
         * ``residue``: the part of ``bias`` that comes from features outside the graph.
-        * ``total_effect``: the signed effect on the targets over all paths of the local replacement model, each target by its
-          weight; NaN if the file does not say.
+        * ``total_effect``: the signed effect on the targets over all paths of the local replacement model, each target
+          by its weight; NaN if the file does not say.
         * ``baseline``: in a contrast graph, the feature's mean activation in the baseline; else 0.
         * ``shared``: in a contrast graph, the part of ``bias`` that the baseline brings; else 0.
-        * ``site``: only if some layer has several dictionaries: the name of the site, such as ``resid_post``; empty for nodes
-          of other layers, embeddings and logits.
+        * ``site``: only if some layer has several dictionaries: the name of the site, such as ``resid_post``; empty for
+          nodes of other layers, embeddings and logits.
         """
         n = self._nodes
         position = n.position.tolist()
@@ -279,7 +284,10 @@ class AttributionGraph:
         """
         if name not in self.node_numbers:
             near = get_close_matches(str(name), self.node_ids, n=3, cutoff=0.5)
-            raise TargetError(f"the graph has no node {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; see graph.nodes."))
+            raise TargetError(
+                f"the graph has no node {name!r}"
+                + (f"; did you mean {' or '.join(near)}?" if near else "; see graph.nodes.")
+            )
         return self.nodes.iloc[self.node_numbers[name]]
 
     @cached_property
@@ -318,9 +326,9 @@ class AttributionGraph:
     def words(self) -> pd.DataFrame:
         """Which words mattered: what each token of the prompt does to the answer, over all paths.
 
-        A frame ``position token effect share``. ``effect`` is signed and in units of the target (for several targets, their
-        sum weighted by probability); in a contrast graph it is that of the difference from the baseline. ``share`` is a
-        token's part of all tokens' absolute effects.
+        A frame ``position token effect share``. ``effect`` is signed and in units of the target (for several targets,
+        their sum weighted by probability); in a contrast graph it is that of the difference from the baseline.
+        ``share`` is a token's part of all tokens' absolute effects.
 
         Examples:
             >>> graph.words.nlargest(2, "effect").round(2)
@@ -350,9 +358,9 @@ class AttributionGraph:
         """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
 
         Args:
-            only: ids or indices of nodes, such as those of a subgraph. Then all other features count as unexplained: what
-                they write is added to the error of their layer and position, and what drives them is left out. This is what
-                Neuronpedia's page computes for pinned nodes.
+            only: ids or indices of nodes, such as those of a subgraph. Then all other features count as unexplained:
+                what they write is added to the error of their layer and position, and what drives them is left out.
+                This is what Neuronpedia's page computes for pinned nodes.
 
         Raises:
             TargetError: for a node that the graph does not have.
@@ -371,11 +379,11 @@ class AttributionGraph:
 
     @checked
     def carried(self, nodes: Iterable[str | int]) -> Carried:
-        """How much of the answer runs through some features: the signed sum over all paths of the graph that pass any of
-        them, each path once.
+        """How much of the answer runs through some features: the signed sum over all paths of the graph that pass any
+        of them, each path once.
 
-        It is what the graph predicts that the first target loses if all of them are removed together. Paths that cancel count
-        against each other, other than in influence.
+        It is what the graph predicts that the first target loses if all of them are removed together. Paths that cancel
+        count against each other, other than in influence.
 
         Args:
             nodes: ids or indices of features, such as those of a box.
@@ -412,9 +420,7 @@ class AttributionGraph:
         """
         always = self.is_kind("embedding") | self.is_kind("logit") | (self._nodes.weight > 0)
         is_feature = self.is_kind("feature") | self.is_kind("attention feature")
-        nodes, edges = prune_masks(
-            self._edges, self._nodes.weight, is_feature, always, node_threshold, edge_threshold
-        )
+        nodes, edges = prune_masks(self._edges, self._nodes.weight, is_feature, always, node_threshold, edge_threshold)
         return self._subgraph(nodes, edges)
 
     def _subgraph(self, keep_nodes: Tensor, keep_edges: Tensor) -> "AttributionGraph":
@@ -434,7 +440,12 @@ class AttributionGraph:
         edges = Edges(index[kept.source], index[kept.target], kept.weight)
         labels = {int(index[i]): label for i, label in self.labels.items() if index[i] >= 0}
         made = AttributionGraph(
-            self.info, nodes[keep_nodes], edges, labels, source_file=_unpruned(self.source_file), target_vectors=self.target_vectors
+            self.info,
+            nodes[keep_nodes],
+            edges,
+            labels,
+            source_file=_unpruned(self.source_file),
+            target_vectors=self.target_vectors,
         )
         if self.head_stories:
             left = set(zip(made.edges.source, made.edges.target, strict=True))
@@ -620,8 +631,8 @@ class AttributionGraph:
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the graph into one safetensors file, whole or not at all; its notes go into a file beside it.
 
-        Notes that are there already are not lost. A graph without notes leaves them as they are. Notes of another graph,
-        and notes that say what the new ones do not, are renamed to ``NAME.notes.json.other``. Only notes that
+        Notes that are there already are not lost. A graph without notes leaves them as they are. Notes of another
+        graph, and notes that say what the new ones do not, are renamed to ``NAME.notes.json.other``. Only notes that
         :func:`tl_circuits.load_graph` read together with this graph are replaced.
 
         Args:
@@ -642,9 +653,7 @@ class AttributionGraph:
         return output("graph file")(self, Path(path), overwrite)
 
     @checked
-    def to_html(
-        self, path: str | Path, overwrite: bool = False, ablations: list[dict[str, Any]] | None = None
-    ) -> Path:
+    def to_html(self, path: str | Path, overwrite: bool = False, ablations: list[dict[str, Any]] | None = None) -> Path:
         """Write the graph as one HTML page that needs no network.
 
         Args:
@@ -722,7 +731,9 @@ class AttributionGraph:
             >>> graph.to_neuronpedia(folder, slug="dallas").name
             'dallas.json'
         """
-        given = dict(target=target, slug=slug, source_set=source_set, scan=scan, description=description, creator=creator)
+        given = dict(
+            target=target, slug=slug, source_set=source_set, scan=scan, description=description, creator=creator
+        )
         return output("neuronpedia")(self, Path(path), overwrite, None if features is None else Path(features), **given)
 
     def upload(self, slug: str, **options: Any) -> str:
@@ -826,7 +837,11 @@ def _unpruned(source_file: dict[str, Any]) -> dict[str, Any]:
     """Another program's file without what it says about its own pruning, which no longer holds after ours."""
     if "metadata" not in source_file:
         return source_file
-    kept = {key: value for key, value in source_file["metadata"].items() if key not in ("pruning_settings", "node_threshold")}
+    kept = {
+        key: value
+        for key, value in source_file["metadata"].items()
+        if key not in ("pruning_settings", "node_threshold")
+    }
     return source_file | {"metadata": kept}
 
 

@@ -10,7 +10,17 @@ from typing import Any
 from tl_circuits.graph.nodes import OPTIONAL, GraphInfo
 
 # Fields of GraphInfo that came later. They stay out of the earlier hash, so that notes of older files still fit.
-LATER_FIELDS = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline", "compared_with", "sites")
+LATER_FIELDS = (
+    "recurring",
+    "sample",
+    "prompt_exact",
+    "skip_positions",
+    "prepended",
+    "select",
+    "baseline",
+    "compared_with",
+    "sites",
+)
 
 
 def fingerprint(info: GraphInfo, node_ids: Iterable[str]) -> str:

@@ -69,7 +69,8 @@ class Place(NamedTuple):
 # What names sources, also in edits, where one place may name several features: "L14/F1,F5", "L3/error", "token".
 # "L14.resid_post/F1" names the site, where the layer has several dictionaries.
 _SITE = r"[A-Za-z]\w*(?:\.\w+)*"
-SOURCE = rf"(?:L(?P<layer>\d+)(?:\.(?P<site>{_SITE}))?/(?:(?P<error>error)|(?P<features>F\d+(?:\s*,\s*F\d+)*))|(?P<token>token))"
+_IN_LAYER = r"(?:(?P<error>error)|(?P<features>F\d+(?:\s*,\s*F\d+)*))"
+SOURCE = rf"(?:L(?P<layer>\d+)(?:\.(?P<site>{_SITE}))?/{_IN_LAYER}|(?P<token>token))"
 _SOURCE_ID = re.compile(rf"{SOURCE}@(?P<position>\d+)")
 _LOGIT_ID = re.compile(r"logit:(?P<rank>\d+)")
 SOURCE_EXAMPLES = "'L14/F2268@9', 'L3/error@2' or 'token@4'"

@@ -18,7 +18,9 @@ def node_index(graph: AttributionGraph, node: Any, error: type[TLCircuitsError] 
         return graph.node_numbers[node]
     if not isinstance(node, str) and is_whole(node) and 0 <= whole(node) < len(graph):
         return whole(node)
-    looks = f"ids look like {graph.node_ids[0]!r}, indices are 0..{len(graph) - 1}" if len(graph) else "it has none at all"
+    looks = (
+        f"ids look like {graph.node_ids[0]!r}, indices are 0..{len(graph) - 1}" if len(graph) else "it has none at all"
+    )
     raise error(f"the graph has no node {shown(node)}; {looks}.")
 
 

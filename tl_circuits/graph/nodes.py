@@ -125,12 +125,14 @@ UNCLEAR = "no clear name"
 """What a label says, in place of a name, of a feature that neither its weights nor its examples name clearly."""
 
 AGAINST_OTHERS = " − the others’ answers"
-"""How the name of a contrast graph's usual target ends: the answer's logit minus the mean logit of the others' answers."""
+"""How the name of a contrast graph's usual target ends: the answer's logit minus the mean logit of the others'
+answers."""
 
 OTHERS_NAMED = 3  # prompts that a graph is compared with and that a line names; of more it says the number
 
 Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-"""The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
+"""The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1:
+none)."""
 
 
 def read_baselines(stored: Any) -> Baselines:
@@ -208,7 +210,10 @@ class GraphInfo:
     def reads(self) -> str:
         """What the model reads, and what that is compared with, as a line for people."""
         others = [f"“{visible(text)}”" if self.baseline else text for text in self._others]
-        listed = [*others[:OTHERS_NAMED], *([f"{len(others) - OTHERS_NAMED} more"] if len(others) > OTHERS_NAMED else [])]
+        listed = [
+            *others[:OTHERS_NAMED],
+            *([f"{len(others) - OTHERS_NAMED} more"] if len(others) > OTHERS_NAMED else []),
+        ]
         named = f", compared with {_listed(listed)}" if listed else ""
         return f"{self.model} reads “{visible(self.prompt)}”{named}"
 

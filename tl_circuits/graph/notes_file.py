@@ -33,7 +33,8 @@ class NotesFile:
 
 
 def notes_path(graph_path: Path) -> Path:
-    """Where a graph's notes are written: ``capital.graph.safetensors.notes.json`` beside ``capital.graph.safetensors``."""
+    """Where a graph's notes are written: ``capital.graph.safetensors.notes.json`` beside
+    ``capital.graph.safetensors``."""
     return graph_path.with_name(graph_path.name + ENDING)
 
 
@@ -120,12 +121,18 @@ def replace_notes(graph: AttributionGraph, notes: Notes, graph_path: Path) -> No
         put_aside(target)
     with atomic_file(target, overwrite=True) as file:
         file.write(notes_json(notes, graph.fingerprint).encode())
-    if earlier != target and earlier.is_file() and _is_readable(earlier) and belongs(read_notes(earlier).made_for, graph):
+    if (
+        earlier != target
+        and earlier.is_file()
+        and _is_readable(earlier)
+        and belongs(read_notes(earlier).made_for, graph)
+    ):
         earlier.unlink()
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a notes file to ``NAME.other``, or to ``NAME.other-2`` and so on where that is taken; returns the new path.
+    """Rename a notes file to ``NAME.other``, or to ``NAME.other-2`` and so on where that is taken; returns the new
+    path.
 
     Raises:
         OutputError: if it cannot be renamed.
@@ -140,7 +147,9 @@ def put_aside(path: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OutputError(f"cannot put the notes {path} aside as {aside.name}: {error.strerror or error}.") from error
+            raise OutputError(
+                f"cannot put the notes {path} aside as {aside.name}: {error.strerror or error}."
+            ) from error
     raise OutputError(f"{path.name}{ASIDE} and {MOST_ASIDE} more names are taken. Remove some of them.")
 
 
@@ -179,7 +188,9 @@ def read_notes(path: Path) -> NotesFile:
         GraphFileError: if it cannot be read, or is not a notes file.
     """
     try:
-        return NotesFile(path, *parse_notes(parse_json(read_bytes(path, LARGEST_NOTES, GraphFileError), path, GraphFileError)))
+        return NotesFile(
+            path, *parse_notes(parse_json(read_bytes(path, LARGEST_NOTES, GraphFileError), path, GraphFileError))
+        )
     except GraphFileError as error:
         raise GraphFileError(f"cannot read the notes {path}: {error}") from error
 

@@ -1,4 +1,5 @@
-"""Refuse graphs in which a layer has several dictionaries, where what is done tells features apart by layer and number."""
+"""Refuse graphs in which a layer has several dictionaries, where what is done tells features apart by layer and
+number."""
 
 from tl_circuits.graph.nodes import GraphInfo
 

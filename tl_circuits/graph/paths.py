@@ -10,8 +10,8 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.graph.visible import visible
 
-# What an edge does to what it points to: with it, against it. A feature that counts because it is less active than in the
-# prompts compared with is turned down.
+# What an edge does to what it points to: with it, against it. A feature that counts because it is less active than in
+# the prompts compared with is turned down.
 VERBS = {"target": ("raise", "lower"), "feature": ("activate", "hold back"), "lower": ("turn down", "keep up")}
 
 
@@ -100,7 +100,10 @@ def sentence(graph: AttributionGraph, path: Path) -> str:
             verbs, name = VERBS["target"], _target_name(graph, node)
         else:
             lower = nodes.baseline is not None and float(nodes.towards[node]) < 0
-            verbs, name = VERBS["lower" if lower else "feature"], f"layer {int(nodes.layer[node])} [{graph.label(node)}]"
+            verbs, name = (
+                VERBS["lower" if lower else "feature"],
+                f"layer {int(nodes.layer[node])} [{graph.label(node)}]",
+            )
         words += f"{joint}{conjugated(verbs[0 if sign > 0 else 1], would)} {name}"
         joint = ", which " if sign > 0 else f"; {name} "
         would = would or sign < 0  # after "holds back [X]" comes what X would do, not what holding it back does

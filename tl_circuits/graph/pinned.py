@@ -13,8 +13,8 @@ from tl_circuits.graph.scores import Edges, Scores, scores
 def pinned_scores(graph: AttributionGraph, only: Iterable[str | int]) -> Scores:
     """Replacement and completeness with only some features explained; see :meth:`AttributionGraph.scores`.
 
-    What another feature writes is added to the error of its dictionary and position (if there is none, it is left out), and
-    what drives it is left out. This is the definition of Neuronpedia's page.
+    What another feature writes is added to the error of its dictionary and position (if there is none, it is left out),
+    and what drives it is left out. This is the definition of Neuronpedia's page.
     """
     given = list(only)
     nodes, edges = graph._nodes, graph._edges

@@ -31,8 +31,8 @@ class Carried:
     """What some features bring to the answer together; :meth:`AttributionGraph.carried` gives it.
 
     Attributes:
-        value: the first target's value: the answer's logit minus the mean of all tokens' or, in a contrast graph, of what
-            the other prompts give.
+        value: the first target's value: the answer's logit minus the mean of all tokens' or, in a contrast graph, of
+            what the other prompts give.
         whole: the part of it that is to be explained: ``value`` without what is there on any prompt (biases) and what a
             baseline shares.
         by: what runs through the features. Without them, the value in the replacement model would be ``value - by``.
@@ -80,9 +80,7 @@ def input_shares(edges: Edges, n_nodes: int) -> Float[Tensor, " edge"]:
     return absolute / sums.clamp_min(1e-10)[edges.target]
 
 
-def influence(
-    edges: Edges, shares: Float[Tensor, " edge"], weights: Float[Tensor, " node"]
-) -> Float[Tensor, " node"]:
+def influence(edges: Edges, shares: Float[Tensor, " edge"], weights: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
     """Total influence of every node on the weighted targets (float64 ``[node]``): ``w (A + A² + …)`` with ``A`` the
     shares.
 

@@ -1,4 +1,5 @@
-"""What every graph must fulfil that was read from a file. A file that does not is refused when it is read, not later."""
+"""What every graph must fulfil that was read from a file. A file that does not is refused when it is read, not
+later."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -41,7 +42,9 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
             raise GraphFileError(f"{where}: there is a label for node {index}, and {len(graph)} nodes.")
         require_typed(label, f"{where}: label of node {index}")
         _finite_examples(label, f"{where}: label of node {index}")
-    require_plain(graph.source_file, f"{where}: what it says beyond the graph", GraphFileError, MOST_EXTRAS, finite=True)
+    require_plain(
+        graph.source_file, f"{where}: what it says beyond the graph", GraphFileError, MOST_EXTRAS, finite=True
+    )
     _stories(graph, where)
     if graph.target_vectors is not None and not bool(torch.isfinite(graph.target_vectors).all()):
         raise GraphFileError(f"{where}: the vectors of its targets hold NaN or infinity.")
@@ -50,12 +53,15 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
 
 
 def require_typed(value: Any, where: str) -> None:
-    """Raise GraphFileError, which names the place ``where``, unless each field of a dataclass has the type that it is annotated with."""
+    """Raise GraphFileError, which names the place ``where``, unless each field of a dataclass has the type that it is
+    annotated with."""
     hints = get_type_hints(type(value))
     for field in fields(value):
         said = getattr(value, field.name)
         if not _fits(said, hints[field.name]):
-            raise GraphFileError(f"{where}.{field.name} is {quoted(said)}, which does not fit {hints[field.name]} with finite numbers.")
+            raise GraphFileError(
+                f"{where}.{field.name} is {quoted(said)}, which does not fit {hints[field.name]} with finite numbers."
+            )
         if any(len(text) > LONGEST_TEXT for text in ([said] if isinstance(said, str) else _texts(said))):
             raise GraphFileError(f"{where}.{field.name} has more than {LONGEST_TEXT:,} characters.")
 
@@ -73,7 +79,8 @@ def _fits(value: Any, hint: Any) -> bool:
         inner = [parts[0]] * len(value) if isinstance(value, tuple) and parts[1:] == (Ellipsis,) else parts
         return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max  # finite
+        # finite
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
@@ -113,7 +120,9 @@ def _places(graph: AttributionGraph, where: str) -> None:
     if nodes.site is not None:
         _within(nodes.site, -1, len(info.sites) - 1, f"{where}: nodes.site")
         if len(set(info.sites)) < len(info.sites) or not all(map(is_site, info.sites)):
-            raise GraphFileError(f"{where}: info.sites is {quoted(info.sites)}, expected different names such as 'resid_post'.")
+            raise GraphFileError(
+                f"{where}: info.sites is {quoted(info.sites)}, expected different names such as 'resid_post'."
+            )
         with_site = (nodes.site >= 0) & (nodes.kind != Kind.FEATURE) & (nodes.kind != Kind.ERROR)
         if bool(with_site.any()):
             raise GraphFileError(f"{where}: nodes.site is for features and errors, and another kind of node has one.")
@@ -131,12 +140,16 @@ def _places(graph: AttributionGraph, where: str) -> None:
 
 def _within(column: Tensor, low: int, high: int, what: str) -> None:
     if column.numel() and not low <= int(column.min()) <= int(column.max()) <= high:
-        raise GraphFileError(f"{what} reaches from {int(column.min())} to {int(column.max())}, expected {low} to {high}.")
+        raise GraphFileError(
+            f"{what} reaches from {int(column.min())} to {int(column.max())}, expected {low} to {high}."
+        )
 
 
 def _finite_examples(label: Label, where: str) -> None:
     for example in label.examples:
-        if len(example.tokens) != len(example.activations) or not all(abs(a) < float("inf") for a in example.activations):
+        if len(example.tokens) != len(example.activations) or not all(
+            abs(a) < float("inf") for a in example.activations
+        ):
             raise GraphFileError(f"{where}: an example needs one finite activation for each token.")
 
 

@@ -43,7 +43,11 @@ def save_graph(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
     info = asdict(graph.info)
     if not graph.info.sites:
         del info["sites"]  # files of graphs with one dictionary a layer stay as they were
-    content = {"format_version": FORMAT_VERSION if not graph.info.sites else SITES_VERSION, "info": info, "labels": labels}
+    content = {
+        "format_version": FORMAT_VERSION if not graph.info.sites else SITES_VERSION,
+        "info": info,
+        "labels": labels,
+    }
     if graph.source_file:
         content["source_file"] = graph.source_file
     if graph.head_stories:
@@ -161,9 +165,7 @@ def _build(content: dict[str, Any], tensors: dict[str, Any]) -> AttributionGraph
     info = info_of(content)
     present = [f.name for f in fields(Nodes) if f.default is MISSING or f"nodes.{f.name}" in tensors]
     nodes = Nodes(**{name: tensors[f"nodes.{name}"] for name in present})
-    edges = Edges(
-        tensors["edges.source"].long(), tensors["edges.target"].long(), tensors["edges.weight"]
-    )
+    edges = Edges(tensors["edges.source"].long(), tensors["edges.target"].long(), tensors["edges.weight"])
     n = len(nodes)
     sizes = {column.shape for column in nodes.columns().values()}
     if sizes != {(n,)} or not (edges.source.shape == edges.target.shape == edges.weight.shape):

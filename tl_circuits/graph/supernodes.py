@@ -2,8 +2,9 @@
 
 Two features are similar in two ways: they share neighbours, and the neighbours drive them (or are driven) by similar
 shares and signs. Each is a Jaccard index, and the similarity is their mean. The most similar boxes are merged again and
-again (average linkage). A merge that would close a cycle among boxes is skipped. In a contrast graph, features that raise
-the answer's lead are kept apart from those that lower it: what a box does is then predicted better (docs/benchmarks.md).
+again (average linkage). A merge that would close a cycle among boxes is skipped. In a contrast graph, features that
+raise the answer's lead are kept apart from those that lower it: what a box does is then predicted better
+(docs/benchmarks.md).
 """
 
 from dataclasses import dataclass

@@ -85,7 +85,10 @@ def to_dot(graph: AttributionGraph, path: Path, overwrite: bool) -> Path:
         for edge, total in zip(graph.edges.itertuples(), mass, strict=True):
             colour, width = ("#0072B2" if edge.weight > 0 else "#D55E00"), 0.2 + 4 * abs(edge.weight) / total
             ends = f"{_quoted(edge.source)} -> {_quoted(edge.target)}"
-            file.write(f'  {ends} [weight={abs(edge.weight) / total:.4f}, color="{colour}", penwidth={width:.2f}, label="{edge.weight:.3g}"];\n'.encode())
+            file.write(
+                f'  {ends} [weight={abs(edge.weight) / total:.4f}, color="{colour}", penwidth={width:.2f}, '
+                f'label="{edge.weight:.3g}"];\n'.encode()
+            )
         file.write(b"}\n")
     return path
 

@@ -12,10 +12,11 @@ from tl_circuits.graph.kinds import Kind
 def word_effects(graph: AttributionGraph) -> pd.DataFrame:
     """What each token of the prompt does to the answer, over all paths: a frame ``position token effect share``.
 
-    ``effect`` is the signed total effect of the token's embedding on the targets, each weighted as in the graph (in a contrast
-    graph: of how the embedding differs from the baseline). ``share`` is the effect divided by the sum of all tokens' absolute
-    effects. A graph from another program's file does not say total effects; then they are the signed sums over all paths
-    that the graph has.
+    ``effect`` is the signed total effect of the token's embedding on the targets, each weighted as in the graph (in a
+    contrast
+    graph: of how the embedding differs from the baseline). ``share`` is the effect divided by the sum of all tokens'
+    absolute effects. A graph from another program's file does not say total effects; then they are the signed sums over
+    all paths that the graph has.
     """
     nodes = graph._nodes
     effects = path_effects(graph) if nodes.total_effect is None else nodes.total_effect.double()
@@ -49,6 +50,8 @@ def path_effects(graph: AttributionGraph) -> Float[Tensor, " node"]:
         here = (depth == at).nonzero()[:, 0]
         target, weight = edges.target[here], edges.weight[here].double()
         # What one unit of the target's value brings: a target's weight, or a feature's effect for each unit it counts.
-        unit = nodes.weight[target].double() + torch.where(passes[target], effect[target] / counted[target].where(passes[target], torch.ones(())), 0.0)
+        unit = nodes.weight[target].double() + torch.where(
+            passes[target], effect[target] / counted[target].where(passes[target], torch.ones(())), 0.0
+        )
         effect.index_add_(0, edges.source[here], weight * unit)
     return effect

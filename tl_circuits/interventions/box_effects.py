@@ -1,4 +1,5 @@
-"""What removing or scaling a set of features does to the answer, measured in the model, and whether chance would do as well."""
+"""What removing or scaling a set of features does to the answer, measured in the model, and whether chance would do as
+well."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,12 +29,13 @@ FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by cha
 def box_ablations(
     replacement: Replacement, graph: AttributionGraph, *, controls: int = 20, seed: int = 0, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Remove each box of the graph's page in the model, and all together, and measure the answer; do the same to random sets.
+    """Remove each box of the graph's page in the model, and all together, and measure the answer; do the same to random
+    sets.
 
     Each box is removed with nothing held; beside it, with attention patterns and norm denominators held, as the graph
-    assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is *tested*
-    if removing it moves the answer the way the graph predicts, and further than removing any of ``controls`` random sets of
-    as many active features of the same layers and positions.
+    assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is
+    *tested* if removing it moves the answer the way the graph predicts, and further than removing any of ``controls``
+    random sets of as many active features of the same layers and positions.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -44,12 +46,12 @@ def box_ablations(
 
     Returns:
         One dict for each box, and one for all boxes of a picture together, for ``graph.to_html(ablations=...)``. Its
-        ``nodes``. With nothing held: the likeliest next tokens before and after (``top``), the ``answer``, its probability
-        ``before`` and ``after`` and how its ``logit`` moves; for the random sets its probabilities after (``random``) and how
-        its logit moves (``random_logits``); and whether the box is ``tested``, or the answer moved further than theirs, but
-        the ``other_way``. How the target was ``predicted`` to move and how it moved as ``measured`` (with attention held, if
-        ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is ``"none"``), and with nothing held
-        (``measured_free``).
+        ``nodes``. With nothing held: the likeliest next tokens before and after (``top``), the ``answer``, its
+        probability ``before`` and ``after`` and how its ``logit`` moves; for the random sets its probabilities after
+        (``random``) and how its logit moves (``random_logits``); and whether the box is ``tested``, or the answer moved
+        further than theirs, but the ``other_way``. How the target was ``predicted`` to move and how it moved as
+        ``measured`` (with attention held, if ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is
+        ``"none"``), and with nothing held (``measured_free``).
 
     Raises:
         PromptError: for an aggregated graph, which belongs to no single prompt.
@@ -64,7 +66,9 @@ def box_ablations(
         >>> path = graph.to_html(folder / "why.html", ablations=removed)
     """
     if controls and controls < FEWEST_CONTROLS:
-        raise ArgumentError(f"controls must be 0 or at least {FEWEST_CONTROLS}, got {controls}: fewer say nothing about chance.")
+        raise ArgumentError(
+            f"controls must be 0 or at least {FEWEST_CONTROLS}, got {controls}: fewer say nothing about chance."
+        )
     require_belonging(replacement, graph)
     shown = page_graph(graph)
     levels = [[ids for _, ids in shown.supernodes(most).groups] for most in LEVELS]
@@ -121,7 +125,8 @@ def measure_boxes(
 
 
 def _other_way(one: dict[str, Any]) -> bool:
-    """Whether the target, or the answer's odds if the answer is what the target raises, moved against what the graph predicts."""
+    """Whether the target, or the answer's odds if the answer is what the target raises, moved against what the graph
+    predicts."""
     if "predicted" not in one:
         return False
     moves = [one["measured_free"]]
@@ -133,8 +138,8 @@ def _other_way(one: dict[str, Any]) -> bool:
 def _answers(model: Any, results: Sequence[InterventionResult], boxes: int) -> list[dict[str, Any]]:
     """What runs with nothing held say next, and what became of the untouched run's answer.
 
-    All runs' logits are computed together, as reading the unembedding once for each run would take longer than the runs. The
-    likeliest tokens are listed for the first ``boxes`` runs only; the others are random sets.
+    All runs' logits are computed together, as reading the unembedding once for each run would take longer than the
+    runs. The likeliest tokens are listed for the first ``boxes`` runs only; the others are random sets.
     """
     unembed = unembed_weights(model)
     before = unembed.logits(results[0].baseline_final[-1:])[0]
@@ -146,7 +151,10 @@ def _answers(model: Any, results: Sequence[InterventionResult], boxes: int) -> l
         logits = unembed.logits(torch.stack([result.final[-1] for result in part]))
         shares = logits.softmax(-1)
         for row, share in enumerate(shares):
-            one = common | {"after": round(float(share[answer]), 6), "logit": round(float(logits[row, answer] - before[answer]), 5)}
+            one = common | {
+                "after": round(float(share[answer]), 6),
+                "logit": round(float(logits[row, answer] - before[answer]), 5),
+            }
             found.append(one | ({"top": _top(model, likely, share)} if start + row < boxes else {}))
     return found
 
@@ -154,11 +162,15 @@ def _answers(model: Any, results: Sequence[InterventionResult], boxes: int) -> l
 def _top(model: Any, before: Float[Tensor, " d_vocab"], after: Float[Tensor, " d_vocab"]) -> list[dict[str, Any]]:
     """The likeliest next tokens of either run, with both probabilities."""
     either = torch.maximum(before, after).topk(TOP).indices.tolist()
-    return [{"token": token_text(model, i), "before": round(float(before[i]), 6), "after": round(float(after[i]), 6)} for i in either]
+    return [
+        {"token": token_text(model, i), "before": round(float(before[i]), 6), "after": round(float(after[i]), 6)}
+        for i in either
+    ]
 
 
 def _against_chance(one: dict[str, Any], random: Sequence[dict[str, Any]], other_way: bool) -> dict[str, Any]:
-    """The same of random sets. A box is tested if its answer's odds move as predicted, and further than with every random set."""
+    """The same of random sets. A box is tested if its answer's odds move as predicted, and further than with every
+    random set."""
     odds = [abs(_odds(r["after"]) - _odds(r["before"])) for r in (one, *random)]
     return {
         "random": sorted(r["after"] for r in random),

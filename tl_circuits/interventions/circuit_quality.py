@@ -1,8 +1,8 @@
 """How much of an answer a circuit carries, measured over a family of prompts on the model itself.
 
-Faithfulness F and completeness C after Marks et al. 2025 ("Sparse feature circuits", section 3) and the areas of the MIB
-benchmark (Mueller et al. 2025): everything outside a set of nodes takes the value it has on average over the family (or on
-a counterfactual prompt, or zero), nothing is frozen, and a metric of the logits is read.
+Faithfulness F and completeness C after Marks et al. 2025 ("Sparse feature circuits", section 3) and the areas of the
+MIB benchmark (Mueller et al. 2025): everything outside a set of nodes takes the value it has on average over the family
+(or on a counterfactual prompt, or zero), nothing is frozen, and a metric of the logits is read.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,9 +46,9 @@ class CircuitQuality:
     """F and C of circuits of growing size, beside other ways of choosing as many nodes.
 
     Attributes:
-        curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given), how many a prompt,
-            and how much of the metric they carry. F: only the circuit is the prompt's own; C: all but the circuit is. F = 1
-            and C = 0 is the whole answer.
+        curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given), how many a
+            prompt, and how much of the metric they carry. F: only the circuit is the prompt's own; C: all but the
+            circuit is. F = 1 and C = 0 is the whole answer.
         metric: the metric's mean over the family on the model as it is, and with no node kept.
         n_nodes: how many nodes a prompt has in all.
         ablate: what replaced nodes outside the circuit.
@@ -74,8 +74,8 @@ class CircuitQuality:
     def carried_by_nodes(self) -> float:
         """The share of the metric that goes when every node is replaced. F and C speak of this share alone.
 
-        What is left is carried by what is no node: token embeddings and, in sets that have them, skip connections. So F and C
-        of two dictionaries are on one scale only where these shares are alike.
+        What is left is carried by what is no node: token embeddings and, in sets that have them, skip connections. So F
+        and C of two dictionaries are on one scale only where these shares are alike.
         """
         whole, none = self.metric
         return (whole - none) / whole if whole else float("nan")
@@ -83,7 +83,8 @@ class CircuitQuality:
     def areas(self) -> pd.DataFrame:
         """A frame ``chosen CPR CMD C``, areas over the share of nodes kept from 0 to 1 (MIB benchmark).
 
-        ``CPR``: under F; larger is better. ``CMD``: between F and 1; smaller is better. ``C``: under C; smaller is better.
+        ``CPR``: under F; larger is better. ``CMD``: between F and 1; smaller is better. ``C``: under C; smaller is
+        better.
         """
         rows = []
         for chosen, part in self.curve.groupby("chosen", sort=False):
@@ -100,9 +101,13 @@ class CircuitQuality:
         return float(own.F.iloc[0]), float(own.C.iloc[0])
 
     def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
-        """Draw F and C against the number of nodes, as SVG, PNG or PDF (extra ``figure``); without a path, a picture."""
+        """Draw F and C against the number of nodes, as SVG, PNG or PDF (extra ``figure``); without a path, a
+        picture."""
         figure = figure_class()(figsize=(8, 3.5), layout="constrained")
-        titles = {"F": "only the circuit is the prompt's own (1 is the whole answer)", "C": "all but the circuit (0 is the whole answer)"}
+        titles = {
+            "F": "only the circuit is the prompt's own (1 is the whole answer)",
+            "C": "all but the circuit (0 is the whole answer)",
+        }
         for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
             for chosen, part in self.curve[self.curve.nodes > 0].groupby("chosen", sort=False):
                 axis.plot(part.nodes, part[name], marker="o", markersize=3, label=chosen)
@@ -114,7 +119,10 @@ class CircuitQuality:
     def __rich__(self) -> Any:
         from rich.table import Table
 
-        title = f"metric {self.metric[0]:.2f}, {self.metric[1]:.2f} with every node replaced ({self.ablate}); {self.n_nodes} nodes"
+        title = (
+            f"metric {self.metric[0]:.2f}, {self.metric[1]:.2f} with every node replaced ({self.ablate}); "
+            f"{self.n_nodes} nodes"
+        )
         table = Table("chosen by", "nodes", "F", "C", title=title, box=None)
         for row in self.curve.itertuples():
             table.add_row(row.chosen, str(row.nodes), f"{row.F:.2f}", f"{row.C:.2f}")
@@ -144,19 +152,22 @@ def circuit_quality(
     """Measure how much of an answer circuits carry over a family of prompts: F and C against their size.
 
     For each size, everything outside the circuit is replaced in the running model, and the metric is read:
-    ``F = (m(circuit) - m(nothing)) / (m(all) - m(nothing))``, and C the same with all but the circuit (Marks et al. 2025).
-    F is exactly 0 with no node and exactly 1 with all.
+    ``F = (m(circuit) - m(nothing)) / (m(all) - m(nothing))``, and C the same with all but the circuit (Marks et al.
+    2025). F is exactly 0 with no node and exactly 1 with all.
 
     Args:
         replacement: the model with a dictionary attached.
         circuits: nodes by importance, the most important first. A graph or a list of node ids for all prompts alike,
-            or one of these for each prompt. A graph's nodes are ordered by what it chose them by: total effect or influence.
+            or one of these for each prompt. A graph's nodes are ordered by what it chose them by: total effect or
+            influence.
         prompts: the family, all of the same number of tokens.
-        answers: each prompt's answer, one token. The metric is then the answer's logit minus the mean logit of the others'.
+        answers: each prompt's answer, one token. The metric is then the answer's logit minus the mean logit of the
+            others'.
         counterfactuals: one prompt for each of ``prompts``, of the same length, for ``ablate="counterfactual"``.
-        metric: instead of ``answers``: makes one number a prompt of the logits after the last token, ``[prompt, d_vocab]``.
-        ablate: what nodes outside the circuit are set to: their mean over the family at each position, their value on the
-            counterfactual prompt, or zero.
+        metric: instead of ``answers``: makes one number a prompt of the logits after the last token,
+            ``[prompt, d_vocab]``.
+        ablate: what nodes outside the circuit are set to: their mean over the family at each position, their value on
+            the counterfactual prompt, or zero.
         sizes: numbers of nodes a prompt; None for MIB's shares of all nodes.
         random_sets: how many sets of random nodes of the same layers and positions to compare with.
         others: whether to compare with activation times gradient and with integrated gradients, nothing frozen.
@@ -172,7 +183,8 @@ def circuit_quality(
     Examples:
         >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]
         >>> graphs = [tlc.attribute(replacement, text, baseline=family, max_nodes=60) for text in family]
-        >>> found = tlc.circuit_quality(replacement, graphs, family, ["Austin", "Sacramento"], sizes=[0, 20], others=False)
+        >>> answers = ["Austin", "Sacramento"]
+        >>> found = tlc.circuit_quality(replacement, graphs, family, answers, sizes=[0, 20], others=False)
         >>> [round(x, 1) for x in found.at(0)]
         [0.0, 1.0]
     """
@@ -186,13 +198,18 @@ def circuit_quality(
     whole, none = runs.measure(everything(values)), runs.measure(nothing(values))
     span = float((whole - none).mean())
     if abs(span) < 1e-6 * max(1.0, float(whole.abs().max())):
-        raise BaselineError("the metric is the same with every node replaced, so there is nothing for a circuit to carry. Take prompts with other answers.")
+        raise BaselineError(
+            "the metric is the same with every node replaced, so there is nothing for a circuit to carry. Take "
+            "prompts with other answers."
+        )
     asked = _sizes(sizes, len(every), max(map(len, nodes)))
     rankings: dict[str, list[Nodes]] = {"circuit": nodes}
     if others:
         rankings |= _by_gradients(runs, values, every)
     rows = []
-    with tqdm(total=len(asked) * (len(rankings) + random_sets), desc="circuits", unit="size", disable=not progress) as bar:
+    with tqdm(
+        total=len(asked) * (len(rankings) + random_sets), desc="circuits", unit="size", disable=not progress
+    ) as bar:
         for name, ranked in rankings.items():
             for size in asked:
                 rows.append((name, size, *_shares(runs, circuit(values, [one[:size] for one in ranked]), none, span)))
@@ -201,7 +218,9 @@ def circuit_quality(
     rows += [(name, len(every), 1.0, 0.0) for name in dict.fromkeys(row[0] for row in rows)]
     curve = pd.DataFrame(rows, columns=["chosen", "nodes", "F", "C"]).drop_duplicates(["chosen", "nodes"])
     order = {name: i for i, name in enumerate(dict.fromkeys(curve.chosen))}
-    curve = curve.sort_values(["chosen", "nodes"], key=lambda c: c.map(order) if c.name == "chosen" else c, ignore_index=True)
+    curve = curve.sort_values(
+        ["chosen", "nodes"], key=lambda c: c.map(order) if c.name == "chosen" else c, ignore_index=True
+    )
     return CircuitQuality(curve, (float(whole.mean()), float(none.mean())), len(every), ablate)
 
 
@@ -209,8 +228,8 @@ def circuit_quality(
 def common_circuit(graphs: Sequence[AttributionGraph]) -> list[str]:
     """The nodes that matter most on average over the graphs of several prompts, the most important first.
 
-    A node counts by the mean of its absolute total effect (of its influence, for graphs that chose nodes by that); a graph
-    that does not have it counts as 0. Give the result to :func:`circuit_quality` to judge it on other prompts.
+    A node counts by the mean of its absolute total effect (of its influence, for graphs that chose nodes by that); a
+    graph that does not have it counts as 0. Give the result to :func:`circuit_quality` to judge it on other prompts.
 
     Args:
         graphs: graphs of one model and dictionary; positions are taken as they are, so prompts should be alike.
@@ -244,7 +263,9 @@ def _importance(graph: AttributionGraph) -> Float[Tensor, " node"]:
     return graph.influence if total is None else total.abs()
 
 
-def _family(replacement: Replacement, prompts: Sequence[Any], what: str) -> tuple[Int[Tensor, "prompt pos"], tuple[int, ...]]:
+def _family(
+    replacement: Replacement, prompts: Sequence[Any], what: str
+) -> tuple[Int[Tensor, "prompt pos"], tuple[int, ...]]:
     """Token ids of all prompts, and the positions that the dictionary leaves out in all of them."""
     if not len(prompts):
         raise BaselineError(f"{what} is empty; give at least two prompts.")
@@ -252,7 +273,8 @@ def _family(replacement: Replacement, prompts: Sequence[Any], what: str) -> tupl
     for prompt, read in zip(prompts, reads, strict=True):
         if len(read.tokens) != len(reads[0].tokens):
             raise BaselineError(
-                f"{what} must have the same number of tokens: {shown(prompts[0])} has {len(reads[0].tokens)}, {shown(prompt)} has {len(read.tokens)}."
+                f"{what} must have the same number of tokens: {shown(prompts[0])} has {len(reads[0].tokens)}, "
+                f"{shown(prompt)} has {len(read.tokens)}."
             )
     always = set(reads[0].skipped).intersection(*(read.skipped for read in reads))
     return torch.stack([read.tokens for read in reads]), tuple(sorted(always))
@@ -263,23 +285,32 @@ def _metric(replacement: Replacement, answers: Any, metric: Any, tokens: Int[Ten
     if metric is not None:
         return lambda logits: _checked_metric(metric, logits)
     if answers is None:
-        raise ArgumentError("circuit_quality needs answers=[...], one token a prompt, or metric=, a function of the logits.")
+        raise ArgumentError(
+            "circuit_quality needs answers=[...], one token a prompt, or metric=, a function of the logits."
+        )
     if len(answers) != n:
         raise ArgumentError(f"there are {n} prompts and {len(answers)} answers; give one for each prompt.")
     ids = torch.tensor([token_id(replacement.model, answer) for answer in answers], device=tokens.device)
     if len(ids.unique()) < 2:
-        raise BaselineError(f"all prompts have the answer {token_text(replacement.model, int(ids[0]))!r}; the metric compares an answer with the others'.")
+        raise BaselineError(
+            f"all prompts have the answer {token_text(replacement.model, int(ids[0]))!r}; the metric compares an "
+            "answer with the others'."
+        )
     return lambda logits: leads(logits, ids)
 
 
 def _checked_metric(metric: Any, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
     made = metric(logits)
     if not isinstance(made, Tensor) or made.shape != (len(logits),):
-        raise ArgumentError(f"metric must make one number a prompt of the logits [{len(logits)}, {logits.shape[1]}], got {shown(made)}.")
+        raise ArgumentError(
+            f"metric must make one number a prompt of the logits [{len(logits)}, {logits.shape[1]}], got {shown(made)}."
+        )
     return made
 
 
-def _others(replacement: Replacement, values: Values, ablate: str, counterfactuals: Any, tokens: Int[Tensor, "prompt pos"]) -> Values:
+def _others(
+    replacement: Replacement, values: Values, ablate: str, counterfactuals: Any, tokens: Int[Tensor, "prompt pos"]
+) -> Values:
     if (counterfactuals is not None) != (ablate == "counterfactual"):
         raise ArgumentError('counterfactuals=[...] and ablate="counterfactual" go together; give both or neither.')
     if ablate == "mean":
@@ -288,7 +319,10 @@ def _others(replacement: Replacement, values: Values, ablate: str, counterfactua
         return values.zero()
     other, _ = _family(replacement, counterfactuals, "counterfactuals")
     if other.shape != tokens.shape:
-        raise BaselineError(f"counterfactuals must be one of the same length for each prompt: they are {list(other.shape)}, the prompts {list(tokens.shape)}.")
+        raise BaselineError(
+            f"counterfactuals must be one of the same length for each prompt: they are {list(other.shape)}, the "
+            f"prompts {list(tokens.shape)}."
+        )
     return values_of(replacement, other)
 
 
@@ -311,7 +345,9 @@ def _one_each(circuits: Any, n: int) -> list[Any]:
     single = isinstance(circuits, AttributionGraph) or (len(circuits) > 0 and isinstance(circuits[0], str))
     found = [circuits] * n if single else list(circuits)
     if len(found) != n:
-        raise ArgumentError(f"there are {n} prompts and {len(found)} circuits; give one for each prompt, or a single one for all.")
+        raise ArgumentError(
+            f"there are {n} prompts and {len(found)} circuits; give one for each prompt, or a single one for all."
+        )
     return found
 
 
@@ -327,7 +363,9 @@ def _nodes(replacement: Replacement, given: Any) -> Nodes:
 def _place(replacement: Replacement, name: Any) -> tuple[int, int, int] | None:
     place = parse_node_id(name) if isinstance(name, str) else None
     if place is None:
-        raise ArgumentError(f"{shown(name)} is no node id; a circuit is a graph or a list of ids such as 'L14/F2268@9' or 'L3/error@2'.")
+        raise ArgumentError(
+            f"{shown(name)} is no node id; a circuit is a graph or a list of ids such as 'L14/F2268@9' or 'L3/error@2'."
+        )
     if place.kind not in (Kind.FEATURE, Kind.ERROR) or place.layer not in replacement.dictionary.layers:
         return None
     at = place_number(replacement.dictionary, place.layer, place.site or None, ArgumentError)
@@ -373,8 +411,15 @@ def _ranked(runs: Runs, values: Values, every: Int[Tensor, "n 3"], grads: dict[i
 
 
 def _random(
-    runs: Runs, values: Values, nodes: list[Nodes], sizes: list[int], count: int, seed: int,
-    none: Float[Tensor, " prompt"], span: float, bar: Any,
+    runs: Runs,
+    values: Values,
+    nodes: list[Nodes],
+    sizes: list[int],
+    count: int,
+    seed: int,
+    none: Float[Tensor, " prompt"],
+    span: float,
+    bar: Any,
 ) -> list[tuple[str, int, float, float]]:
     """Mean F and C of random features at the same layers and positions as the circuits'."""
     if not count:
@@ -386,7 +431,10 @@ def _random(
         for size in sizes:
             found[size].append(_shares(runs, circuit(values, [one[:size] for one in swapped]), none, span))
             bar.update()
-    return [("random", size, *(sum(column) / count for column in zip(*shares, strict=True))) for size, shares in found.items()]
+    return [
+        ("random", size, *(sum(column) / count for column in zip(*shares, strict=True)))
+        for size, shares in found.items()
+    ]
 
 
 def _swapped(values: Values, prompt: int, nodes: Nodes, generator: torch.Generator) -> Nodes:

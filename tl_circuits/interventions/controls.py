@@ -13,12 +13,17 @@ from tl_circuits.hooks import BlockPlace, Edit, Replacement, Set, read_prompt, r
 
 
 def random_sets(
-    replacement: Replacement, graph: AttributionGraph, boxes: Sequence[Sequence[int]], count: int, seed: int, factor: float = 0.0
+    replacement: Replacement,
+    graph: AttributionGraph,
+    boxes: Sequence[Sequence[int]],
+    count: int,
+    seed: int,
+    factor: float = 0.0,
 ) -> list[list[list[Edit]]]:
     """For each box, edits that do to random features what is done to the box.
 
-    A random set has one active feature for each feature of the box, of the same layer (and site) and at the same position, in the graph
-    or not. In a contrast graph these are set to their baseline, as the box's own are.
+    A random set has one active feature for each feature of the box, of the same layer (and site) and at the same
+    position, in the graph or not. In a contrast graph these are set to their baseline, as the box's own are.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -55,11 +60,20 @@ def _one(sources: Sources, members: Sequence[tuple[int, ...]], generator: torch.
     for place, position in dict.fromkeys((place, position) for place, position, _ in members):
         own = [feature for at, where, feature in members if (at, where) == (place, position)]
         active = sources.layers[place].active
-        here = ((active.position == position) & ~torch.isin(active.feature, torch.tensor(own, device=active.feature.device))).nonzero()[:, 0]
+        here = (
+            (active.position == position) & ~torch.isin(active.feature, torch.tensor(own, device=active.feature.device))
+        ).nonzero()[:, 0]
         chosen = here[torch.randperm(len(here), generator=generator)[: len(own)].to(here.device)]
-        edits += [_edit(sources.places[place], position, active.feature[i], active.activation[i], active.counted[i], factor) for i in chosen.tolist()]
+        edits += [
+            _edit(sources.places[place], position, active.feature[i], active.activation[i], active.counted[i], factor)
+            for i in chosen.tolist()
+        ]
     return edits
 
 
-def _edit(place: BlockPlace, position: int, feature: Tensor, activation: Tensor, counted: Tensor, factor: float) -> Edit:
-    return Set(place.layer, position, int(feature), value=float(activation + (factor - 1) * counted), site=place.site or None)
+def _edit(
+    place: BlockPlace, position: int, feature: Tensor, activation: Tensor, counted: Tensor, factor: float
+) -> Edit:
+    return Set(
+        place.layer, position, int(feature), value=float(activation + (factor - 1) * counted), site=place.site or None
+    )

@@ -58,13 +58,21 @@ def parse_edit(text: str) -> Edit:
     if match["token"] or match["error"]:
         if operator != "*=":
             raise EditError(f"{text!r}: tokens and errors can only be multiplied (*=).\n\n{GRAMMAR}")
-        return TokenEdit(where, number) if match["token"] else ErrorEdit(int(match["layer"]), where, number, site=match["site"])
+        return (
+            TokenEdit(where, number)
+            if match["token"]
+            else ErrorEdit(int(match["layer"]), where, number, site=match["site"])
+        )
     features: Any = [int(f.strip()[1:]) for f in match["features"].split(",")]
     features = features[0] if len(features) == 1 else tuple(features)
     place = (int(match["layer"]), where, features)
     if operator == "=":
         return Ablate(*place, site=match["site"]) if number == 0 else Set(*place, value=number, site=match["site"])
-    return Scale(*place, factor=number, site=match["site"]) if operator == "*=" else Add(*place, value=number, site=match["site"])
+    return (
+        Scale(*place, factor=number, site=match["site"])
+        if operator == "*="
+        else Add(*place, value=number, site=match["site"])
+    )
 
 
 def _number(text: str, number: str) -> float:

@@ -75,7 +75,9 @@ class FaithfulnessReport:
                     "freeze": freeze,
                     "pairs": len(part),
                     "correlation": float(np.corrcoef(p, m)[0, 1]) if len(part) > 1 and p.std() and m.std() else np.nan,
-                    "explained_variance": 1 - float(((m - p) ** 2).sum() / max((m**2).sum(), 1e-30)) if len(part) else np.nan,
+                    "explained_variance": 1 - float(((m - p) ** 2).sum() / max((m**2).sum(), 1e-30))
+                    if len(part)
+                    else np.nan,
                     "sign_agreement": float((np.sign(p) == np.sign(m))[large].mean()) if large.any() else np.nan,
                     "diverged": whole.source[whole.measured.isna()].nunique(),
                 }
@@ -124,8 +126,8 @@ def faithfulness(
     Args:
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
-        n: how many features, errors and tokens to sample, among those with an edge (of a contrast graph features alone; to
-            remove one then means to set it to the baseline).
+        n: how many features, errors and tokens to sample, among those with an edge (of a contrast graph features alone;
+            to remove one then means to set it to the baseline).
         seed: for the sample.
         groups: supernodes, from name to node ids; each is removed as a whole.
         scores: QK attributions. The largest sources of each are removed one by one and then together, with all else and
@@ -151,7 +153,9 @@ def faithfulness(
         require_freeze(freeze)
     for qk in scores:
         if qk.tokens != graph.info.tokens:
-            raise EditError(f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph.")
+            raise EditError(
+                f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph."
+            )
     prompt = read_prompt(replacement.model, replacement.dictionary, graph)
     tokens = prompt.tokens
     names, members = _sample(graph, n, seed, prompt.skipped)
@@ -169,18 +173,14 @@ def faithfulness(
     frames = []
     for freeze in freezes:
         predicted = predicted_effects(graph, members, direct=freeze == "all")
-        measured = torch.cat(
-            list(_measure(replacement, graph, tokens, clean, members, rows, freeze, progress))
-        )
+        measured = torch.cat(list(_measure(replacement, graph, tokens, clean, members, rows, freeze, progress)))
         frames.append(_frame(graph, freeze, names, members, rows, predicted, measured))
     if scores:
         frames.append(score_effects(replacement, graph, scores, clean))
     return FaithfulnessReport(pd.concat(frames, ignore_index=True))
 
 
-def _sample(
-    graph: AttributionGraph, n: int, seed: int, skipped: Sequence[int]
-) -> tuple[list[str], list[list[int]]]:
+def _sample(graph: AttributionGraph, n: int, seed: int, skipped: Sequence[int]) -> tuple[list[str], list[list[int]]]:
     has_output = torch.zeros(len(graph), dtype=torch.bool)
     has_output[graph._edges.source] = True
     # At skipped positions the whole MLP output is a constant, so there is no error to remove.
@@ -217,7 +217,8 @@ def predicted_effects(
     change = torch.zeros_like(relative)
     nodes = graph._nodes
     depth, counted = nodes.depth, nodes.counted[:, None]
-    fires = nodes.activation[:, None] != 0  # a silent feature's activation stays 0 when its pre-activation moves a little
+    # a silent feature's activation stays 0 when its pre-activation moves a little
+    fires = nodes.activation[:, None] != 0
     has_row = ~nodes.value.isnan()
     for at in depth[has_row].unique().tolist():
         here = (has_row & (depth == at)).nonzero()[:, 0]
@@ -240,9 +241,7 @@ def _measure(
     dictionary, at = by_place(replacement.dictionary), node_places(replacement.dictionary, graph)
     sets = [tuple(edits_of(graph, nodes)) for nodes in members]
     with tqdm(total=len(sets), desc=f"measuring ({freeze})", disable=not progress) as bar:
-        for finals, seen, part in edited_batches(
-            replacement, tokens, sets, clean, freeze, (), list(dictionary.layers)
-        ):
+        for finals, seen, part in edited_batches(replacement, tokens, sets, clean, freeze, (), list(dictionary.layers)):
             measured = torch.zeros(len(part), len(graph))
             for place in dictionary.layers:
                 here = rows[graph.is_kind("feature")[rows] & (at[rows] == place)]
@@ -302,7 +301,10 @@ def _logit_changes(
     for node in nodes.tolist():
         vector = kept_vector(replacement, graph, node)
         if vector is None:
-            raise EditError("a target is a difference or direction, and this graph's file does not say what it reads. Trace it again.")
+            raise EditError(
+                "a target is a difference or direction, and this graph's file does not say what it reads. Trace it "
+                "again."
+            )
         directions.append(vector.to(moved.device))
     position = graph._nodes.position[nodes].to(moved.device)
     return torch.einsum("bnd,nd->bn", moved[:, position], torch.stack(directions)).cpu()

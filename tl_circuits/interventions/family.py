@@ -14,7 +14,8 @@ Metric = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, " prompt"]]
 
 
 def leads(logits: Float[Tensor, "prompt d_vocab"], answers: Int[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-    """Each prompt's lead: its answer's logit minus the mean logit of the others' answers, those that are the same left out."""
+    """Each prompt's lead: its answer's logit minus the mean logit of the others' answers, those that are the same left
+    out."""
     answers = answers.to(logits.device)
     of_answers = logits.float()[:, answers]
     other = (answers[:, None] != answers[None]).float()
@@ -30,7 +31,9 @@ class Values:
 
     def mean(self) -> "Values":
         """The mean over the prompts, at each position, for every prompt."""
-        return Values(*({at: t.mean(0, keepdim=True).expand_as(t) for at, t in part.items()} for part in (self.acts, self.errors)))
+        return Values(
+            *({at: t.mean(0, keepdim=True).expand_as(t) for at, t in part.items()} for part in (self.acts, self.errors))
+        )
 
     def zero(self) -> "Values":
         """Zeros of the same shapes."""
@@ -81,7 +84,8 @@ class Runs:
         return float(self.measure(kept).mean())
 
     def gradients(self, share: float = 1.0) -> dict[int, Tensor]:
-        """Gradients of the summed metric by every activation and error, nothing frozen, by place (errors at ``-1 - place``).
+        """Gradients of the summed metric by every activation and error, nothing frozen, by place (errors at
+        ``-1 - place``).
 
         ``share``: how far the token embeddings are on the way from their mean over the family to each prompt's own.
         """

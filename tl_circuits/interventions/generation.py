@@ -80,7 +80,8 @@ def generate(
     total = n + max_new_tokens
     if total > context_length(model):
         raise PromptError(
-            f"{n} prompt tokens and {max_new_tokens} new ones do not fit the model's context of {context_length(model)}."
+            f"{n} prompt tokens and {max_new_tokens} new ones do not fit the model's context of "
+            f"{context_length(model)}."
         )
     plan = make_plan(model, dictionary, [edits], n, total)
     generator = torch.Generator().manual_seed(seed)

@@ -64,7 +64,8 @@ class InterventionResult:
         final: what the unembedding reads, float32.
         baseline_final: the same of the untouched run.
         activations: the features that are active before or after, in the layers that were compared. A frame
-            ``layer position feature before after``; with a column ``site`` behind them if some layer has several dictionaries.
+            ``layer position feature before after``; with a column ``site`` behind them if some layer has several
+            dictionaries.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
@@ -135,8 +136,8 @@ class InterventionResult:
 
     @checked
     def top(self, k: int = 5) -> pd.DataFrame:
-        """The ``k`` likeliest next tokens of either run, as a frame ``token id before after`` with both probabilities.
-        """
+        """The ``k`` likeliest next tokens of either run, as a frame ``token id before after`` with both
+        probabilities."""
         before, after = (log.exp() for log in self._last)
         ids = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
         ids = ids[torch.argsort(torch.maximum(before, after)[ids], descending=True, stable=True)]
@@ -187,9 +188,7 @@ _WHY_DIVERGED = (
 )
 
 
-def growth(
-    finals: Float[Tensor, "run pos d_model"], baseline: Float[Tensor, "pos d_model"]
-) -> Float[Tensor, " run"]:
+def growth(finals: Float[Tensor, "run pos d_model"], baseline: Float[Tensor, "pos d_model"]) -> Float[Tensor, " run"]:
     """By what factor the vectors of each run are longer than the untouched ones, at the worst position."""
     sizes = finals.double().norm(dim=-1) / baseline.double().norm(dim=-1).clamp_min(1e-30)
     return sizes.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
@@ -310,9 +309,7 @@ def _run(
             for row, edits in enumerate(part):
                 inputs = {place: seen[placed.input_hook(place)][row] for place in compared}
                 frame = _compare(placed, every, clean, inputs)
-                results.append(
-                    InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame)
-                )
+                results.append(InterventionResult(model, tokens, edits, freeze, finals[row], clean.final, frame))
             bar.update(len(part))
     return results
 
@@ -333,7 +330,8 @@ def edited_batches(
     constrained: Sequence[int],
     compared: Sequence[int],
 ) -> Iterable[tuple[Tensor, dict[str, Tensor], Sequence[tuple[Edit, ...]]]]:
-    """Batches of runs: the final streams, the dictionary's inputs at the places ``compared``, and the edits of each run."""
+    """Batches of runs: the final streams, the dictionary's inputs at the places ``compared``, and the edits of each
+    run."""
     model, dictionary = replacement.model, replacement.dictionary
     n = tokens.numel()
     size = max(1, TOKENS_AT_ONCE // n)
@@ -432,8 +430,8 @@ def edits_of(
 ) -> list[Any]:
     """Edits that multiply nodes of a graph by ``factor``; by default, that remove them.
 
-    In a contrast graph, what is multiplied is the difference from the baseline: 0 sets a feature to what it is there. The
-    edits remember their graph: :func:`intervene` refuses them if another model or dictionary is attached.
+    In a contrast graph, what is multiplied is the difference from the baseline: 0 sets a feature to what it is there.
+    The edits remember their graph: :func:`intervene` refuses them if another model or dictionary is attached.
 
     Args:
         graph: the graph.
@@ -458,7 +456,9 @@ def edits_of(
         return []
     contrast, baseline = bool(graph.info.compared_with), graph._nodes.baseline
     if contrast and baseline is None:
-        raise EditError(f"this graph's file does not hold what features are in {graph.info.compared}, so none can be set to it.")
+        raise EditError(
+            f"this graph's file does not hold what features are in {graph.info.compared}, so none can be set to it."
+        )
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
         layer, position, feature = (int(getattr(graph._nodes, name)[i]) for name in ("layer", "position", "feature"))
@@ -467,8 +467,8 @@ def edits_of(
             raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
         if contrast and place.kind != Kind.FEATURE:
             raise EditError(
-                f"{graph.node_ids[i]!r} cannot be set to what it is in {graph.info.compared}: a contrast graph keeps that for "
-                "features only. Name features; or edit it by hand, with TokenEdit or ErrorEdit."
+                f"{graph.node_ids[i]!r} cannot be set to what it is in {graph.info.compared}: a contrast graph keeps "
+                "that for features only. Name features; or edit it by hand, with TokenEdit or ErrorEdit."
             )
         if contrast and baseline is not None:
             usual, own = float(baseline[i]), float(graph._nodes.activation[i])
@@ -477,6 +477,9 @@ def edits_of(
             continue
         edit = edit_of(place, factor, graph.info)
         if edit is None:
-            raise EditError(f"{graph.node_ids[i]!r} is {place.kind.text!r}, which nothing here can edit; edit features, errors or tokens.")
+            raise EditError(
+                f"{graph.node_ids[i]!r} is {place.kind.text!r}, which nothing here can edit; edit features, errors "
+                "or tokens."
+            )
         edits.append(edit)
     return edits

@@ -49,8 +49,8 @@ def feature_patching(
 
     Returns:
         A frame ``layer position feature clean corrupted metric change``, largest change first. ``clean`` and
-        ``corrupted`` are the feature's activations; ``change`` is the metric minus that of the corrupted run. If some layer
-        has several dictionaries, the frame has a column ``site`` behind ``feature``.
+        ``corrupted`` are the feature's activations; ``change`` is the metric minus that of the corrupted run. If some
+        layer has several dictionaries, the frame has a column ``site`` behind ``feature``.
 
     Raises:
         PromptError: if the prompts differ in length.
@@ -88,7 +88,9 @@ def feature_patching(
             acts.append(placed.activate(at, placed.pre_activations(at, x), x))
         position, feature = (acts[0] != acts[1]).nonzero(as_tuple=True)
         values, n = (a[position, feature].tolist() for a in acts), len(position)
-        rows += zip([every[at].layer] * n, position.tolist(), feature.tolist(), [every[at].site] * n, *values, strict=True)
+        rows += zip(
+            [every[at].layer] * n, position.tolist(), feature.tolist(), [every[at].site] * n, *values, strict=True
+        )
     frame = pd.DataFrame(rows, columns=["layer", "position", "feature", "site", "clean", "corrupted"])
     size = (frame.clean - frame.corrupted).abs()
     frame = frame.loc[size.sort_values(ascending=False, kind="stable").index[:limit]].reset_index(drop=True)
@@ -152,10 +154,18 @@ def circuit_curve(
     tokens, skipped = prompt.tokens[None], tuple(prompt.skipped)
     values = values_of(replacement, tokens)
     instead = {place: _instead(acts, others) for place, acts in values.acts.items()}
-    runs = Runs(replacement, tokens, lambda logits: torch.tensor([_number(metric, logits[0])]), Values(instead, values.errors), skipped)
+    runs = Runs(
+        replacement,
+        tokens,
+        lambda logits: torch.tensor([_number(metric, logits[0])]),
+        Values(instead, values.errors),
+        skipped,
+    )
     whole = runs.number(everything(values))
     if whole == 0:
-        raise ArgumentError("the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not.")
+        raise ArgumentError(
+            "the metric is 0 on the untouched model, so there is no share of it to keep. Take one that is not."
+        )
     active = torch.cat([_places(place, acts[0], list(skipped)) for place, acts in values.acts.items()])
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -198,11 +208,16 @@ def _number(metric: Metric, logits: Float[Tensor, " d_vocab"]) -> float:
     Raises:
         ArgumentError: unless it is one number.
     """
-    asked = f"metric is given the logits after the last token, one number for each of the {len(logits)} tokens: logits[token]"
+    asked = (
+        f"metric is given the logits after the last token, one number for each of the {len(logits)} tokens: "
+        "logits[token]"
+    )
     try:
         made = metric(logits)
     except (IndexError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise ArgumentError(f"{asked}, not logits[0, -1, token]; it failed on them ({type(error).__name__}: {error}).") from error
+        raise ArgumentError(
+            f"{asked}, not logits[0, -1, token]; it failed on them ({type(error).__name__}: {error})."
+        ) from error
     try:
         made = made.reshape(()) if isinstance(made, Tensor) and made.numel() == 1 else made
         return real(made, "what it returns")

@@ -37,9 +37,7 @@ def score_effects(
     return pd.concat([_one_score(replacement, graph, qk, clean) for qk in scores], ignore_index=True)
 
 
-def _one_score(
-    replacement: Replacement, graph: AttributionGraph, qk: QKAttribution, clean: CleanRun
-) -> pd.DataFrame:
+def _one_score(replacement: Replacement, graph: AttributionGraph, qk: QKAttribution, clean: CleanRun) -> pd.DataFrame:
     names = _largest(qk)
     sets = [[name] for name in names] + ([names] if len(names) > 1 else [])
     measured = _measure(replacement, graph, qk, [[_edit(qk, name) for name in group] for group in sets], clean)
@@ -68,7 +66,9 @@ def _edit(qk: QKAttribution, name: str) -> Edit:
     columns = qk._sides.columns
     edit = edit_of(columns.place(columns.column(name)))
     if edit is None:
-        raise EditError(f"{qk.title}: no edit can remove the source {name!r}; only features, errors and tokens can be removed.")
+        raise EditError(
+            f"{qk.title}: no edit can remove the source {name!r}; only features, errors and tokens can be removed."
+        )
     return edit
 
 

@@ -64,7 +64,10 @@ class Client:
         headers = {"Content-Type": "application/json"}
         if data.startswith(b"\x1f\x8b"):
             headers["Content-Encoding"] = "gzip"
-        self._patiently(f"PUT {urlsplit(url).hostname}", lambda r: r.request("PUT", url, data=data, headers=headers, **self._limits()))
+        self._patiently(
+            f"PUT {urlsplit(url).hostname}",
+            lambda r: r.request("PUT", url, data=data, headers=headers, **self._limits()),
+        )
 
     def _ask(self, method: str, path: str, data: bytes | None) -> Any:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if data else {})
@@ -72,7 +75,9 @@ class Client:
             headers["x-api-key"] = self.key
         url = f"{self.server.rstrip('/')}{path}"
         response = self._patiently(
-            f"{method} {path}", lambda r: r.request(method, url, data=data, headers=headers, **self._limits()), as_json=True
+            f"{method} {path}",
+            lambda r: r.request(method, url, data=data, headers=headers, **self._limits()),
+            as_json=True,
         )
         return response
 
@@ -105,7 +110,9 @@ class Client:
             except TimeoutError:
                 problem = "no whole answer in time."
             except OverflowError:
-                raise NeuronpediaError(f"{what}: the answer has more than {LARGEST_ANSWER:,} bytes, which is refused.") from None
+                raise NeuronpediaError(
+                    f"{what}: the answer has more than {LARGEST_ANSWER:,} bytes, which is refused."
+                ) from None
             pause = wait * random.uniform(0.5, 1.0) if wait < _LONGEST_WAIT else wait
             if attempt == self.retries or time.monotonic() - started + pause > self.deadline:
                 break
@@ -127,9 +134,9 @@ class _Answer:
 def _whole_answer(send: Callable[[], Any], until: float) -> _Answer:
     """The answer to a question, if it is there by the time ``until`` of the monotonic clock.
 
-    Time limits of sockets begin anew with every byte, so a server could hold its asker for ever by sending one byte at a
-    time. Hence the answer is read in a thread of its own, which is left behind when the time is over; what it still reads
-    is bounded.
+    Time limits of sockets begin anew with every byte, so a server could hold its asker for ever by sending one byte at
+    a time. Hence the answer is read in a thread of its own, which is left behind when the time is over; what it still
+    reads is bounded.
 
     Raises:
         TimeoutError: if it is not.

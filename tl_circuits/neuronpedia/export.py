@@ -27,7 +27,17 @@ VIRTUAL_TOKEN = 10**9
 """Vocabulary ids from here on stand for targets that are no single token (differences, directions)."""
 
 STORED_INFO = ("model", "dictionary", "n_layers", "exact", "engine", "max_nodes", "n_active", "version")
-_ALSO_STORED = ("recurring", "sample", "prompt_exact", "skip_positions", "prepended", "select", "baseline", "compared_with")  # files from before these lack them
+# files from before these lack them
+_ALSO_STORED = (
+    "recurring",
+    "sample",
+    "prompt_exact",
+    "skip_positions",
+    "prepended",
+    "select",
+    "baseline",
+    "compared_with",
+)
 _LINKS_AT_ONCE = 20_000
 
 
@@ -80,7 +90,9 @@ def write_json(
     _require_showable(graph, options.target)
     if features is not None:
         if options.target != "circuit-tracer":
-            raise ExportError("Neuronpedia takes features from its own database; feature files are for target='circuit-tracer'.")
+            raise ExportError(
+                "Neuronpedia takes features from its own database; feature files are for target='circuit-tracer'."
+            )
         options = replace(options, scan=options.scan or f"./graph_data/features/{slug}")
     metadata = _metadata(graph, slug, options)
     with atomic_file(path, overwrite) as file:
@@ -137,7 +149,9 @@ def their_ids(graph: AttributionGraph) -> list[str]:
     require_one_a_layer(graph.info, "Neuronpedia's and circuit-tracer's files tell", ExportError)
     n, made = graph._nodes, []
     seen: set[str] = set()
-    for kind, layer, feature, position in zip(*(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True):
+    for kind, layer, feature, position in zip(
+        *(c.tolist() for c in (n.kind, n.layer, n.feature, n.position)), strict=True
+    ):
         text = node_id(KINDS[kind], layer, feature, position, graph.info.n_layers)
         while kind == Kind.LOGIT and (feature < 0 or text in seen):
             feature = VIRTUAL_TOKEN + len(seen)
@@ -208,7 +222,8 @@ def _metadata(graph: AttributionGraph, slug: str, options: ExportOptions) -> dic
     if details:
         made["feature_details"] = details
     made["tl_circuits"] = {
-        "info": {name: getattr(info, name) for name in (*STORED_INFO, *_ALSO_STORED)} | {"model": _shareable(info.model)},
+        "info": {name: getattr(info, name) for name in (*STORED_INFO, *_ALSO_STORED)}
+        | {"model": _shareable(info.model)},
         "token_ids": list(info.token_ids),
         "target_names": list(info.target_names),
         "notes": asdict(graph.notes),
@@ -278,7 +293,9 @@ def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
     index = {name: i for i, name in enumerate(graph.node_ids)}
     pairs = []
     # circuit-tracer looks names up by number alone, and fails on a logit whose name it replaces.
-    taken = {str(f) for f in n.feature[graph.is_kind("logit")].tolist()} | {str(p) for p in range(len(graph.info.tokens))}
+    taken = {str(f) for f in n.feature[graph.is_kind("logit")].tolist()} | {
+        str(p) for p in range(len(graph.info.tokens))
+    }
     for name, text in graph.notes.names.items():
         i = index[name]
         kind, layer, position = int(n.kind[i]), int(n.layer[i]), int(n.position[i])
@@ -311,7 +328,10 @@ def _nodes(graph: AttributionGraph, ids: list[str], qk_results: dict[str, Any]) 
         node |= {"run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": f"{their[ours].rsplit('_', 1)[0]}-0", "clerp": ""}
         node["influence"] = float(f"{reach[i]:.9g}")
         if kind in NUMBERED:
-            node |= {"feature": cantor_pair(layer, feature), "activation": activation[i] if activation[i] == activation[i] else None}
+            node |= {
+                "feature": cantor_pair(layer, feature),
+                "activation": activation[i] if activation[i] == activation[i] else None,
+            }
             node |= _label(graph, i)
         elif name == "embedding":
             node |= {"feature": position, "layer": "E", "jsNodeId": f"E_{feature}-{position}"}

@@ -79,7 +79,10 @@ def _trimmed(row: dict[str, Any]) -> dict[str, Any]:
     ]
     kept = {name: row.get(name) for name in ("frac_nonzero", "maxActApprox")}
     kept |= {name: list(row.get(name) or ())[:10] for name in ("pos_str", "neg_str")}
-    return kept | {"explanations": explanations, "activations": [_window(a) for a in (row.get("activations") or ())[:EXAMPLES]]}
+    return kept | {
+        "explanations": explanations,
+        "activations": [_window(a) for a in (row.get("activations") or ())[:EXAMPLES]],
+    }
 
 
 def _window(activation: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +103,9 @@ def label_of(feature: dict[str, Any]) -> Label | None:
     if not short:
         return None
     examples = tuple(
-        Example(tuple(map(str, a["tokens"])), tuple(map(float, a["values"]))) for a in feature["activations"] if a["tokens"]
+        Example(tuple(map(str, a["tokens"])), tuple(map(float, a["values"])))
+        for a in feature["activations"]
+        if a["tokens"]
     )
     return Label(short, promotes, suppresses, (), "neuronpedia", examples)
 

@@ -42,7 +42,9 @@ def node_id(kind: str, layer: int, feature: int, position: int, n_layers: int) -
     return f"{layer}_{middle}{'' if kind == 'attention error' else feature}_{position}"
 
 
-_ID = re.compile(r"^(?P<layer>E|\d+)_(?:(?P<word>cro|lor|error_mlp|error_attn|error)_?)?(?P<feature>-?\d+)?_(?P<position>\d+)$")
+_ID = re.compile(
+    r"^(?P<layer>E|\d+)_(?:(?P<word>cro|lor|error_mlp|error_attn|error)_?)?(?P<feature>-?\d+)?_(?P<position>\d+)$"
+)
 _WORDS = {None: "feature", "cro": "feature", "lor": "attention feature", "error_attn": "attention error"}
 
 

@@ -96,7 +96,12 @@ def source_set_for(graph: AttributionGraph, model: str | None, source_set: str |
         said = str(parse_reference(SHORT_NAMES[said].reference))
     known = known_source_set(graph.info.dictionary) or (known_source_set(said) if said else None)
     details = metadata.get("feature_details") or {}
-    name = source_set or details.get("neuronpedia_source_set") or about.get("neuronpedia_source_set") or (known.name if known else None)
+    name = (
+        source_set
+        or details.get("neuronpedia_source_set")
+        or about.get("neuronpedia_source_set")
+        or (known.name if known else None)
+    )
     if name is None:
         raise NeuronpediaError(
             f"where Neuronpedia has the features of {graph.info.dictionary!r} is not known. Give model=... and "

@@ -22,17 +22,43 @@ from tl_circuits.support.reading import MOST_NODES, quoted
 
 # What our tables or the export itself say; everything else a node carries is kept as it is.
 _NODE_KEYS = {
-    "node_id", "jsNodeId", "feature", "layer", "ctx_idx", "feature_type", "token_prob", "is_target_logit", "run_idx",
-    "reverse_ctx_idx", "clerp", "activation", "value", "bias", "residue", "residue_mass", *OPTIONAL, "label_origin", "label_text",
-    "top_logit_effects", "bottom_logit_effects", "top_embedding_effects", "token",
-}  # fmt: skip
+    "node_id",
+    "jsNodeId",
+    "feature",
+    "layer",
+    "ctx_idx",
+    "feature_type",
+    "token_prob",
+    "is_target_logit",
+    "run_idx",
+    "reverse_ctx_idx",
+    "clerp",
+    "activation",
+    "value",
+    "bias",
+    "residue",
+    "residue_mass",
+    *OPTIONAL,
+    "label_origin",
+    "label_text",
+    "top_logit_effects",
+    "bottom_logit_effects",
+    "top_embedding_effects",
+    "token",
+}
 _METADATA_KEYS = {
     "tl_circuits", "prompt", "prompt_tokens", "schema_version", "replacement_score", "completeness_score",
 }  # fmt: skip
 _METADATA_TYPES = {
-    "scan": str, "slug": str, "prompt": str, "prompt_tokens": list, "info": dict, "feature_details": dict, "transcoder_list": list,
+    "scan": str,
+    "slug": str,
+    "prompt": str,
+    "prompt_tokens": list,
+    "info": dict,
+    "feature_details": dict,
+    "transcoder_list": list,
     "tl_circuits": dict,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +118,10 @@ def content_of(content: Any, where: str) -> dict[str, Any]:
         raise GraphFileError(f"{where}: 'nodes' must be a list of 1 to {MOST_NODES:,} nodes, got {given}.")
     for key, wanted in _METADATA_TYPES.items():
         if metadata.get(key) is not None and not isinstance(metadata[key], wanted):
-            raise GraphFileError(f"{where}: its metadata has {key!r} of the type {type(metadata[key]).__name__}, expected {wanted.__name__}.")
+            raise GraphFileError(
+                f"{where}: its metadata has {key!r} of the type {type(metadata[key]).__name__}, expected "
+                f"{wanted.__name__}."
+            )
     return content
 
 
@@ -102,13 +131,17 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
             raise GraphFileError(f"{where}: nodes[{number}] has no {key!r}.")
     if str(raw["feature_type"]) not in KIND_OF:
         known = ", ".join(map(repr, KIND_OF))
-        raise GraphFileError(f"{where}: nodes[{number}] has the feature_type {quoted(raw['feature_type'])!r}; known are {known}.")
+        raise GraphFileError(
+            f"{where}: nodes[{number}] has the feature_type {quoted(raw['feature_type'])!r}; known are {known}."
+        )
     kind = KIND_OF[str(raw["feature_type"])]
     try:
         layer = -1 if kind == "embedding" or raw["layer"] == "E" else int(raw["layer"])
         position = int(raw["ctx_idx"])
     except (TypeError, ValueError, OverflowError) as error:
-        raise GraphFileError(f"{where}: nodes[{number}] has a layer or ctx_idx that is not a number ({error}).") from error
+        raise GraphFileError(
+            f"{where}: nodes[{number}] has a layer or ctx_idx that is not a number ({error})."
+        ) from error
     code, said = raw.get("feature"), parse_node_id(str(raw["node_id"]))
     if doubled and layer >= 0:
         layer //= 2
@@ -157,7 +190,13 @@ def _table(nodes: list[_Node], info: GraphInfo) -> Nodes:
     columns["layer"][is_logit] = info.n_layers
     columns["feature"][is_logit & (columns["feature"] >= 10**9)] = -1
     columns["weight"] = torch.tensor([next(probabilities) if n.kind == logit else 0.0 for n in nodes])
-    for name, default in (("activation", 0.0), ("value", float("nan")), ("bias", 0.0), ("residue", 0.0), ("residue_mass", 0.0)):
+    for name, default in (
+        ("activation", 0.0),
+        ("value", float("nan")),
+        ("bias", 0.0),
+        ("residue", 0.0),
+        ("residue_mass", 0.0),
+    ):
         found = [raw.get(name) for raw in raws]
         columns[name] = torch.tensor([default if x is None else float(x) for x in found], dtype=torch.float32)
     for name in OPTIONAL:
@@ -261,7 +300,9 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     metadata, q_params = content["metadata"], content.get("qParams") or {}
     ours = dict(zip((n.raw["node_id"] for n in nodes), graph.node_ids, strict=True))
     by_js = {str(n.raw.get("jsNodeId")): name for n, name in zip(nodes, graph.node_ids, strict=True)}
-    notes, kept = notes_from_params(graph, q_params, (metadata.get("tl_circuits") or {}).get("notes") or {}, by_js | ours)
+    notes, kept = notes_from_params(
+        graph, q_params, (metadata.get("tl_circuits") or {}).get("notes") or {}, by_js | ours
+    )
     skipped = _NODE_KEYS | ({"influence"} if "tl_circuits" in metadata else set())
     known = set(graph.node_ids)
     said = (metadata.get("tl_circuits") or {}).get("head_stories") or ()
@@ -279,6 +320,7 @@ def _with_the_rest(graph: AttributionGraph, content: dict[str, Any], nodes: list
     source_file: dict[str, Any] = {"metadata": {k: v for k, v in metadata.items() if k not in _METADATA_KEYS}}
     source_file |= {"qParams": kept, "nodes": extras, "qk_only_nodes": content.get("qk_only_nodes") or {}}
     source_file = {key: value for key, value in source_file.items() if value}
-    made = AttributionGraph(graph.info, graph._nodes, graph._edges, graph.labels, source_file=source_file, head_stories=stories)
+    made = AttributionGraph(
+        graph.info, graph._nodes, graph._edges, graph.labels, source_file=source_file, head_stories=stories
+    )
     return made.with_notes(notes)
-

@@ -50,7 +50,9 @@ def read_links(
     twice = (sorted_keys[1:] == sorted_keys[:-1]).nonzero()[:, 0]
     if len(twice):
         link = links[int(by[int(twice[0]) + 1])]
-        raise GraphFileError(f"{where}: the link from {quoted(link['source'])!r} to {quoted(link['target'])!r} is given twice.")
+        raise GraphFileError(
+            f"{where}: the link from {quoted(link['source'])!r} to {quoted(link['target'])!r} is given twice."
+        )
     return Edges(source[by], target[by], weight[by])  # storage.load_graph then refuses circles
 
 
@@ -69,8 +71,8 @@ def _index(ids: Sequence[str], kinds: Sequence[int], where: str) -> tuple[dict[s
             index[name], shared[name] = feature, error
         else:
             raise GraphFileError(
-                f"{where}: nodes[{i}] has the id {quoted(name)!r}, as nodes[{index[name]}] has. Ids must differ, or links "
-                "cannot say which node they mean."
+                f"{where}: nodes[{i}] has the id {quoted(name)!r}, as nodes[{index[name]}] has. Ids must differ, or "
+                "links cannot say which node they mean."
             )
     return index, shared
 
@@ -82,7 +84,9 @@ def _bad_link(links: list[Any], index: dict[str, int], where: str) -> GraphFileE
                 return GraphFileError(f"{where}: links[{i}] has no {end!r}.")
         for end in ("source", "target"):
             if not isinstance(link[end], str) or link[end] not in index:
-                return GraphFileError(f"{where}: links[{i}] has the {end} {quoted(link[end])!r}, and no node has that id.")
+                return GraphFileError(
+                    f"{where}: links[{i}] has the {end} {quoted(link[end])!r}, and no node has that id."
+                )
         if not isinstance(link["weight"], (int, float)):
             return GraphFileError(f"{where}: links[{i}] has the weight {quoted(link['weight'])!r}, expected a number.")
     return GraphFileError(f"{where}: its links cannot be read.")
@@ -116,6 +120,7 @@ def _separate(
         elif after >= error:
             name = next(name for name, e in shared.items() if e == error)
             raise GraphFileError(
-                f"{where}: links[{i}] comes from {name!r}, which is a feature of layer {layers[source]} and the error of "
-                f"layer {layers[error]}, and nothing tells which. Load circuit-tracer's .pt of the graph instead."
+                f"{where}: links[{i}] comes from {name!r}, which is a feature of layer {layers[source]} and the "
+                f"error of layer {layers[error]}, and nothing tells which. Load circuit-tracer's .pt of the graph "
+                "instead."
             )

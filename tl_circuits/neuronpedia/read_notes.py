@@ -57,8 +57,8 @@ def group_ids(supernodes: Any, ours: dict[str, str]) -> Groups:
 
 
 def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[str, str]:
-    """Names by ``layer_code_position`` (Neuronpedia), or by ``code`` alone (circuit-tracer; then for every position).
-    """
+    """Names by ``layer_code_position`` (Neuronpedia), or by ``code`` alone (circuit-tracer; then for every
+    position)."""
     pairs = dict(p for p in clerps if isinstance(p, list) and len(p) == 2) if isinstance(clerps, list) else {}
     if not pairs:
         return {}
@@ -71,7 +71,10 @@ def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[
         layer, feature, position = int(n.layer[i]), int(n.feature[i]), int(n.position[i])
         code = cantor_pair(layer, feature)
         # A name we know to be of another position's node was given to that one alone.
-        elsewhere = any(known.get(other) == pairs.get(str(code)) for other in same_feature[_feature(graph, i)] if other != name) and name not in known
+        elsewhere = (
+            any(known.get(other) == pairs.get(str(code)) for other in same_feature[_feature(graph, i)] if other != name)
+            and name not in known
+        )
         text = pairs.get(f"{layer}_{code}_{position}") or (None if elsewhere else pairs.get(str(code)))
         if text:
             named[name] = str(text)
@@ -96,7 +99,9 @@ def translated(results: Any, ids: dict[str, str]) -> Any:
     if not isinstance(results, dict):
         return results
     return {
-        key: [[ids.get(x, x) if isinstance(x, str) else x for x in row] for row in rows] if isinstance(rows, list) else rows
+        key: [[ids.get(x, x) if isinstance(x, str) else x for x in row] for row in rows]
+        if isinstance(rows, list)
+        else rows
         for key, rows in results.items()
     }
 

@@ -78,16 +78,24 @@ def _refuse_packed(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        packed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED or m.file_size > m.compress_size]
+        packed = [
+            m.filename
+            for m in archive.infolist()
+            if m.compress_type != zipfile.ZIP_STORED or m.file_size > m.compress_size
+        ]
     if packed:
-        raise GraphFileError(f"{path} holds the packed part {quoted(packed[0])}, which torch never writes. It is not unpacked.")
+        raise GraphFileError(
+            f"{path} holds the packed part {quoted(packed[0])}, which torch never writes. It is not unpacked."
+        )
 
 
 def _refuse_expanded(content: dict[str, Any], path: Path) -> None:
     """Raise GraphFileError for a tensor that claims more numbers than the file holds for it."""
     for name, value in content.items():
         if isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise GraphFileError(f"{path}: {quoted(name)} claims the shape {tuple(value.shape)}, more than the file holds.")
+            raise GraphFileError(
+                f"{path}: {quoted(name)} claims the shape {tuple(value.shape)}, more than the file holds."
+            )
 
 
 def _first_line(error: Exception) -> str:

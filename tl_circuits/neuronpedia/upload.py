@@ -55,8 +55,8 @@ def upload_graph(
     key = find_key(key)
     if not key:
         raise NeuronpediaError(
-            "uploading needs a key: set NEURONPEDIA_API_KEY, or give key=... (your account's settings on neuronpedia.org "
-            "show it)."
+            "uploading needs a key: set NEURONPEDIA_API_KEY, or give key=... (your account's settings on "
+            "neuronpedia.org show it)."
         )
     client = Client(server or default_server(), key)
     exists = False
@@ -104,8 +104,8 @@ def _require_source_set(graph: AttributionGraph, client: Client, model: str | No
     layer, index = int(graph._nodes.layer[features[0]]), int(graph._nodes.feature[features[0]])
     if client.get(f"/api/feature/{where.model}/{where.source(layer)}/{index}") is None:
         raise NeuronpediaError(
-            f"Neuronpedia has no feature {index} in {where.source(layer)!r} of {where.model!r}. Are model and source set right? "
-            "Nothing was sent."
+            f"Neuronpedia has no feature {index} in {where.source(layer)!r} of {where.model!r}. Are model and source "
+            "set right? Nothing was sent."
         )
 
 

@@ -55,7 +55,10 @@ class Subgraph:
     @property
     def highest(self) -> int:
         """The last layer that the address names."""
-        return max((p.layer for p in (*self.pins, *self.names, *(q for group in self.groups.values() for q in group))), default=-1)
+        return max(
+            (p.layer for p in (*self.pins, *self.names, *(q for group in self.groups.values() for q in group))),
+            default=-1,
+        )
 
     @checked
     def edits(
@@ -98,22 +101,24 @@ class Subgraph:
         """
         if place.kind != "feature":
             if place.kind == "error" and n_layers is not None and place.layer >= n_layers:
-                raise NeuronpediaError(f"the address names an error of layer {place.layer}; the model has the layers 0..{n_layers - 1}.")
+                raise NeuronpediaError(
+                    f"the address names an error of layer {place.layer}; the model has the layers 0..{n_layers - 1}."
+                )
             return place
         said = f"{place.layer}_{place.feature}_{place.position}"
         if n_layers is None:
             if place.layer == self.highest:
                 raise NeuronpediaError(
-                    f"{said} may be a feature or an output: how many layers {self.model!r} has is not known. Give n_layers=... "
-                    "or replacement=..."
+                    f"{said} may be a feature or an output: how many layers {self.model!r} has is not known. Give "
+                    "n_layers=... or replacement=..."
                 )
             n_layers = self.highest
         if place.layer >= n_layers:
             return _beyond(said, place, n_layers)
         if place.layer == 0 and place.feature < n_layers:
             raise NeuronpediaError(
-                f"{said} is circuit-tracer's id of feature {place.feature} of layer 0 and of the error of layer {place.feature}. "
-                f"Write the one that is meant: tlc.Ablate(0, {place.position}, {place.feature}) or "
+                f"{said} is circuit-tracer's id of feature {place.feature} of layer 0 and of the error of layer "
+                f"{place.feature}. Write the one that is meant: tlc.Ablate(0, {place.position}, {place.feature}) or "
                 f"tlc.ErrorEdit({place.feature}, {place.position})."
             )
         return place
@@ -126,7 +131,9 @@ def _beyond(said: str, place: Place, n_layers: int) -> Place:
         NeuronpediaError: for a layer that is still further out.
     """
     if place.layer > n_layers + 1:
-        raise NeuronpediaError(f"{said} is at layer {place.layer}; the model has {n_layers} layers, with outputs at {n_layers + 1}.")
+        raise NeuronpediaError(
+            f"{said} is at layer {place.layer}; the model has {n_layers} layers, with outputs at {n_layers + 1}."
+        )
     return Place("logit", n_layers, place.feature, place.position)
 
 
@@ -138,8 +145,8 @@ def _edit(place: Place, factor: float) -> Edit | None:
 def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
     """The subgraph in the address of a Neuronpedia graph: model, slug, groups, pins and names.
 
-    Addresses of the page that circuit-tracer serves (``http://localhost:8032/index.html?slug=...``) are read as well. They
-    name no model, so :meth:`Subgraph.edits` needs ``n_layers`` or ``replacement`` where an id may be an output.
+    Addresses of the page that circuit-tracer serves (``http://localhost:8032/index.html?slug=...``) are read as well.
+    They name no model, so :meth:`Subgraph.edits` needs ``n_layers`` or ``replacement`` where an id may be an output.
 
     Args:
         url: the address.
@@ -232,10 +239,18 @@ def _model_of(parts: SplitResult, way: list[str]) -> str:
             return way[0]
         if parts.hostname in _OWN and way in ([], ["index.html"]):
             return UNKNOWN
-        raise NeuronpediaError(f"{_short(parts.geturl())} is not the address of a graph; expected {SITE}/<model>/graph?slug=...")
-    if parts.scheme in ("http", "https") and way[-1:] == ["index.html"] and {"slug", "pinnedIds", "supernodes"} & set(parse_qs(parts.query)):
+        raise NeuronpediaError(
+            f"{_short(parts.geturl())} is not the address of a graph; expected {SITE}/<model>/graph?slug=..."
+        )
+    if (
+        parts.scheme in ("http", "https")
+        and way[-1:] == ["index.html"]
+        and {"slug", "pinnedIds", "supernodes"} & set(parse_qs(parts.query))
+    ):
         return UNKNOWN
-    raise NeuronpediaError(f"{_short(parts.geturl())} is not an address of {SITE}, nor of circuit-tracer's page (…/index.html?slug=...).")
+    raise NeuronpediaError(
+        f"{_short(parts.geturl())} is not an address of {SITE}, nor of circuit-tracer's page (…/index.html?slug=...)."
+    )
 
 
 def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
@@ -245,7 +260,11 @@ def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
     try:
         rows = json.loads(text)
     except ValueError as error:
-        hint = " It is encoded twice; decode the address once." if "%5B" in text or "%22" in text else " Was the address cut off?"
+        hint = (
+            " It is encoded twice; decode the address once."
+            if "%5B" in text or "%22" in text
+            else " Was the address cut off?"
+        )
         raise NeuronpediaError(f"the address's {key} is not JSON ({error}).{hint}") from error
     good = isinstance(rows, list) and all(
         isinstance(row, list) and row and all(isinstance(item, str) for item in row) for row in rows
@@ -258,7 +277,10 @@ def _rows(query: dict[str, str], key: str) -> Sequence[list[str]]:
 def _place(text: str, n_layers: int | None, key: str) -> Place:
     place = parse_node_id(text, n_layers)
     if place is None:
-        raise NeuronpediaError(f"the address's {key} holds {_short(text)}, which is not a node id (these look like 14_2268_9 or E_26865_9).")
+        raise NeuronpediaError(
+            f"the address's {key} holds {_short(text)}, which is not a node id (these look like 14_2268_9 or "
+            "E_26865_9)."
+        )
     if n_layers is not None and place.kind == "logit":
         _beyond(text, Place("logit", int(text.split("_")[0]), place.feature, place.position), n_layers)
     return place

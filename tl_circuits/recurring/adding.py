@@ -40,7 +40,12 @@ def _keys(graph: AttributionGraph, slot_of: np.ndarray) -> Int64[np.ndarray, " n
     logit = kind == Kind.LOGIT
     slot = np.where(logit, 0, slot_of[nodes.position.numpy()])
     number = np.where(logit, logit.cumsum() - 1, np.where(np.isin(kind, NUMBERED), feature, 0))
-    parts = ((kind, _KIND, "kind"), (layer + 1, _LAYER, "layer"), (slot.clip(min=0), _SLOT, "slot"), (number, _NUMBER, "feature"))
+    parts = (
+        (kind, _KIND, "kind"),
+        (layer + 1, _LAYER, "layer"),
+        (slot.clip(min=0), _SLOT, "slot"),
+        (number, _NUMBER, "feature"),
+    )
     key = np.zeros_like(kind)
     for part, bits, what in parts:
         if len(part) and not 0 <= int(part.min()) <= int(part.max()) < 2**bits:
@@ -75,7 +80,9 @@ def add_up_nodes(
         flow.index_add_(1, graph._edges.target, torch.stack([weight, weight.abs()]))
         columns = [graph.influence, nodes.activation, nodes.value, nodes.bias, nodes.residue]
         columns += [nodes.residue_mass + flow[1], nodes.weight, flow[0]]
-        columns += [torch.zeros(len(graph)) if c is None else c for c in (getattr(nodes, name) for name in _OF_FEATURES)]
+        columns += [
+            torch.zeros(len(graph)) if c is None else c for c in (getattr(nodes, name) for name in _OF_FEATURES)
+        ]
         tally.add(keys[here], torch.stack([c.double() for c in columns], dim=1).numpy()[here])
         sources = graph.influence.numpy()[~graph.is_kind("logit").numpy()]
         dropped = graph.influence.numpy()[~here].sum()
@@ -114,14 +121,10 @@ def add_up_edges(
         row = np.where(known[row] == keys, common[row], -1) if len(known) else np.full(len(keys), -1)
         source, target = row[graph._edges.source.numpy()], row[graph._edges.target.numpy()]
         here = (source >= 0) & (target >= 0)
-        tally.add(
-            target[here] * len(nodes) + source[here], graph._edges.weight.double().numpy()[here][:, None]
-        )
+        tally.add(target[here] * len(nodes) + source[here], graph._edges.weight.double().numpy()[here][:, None])
     keys, count, sums = tally.totals()
     enough = count >= min_share * len(graphs)
     target, source = np.divmod(keys[enough], len(nodes))
     return pd.DataFrame(
         {"source": source, "target": target, "count": count[enough], "weight": sums[enough, 0] / len(graphs)}
     )
-
-

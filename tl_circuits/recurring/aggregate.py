@@ -63,8 +63,8 @@ class RecurringCircuit:
         """A frame of the features found in at least ``min_share`` of the prompts, the commonest first.
 
         Columns: ``id``, ``layer``, ``slot``, ``feature``; ``count`` and ``share``: in how many prompts, and in which
-        share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none. ``total_effect``
-        and ``baseline``: means, 0 where graphs do not say.
+        share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none.
+        ``total_effect`` and ``baseline``: means, 0 where graphs do not say.
         """
         frame = self.all_features
         frame = frame[frame.share >= self.min_share]
@@ -123,8 +123,8 @@ class RecurringCircuit:
     def graph(self, min_share: float = 0.5) -> AttributionGraph:
         """One attribution graph of what recurs: its edges are mean direct effects.
 
-        Its tokens are the words of the prompts' template, such as ``[Dallas / Miami]``, or the names of its slots if they
-        were given, and its targets are the prompts' first, second, … targets, named by the tokens seen
+        Its tokens are the words of the prompts' template, such as ``[Dallas / Miami]``, or the names of its slots if
+        they were given, and its targets are the prompts' first, second, … targets, named by the tokens seen
         there. It can be pruned, saved and drawn like any other graph; but it belongs to no single prompt, so whatever
         would run the model on it raises PromptError. A node's edges and ``bias`` add up to its mean ``value``: ``bias``
         holds the mean bias and, as ``residue``, the mean of all effects that are no edges here. Effects that cancel
@@ -149,7 +149,9 @@ class RecurringCircuit:
         row = pd.Series(np.arange(len(table)), index=table.index)
         source, target = (torch.tensor(row[edges[end]].to_numpy()) for end in ("source", "target"))
         weight = torch.tensor(edges.weight.to_numpy())
-        into = torch.zeros(2, len(table), dtype=torch.float64).index_add_(1, target, torch.stack([weight, weight.abs()]))
+        into = torch.zeros(2, len(table), dtype=torch.float64).index_add_(
+            1, target, torch.stack([weight, weight.abs()])
+        )
 
         used = np.unique(table.slot)
         column = {name: torch.tensor(table[name].to_numpy()) for name in ["kind", "layer", "token", *SUMS]}
@@ -158,7 +160,11 @@ class RecurringCircuit:
             kind=column["kind"],
             layer=column["layer"],
             position=torch.from_numpy(np.searchsorted(used, table.slot)),
-            feature=torch.where(torch.isin(column["kind"], torch.tensor((*NUMBERED, Kind.BIAS))), torch.tensor(table.feature.to_numpy()), column["token"]),
+            feature=torch.where(
+                torch.isin(column["kind"], torch.tensor((*NUMBERED, Kind.BIAS))),
+                torch.tensor(table.feature.to_numpy()),
+                column["token"],
+            ),
             activation=column["activation"].float(),
             value=column["value"].float(),
             bias=(column["bias"] + lost).float(),
@@ -214,8 +220,8 @@ def aggregate(
         Frames of what recurs, and a graph of mean effects.
 
     Raises:
-        ValueError: there are no graphs, they are of different models or dictionaries, a layer has several dictionaries, a slot
-            is outside its prompt, or
+        ValueError: there are no graphs, they are of different models or dictionaries, a layer has several dictionaries,
+            a slot is outside its prompt, or
             ``min_share`` is not within 0..1.
         GraphFileError: a file is not a graph.
 
@@ -304,5 +310,3 @@ def _all_compared(infos: Sequence[GraphInfo]) -> dict[str, tuple[int, ...] | Non
         prompts = prompts or [None] * len(info.compared_with)
         found.update(zip(info.compared_with, prompts, strict=True))
     return found
-
-

@@ -50,5 +50,3 @@ def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
     both = both[[*key, *numbers]].assign(difference=both.influence_first - both.influence_second, label=label)
     order = np.lexsort([both.id, both.feature, both.layer, -both.difference.abs()])
     return both.iloc[order].reset_index(drop=True)
-
-

@@ -1,4 +1,5 @@
-"""The folder where downloads and opened models are kept. Imports nothing slow: the command line names it in its help."""
+"""The folder where downloads and opened models are kept. Imports nothing slow: the command line names it in its
+help."""
 
 import os
 from pathlib import Path

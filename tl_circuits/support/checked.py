@@ -93,8 +93,15 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
     except NameError:  # a name that is only imported for type checkers
         found = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    found = {name: hint for name, hint in found.items() if kinds.get(name, inspect.Parameter.VAR_KEYWORD) is not inspect.Parameter.VAR_KEYWORD}
-    return {name: GenericAlias(tuple, (hint, ...)) if kinds[name] is inspect.Parameter.VAR_POSITIONAL else hint for name, hint in found.items()}
+    found = {
+        name: hint
+        for name, hint in found.items()
+        if kinds.get(name, inspect.Parameter.VAR_KEYWORD) is not inspect.Parameter.VAR_KEYWORD
+    }
+    return {
+        name: GenericAlias(tuple, (hint, ...)) if kinds[name] is inspect.Parameter.VAR_POSITIONAL else hint
+        for name, hint in found.items()
+    }
 
 
 def _plain(value: Any, hint: Any) -> Any:
@@ -114,7 +121,11 @@ def _plain(value: Any, hint: Any) -> Any:
         number = value.item()
         # pandas turns a 3 into 3.0 in a row that also holds fractions.
         wanted = _parts(hint)
-        return int(number) if int in wanted and float not in wanted and isinstance(number, float) and number.is_integer() else number
+        return (
+            int(number)
+            if int in wanted and float not in wanted and isinstance(number, float) and number.is_integer()
+            else number
+        )
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist") and _asks_for_several(hint):
         return value.tolist()
     return value
@@ -135,7 +146,9 @@ def _asks_for_arrays(hint: Any) -> bool:
 
 
 def _asks_for_several(hint: Any) -> bool:
-    return any(getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list", "tuple") for part in _parts(hint))
+    return any(
+        getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list", "tuple") for part in _parts(hint)
+    )
 
 
 def _unseen(function: str, arguments: dict[str, Any], hints: dict[str, Any]) -> str | None:
@@ -145,7 +158,9 @@ def _unseen(function: str, arguments: dict[str, Any], hints: dict[str, Any]) -> 
     """
     for name, value in arguments.items():
         wrong = isinstance(value, bool) and name in hints and _is_number(hints[name])
-        wrong = wrong or (isinstance(value, (list, tuple)) and name in hints and _bad_entry(value, hints[name]) is not None)
+        wrong = wrong or (
+            isinstance(value, (list, tuple)) and name in hints and _bad_entry(value, hints[name]) is not None
+        )
         if wrong:
             return f"{function}({name}=...) must be {_expected(hints[name])}, got {_got(value, hints[name])}."
     return None
@@ -159,14 +174,20 @@ def _is_number(hint: Any) -> bool:
 def _bad_entry(values: Any, hint: Any) -> int | None:
     """The index of a list's first entry whose type ``hint`` does not allow; None if all are allowed."""
     parts = _parts(hint)
-    if Any in parts or any(isinstance(part, type) and get_origin(part) is None and isinstance(values, part) for part in parts):
+    if Any in parts or any(
+        isinstance(part, type) and get_origin(part) is None and isinstance(values, part) for part in parts
+    ):
         return None
     for part in parts:
         inner = get_args(part)
         listed = get_origin(part) is tuple and inner[1:] == (Ellipsis,)
         listed = listed or getattr(get_origin(part), "__name__", "") in ("Sequence", "Iterable", "list")
         if listed and inner and inner[0] is not Any:
-            bad = (i for i, item in enumerate(values) if (isinstance(item, bool) and _is_number(inner[0])) or not _fits(item, inner[0]))
+            bad = (
+                i
+                for i, item in enumerate(values)
+                if (isinstance(item, bool) and _is_number(inner[0])) or not _fits(item, inner[0])
+            )
             return next(bad, None)
     return None
 

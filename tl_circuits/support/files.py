@@ -33,7 +33,9 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
             what = "a folder" if target.is_dir() else "a device or a pipe"
             raise OutputError(f"cannot write {path}: it is {what}. Give the name of a file.")
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        start = f".{target.name[:_LONGEST]}.{hashlib.sha256(target.name.encode(errors='surrogateescape')).hexdigest()[:8]}."
+        start = (
+            f".{target.name[:_LONGEST]}.{hashlib.sha256(target.name.encode(errors='surrogateescape')).hexdigest()[:8]}."
+        )
         _collect(target, start)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=start, suffix=".part")
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte

@@ -28,8 +28,9 @@ def use_fonts_for(figure: Any) -> None:
         some = ", ".join(f"“{c}”" for c in sorted(left)[:MOST_QUOTED])
         more = f" and {len(left) - MOST_QUOTED} more" if len(left) > MOST_QUOTED else ""
         warnings.warn(
-            f"no font of this computer has the characters {some}{more}, so the figure shows boxes in their place. Install one that has "
-            "them, such as Noto Sans CJK for Chinese, Japanese and Korean (Debian and Ubuntu: apt install fonts-noto-cjk), and draw again.",
+            f"no font of this computer has the characters {some}{more}, so the figure shows boxes in their place. "
+            "Install one that has them, such as Noto Sans CJK for Chinese, Japanese and Korean (Debian and Ubuntu: "
+            "apt install fonts-noto-cjk), and draw again.",
             UserWarning,
             stacklevel=2,
         )
@@ -59,7 +60,9 @@ def _fonts_with(characters: set[str]) -> tuple[list[str], set[str]]:
         except (OSError, RuntimeError, ValueError):  # a damaged file
             continue
     has: dict[str, set[str]] = {}
-    for entry in sorted(fontManager.ttflist, key=lambda e: (e.name, e.style != "normal", abs(_weight(e.weight) - 400), e.fname)):
+    for entry in sorted(
+        fontManager.ttflist, key=lambda e: (e.name, e.style != "normal", abs(_weight(e.weight) - 400), e.fname)
+    ):
         if entry.name in has or entry.style != "normal":
             continue  # one face a family tells what the family has
         try:

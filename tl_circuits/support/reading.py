@@ -1,7 +1,7 @@
 """Read files that may be damaged or hostile: the bounds of every reader, and one boundary where errors become ours.
 
-A reader does its work inside :func:`boundary`. Whatever a damaged file makes a library raise then becomes the error that
-the reader documents, with the file's name. Ctrl-C and errors of ours pass through as they are.
+A reader does its work inside :func:`boundary`. Whatever a damaged file makes a library raise then becomes the error
+that the reader documents, with the file's name. Ctrl-C and errors of ours pass through as they are.
 """
 
 import gzip
@@ -28,7 +28,9 @@ LONGEST_TEXT = 1_000_000  # characters of one label, name or note
 LONGEST_QUOTED = 80  # characters of a value in an error message
 MOST_SQUEEZED = 200  # an archive that unpacks to more than this factor is a bomb; graphs as JSON reach about 30
 
-_ESCAPE = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 
 
 def quoted(value: Any) -> str:
@@ -89,10 +91,14 @@ def gunzip(path: Path, most: int, made: type[TLCircuitsError]) -> bytes:
             data = file.read(allowed + 1)
     except made as error:
         if isinstance(error.__cause__, (OSError, EOFError, zlib.error)):
-            raise made(f"{path} is not a whole gzip file ({quoted(str(error.__cause__))}). Was it cut off?") from error.__cause__
+            raise made(
+                f"{path} is not a whole gzip file ({quoted(str(error.__cause__))}). Was it cut off?"
+            ) from error.__cause__
         raise
     if len(data) > allowed:
-        raise made(f"{path} unpacks to more than {allowed:,} bytes, which a graph of its size never does. It is not unpacked.")
+        raise made(
+            f"{path} unpacks to more than {allowed:,} bytes, which a graph of its size never does. It is not unpacked."
+        )
     return data
 
 

@@ -15,12 +15,12 @@ _CLOCK = 1e-4  # a coarser clock cannot tell in so short a time
 def free_threads() -> Iterator[None]:
     """Compute in the block with as many threads as the machine has processors free, at most torch's own number.
 
-    Threads wait for each other after every product. Where other programs take the processors, one thread that waits for its
-    turn holds up the others, and fewer are faster (measured: docs/benchmarks.md, "Beside other programs"). Torch's number of
-    threads is the same again after the block.
+    Threads wait for each other after every product. Where other programs take the processors, one thread that waits for
+    its turn holds up the others, and fewer are faster (measured: docs/benchmarks.md, "Beside other programs"). Torch's
+    number of threads is the same again after the block.
 
-    With another number of threads the last bits of float32 sums differ. ``torch.set_num_threads(1)`` beforehand gives the same
-    bits however busy the machine is.
+    With another number of threads the last bits of float32 sums differ. ``torch.set_num_threads(1)`` beforehand gives
+    the same bits however busy the machine is.
     """
     before = torch.get_num_threads()
     try:
@@ -41,7 +41,8 @@ def processors_got() -> float:
     """
     if time.get_clock_info("process_time").resolution > _CLOCK:
         return float("inf")
-    size = round(512 * (torch.get_num_threads() / 2) ** (1 / 3))  # as much work for each of many threads as for each of two
+    # as much work for each of many threads as for each of two
+    size = round(512 * (torch.get_num_threads() / 2) ** (1 / 3))
     matrix = torch.ones(size, size)
     matrix @ matrix  # starts the threads
     at, used = time.perf_counter(), time.process_time()

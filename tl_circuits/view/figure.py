@@ -21,7 +21,10 @@ HEAD, HALF, ARC = 0.08, 0.06, 0.3  # an arrow's head, half its width, and how hi
 CLOSE_ROWS = 0.22
 LEAST_NAMED = 0.05  # a word's share is written if it is at least this
 FOOT, TALLEST = 0.5, 0.3  # below the tokens is room for the bars of what each word does
-LEGEND = "Bars: what each word does to the answer. Blue solid arrows raise what they point to, orange dashed ones lower it, in the replacement model."
+LEGEND = (
+    "Bars: what each word does to the answer. Blue solid arrows raise what they point to, orange dashed ones lower "
+    "it, in the replacement model."
+)
 TURNED_DOWN = " Boxes with ↓ are turned down, by blue arrows."  # in graphs that compare with other prompts
 
 
@@ -34,11 +37,17 @@ def plot_story(graph: AttributionGraph, path: Path | None, max_boxes: int, overw
     axis.set(xlim=(0, WIDE), ylim=(0, high + 1.0))
     axis.axis("off")
     weakest = sorted(story.arrows, key=lambda a: abs(a.share))
-    for arrow, points in zip(weakest, routes([(places[a.source], places[a.target]) for a in weakest], places, WIDE), strict=True):
+    for arrow, points in zip(
+        weakest, routes([(places[a.source], places[a.target]) for a in weakest], places, WIDE), strict=True
+    ):
         _arrow(axis, points, arrow.share)
     for unit, place in zip(story.units, places, strict=True):
         _unit(axis, unit, place)
-    _words(axis, graph, {unit.members[0]: place for unit, place in zip(story.units, places, strict=True) if unit.kind == "token"})
+    _words(
+        axis,
+        graph,
+        {unit.members[0]: place for unit, place in zip(story.units, places, strict=True) if unit.kind == "token"},
+    )
     axis.text(0.15, high + 0.62, story.headline, fontsize=17, fontweight="bold", va="center", **_plain())
     read = _cut(graph.info.reads, 180)
     legend = LEGEND + (TURNED_DOWN if any(unit.lower for unit in story.units) else "")
@@ -69,7 +78,9 @@ def plot_intervention(result: "InterventionResult", path: Path | None, overwrite
     axis.invert_yaxis()
     axis.set(xlabel="probability of the next token", xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(f"{plural(len(result.edits), 'feature')} edited, KL {result.kl():.2f} nats ({result.freeze} held)", fontsize=10)
+    axis.set_title(
+        f"{plural(len(result.edits), 'feature')} edited, KL {result.kl():.2f} nats ({result.freeze} held)", fontsize=10
+    )
     axis.legend(frameon=False, loc="lower right")
     return save_figure(figure, path, overwrite)
 
@@ -104,9 +115,23 @@ def _words(axis: Any, graph: AttributionGraph, tokens: dict[int, tuple[float, fl
             continue
         x, y, wide, _ = place
         high = TALLEST * abs(row.share) / most
-        axis.fill([x, x + wide, x + wide, x], [y - 0.03, y - 0.03, y - 0.03 - high, y - 0.03 - high], color=PLUS if row.share >= 0 else MINUS, linewidth=0)
+        axis.fill(
+            [x, x + wide, x + wide, x],
+            [y - 0.03, y - 0.03, y - 0.03 - high, y - 0.03 - high],
+            color=PLUS if row.share >= 0 else MINUS,
+            linewidth=0,
+        )
         if abs(row.share) >= LEAST_NAMED:
-            axis.text(x + wide / 2, y - 0.08 - high, f"{row.share:+.0%}", fontsize=6, color="0.35", ha="center", va="top", **_plain())
+            axis.text(
+                x + wide / 2,
+                y - 0.08 - high,
+                f"{row.share:+.0%}",
+                fontsize=6,
+                color="0.35",
+                ha="center",
+                va="top",
+                **_plain(),
+            )
 
 
 def _row(found: dict[int, Any], units: list[Unit], y: float, height: float) -> list[float]:
@@ -135,7 +160,11 @@ def _arrow(axis: Any, points: Points, share: float) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
-    wide, colour, style = min(5.0, 0.6 + 5 * abs(share) ** 0.5), PLUS if share >= 0 else MINUS, "-" if share >= 0 else (0, (4, 2.5))
+    wide, colour, style = (
+        min(5.0, 0.6 + 5 * abs(share) ** 0.5),
+        PLUS if share >= 0 else MINUS,
+        "-" if share >= 0 else (0, (4, 2.5)),
+    )
     (x1, y1), (x2, y2) = points[0], points[-1]
     beside, level = len(points) == 2 and y1 == y2 and abs(x2 - x1) < 2 * BETWEEN, y1 == y2
     if beside:
@@ -152,24 +181,83 @@ def _arrow(axis: Any, points: Points, share: float) -> None:
             (xa, ya), (xb, yb) = ends[n : n + 2]
             vertices += [(xa, (ya + yb) / 2), (xb, (ya + yb) / 2), (xb, yb), *ends[n + 2 : n + 3]]
             codes += [4, 4, 4, *([2] if n + 2 < len(ends) else [])]
-    axis.add_patch(PathPatch(Curve(vertices, codes), fill=False, linewidth=wide, edgecolor=colour, linestyle=style, alpha=0.75, capstyle="butt"))
+    axis.add_patch(
+        PathPatch(
+            Curve(vertices, codes),
+            fill=False,
+            linewidth=wide,
+            edgecolor=colour,
+            linestyle=style,
+            alpha=0.75,
+            capstyle="butt",
+        )
+    )
     (tx, ty), (dx, dy) = vertices[-1], head
-    axis.fill([tx - HALF * dy, tx + HALF * dy, tx + HEAD * dx], [ty - HALF * dx, ty + HALF * dx, ty + HEAD * dy], color=colour, linewidth=0)
+    axis.fill(
+        [tx - HALF * dy, tx + HALF * dy, tx + HEAD * dx],
+        [ty - HALF * dx, ty + HALF * dx, ty + HEAD * dy],
+        color=colour,
+        linewidth=0,
+    )
 
 
 def _unit(axis: Any, unit: Unit, place: tuple[float, float, float, float]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     x, y, wide, high = place
-    face, edge, ink = {"token": ("#f6f7f9", "#d5dae0", "black"), "box": ("#eef2f7", "#8695a6", "black"), "target": ("#1b1f24", "#1b1f24", "white")}[unit.kind]
-    axis.add_patch(FancyBboxPatch((x, y), wide, high, boxstyle="round,pad=0,rounding_size=0.07", facecolor=face, edgecolor=edge, linewidth=1, zorder=3))
+    face, edge, ink = {
+        "token": ("#f6f7f9", "#d5dae0", "black"),
+        "box": ("#eef2f7", "#8695a6", "black"),
+        "target": ("#1b1f24", "#1b1f24", "white"),
+    }[unit.kind]
+    axis.add_patch(
+        FancyBboxPatch(
+            (x, y),
+            wide,
+            high,
+            boxstyle="round,pad=0,rounding_size=0.07",
+            facecolor=face,
+            edgecolor=edge,
+            linewidth=1,
+            zorder=3,
+        )
+    )
     if unit.kind == "box":
         count = len(unit.members)
-        axis.text(x + 0.1, y + high - 0.19, _cut(unit.name, 27), fontsize=8.2, fontweight="bold", va="center", zorder=4, **_plain())
-        axis.text(x + 0.1, y + 0.15, _cut(f"{'↓ ' * unit.lower}{plural(count, 'feature')} · {unit.place}", 42), fontsize=6.2, color="0.35", va="center", zorder=4, **_plain())
+        axis.text(
+            x + 0.1,
+            y + high - 0.19,
+            _cut(unit.name, 27),
+            fontsize=8.2,
+            fontweight="bold",
+            va="center",
+            zorder=4,
+            **_plain(),
+        )
+        axis.text(
+            x + 0.1,
+            y + 0.15,
+            _cut(f"{'↓ ' * unit.lower}{plural(count, 'feature')} · {unit.place}", 42),
+            fontsize=6.2,
+            color="0.35",
+            va="center",
+            zorder=4,
+            **_plain(),
+        )
     else:
         bold = "bold" if unit.kind == "target" else "normal"
-        axis.text(x + wide / 2, y + high / 2, _cut(unit.name, max(3, int(wide / 0.082))), fontsize=8.5, color=ink, fontweight=bold, ha="center", va="center", zorder=4, **_plain())
+        axis.text(
+            x + wide / 2,
+            y + high / 2,
+            _cut(unit.name, max(3, int(wide / 0.082))),
+            fontsize=8.5,
+            color=ink,
+            fontweight=bold,
+            ha="center",
+            va="center",
+            zorder=4,
+            **_plain(),
+        )
 
 
 def _plain() -> dict[str, Any]:

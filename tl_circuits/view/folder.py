@@ -24,7 +24,8 @@ FIELDS = ("groups", "pins", "names", "text")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its id, its path, why it cannot be shown (empty if it can), and whether it was traced by this server."""
+    """One file: its id, its path, why it cannot be shown (empty if it can), and whether it was traced by this
+    server."""
 
     id: str
     path: Path
@@ -165,8 +166,8 @@ class GraphFolder:
             raise OutputError(f"new graphs are saved in {self.home}, and nothing may be written there.")
 
     def add(self, graph: AttributionGraph, stem: str) -> Entry:
-        """Save a new graph beside the others as ``STEM.graph.safetensors``, or as ``STEM-2.graph.safetensors`` and so on
-        where that is taken, and list it.
+        """Save a new graph beside the others as ``STEM.graph.safetensors``, or as ``STEM-2.graph.safetensors`` and so
+        on where that is taken, and list it.
 
         Raises:
             OutputError: if it cannot be saved.
@@ -196,7 +197,9 @@ class GraphFolder:
         found = find_notes(graph, entry.path)
         if found is None:
             return None
-        return json.loads(notes_json(found.notes, graph.fingerprint if belongs(found.made_for, graph) else found.made_for))
+        return json.loads(
+            notes_json(found.notes, graph.fingerprint if belongs(found.made_for, graph) else found.made_for)
+        )
 
     def save_notes(self, graph_id: str, given: Any, fields: list[str]) -> None:
         """Write the named fields of the notes given. Other fields stay as they are, because another tab may have

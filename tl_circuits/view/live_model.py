@@ -69,7 +69,9 @@ class LiveModel:
             ValueError: for too many nodes or too large a factor.
         """
         if not 0 < len(nodes) <= MOST_STEERED or not abs(factor) <= LARGEST_FACTOR:
-            raise ValueError(f"steer 1 to {MOST_STEERED} nodes by a factor between -{LARGEST_FACTOR} and {LARGEST_FACTOR}.")
+            raise ValueError(
+                f"steer 1 to {MOST_STEERED} nodes by a factor between -{LARGEST_FACTOR} and {LARGEST_FACTOR}."
+            )
         found = await self._done(measure_boxes, self.replacement, graph, [nodes], factor, still_wanted=still_wanted)
         return None if found is None else found[0]
 
@@ -92,7 +94,9 @@ class LiveModel:
         """The graph with labels on the :data:`LABELS_AT_ONCE` most influential features that have none."""
         return await self._done(label_features, self.replacement, graph, unlabelled(graph)[:LABELS_AT_ONCE])
 
-    async def trace(self, prompt: str, report: Callable[[str], None], keep: Callable[[AttributionGraph], Entry]) -> Entry:
+    async def trace(
+        self, prompt: str, report: Callable[[str], None], keep: Callable[[AttributionGraph], Entry]
+    ) -> Entry:
         """Trace ``prompt``, and give the new graph to ``keep``, also if nobody waits for it any longer by then.
 
         Args:

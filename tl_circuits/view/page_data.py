@@ -64,7 +64,9 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         },
         "levels": _levels(stories, shown),
         "words": _words(graph),
-        "weights": [[i, round(float(shown._nodes.weight[i]), 9)] for i in (shown._nodes.weight > 0).nonzero()[:, 0].tolist()],
+        "weights": [
+            [i, round(float(shown._nodes.weight[i]), 9)] for i in (shown._nodes.weight > 0).nonzero()[:, 0].tolist()
+        ],
         "scores": {
             "replacement": round(scores.replacement, 4),
             "completeness": round(scores.completeness, 4),
@@ -73,7 +75,8 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
         "features_shown": int(shown.is_kind("feature").sum()),
         "features_traced": int(graph.is_kind("feature").sum()),
         "features_active": info.n_active,
-        "unlabelled": int(graph.is_kind("feature").sum()) - sum(1 for i in graph.labels if graph._nodes.kind[i] == Kind.FEATURE),
+        "unlabelled": int(graph.is_kind("feature").sum())
+        - sum(1 for i in graph.labels if graph._nodes.kind[i] == Kind.FEATURE),
         "nodes": _nodes(shown, drawn),
         "links": _packed(shown, kept),
         "links_traced": len(graph._edges),
@@ -95,7 +98,11 @@ def attention_data(shown: AttributionGraph) -> dict[str, Any]:
     """
     known = {name: i for i, name in enumerate(shown.node_ids)}
     theirs = shown.source_file.get("nodes", {})
-    results = {str(known[i]): rest["qk_tracing_results"] for i, rest in theirs.items() if i in known and "qk_tracing_results" in rest}
+    results = {
+        str(known[i]): rest["qk_tracing_results"]
+        for i, rest in theirs.items()
+        if i in known and "qk_tracing_results" in rest
+    }
     return {"heads": [story_on_page(story, known) for story in shown.head_stories], "qk": results}
 
 
@@ -141,7 +148,11 @@ def _level(story: Story, graph: AttributionGraph, usual: bool) -> dict[str, Any]
         "sentences": list(story.sentences),
         "ways": [[story.units[u].members[0] for u in way] for way in story.ways],
         "lump_error": round(story.lump_error, 4),
-        "carried": {"line": carried_line(story, graph), "share": finite(story.carried.share), "value": finite(story.carried.value)},
+        "carried": {
+            "line": carried_line(story, graph),
+            "share": finite(story.carried.share),
+            "value": finite(story.carried.value),
+        },
     }
 
 
@@ -195,7 +206,13 @@ def _nodes(graph: AttributionGraph, drawn: list[int]) -> dict[str, Any]:
         "mass": _short(input_mass(graph)),
         "label": [graph.label(i) for i in range(len(graph))],
         "cards": {
-            str(i): [list(label.promotes), list(label.suppresses), list(label.reads), label.origin, *_examples(label, i in exemplified)]
+            str(i): [
+                list(label.promotes),
+                list(label.suppresses),
+                list(label.reads),
+                label.origin,
+                *_examples(label, i in exemplified),
+            ]
             for i, label in ((i, graph.labels[i]) for i in carded)
         },
     }
@@ -221,8 +238,8 @@ def _short(values: Tensor) -> list[float | None]:
 
 
 def _packed(graph: AttributionGraph, kept: Int[Tensor, " kept"]) -> str:
-    """Sources and targets (uint16, or uint32 above 65,536 nodes), then weights (float32): little-endian, gzip, base64.
-    """
+    """Sources and targets (uint16, or uint32 above 65,536 nodes), then weights (float32): little-endian, gzip,
+    base64."""
     index = "<u2" if len(graph) <= 65_536 else "<u4"
     edges = graph._edges[kept]
     parts = [edges.source.numpy().astype(index), edges.target.numpy().astype(index), edges.weight.numpy().astype("<f4")]

@@ -1,4 +1,5 @@
-"""The ways of a figure's arrows: they pass the rows between through gaps, and run through no box. As page/routes.js does."""
+"""The ways of a figure's arrows: they pass the rows between through gaps, and run through no box. As page/routes.js
+does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,11 +35,13 @@ def routes(ends: Sequence[tuple[Place, Place]], places: Sequence[Place], width: 
 
     Args:
         ends: (place left, place entered) of each arrow. Every place is one of ``places``.
-        places: left, bottom, width and height of everything that stands in the way. Those with one ``bottom`` are a row.
+        places: left, bottom, width and height of everything that stands in the way. Those with one ``bottom`` are a
+            row.
         width: how far rows reach.
 
     Returns:
-        For each arrow: its start, both ends of every gap it passes, and its end. An arrow within a row goes from side to
+        For each arrow: its start, both ends of every gap it passes, and its end. An arrow within a row goes from side
+            to
         side if nothing stands between; else from top to top, and is to be drawn as an arc above the row.
     """
     rows = _rows(places, width)
@@ -84,12 +87,14 @@ def _centre(place: Place) -> float:
 
 
 def _at_top(source: Place, target: Place, end: int) -> bool:
-    """Whether an arrow's end stands on the upper edge: it leaves upwards unless it goes down, and enters from where it comes."""
+    """Whether an arrow's end stands on the upper edge: it leaves upwards unless it goes down, and enters from where it
+    comes."""
     return source[1] <= target[1] if end == 0 else source[1] >= target[1]
 
 
 def _port(ends: Sequence[tuple[Place, Place]], i: int, end: int) -> float:
-    """Where one end stands on the edge of its place: beside the other ends there, in the order of where they come from."""
+    """Where one end stands on the edge of its place: beside the other ends there, in the order of where they come
+    from."""
     mine = ends[i]
     beside = sorted(
         (_centre(other[1 - side]), j, side)
@@ -117,12 +122,18 @@ def _passes(source: Place, target: Place, start: float, end: float, rows: Sequen
     return found
 
 
-def _points(source: Place, target: Place, start: float, end: float, passes: Sequence[_Pass], rows: Sequence[_Row]) -> Points:
+def _points(
+    source: Place, target: Place, start: float, end: float, passes: Sequence[_Pass], rows: Sequence[_Row]
+) -> Points:
     here = next(row.places for row in rows if row.bottom == source[1])
-    if source[1] == target[1] and not any(min(source[0], target[0]) < place[0] < max(source[0], target[0]) for place in here):
+    if source[1] == target[1] and not any(
+        min(source[0], target[0]) < place[0] < max(source[0], target[0]) for place in here
+    ):
         right, y = target[0] > source[0], source[1] + source[3] / 2
         return [(source[0] + source[2] * right, y), (target[0] + target[2] * (not right), y)]
     up = source[1] < target[1]
-    through = [(one.x, y) for one in passes for y in ((one.row.bottom, one.row.top) if up else (one.row.top, one.row.bottom))]
+    through = [
+        (one.x, y) for one in passes for y in ((one.row.bottom, one.row.top) if up else (one.row.top, one.row.bottom))
+    ]
     leaves = source[1] + source[3] * _at_top(source, target, 0)
     return [(start, leaves), *through, (end, target[1] + target[3] * _at_top(source, target, 1))]

@@ -1,8 +1,8 @@
 """The page over HTTP: several graphs, notes that are kept, and a model to steer if there is one.
 
-By default the server listens on this machine only. Every request for graphs, notes or the model must carry the token that
-the printed address ends in; the page takes it out of the address bar and keeps it for its tab. Wrong tokens are answered
-one after the other, slowly.
+By default the server listens on this machine only. Every request for graphs, notes or the model must carry the token
+that the printed address ends in; the page takes it out of the address bar and keeps it for its tab. Wrong tokens are
+answered one after the other, slowly.
 Host and Origin are checked, so that neither another site nor a host name that points to this machine can use a person's
 browser to get in. All addresses in the page are relative, so it works behind a notebook proxy.
 """
@@ -27,7 +27,10 @@ SHORTEST_TOKEN, FEWEST_KINDS = 16, 8  # characters of a token that other machine
 SECONDS_TO_CLOSE = 5  # that open connections get after Ctrl-C
 WRONG_TOKEN = "the token is missing or wrong: use the whole address that tl-circuits view printed."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
+)
 
 
 def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, live: LiveModel | None) -> Any:
@@ -52,7 +55,12 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     guesses = Guesses()
-    plain = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+    plain = {
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
 
     def refused_place(headers: Any) -> str:
         host = (headers.get("host") or "").rsplit(":", 1)[0].strip("[]")
@@ -96,7 +104,12 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
     def graphs() -> Any:
         where = "in the folder of this list" if folder.path.is_dir() else f"beside {sendable(folder.path.name)}"
         return [
-            {"id": e.id, "name": e.name, "problem": e.problem, "saved": f"saved as {e.name} {where}" if e.traced_here else ""}
+            {
+                "id": e.id,
+                "name": e.name,
+                "problem": e.problem,
+                "saved": f"saved as {e.name} {where}" if e.traced_here else "",
+            }
             for e in folder.entries()
         ]
 
@@ -185,12 +198,20 @@ def require_token(host: str, token: str | None) -> None:
         raise ValueError(f"--host {host} lets other machines in. Choose a token that they must give, {example}.")
     if len(token) < SHORTEST_TOKEN or len(set(token)) < FEWEST_KINDS:
         raise ValueError(
-            f"--host {host} lets other machines in, and this --token can be guessed. Choose one of at least {SHORTEST_TOKEN} characters, "
-            f"{FEWEST_KINDS} of them different, {example}."
+            f"--host {host} lets other machines in, and this --token can be guessed. Choose one of at least "
+            f"{SHORTEST_TOKEN} characters, {FEWEST_KINDS} of them different, {example}."
         )
 
 
-def serve(folder: GraphFolder, host: str, port: int, token: str | None, live: LiveModel | None, ready: Any, proxies: Sequence[str] = ()) -> None:
+def serve(
+    folder: GraphFolder,
+    host: str,
+    port: int,
+    token: str | None,
+    live: LiveModel | None,
+    ready: Any,
+    proxies: Sequence[str] = (),
+) -> None:
     """Serve until interrupted.
 
     Args:
@@ -226,6 +247,12 @@ def settings(app: Any, host: str, port: int) -> Any:
     from tl_circuits.view.patience import ImpatientProtocol
 
     return uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, ws_max_size=LARGEST_MESSAGE, http=ImpatientProtocol,
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        ws_max_size=LARGEST_MESSAGE,
+        http=ImpatientProtocol,
         timeout_graceful_shutdown=SECONDS_TO_CLOSE,
-    )  # fmt: skip
+    )

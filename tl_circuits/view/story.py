@@ -57,9 +57,9 @@ class Arrow:
     Attributes:
         source: index of the unit that acts.
         target: index of the unit that is acted on.
-        share: into a box, the share of its features' absolute inputs; into a target, the share of what there is to explain
-            about it (:func:`~tl_circuits.graph.carried.to_explain`). Above zero, it pushes the target in the direction it
-            went on this prompt (for an output: raises it); below zero, against it.
+        share: into a box, the share of its features' absolute inputs; into a target, the share of what there is to
+            explain about it (:func:`~tl_circuits.graph.carried.to_explain`). Above zero, it pushes the target in the
+            direction it went on this prompt (for an output: raises it); below zero, against it.
     """
 
     source: int
@@ -69,8 +69,8 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Meter:
-    """Where the influence on the targets comes from: all paths by their size, also those that cancel. The three shares add
-    up to 1.
+    """Where the influence on the targets comes from: all paths by their size, also those that cancel. The three shares
+    add up to 1.
 
     Attributes:
         shown: from tokens, over nothing but what is drawn.
@@ -138,7 +138,9 @@ def _box(graph: AttributionGraph, label: str, members: tuple[int, ...]) -> Unit:
     column = float((nodes.position[picked] * weight).sum() / weight.sum())
     height = (row + 1) / (graph.info.n_layers + 1)
     lower = nodes.baseline is not None and float((weight * nodes.counted[picked].sign()).sum()) < 0
-    return Unit("box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()), lower)
+    return Unit(
+        "box", label, place(graph, picked), members, height, column, float(graph.influence[picked].sum()), lower
+    )
 
 
 def _targets(graph: AttributionGraph) -> list[Unit]:
@@ -151,7 +153,9 @@ def _targets(graph: AttributionGraph) -> list[Unit]:
             continue
         name = visible(graph.label(i).removeprefix("output ").replace(AGAINST_OTHERS, ""))  # the question says the rest
         position = int(graph._nodes.position[i])
-        units.append(Unit("target", name, "answer", (i,), 1.0, float(position if position >= 0 else last), float(weights[i])))
+        units.append(
+            Unit("target", name, "answer", (i,), 1.0, float(position if position >= 0 else last), float(weights[i]))
+        )
     return units
 
 
@@ -163,8 +167,8 @@ def _membership(graph: AttributionGraph, units: tuple[Unit, ...]) -> Tensor:
 
 
 def _flows(graph: AttributionGraph, units: tuple[Unit, ...]) -> Float[Tensor, "unit unit"]:
-    """The signed share of each unit's inputs (of a target: of its answer) that comes from each other unit. Rows are acted on,
-    columns act.
+    """The signed share of each unit's inputs (of a target: of its answer) that comes from each other unit. Rows are
+    acted on, columns act.
     """
     edges, nodes = graph._edges, graph._nodes
     scale = input_mass(graph).clamp_min(1e-30)
@@ -196,8 +200,8 @@ def _arrows(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"]) -> tuple
 
 
 def _told_ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> tuple[tuple[int, ...], ...]:
-    """The strongest path over each of the boxes that act most on the first target, those that raise it first. All steps are
-    drawn arrows.
+    """The strongest path over each of the boxes that act most on the first target, those that raise it first. All steps
+    are drawn arrows.
     """
     first = next((u for u, unit in enumerate(units) if unit.kind == "target"), None)
     if first is None:
@@ -214,7 +218,8 @@ def _told_ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> tuple[tupl
         if len(told) == SENTENCES:
             break
     raises = {arrow.source for arrow in into if arrow.share >= 0}
-    return tuple(sorted(told, key=lambda way: way[-2] not in raises))  # the question is why: first what raises the answer
+    # the question is why: first what raises the answer
+    return tuple(sorted(told, key=lambda way: way[-2] not in raises))
 
 
 def _ways(units: tuple[Unit, ...], arrows: tuple[Arrow, ...]) -> list[int | None]:
@@ -295,7 +300,11 @@ def carried_line(story: Story, graph: AttributionGraph) -> str:
 def summary_line(story: Story, graph: AttributionGraph) -> str:
     """How much the picture explains, in one line. If the boxes carry less than half, it begins by saying so."""
     few = "Less than half is explained by this picture. " if story.carried.share < 0.5 else ""
-    missed = "" if graph.info.exact else f" {_percent(story.meter.error)} of the influence starts in MLP output that the features miss."
+    missed = (
+        ""
+        if graph.info.exact
+        else f" {_percent(story.meter.error)} of the influence starts in MLP output that the features miss."
+    )
     return f"{few}{carried_line(story, graph)}{missed}"
 
 
@@ -318,4 +327,3 @@ def _percent(share: float) -> str:
     size = 100 * abs(share)
     digits = 0 if size in (0, 100) or 10 <= size < 99 else 1 if size >= 1 else 2
     return f"{100 * share:.{digits}f} %".replace("-", "−")
-

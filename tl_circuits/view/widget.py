@@ -53,7 +53,10 @@ class Widget(anywidget.AnyWidget):
 
     def __init__(self, graph: AttributionGraph, ablations: list[dict[str, Any]] | None = None) -> None:
         if not isinstance(graph, AttributionGraph):
-            raise ArgumentError(f"Widget(graph=...) must be an AttributionGraph (tlc.attribute or tlc.load_graph makes one), got {shown(graph)}.")
+            raise ArgumentError(
+                "Widget(graph=...) must be an AttributionGraph (tlc.attribute or tlc.load_graph makes one), got "
+                f"{shown(graph)}."
+            )
         self._graph = graph
         super().__init__(
             _data=packed_json(page_data(graph, ablations)),

@@ -1,9 +1,9 @@
 """The reference engine: direct effects by automatic differentiation of the frozen model.
 
-It is slow but simple, and works on any architecture, since it looks at no weights but those of MLPs that are passed with
-their ratios held. One forward pass is made with attention patterns and norm denominators detached, and with every tensor
-that a dictionary rebuilds (without one: every MLP's output) replaced by a leaf tensor of the same value. Then the gradient of a target at such a leaf is the direct effect of each unit written there, one backward
-pass a target.
+It is slow but simple, and works on any architecture, since it looks at no weights but those of MLPs that are passed
+with their ratios held. One forward pass is made with attention patterns and norm denominators detached, and with every
+tensor that a dictionary rebuilds (without one: every MLP's output) replaced by a leaf tensor of the same value. Then
+the gradient of a target at such a leaf is the direct effect of each unit written there, one backward pass a target.
 """
 
 from typing import Any
@@ -32,13 +32,10 @@ class AutogradEngine:
         with torch.inference_mode(False):
             self._tokens_leaf = recording.resid_pre[0][None].clone().requires_grad_()
             self._leaves = {
-                place: output_of(sources, recording, place)[None].clone().requires_grad_()
-                for place in with_leaf
+                place: output_of(sources, recording, place)[None].clone().requires_grad_() for place in with_leaf
             }
             skips = {
-                place: source.skip.clone()
-                for place, source in enumerate(sources.layers)
-                if source.skip is not None
+                place: source.skip.clone() for place, source in enumerate(sources.layers) if source.skip is not None
             }
         inputs: dict[int, Tensor] = {}
         replaced = [(_TOKENS, lambda tensor: self._tokens_leaf)]
@@ -50,7 +47,9 @@ class AutogradEngine:
             write = self._writer(place, skips.get(place), inputs)
             autoencoder = own_site(dictionary, place) is not None
             replaced.append((output_name(sources, place), own.replacing(place, write) if autoencoder else write))
-        reads = {place: dictionary.input_hook(place) for place in dictionary.layers if own_site(dictionary, place) is None}
+        reads = {
+            place: dictionary.input_hook(place) for place in dictionary.layers if own_site(dictionary, place) is None
+        }
         wanted = [*reads.values(), final_hook(model)]
         seen = differentiable_run(model, recording.tokens, holds, recording.held, replaced, wanted)
         self._values = {place: seen[name] for place, name in reads.items()} | own.read

@@ -67,9 +67,7 @@ class Factored:
         moved = attention.through_heads(at_heads).unflatten(1, (rank, n)).flatten(0, 1)
         shares = carried[:, :, first:].unflatten(1, (rank, n)).flatten(0, 1)
         below = Factored(torch.cat([self.shares, shares]), torch.cat([self.vectors, moved]))
-        before, values = (
-            x.unflatten(0, (kv, -1)).unflatten(2, (rank, n)) for x in (carried[:, :, :first], at_heads)
-        )
+        before, values = (x.unflatten(0, (kv, -1)).unflatten(2, (rank, n)) for x in (carried[:, :, :first], at_heads))
         return below, torch.einsum("kgrnp,kgrne->kpne", before, values)
 
     def worth_another(self, attention: FrozenAttention) -> bool:
@@ -77,7 +75,8 @@ class Factored:
         rank, _, used = self.shares.shape
         n_heads, d_head, d_model = attention.W_O.shape
         kv, reach = attention.W_V.shape[0], attention.pattern.reach(used)
-        factored = 2 * rank * n_heads * d_head * d_model + rank * (1 + n_heads) * used * d_model + rank * n_heads * reach
+        factored = (
+            2 * rank * n_heads * d_head * d_model + rank * (1 + n_heads) * used * d_model + rank * n_heads * reach
+        )
         dense = used * (n_heads + kv) * d_head * d_model + n_heads * d_head * reach
         return factored < WORTH * dense
-

@@ -34,7 +34,11 @@ def position_dots(g: Float[Tensor, "pos n d"], vectors: Float[Tensor, "total_pos
     """
     if g.device.type != "cpu":
         return torch.bmm(g, vectors[: len(g), :, None])[..., 0]
-    return torch.stack([torch.mv(here, vector) for here, vector in zip(g, vectors, strict=False)]) if len(g) else g.new_empty(g.shape[:2])
+    return (
+        torch.stack([torch.mv(here, vector) for here, vector in zip(g, vectors, strict=False)])
+        if len(g)
+        else g.new_empty(g.shape[:2])
+    )
 
 
 class Decoder:
@@ -69,9 +73,7 @@ class Decoder:
         rows = self._vectors(active.feature[start:stop]) * active.counted[start:stop, None]
         return rows if self._norm is None else self._norm.push(rows, active.position[start:stop])
 
-    def add_effects(
-        self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]
-    ) -> None:
+    def add_effects(self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]) -> None:
         """Add each feature's direct effect on each target to its column of ``out``.
 
         ``g[i, n]`` is the gradient of target ``n`` at position ``first + i`` of the stream; an effect is its product
@@ -94,11 +96,13 @@ class Decoder:
                 rows = self._scaled(begin, end)
             columns.addmm_(here, rows[start - begin : stop - begin].T)
 
-    def _add_many_positions(self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]) -> None:
+    def _add_many_positions(
+        self, g: Float[Tensor, "used n d_model"], first: int, out: Float[Tensor, "n column"]
+    ) -> None:
         """As :meth:`add_effects`, but for many positions in one product: a GPU waits for every launch.
 
-        Positions have different numbers of active features. All are filled up to the largest number, and what the filling gives
-        is not read.
+        Positions have different numbers of active features. All are filled up to the largest number, and what the
+        filling gives is not read.
         """
         for start, stop, most in self._spans(first, first + len(g), g.shape[1]):
             begin, end = self._bounds[start], self._bounds[stop]
@@ -120,7 +124,8 @@ class Decoder:
             out[:, self._first + begin : self._first + end] += found.T
 
     def _spans(self, first: int, last: int, n: int) -> Iterator[tuple[int, int, int]]:
-        """Positions from ``first`` to ``last`` in spans that fit into memory, each with the largest number of active features."""
+        """Positions from ``first`` to ``last`` in spans that fit into memory, each with the largest number of active
+        features."""
         start, most = first, 0
         for at in range(first, last):
             active = self._bounds[at + 1] - self._bounds[at]
@@ -132,13 +137,19 @@ class Decoder:
             yield start, last, most
 
     def _fit(self, positions: int, most: int, n: int) -> bool:
-        """Whether the products of ``n`` targets at so many positions, each with up to ``most`` features, fit into memory."""
+        """Whether the products of ``n`` targets at so many positions, each with up to ``most`` features, fit into
+        memory."""
         if self._decoder is not None:
             return positions * len(self._decoder) * n <= PRODUCTS_OF_A_GPU
         return positions * most <= self._rows and positions * most * n <= PRODUCTS_OF_A_GPU
 
     def _dense_effects(
-        self, decoder: Float[Tensor, "feature d_out"], g: Float[Tensor, "n d_model"], position: int, start: int, stop: int
+        self,
+        decoder: Float[Tensor, "feature d_out"],
+        g: Float[Tensor, "n d_model"],
+        position: int,
+        start: int,
+        stop: int,
     ) -> tuple[Float[Tensor, "n active"], Float[Tensor, " active"]]:
         """Products of gradients with the decoder vectors of the features active here, and their activations.
 
@@ -203,9 +214,7 @@ class FrozenMLP:
             at = self._source.errors_at + first
             out[:, at : at + len(g)] = position_dots(g, self._error[first:]).T
 
-    def through_skip(
-        self, g: Float[Tensor, "used n d_model"], first: int
-    ) -> Float[Tensor, "used n d_model"] | None:
+    def through_skip(self, g: Float[Tensor, "used n d_model"], first: int) -> Float[Tensor, "used n d_model"] | None:
         """Gradients taken back through the skip connection, to the stream that the MLP reads; None if there is none."""
         skip = self._source.skip
         if skip is None:

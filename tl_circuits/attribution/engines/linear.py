@@ -95,8 +95,8 @@ class LinearEngine:
         for layer in self.sources.dictionary_layers:
             if self.sources.layers[layer].share != 1.0:
                 raise ArchitectureError(
-                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way to "
-                    'the residual stream, which the closed form does not know. Use engine="autograd", or '
+                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way "
+                    'to the residual stream, which the closed form does not know. Use engine="autograd", or '
                     'output_hook="hook_mlp_out".'
                 )
             ours = self.reads[layer].forward(resid_mid(recording, model, layer))
@@ -213,7 +213,9 @@ class _Sweep:
     def _attend(self, layer: int) -> None:
         """Take all gradients through a layer's attention, and expand those whose compact form no longer pays."""
         attention, first = self._engine.attention[layer], self._first
-        shares = torch.cat([self._g.new_zeros(0, self._g.shape[0]), *(late.shares.flatten(0, 1) for late in self._late)])
+        shares = torch.cat(
+            [self._g.new_zeros(0, self._g.shape[0]), *(late.shares.flatten(0, 1) for late in self._late)]
+        )
         mixed, carried = attention.mix_back(self._g, shares, first)
         attention.add_to_stream(mixed[:, first:], self._g)
         sizes = [late.size for late in self._late]
@@ -299,8 +301,6 @@ class Leading:
         bias[:n] += parts[:, -1]
 
 
-def explained_logits(
-    model: Any, recording: Recording, final: ReadMap, tokens: slice
-) -> Float[Tensor, " some"]:
+def explained_logits(model: Any, recording: Recording, final: ReadMap, tokens: slice) -> Float[Tensor, " some"]:
     """Logits of some tokens of the vocabulary, computed with the frozen final norm and the unembedding."""
     return unembed_weights(model).some(tokens).logits(final.forward(recording.resid_final)[recording.position])

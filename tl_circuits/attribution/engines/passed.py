@@ -1,4 +1,5 @@
-"""MLPs that no dictionary replaces, passed with their activation ratios held: in differentiable runs, for both engines."""
+"""MLPs that no dictionary replaces, passed with their activation ratios held: in differentiable runs, for both
+engines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,9 +26,7 @@ def held_mlps(model: Any, recording: Recording, sources: Sources) -> dict[int, H
     return found
 
 
-def passing_hooks(
-    model: Any, recording: Recording, sources: Sources
-) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
+def passing_hooks(model: Any, recording: Recording, sources: Sources) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
     """Functions of the tensors at passed MLPs' hooks: values stay as recorded, gradients go through the held ratios."""
     hooks: list[tuple[str, Callable[[Tensor], Tensor]]] = []
     for layer, mlp in held_mlps(model, recording, sources).items():
@@ -54,7 +53,8 @@ def _passing(mlp: HeldMLP, read: str, written: str, output: Tensor) -> list[tupl
 
 
 class Keeper:
-    """What autoencoders read in a differentiable run, kept before their site's tensor is replaced by what they write."""
+    """What autoencoders read in a differentiable run, kept before their site's tensor is replaced by what they
+    write."""
 
     def __init__(self) -> None:
         self.read: dict[int, Tensor] = {}  # by number of the place

@@ -17,9 +17,7 @@ from tl_circuits.attribution.sources import Sources
 from tl_circuits.hooks import FrozenAttention, ReadMap, Recording, resid_mid
 
 
-def rounded_attention(
-    attention: list[FrozenAttention], recording: Recording
-) -> list[FrozenAttention]:
+def rounded_attention(attention: list[FrozenAttention], recording: Recording) -> list[FrozenAttention]:
     """The frozen attention maps, each with the model's own output minus the map's added to its constant."""
     gaps = (
         out.float() - block.forward(resid)
@@ -28,9 +26,7 @@ def rounded_attention(
     return [replace(block, const=block.const + gap) for block, gap in zip(attention, gaps, strict=True)]
 
 
-def rounded_reads(
-    reads: dict[int, ReadMap], model: Any, recording: Recording, sources: Sources
-) -> dict[int, ReadMap]:
+def rounded_reads(reads: dict[int, ReadMap], model: Any, recording: Recording, sources: Sources) -> dict[int, ReadMap]:
     """The read maps with ``rounding`` set: the model's own tensor at the dictionary's input, minus the map's."""
     made = {}
     for layer in sources.dictionary_layers:

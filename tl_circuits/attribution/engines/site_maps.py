@@ -1,7 +1,7 @@
 """What the any-site engine knows of one prompt: every block's frozen maps and constants, compared with the model's own.
 
-A block is cut at the sites of autoencoders. Between two sites everything is affine: attention with its pattern held, norms
-with their denominators held, MLPs with their activation ratios held (docs/method.md, "Any site").
+A block is cut at the sites of autoencoders. Between two sites everything is affine: attention with its pattern held,
+norms with their denominators held, MLPs with their activation ratios held (docs/method.md, "Any site").
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +41,8 @@ MLP = "MLP"  # where a transcoder or neurons stand in a block
 
 @dataclass(frozen=True)
 class PassedMLP:
-    """A passed MLP as a map of the residual stream: the norm before it, the MLP with held ratios, the norm behind it."""
+    """A passed MLP as a map of the residual stream: the norm before it, the MLP with held ratios, the norm behind
+    it."""
 
     read: ReadMap
     mlp: HeldMLP
@@ -63,10 +64,10 @@ class PassedMLP:
 class BlockMaps:
     """One block: where its dictionaries stand, its attention, and its MLP if that is passed.
 
-    ``places``: the number of the place of each dictionary, by the site of an autoencoder, or :data:`MLP` for a transcoder,
-    neurons, or an MLP that is one error node a position. ``read``: how these read the stream. ``rounding``: the stream behind the block minus the sum of what was written
-    to it, which is not zero in half precision; ``before_mid``: the same for the stream in the block's middle, if an
-    autoencoder is there. Both are None in float32.
+    ``places``: the number of the place of each dictionary, by the site of an autoencoder, or :data:`MLP` for a
+    transcoder, neurons, or an MLP that is one error node a position. ``read``: how these read the stream. ``rounding``:
+    the stream behind the block minus the sum of what was written to it, which is not zero in half precision;
+    ``before_mid``: the same for the stream in the block's middle, if an autoencoder is there. Both are None in float32.
     """
 
     places: dict[str, int]
@@ -79,7 +80,8 @@ class BlockMaps:
 
     @property
     def at_mlp(self) -> int | None:
-        """The number of the place of what writes in the MLP's stead: a transcoder, neurons or an autoencoder behind it."""
+        """The number of the place of what writes in the MLP's stead: a transcoder, neurons or an autoencoder behind
+        it."""
         return self.places.get(MLP, self.places.get("hook_mlp_out"))
 
     @property
@@ -105,12 +107,13 @@ def block_maps(model: Any, recording: Recording, sources: Sources) -> list[Block
     """The maps of every recorded block, compared with what the model computed on this prompt.
 
     Raises:
-        ArchitectureError: a map gives something else than the model, so the closed form does not know this architecture.
+        ArchitectureError: a map gives something else than the model, so the closed form does not know this
+            architecture.
     """
     if len({*sources.devices, recording.resid_final.device}) > 1:
         raise ArchitectureError(
-            "the model's layers lie on several devices, and the closed form with autoencoders or passed MLPs knows one only. "
-            'Use engine="autograd".'
+            "the model's layers lie on several devices, and the closed form with autoencoders or passed MLPs knows "
+            'one only. Use engine="autograd".'
         )
     dictionary, held = sources.dictionary, held_mlps(model, recording, sources)
     exact = recording.dtype == torch.float32
@@ -144,8 +147,8 @@ def _compare(what: str, ours: Tensor, models: Tensor, dtype: torch.dtype) -> Non
     gap, within = largest_gap(ours - models.float(), models.float(), _ROUNDING), rounding_within(dtype)
     if not gap <= within:
         raise ArchitectureError(
-            f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance {within:.2%}), so this "
-            'architecture is not one the linear engine knows. Use engine="autograd".'
+            f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance {within:.2%}), "
+            'so this architecture is not one the linear engine knows. Use engine="autograd".'
         )
 
 
@@ -166,7 +169,9 @@ def _heads(model: Any, recording: Recording, layer: int, attention: FrozenAttent
     _compare(f"attention of layer {layer} behind hook_z", leaving, added, recording.dtype)
     if recording.dtype == torch.float32:
         return made
-    return replace(made, into=replace(made.into, const=made.into.const + z - arriving), const=made.const + added - leaving)
+    return replace(
+        made, into=replace(made.into, const=made.into.const + z - arriving), const=made.const + added - leaving
+    )
 
 
 def _passed(model: Any, recording: Recording, sources: Sources, layer: int, mlp: HeldMLP) -> PassedMLP:
@@ -186,8 +191,9 @@ def _passed(model: Any, recording: Recording, sources: Sources, layer: int, mlp:
 def _read(model: Any, recording: Recording, sources: Sources, layer: int, place: int) -> ReadMap:
     if sources.layers[place].share != 1.0:
         raise ArchitectureError(
-            f"layer {layer} multiplies its MLP's output by {sources.layers[place].share:.4g} on its way to the residual stream, "
-            'which the closed form does not know. Use engine="autograd", or output_hook="hook_mlp_out".'
+            f"layer {layer} multiplies its MLP's output by {sources.layers[place].share:.4g} on its way to the "
+            'residual stream, which the closed form does not know. Use engine="autograd", or '
+            'output_hook="hook_mlp_out".'
         )
     hook = sources.dictionary.input_hook(place)
     read = read_map(model, recording, layer, hook)
@@ -199,9 +205,11 @@ def _read(model: Any, recording: Recording, sources: Sources, layer: int, place:
 def _behind(
     recording: Recording, sources: Sources, layer: int, read: ReadMap | None, at: dict[str, int]
 ) -> Float[Tensor, "pos d_model"]:
-    """The stream behind a block minus the sum of what was written to it, from the block's input on or from its middle."""
+    """The stream behind a block minus the sum of what was written to it, from the block's input on or from its
+    middle."""
     source, written = None if MLP not in at else sources.layers[at[MLP]], recording.mlp_out[layer].float()
-    if source is not None and source.norm is not None:  # the sweep takes the site before the post-norm and applies the norm itself
+    # the sweep takes the site before the post-norm and applies the norm itself
+    if source is not None and source.norm is not None:
         written = source.norm.forward(recording.sites[sources.dictionary.output_hook(at[MLP])])
     before = recording.resid_pre[layer].float() + recording.attn_out[layer].float()
     if "hook_resid_mid" in at:
@@ -210,7 +218,9 @@ def _behind(
     if source is not None and source.skip is not None and read is not None and read.rounding is not None:
         through = read.rounding @ source.skip.T
         through[list(sources.skipped)] = 0.0  # there the whole output is constant already
-        gap = gap + (through if source.norm is None else source.norm.push(through, torch.arange(len(gap), device=gap.device)))
+        gap = gap + (
+            through if source.norm is None else source.norm.push(through, torch.arange(len(gap), device=gap.device))
+        )
     return gap
 
 

@@ -2,8 +2,8 @@
 
 As in :mod:`~tl_circuits.attribution.engines.linear`, the gradients of many targets go from the last layer to the first.
 What is new: where the whole residual stream is rebuilt, features and error are sources and every gradient ends; where
-only what attention or the MLP adds is rebuilt, gradients go on along the stream alone; and MLPs without a dictionary are
-passed with their activation ratios held. Equations: docs/method.md, "Any site".
+only what attention or the MLP adds is rebuilt, gradients go on along the stream alone; and MLPs without a dictionary
+are passed with their activation ratios held. Equations: docs/method.md, "Any site".
 """
 
 import copy
@@ -26,8 +26,8 @@ Transform = Callable[[Float[Tensor, "used n d_model"], int], Float[Tensor, "used
 class SiteEngine:
     """Direct effects on any targets of one prompt, exact in the wider local replacement model.
 
-    Making one compares each frozen map with what the model computed on this prompt, and raises ArchitectureError if they
-    differ. Targets whose place is :attr:`end`, the number of all places, read the final norm's output.
+    Making one compares each frozen map with what the model computed on this prompt, and raises ArchitectureError if
+    they differ. Targets whose place is :attr:`end`, the number of all places, read the final norm's output.
     """
 
     def __init__(self, model: Any, recording: Recording, sources: Sources):
@@ -46,10 +46,11 @@ class SiteEngine:
         self.joins = self._joins()
 
     def _joins(self) -> Int[Tensor, " place"]:
-        """For each place, and for the logits, when targets that read there join a sweep: those with larger numbers first.
+        """For each place, and for the logits, when targets that read there join a sweep: those with larger numbers
+        first.
 
-        That is the order of places, but in parallel blocks targets at the MLP read the block's input, so they join after
-        those that read attention's output.
+        That is the order of places, but in parallel blocks targets at the MLP read the block's input, so they join
+        after those that read attention's output.
         """
         order = list(range(len(self.sources.places) + 1))
         for block in self.blocks if self.parallel else ():
@@ -61,12 +62,18 @@ class SiteEngine:
         return torch.tensor(order, device=self.sources.home)
 
     def below(self, layer: int) -> "SiteEngine":
-        """The same engine up to what ``layer``'s heads read: targets at its :attr:`end` read the stream that enters the layer.
+        """The same engine up to what ``layer``'s heads read: targets at its :attr:`end` read the stream that enters the
+        layer.
 
-        If an autoencoder of the layer's own rebuilds that stream (``hook_resid_pre``), they read its features and errors.
+        If an autoencoder of the layer's own rebuilds that stream (``hook_resid_pre``), they read its features and
+        errors.
         """
         cut = copy.copy(self)
-        cut.blocks, cut.read_final, cut.end = self.blocks[:layer], ReadMap("residual", None), self.sources.up_to_heads(layer)
+        cut.blocks, cut.read_final, cut.end = (
+            self.blocks[:layer],
+            ReadMap("residual", None),
+            self.sources.up_to_heads(layer),
+        )
         return cut
 
     def rows(self, targets: Targets) -> tuple[Float[Tensor, "n column"], Float[Tensor, " n"]]:
@@ -240,7 +247,8 @@ class _Sweep:
         self._join(vectors, at)
 
     def _attend(self, block: BlockMaps) -> None:
-        """Take gradients through a block's attention, or end them at what rebuilds it; all are held in full after it."""
+        """Take gradients through a block's attention, or end them at what rebuilds it; all are held in full after
+        it."""
         attention, at_z, at_out = block.attention, block.places.get("attn.hook_z"), block.places.get("hook_attn_out")
         if at_out is not None:
             self._add_effects(at_out)
@@ -262,7 +270,8 @@ class _Sweep:
                 self._settle(_moved(attention, self._vectors, carried) if len(self._at) else None)
 
     def _read_heads(self, at_out: int, at_z: int, block: BlockMaps) -> None:
-        """Targets of what attention adds, where the heads' outputs are rebuilt too: they read these, and nothing beyond."""
+        """Targets of what attention adds, where the heads' outputs are rebuilt too: they read these, and nothing
+        beyond."""
         vectors, at, rows = self._entering(at_out, self._d_model)
         self._bias[rows] += (vectors * block.own_heads.const[at]).sum(-1)
         positions, counts = at.unique_consecutive(return_counts=True)

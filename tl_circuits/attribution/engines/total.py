@@ -58,7 +58,9 @@ def _blocks(active: LayerActive, d: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, active.feature.numel(), step)]
 
 
-def _by_sweep(engine: LinearEngine, recording: Recording, target: Targets, feature: int | None) -> Float[Tensor, " column"]:
+def _by_sweep(
+    engine: LinearEngine, recording: Recording, target: Targets, feature: int | None
+) -> Float[Tensor, " column"]:
     """Total effects with the linear engine's maps: one gradient ``g[pos]`` goes from the last layer to the first."""
     sources = engine.sources
     n_pos, n_layers = sources.n_pos, len(sources.layers)
@@ -167,13 +169,17 @@ class _FeatureRun:
         self._skips: dict[int, Tensor] = {}
         with torch.inference_mode(False):
             self._tokens = recording.resid_pre[0][None].clone().requires_grad_()
-            self._leaves = {place: output_of(sources, recording, place)[None].clone().requires_grad_() for place in with_leaf}
+            self._leaves = {
+                place: output_of(sources, recording, place)[None].clone().requires_grad_() for place in with_leaf
+            }
             self._reading = {place: self._vectors(recording, place) for place in sources.dictionary_layers}
         self.replaced = [("blocks.0.hook_resid_pre", lambda tensor: self._tokens)]
         self.replaced += passing_hooks(model, recording, sources)
         for place in with_leaf:
             if own_site(dictionary, place) is not None:
-                self.replaced.append((output_name(self._sources, place), self._own.replacing(place, partial(self._pass, place))))
+                self.replaced.append(
+                    (output_name(self._sources, place), self._own.replacing(place, partial(self._pass, place)))
+                )
                 continue
             if place in dictionary.layers:
                 self.replaced.append((dictionary.input_hook(place), partial(self._encode, place)))
@@ -210,7 +216,9 @@ class _FeatureRun:
         for writer in dictionary.writers(place):
             active = self._sources.layers[writer].active.to(through.device)
             rows = dictionary.decoder_vectors(writer, active.feature, place).clone()
-            through = through.index_add(0, active.position.clone(), rows * self._written[writer].to(through.device)[:, None])
+            through = through.index_add(
+                0, active.position.clone(), rows * self._written[writer].to(through.device)[:, None]
+            )
         if place in self._skips:
             through = through + self._skips[place]
         return leaf + (through - through.detach())[None].to(out.dtype)
@@ -221,7 +229,9 @@ class _FeatureRun:
         reads = (dictionary.input_hook(place) for place in dictionary.layers if own_site(dictionary, place) is None)
         return [*reads, final_hook(model)]
 
-    def effects(self, model: Any, seen: dict[str, Tensor], target: Targets, feature: int | None) -> Float[Tensor, " column"]:
+    def effects(
+        self, model: Any, seen: dict[str, Tensor], target: Targets, feature: int | None
+    ) -> Float[Tensor, " column"]:
         """The total effect of every column on the target, from the leaves' gradients."""
         sources, dictionary = self._sources, self._sources.dictionary
         place, position = int(target.place[0]), int(target.position[0])

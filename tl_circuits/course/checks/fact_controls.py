@@ -17,7 +17,10 @@ def controls(student: Asking, lab: Lab) -> Iterator[Part]:
     width, count = 16, 8  # so narrow that neurons drawn without care are often the chosen ones, or drawn twice
 
     def sets(seed: int) -> list[list[Neuron]]:
-        return [neurons_in(one) for one in sequence(student(list(chosen), width, count, seed), object, "a list of lists of neurons")]
+        return [
+            neurons_in(one)
+            for one in sequence(student(list(chosen), width, count, seed), object, "a list of lists of neurons")
+        ]
 
     first = sets(1)
     if len(first) != count:
@@ -25,7 +28,10 @@ def controls(student: Asking, lab: Lab) -> Iterator[Part]:
     yield Part(1, all(_alike(one, chosen, width) for one in first), _unlike(first, chosen, width))
     free = not any({*one} & {*chosen} for one in first)
     yield Part(1, free, "a control holds some of the chosen neurons themselves: draw among the others.")
-    hint = "wrong with seeds: the same seed has to give the same sets, another seed others, and the sets of one call differ."
+    hint = (
+        "wrong with seeds: the same seed has to give the same sets, another seed others, and the sets of one call "
+        "differ."
+    )
     again, other = sets(1), sets(2)
     differ = len({frozenset(one) for one in first}) > count // 2 and first != other
     if first == again and not differ:
@@ -38,7 +44,9 @@ def _places(neurons: Sequence[Neuron]) -> Counter[tuple[int, int]]:
 
 
 def _alike(one: Sequence[Neuron], chosen: Sequence[Neuron], width: int) -> bool:
-    return _places(one) == _places(chosen) and len({*one}) == len(one) and all(0 <= neuron < width for _, neuron, _ in one)
+    return (
+        _places(one) == _places(chosen) and len({*one}) == len(one) and all(0 <= neuron < width for _, neuron, _ in one)
+    )
 
 
 def _unlike(sets: Sequence[Sequence[Neuron]], chosen: Sequence[Neuron], width: int) -> str:
@@ -47,7 +55,9 @@ def _unlike(sets: Sequence[Sequence[Neuron]], chosen: Sequence[Neuron], width: i
     if len(one) != len(chosen):
         return "each set needs as many neurons as the chosen ones are."
     if Counter(layer for layer, _, _ in one) != Counter(layer for layer, _, _ in chosen):
-        return "controls from other layers prove little: late neurons do more than early ones. Draw as many in each layer."
+        return (
+            "controls from other layers prove little: late neurons do more than early ones. Draw as many in each layer."
+        )
     if _places(one) != _places(chosen):
         return "the positions differ: draw as many neurons in each layer at each position."
     if len({*one}) < len(one):
@@ -72,17 +82,24 @@ def how_sure(student: Asking, lab: Lab) -> Iterator[Part]:
             right["p"] = False
             above = sum(value > found for value in random)
             if math.isclose(p, b / n, abs_tol=1e-4):
-                hints["p"] = "a p-value of b / n can be 0, which no sample shows: what was found counts as one of the sets, (1 + b) / (1 + n)."
+                hints["p"] = (
+                    "a p-value of b / n can be 0, which no sample shows: what was found counts as one of the sets, "
+                    "(1 + b) / (1 + n)."
+                )
             elif above != b and math.isclose(p, (1 + above) / (1 + n), abs_tol=1e-4):
                 hints["p"] = "a random set that is just as strong counts too: at least as large, not larger."
             elif math.isclose(p, (1 + sum(abs(value) >= abs(found) for value in random)) / (1 + n), abs_tol=1e-4):
-                hints["p"] = "compare signed values: a random set that raises the lead is not as strong as one that lowers it."
+                hints["p"] = (
+                    "compare signed values: a random set that raises the lead is not as strong as one that lowers it."
+                )
         want = wilson(b, n)
         if not all(math.isclose(x, y, abs_tol=1e-3) for x, y in zip((share, low, high), (b / n, *want), strict=True)):
             right["interval"] = False
             half = Z95 * math.sqrt(b / n * (1 - b / n) / n)
             if math.isclose(high - low, 2 * half, abs_tol=1e-3):
-                hints["interval"] = "b / n plus and minus 1.96 standard errors is an interval of width 0 where b = 0: take Wilson's."
+                hints["interval"] = (
+                    "b / n plus and minus 1.96 standard errors is an interval of width 0 where b = 0: take Wilson's."
+                )
     for part in ("p", "interval"):
         yield Part(1, right[part], hints[part])
 

@@ -47,7 +47,9 @@ def effects(student: Asking, lab: Lab) -> Iterator[Part]:
 
 
 def _same(got: Effects, want: Effects) -> bool:
-    return got.keys() == want.keys() and all(math.isclose(got[place], want[place], rel_tol=1e-3, abs_tol=1e-6) for place in want)
+    return got.keys() == want.keys() and all(
+        math.isclose(got[place], want[place], rel_tol=1e-3, abs_tol=1e-6) for place in want
+    )
 
 
 def carriers(student: Asking, lab: Lab) -> Iterator[Part]:
@@ -62,7 +64,10 @@ def carriers(student: Asking, lab: Lab) -> Iterator[Part]:
     if against in small:
         hint = "a neuron with a negative effect holds the answer down: choose by the signed effect, not by its size."
     elif once in small:
-        hint = "a neuron counts by its mean over all prompts, as 0 where a table does not have it: one prompt is no family."
+        hint = (
+            "a neuron counts by its mean over all prompts, as 0 where a table does not have it: one prompt is no "
+            "family."
+        )
     yield Part(2, small == {often, twice}, hint)
     recorded = recorded_effects()
     for family, enough in zip(FAMILIES, ENOUGH, strict=True):
@@ -74,8 +79,9 @@ def carriers(student: Asking, lab: Lab) -> Iterator[Part]:
         if {*got} != {*best}:  # a run takes a second
             most = _share(clean, best)
         said = (
-            f"on {len(clean.tokens)} prompts about {family.name} that were not in the tables, removing your {CHOSEN} neurons takes "
-            f"{taken:.1%} of the answer's lead; the {CHOSEN} with the largest mean effect take {most:.1%}."
+            f"on {len(clean.tokens)} prompts about {family.name} that were not in the tables, removing your {CHOSEN} "
+            f"neurons takes {taken:.1%} of the answer's lead; the {CHOSEN} with the largest mean effect take "
+            f"{most:.1%}."
         )
         for points, share in enough:
             yield Part(points, taken >= share * most, said)
@@ -87,8 +93,8 @@ def _share(clean: Untouched, neurons: Sequence[Neuron]) -> float:
 
 
 def by_mean_effect(tables: Sequence[Effects], n: int | None = None) -> list[Neuron]:
-    """The ``n`` neurons with the largest mean effect over all tables, or all of them, the largest first. A neuron that a table does
-    not have counts as 0 there.
+    """The ``n`` neurons with the largest mean effect over all tables, or all of them, the largest first. A neuron that
+    a table does not have counts as 0 there.
     """
     total: Effects = {}
     for table in tables:
@@ -111,7 +117,10 @@ def removed(student: Asking, lab: Lab) -> Iterator[Part]:
         got = tensor(student(lab.neurons, *arguments), want.shape, "set prompt")
         right = _agree(got, want)
         mistake = None if right else _mistake(got, want, clean, sets)
-        hint = "wrong values: each answer's lead on the untouched model, minus its lead when the set's neurons have their means."
+        hint = (
+            "wrong values: each answer's lead on the untouched model, minus its lead when the set's neurons have "
+            "their means."
+        )
         yield Part(1, right or mistake is not None, hint)
         yield Part(1, right, mistake or hint)
 
@@ -130,9 +139,11 @@ def _mistake(got: Tensor, want: Tensor, clean: Untouched, sets: Sequence[Sequenc
     if _agree(got, clean.lead - want):
         return "this is the lead without the neurons; return by how much it falls: before minus after."
     if _agree(got, torch.stack([clean.lost(neurons, zero=True) for neurons in sets])):
-        return "these are the effects of zeros: set the neurons to their means over the prompts, which all prompts share."
+        return (
+            "these are the effects of zeros: set the neurons to their means over the prompts, which all prompts share."
+        )
     if _agree(got, torch.stack([clean.lost_if_held(neurons) for neurons in sets])):
-        return "attention and norms were held: `freeze` is \"attention\" unless you say otherwise. Pass freeze=\"none\"."
+        return 'attention and norms were held: `freeze` is "attention" unless you say otherwise. Pass freeze="none".'
     return None
 
 
@@ -142,14 +153,23 @@ def fires_on(student: Asking, lab: Lab) -> Iterator[Part]:
     for points, sign in ((2, 1), (1, -1)):
         want = _strongest(seen, sign, 1, 2)
         got = sequence(student(lab.neurons, list(TEXTS), layer, neuron, 2, sign), str, "a list of tokens")
-        hint = f"wrong for sign={sign}: in each text the token at which sign times the activation is largest; the {len(want)} largest of them."
+        hint = (
+            f"wrong for sign={sign}: in each text the token at which sign times the activation is largest; the "
+            f"{len(want)} largest of them."
+        )
         beside = ({*_strongest(seen, sign, 1, len(seen), shift)} for shift in (-1, 1))
         if any({*got} <= tokens for tokens in beside):
             hint = "each token is one beside the right one: leaving out the first token moves the positions by one."
         elif got == _strongest(seen, sign, 0, 2) or any(token == seen[0][0][0] for token in got):
-            hint = "leave out the first token, the beginning of the sequence: what neurons do there is the same for every text."
+            hint = (
+                "leave out the first token, the beginning of the sequence: what neurons do there is the same for "
+                "every text."
+            )
         elif got == _strongest([(tokens, acts.abs()) for tokens, acts in seen], 1, 1, 2):
-            hint = "with sign=1 look for the largest activations alone, with sign=-1 for the most negative ones, not for either kind."
+            hint = (
+                "with sign=1 look for the largest activations alone, with sign=-1 for the most negative ones, not "
+                "for either kind."
+            )
         elif sorted(got) == sorted(want):
             hint = "the right tokens in the wrong order: strongest first."
         yield Part(points, got == want, hint)
@@ -160,8 +180,9 @@ Seen = tuple[list[str], Tensor]
 
 
 def _telling(lab: Lab, layer: int) -> tuple[int, list[Seen]]:
-    """A neuron of a layer that fires most on the first token of every text, if there is one, so that a function that counts the
-    first token is found out; and what the neuron does on the texts. Of several, the one that varies most on other tokens.
+    """A neuron of a layer that fires most on the first token of every text, if there is one, so that a function that
+    counts the first token is found out; and what the neuron does on the texts. Of several, the one that varies most on
+    other tokens.
     """
     point, model = f"{lab.ours.site(layer)}.hook_sae_acts_post", lab.ours.model
     with torch.no_grad():

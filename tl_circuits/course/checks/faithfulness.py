@@ -43,7 +43,11 @@ def predicted(student: Asking, lab: Lab) -> Iterator[Part]:
     want = dict(zip(row.target, (-row.weight).tolist(), strict=True))
     got = effects(student(lab.graph(graph), source))
     turned = {key: -value for key, value in got.items()}
-    yield Part(2, same_effects(got, want) or same_effects(turned, want), "wrong: one entry for every edge that starts at the source.")
+    yield Part(
+        2,
+        same_effects(got, want) or same_effects(turned, want),
+        "wrong: one entry for every edge that starts at the source.",
+    )
     yield Part(1, same_effects(got, want), "the sign: an edge is what the source adds, so removing it takes that away.")
 
 
@@ -51,9 +55,19 @@ def measured(student: Asking, lab: Lab) -> Iterator[Part]:
     graph = _graph(lab)
     target = int(graph.nodes[graph.nodes.id == "logit:0"].feature.iloc[0])
     cases = (
-        (2, "feature", "all", "wrong with freeze='all': logit minus mean logit, after minus before, at the last position."),
+        (
+            2,
+            "feature",
+            "all",
+            "wrong with freeze='all': logit minus mean logit, after minus before, at the last position.",
+        ),
         (2, "embedding", "none", "wrong with freeze='none': pass `freeze` on."),
-        (1, "error", "attention", "wrong for an error node: `tlc.edits_of(graph, [source])` makes the edit of any node."),
+        (
+            1,
+            "error",
+            "attention",
+            "wrong for an error node: `tlc.edits_of(graph, [source])` makes the edit of any node.",
+        ),
     )
     for points, of, freeze, hint in cases:
         source = _strongest(graph, of)
@@ -111,7 +125,13 @@ def worst_targets(student: Asking, lab: Lab) -> Iterator[Part]:
     easy = pd.DataFrame([("a", "x", 1.0, 1.1), ("a", "y", 2.0, 0.0), ("a", "z", 0.0, 1.0)], columns=columns)
     got = sequence(student(easy, 2), str, "a list of node ids")
     yield Part(1, got == ["y", "z"], "wrong with one source: the targets with the largest squared gap, largest first.")
-    rows = [("a", "x", 1.0, 2.0), ("b", "x", 1.0, 0.0), ("c", "x", -1.0, 0.0), ("a", "y", 0.0, 1.5), ("b", "z", 0.5, 0.0)]
+    rows = [
+        ("a", "x", 1.0, 2.0),
+        ("b", "x", 1.0, 0.0),
+        ("c", "x", -1.0, 0.0),
+        ("a", "y", 0.0, 1.5),
+        ("b", "z", 0.5, 0.0),
+    ]
     got = sequence(student(pd.DataFrame(rows, columns=columns), 2), str, "a list of node ids")
     yield Part(2, got == ["x", "y"], "wrong with several sources: add up each target's squared gaps over all of them.")
 

@@ -16,7 +16,9 @@ def activations_at(student: Asking, lab: Lab) -> Iterator[Part]:
     for prompt, name in (("Houston is in", "blocks.1.hook_resid_pre"), ("23 + 45 =", "blocks.3.mlp.hook_in")):
         want = lab.cache(prompt)[name][0]
         got = tensor(student(lab.model, prompt, name), want.shape, "pos d_model")
-        yield Part(2, close(got, want), f"wrong values at `{name}`: is it that hook point's tensor, on the prompt given?")
+        yield Part(
+            2, close(got, want), f"wrong values at `{name}`: is it that hook point's tensor, on the prompt given?"
+        )
 
 
 def _stream(lab: Lab, layer: int) -> Tensor:
@@ -28,7 +30,10 @@ def pre_activations(student: Asking, lab: Lab) -> Iterator[Part]:
     ours = lab.ours.dictionary[1]
     bare = replace(ours, b_enc=torch.zeros_like(ours.b_enc))
     handed_out = (lab.transcoder(1, without="b_enc"), lab.transcoder(1))
-    hints = ("wrong values: each feature's encoder vector is a row of `W_enc`.", "wrong once there is a bias: add `b_enc`.")
+    hints = (
+        "wrong values: each feature's encoder vector is a row of `W_enc`.",
+        "wrong once there is a bias: add `b_enc`.",
+    )
     for transcoder, given, hint in zip((bare, ours), handed_out, hints, strict=True):
         want = x @ transcoder.W_enc.T + transcoder.b_enc
         got = tensor(student(given, x), want.shape, "pos feature")
@@ -43,7 +48,9 @@ def feature_activations(student: Asking, lab: Lab) -> Iterator[Part]:
     got = tensor(student(lab.transcoder(0), x), want.shape, "pos feature")
     on = want > 0
     yield Part(2, close(got[on], want[on]), "a feature above its threshold keeps its whole pre-activation.")
-    yield Part(2, not bool(got[~on].any()), "a feature at or below its threshold is 0, even if its pre-activation is positive.")
+    yield Part(
+        2, not bool(got[~on].any()), "a feature at or below its threshold is 0, even if its pre-activation is positive."
+    )
 
 
 def reconstruction_error(student: Asking, lab: Lab) -> Iterator[Part]:
@@ -53,7 +60,9 @@ def reconstruction_error(student: Asking, lab: Lab) -> Iterator[Part]:
         transcoder = ours if with_bias else replace(ours, b_dec=torch.zeros_like(ours.b_dec))
         cache = lab.cache(prompt)
         x, out = cache[f"blocks.{layer}.mlp.hook_in"][0], cache[f"blocks.{layer}.hook_mlp_out"][0]
-        want = out - transcoder.activate(x @ transcoder.W_enc.T + transcoder.b_enc) @ transcoder.W_dec - transcoder.b_dec
+        want = (
+            out - transcoder.activate(x @ transcoder.W_enc.T + transcoder.b_enc) @ transcoder.W_dec - transcoder.b_dec
+        )
         given = lab.transcoder(layer, without="" if with_bias else "b_dec")
         got = tensor(student(lab.model, given, layer, prompt), want.shape, "pos d_model")
         hint = "wrong values: the error is the MLP's output minus the sum of activation times row of `W_dec`."

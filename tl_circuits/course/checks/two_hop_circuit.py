@@ -45,9 +45,13 @@ def _edges(*pairs: tuple[str, str]) -> pd.DataFrame:
 def between(student: Asking, lab: Lab) -> Iterator[Part]:
     short = _edges(("c", "a"), ("a", "z"), ("c", "b"), ("d", "z"), ("e", "a"))
     got = sequence(student(short, "c", "z"), str, "a set of node ids")
-    hint = "wrong on a graph of two steps: only nodes that the start leads to and that lead to the end, without the two."
+    hint = (
+        "wrong on a graph of two steps: only nodes that the start leads to and that lead to the end, without the two."
+    )
     yield Part(2, set(got) == {"a"}, hint)
-    long = _edges(("c", "a"), ("a", "b"), ("b", "d"), ("d", "z"), ("a", "dead"), ("x", "b"), ("c", "z"), ("c", "y"), ("y", "d"))
+    long = _edges(
+        ("c", "a"), ("a", "b"), ("b", "d"), ("d", "z"), ("a", "dead"), ("x", "b"), ("c", "z"), ("c", "y"), ("y", "d")
+    )
     got = sequence(student(long, "c", "z"), str, "a set of node ids")
     yield Part(2, set(got) == {"a", "b", "d", "y"}, "wrong on a longer graph: a path may have any number of steps.")
 
@@ -83,8 +87,10 @@ def share_swapped(student: Asking, lab: Lab) -> Iterator[Part]:
         experiments.append((two_hop(city).prompt, known_swap(table, STATE_OF[city].name, other), capital))
     weak = [(two_hop("Boulder").prompt, [Ablate(0, -2, 3)], "Augusta")]
     trivial = [(two_hop("Boulder").prompt, [Ablate(0, -2, 3)], "Denver")]
-    hints = ("wrong share: of the experiments, those whose likeliest last word (freeze='none') is the one expected.",
-             "experiments in which the untouched model already says the word prove nothing: leave them out.")
+    hints = (
+        "wrong share: of the experiments, those whose likeliest last word (freeze='none') is the one expected.",
+        "experiments in which the untouched model already says the word prove nothing: leave them out.",
+    )
     for extra, hint in zip(([], trivial), hints, strict=True):
         hits = [_answer(lab, prompt, edits) == word for prompt, edits, word in experiments + weak]
         got = number(student(lab.replacement, experiments + weak + extra))

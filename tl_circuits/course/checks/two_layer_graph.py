@@ -23,12 +23,16 @@ def _strongest(lab: Lab, prompt: str, layer: int, position: int) -> int:
     return int(lab.cache(prompt)[f"blocks.{layer}.hook_mlp_out.hook_sae_acts_post"][0, position].argmax())
 
 
-def _direction(model: Any, cache: Any, transcoder: Any, layer: int, position: int, feature: int) -> Float[Tensor, " d_model"]:
+def _direction(
+    model: Any, cache: Any, transcoder: Any, layer: int, position: int, feature: int
+) -> Float[Tensor, " d_model"]:
     gain = model.blocks[layer].ln2.weight.detach()
     return transcoder.W_enc[feature] * gain / cache[f"blocks.{layer}.ln2.hook_scale"][0, position]
 
 
-def _through(model: Any, cache: Any, layer: int, gradient: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+def _through(
+    model: Any, cache: Any, layer: int, gradient: Float[Tensor, "pos d_model"]
+) -> Float[Tensor, "pos d_model"]:
     pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0]
     values = torch.einsum("hqk,qd,hed->khe", pattern, gradient, model.W_O[layer].detach())
     read = torch.einsum("khe,hde->kd", values, model.W_V[layer].detach())
@@ -76,11 +80,17 @@ def through_attention(student: Asking, lab: Lab) -> Iterator[Part]:
     want = _through(lab.ours.model, cache, layer, gradient)
     got = tensor(student(lab.model, lab.recorded(cache), layer, gradient), want.shape, "pos d_model")
     right = close(got, want) or close(got, want - gradient)
-    yield Part(4, right, "the attention's part is wrong: from queries back to keys, W_O, then W_V, then `ln1`'s weight over its scale.")
+    yield Part(
+        4,
+        right,
+        "the attention's part is wrong: from queries back to keys, W_O, then W_V, then `ln1`'s weight over its scale.",
+    )
     shut = dict(cache.items())
     shut[f"blocks.{layer}.attn.hook_pattern"] = torch.zeros_like(shut[f"blocks.{layer}.attn.hook_pattern"])
     got = tensor(student(lab.model, lab.recorded(shut), layer, gradient), want.shape, "pos d_model")
-    yield Part(2, close(got, gradient), "the residual stream is missing: what does not go through attention passes unchanged.")
+    yield Part(
+        2, close(got, gradient), "the residual stream is missing: what does not go through attention passes unchanged."
+    )
 
 
 def effects_on(student: Asking, lab: Lab) -> Iterator[Part]:
@@ -108,7 +118,12 @@ def row_bias(student: Asking, lab: Lab) -> Iterator[Part]:
     at_mlp_out, _ = _gradients(lab, cache, position, feature)
     got = number(student(lab.recorded(cache), lab.transcoders, feature, at_mlp_out))
     want = float(graph.nodes.set_index("id").bias[name])
-    yield Part(2, near(got, want), "wrong: `b_enc` of the target, `b_dec` · gradient at each position but 0, the whole MLP output · gradient at 0.")
+    yield Part(
+        2,
+        near(got, want),
+        "wrong: `b_enc` of the target, `b_dec` · gradient at each position but 0, the whole MLP output · gradient at "
+        "0.",
+    )
 
 
 def trace(student: Asking, lab: Lab) -> Iterator[Part]:
@@ -117,7 +132,9 @@ def trace(student: Asking, lab: Lab) -> Iterator[Part]:
     feature = _strongest(lab, prompt, 1, position)
     _, _, want = _traced(lab, prompt, position, feature)
     got = effects(student(lab.model, lab.transcoders, prompt, position, feature))
-    yield Part(2, same_effects(got, want), "the row differs from `tlc.attribute`'s: compare them node by node in the notebook.")
+    yield Part(
+        2, same_effects(got, want), "the row differs from `tlc.attribute`'s: compare them node by node in the notebook."
+    )
 
 
 def _effects_on(cache: Any, transcoder: Any, at_mlp_out: Tensor, at_embedding: Tensor) -> dict[str, float]:

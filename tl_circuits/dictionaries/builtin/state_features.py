@@ -68,9 +68,7 @@ def state_features(replacement: Replacement) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).sort_values(["state", "place", "layer", "feature"], ignore_index=True)
 
 
-def _activations(
-    replacement: Replacement, prompts: Sequence[str]
-) -> dict[int, Float[Tensor, "prompt place feature"]]:
+def _activations(replacement: Replacement, prompts: Sequence[str]) -> dict[int, Float[Tensor, "prompt place feature"]]:
     """Feature activations of every layer at the two :data:`PLACES`, for prompts of equal length."""
     model, dictionary = replacement.model, replacement.dictionary
     names = {layer: dictionary.input_hook(layer) for layer in dictionary.layers}

@@ -2,8 +2,8 @@
 
 SAELens had no transcoders then, so the config says ``architecture: standard`` and names only the hook that is read. The
 folder's name, such as ``gpt2-small-layer-8-mlp-transcoder-folded-b_dec_out``, says what they are: the course reads
-``ln2.hook_normalized`` and predicts ``hook_mlp_out``. "Folded" means that the bias subtracted from the input is in ``b_enc``, and
-``b_dec`` is that of the output.
+``ln2.hook_normalized`` and predicts ``hook_mlp_out``. "Folded" means that the bias subtracted from the input is in
+``b_enc``, and ``b_dec`` is that of the output.
 """
 
 import re
@@ -28,7 +28,13 @@ from tl_circuits.errors import DictionaryError
 _FOLDER = re.compile(r".*layer-(\d+)-mlp-transcoder(-folded-b_dec_out)?")
 _FIELDS = (
     *("architecture", "d_in", "d_sae", "model_name", "hook_name", "hook_layer", "hook_head_index", "activation_fn_str"),
-    *("activation_fn_kwargs", "apply_b_dec_to_input", "finetuning_scaling_factor", "normalize_activations", "use_b_dec_out"),
+    *(
+        "activation_fn_kwargs",
+        "apply_b_dec_to_input",
+        "finetuning_scaling_factor",
+        "normalize_activations",
+        "use_b_dec_out",
+    ),
 )
 _HARMLESS = (
     *("dtype", "device", "sae_lens_training_version", "prepend_bos", "dataset_path", "dataset_trust_remote_code"),
@@ -87,8 +93,8 @@ def _require_plain(path: Path, config: dict[str, Any], layer: int) -> None:
     for field, allowed in expected.items():
         if config.get(field) not in allowed:
             raise DictionaryError(
-                f"{path}: {field} is {config.get(field)!r}, expected {' or '.join(repr(value) for value in allowed)} in a transcoder "
-                "with folded biases (a folder whose name ends in -folded-b_dec_out)."
+                f"{path}: {field} is {config.get(field)!r}, expected {' or '.join(repr(value) for value in allowed)} "
+                "in a transcoder with folded biases (a folder whose name ends in -folded-b_dec_out)."
             )
 
 
@@ -98,4 +104,6 @@ def model(repository: Repository, entry: Entry) -> str | None:
     return name if isinstance(name, str) else None
 
 
-LAYOUT = Layout("ARENA's transcoders (cfg.json, sae_weights.safetensors in folders *-mlp-transcoder*)", find, read, model)
+LAYOUT = Layout(
+    "ARENA's transcoders (cfg.json, sae_weights.safetensors in folders *-mlp-transcoder*)", find, read, model
+)

@@ -53,7 +53,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
             b_dec=b_dec,
             W_skip=W_skip,
             # A config's "topk" overrides a threshold that is stored, as in circuit-tracer.
-            threshold=None if threshold is None or activation == "topk" else valid_threshold(path, _THRESHOLD, threshold, width),
+            threshold=None
+            if threshold is None or activation == "topk"
+            else valid_threshold(path, _THRESHOLD, threshold, width),
             activation=activation,
             k=k,
             # circuit-tracer keeps negative values that are above the threshold or among the k largest.

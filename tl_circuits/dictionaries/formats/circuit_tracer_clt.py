@@ -61,7 +61,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
         b_enc=b_enc,
         b_dec=b_dec,
         W_skip=None if W_skip is None else shaped(path, f"W_skip_{i}", W_skip, (d_in, d_out)).T,
-        threshold=None if threshold is None or activation == "topk" else valid_threshold(path, f"threshold_{i}", threshold, width),
+        threshold=None
+        if threshold is None or activation == "topk"
+        else valid_threshold(path, f"threshold_{i}", threshold, width),
         activation=activation,
         k=k,
         clamp=activation == "relu",
@@ -76,12 +78,16 @@ def _skip(repository: Repository, layer: int, files: Sequence[MappedFile]) -> Te
     """The layer's skip connection, if the set has them; DictionaryError if only other layers have one."""
     found = next((file[f"W_skip_{layer}"] for file in files if f"W_skip_{layer}" in file), None)
     if layer > 0:
-        first = [MappedFile(repository.local(name)) for name in ("W_enc_0.safetensors", "W_skip_0.safetensors") if name in repository.paths]
+        first = [
+            MappedFile(repository.local(name))
+            for name in ("W_enc_0.safetensors", "W_skip_0.safetensors")
+            if name in repository.paths
+        ]
         if any("W_skip_0" in file for file in first) != (found is not None):
             lacking, having = (layer, 0) if found is None else (0, layer)
             raise DictionaryError(
-                f"{repository.name}: layer {having} has a skip connection (W_skip_{having}) and layer {lacking} has none. Is a file "
-                "missing?"
+                f"{repository.name}: layer {having} has a skip connection (W_skip_{having}) and layer {lacking} has "
+                "none. Is a file missing?"
             )
     return found
 

@@ -1,8 +1,9 @@
 """EleutherAI's clt-training, cross-layer sets: the files of sparsify, whose features also write to later layers.
 
 Their features write through one of four kinds of decoder. *Untied*: a matrix for each pair of layers, either all in the
-target's file (``coalesce_topk: per-layer``) or in the source's (``W_decs.{k}``, for ``k`` layers on). *Tied by target*: one
-matrix in the target's file for all sources (``concat``). *Tied by source*: one in the source's file (``per_source_tied``).
+target's file (``coalesce_topk: per-layer``) or in the source's (``W_decs.{k}``, for ``k`` layers on). *Tied by target*:
+one matrix in the target's file for all sources (``concat``). *Tied by source*: one in the source's file
+(``per_source_tied``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ class _Set:
         return [s for s in sorted(self.settings) if layer in self.targets(s)]
 
     def shares(self, layer: int) -> float:
-        """The factor of what earlier layers write: divided among them if ``divide_cross_layer`` is on, which needs untied files."""
+        """The factor of what earlier layers write: divided among them if ``divide_cross_layer`` is on, which needs
+        untied files."""
         divided = self.settings[layer].on("divide_cross_layer") and self.kind(layer) == "none"
         return 1 / max(1, len(self.writers(layer)) - 1) if divided else 1.0
 
@@ -69,7 +71,8 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """One layer of ``ŷ_t = (Σ_s used_{s→t} W_{s→t} + b_t + x_t W_skipᵀ) · out_norm_t / √d``, with the encoder of sparsify.
+    """One layer of ``ŷ_t = (Σ_s used_{s→t} W_{s→t} + b_t + x_t W_skipᵀ) · out_norm_t / √d``, with the encoder of
+    sparsify.
 
     ``used_{s→t} = (a_s + post_encs.{t-s}) · post_enc_scales.{t-s}`` where the feature is active.
     """
@@ -113,14 +116,15 @@ def _whole(repository: Repository) -> _Set:
         for field, is_refused in refused.items():
             if is_refused:
                 raise DictionaryError(
-                    f"{settings.path}: a cross-layer transcoder of clt-training with {field} {settings.fields[field]!r} is "
-                    "recognised but not supported."
+                    f"{settings.path}: a cross-layer transcoder of clt-training with {field} "
+                    f"{settings.fields[field]!r} is recognised but not supported."
                 )
         first = next(layer for layer, other in whole.settings.items() if other.n_targets)
         if settings.n_targets < 1 or kind != whole.kind(first):
             raise DictionaryError(
-                f"{settings.path}: n_targets is {settings.n_targets} and coalesce_topk {kind!r}, but layer {first} has n_targets "
-                f"{whole.settings[first].n_targets} and {whole.kind(first)!r}. The layers of one cross-layer set agree."
+                f"{settings.path}: n_targets is {settings.n_targets} and coalesce_topk {kind!r}, but layer {first} "
+                f"has n_targets {whole.settings[first].n_targets} and {whole.kind(first)!r}. The layers of one "
+                "cross-layer set agree."
             )
     return whole
 
@@ -139,8 +143,9 @@ def _post_enc(whole: _Set, layer: int) -> Float[Tensor, " feature"] | None:
     differing = next((t for t, other in enumerate(others, start=1) if not other.equal(first)), None)
     if differing is not None:
         raise DictionaryError(
-            f"{whole.path(layer)}: post_encs.{differing} differs from post_encs.0, so that a feature's activation is another one "
-            "for each layer it writes to. This is recognised but not supported: a graph has one activation a feature."
+            f"{whole.path(layer)}: post_encs.{differing} differs from post_encs.0, so that a feature's activation is "
+            "another one for each layer it writes to. This is recognised but not supported: a graph has one "
+            "activation a feature."
         )
     return first
 
@@ -161,19 +166,23 @@ def _decoder(whole: _Set, source: int, width: int) -> SlotDecoders:
             sources = max(1, int(whole.settings[target].fields.get("n_sources") or 0))
             if sources < len(whole.writers(target)):
                 raise DictionaryError(
-                    f"{whole.settings[target].path}: n_sources is {sources}, but {len(whole.writers(target))} layers write to this one."
+                    f"{whole.settings[target].path}: n_sources is {sources}, but {len(whole.writers(target))} layers "
+                    "write to this one."
                 )
             W_dec = shaped(path, name, W_dec, (width * sources, d_out))[place * width : (place + 1) * width]
         matrices.append(shaped(path, name, W_dec, (width, d_out)))
         _, s_out = scales_of(whole.settings[target], whole.file(target), d_out, d_out)
         factor = s_out * (whole.shares(target) if target > source else 1.0)
-        scale = written_factor(whole.path(source), settings, whole.file(source), f"post_enc_scales.{slot}", width, factor)
+        scale = written_factor(
+            whole.path(source), settings, whole.file(source), f"post_enc_scales.{slot}", width, factor
+        )
         scales.append(scale)
     return SlotDecoders(tuple(matrices), tuple(scales))
 
 
 def _bias(whole: _Set, layer: int) -> Float[Tensor, " d_out"]:
-    """The decoder bias of a layer, with what earlier layers add to it; also checks that they have no skips to this one."""
+    """The decoder bias of a layer, with what earlier layers add to it; also checks that they have no skips to this
+    one."""
     path, file = whole.path(layer), whole.file(layer)
     (b_dec,) = need(path, file, _first(file, "b_dec"))
     total = b_dec.float()
@@ -184,8 +193,9 @@ def _bias(whole: _Set, layer: int) -> Float[Tensor, " d_out"]:
             total = total + whole.shares(layer) * shaped(where, f"b_decs.{slot}", added, (b_dec.numel(),)).float()
             if f"W_skips.{slot}" in other and bool(other[f"W_skips.{slot}"].any()):
                 raise DictionaryError(
-                    f"{where}: W_skips.{slot} is a skip connection from layer {source} to layer {layer}, which is recognised but "
-                    "not supported: a skip connection here goes from a layer's MLP input to its own output."
+                    f"{where}: W_skips.{slot} is a skip connection from layer {source} to layer {layer}, which is "
+                    "recognised but not supported: a skip connection here goes from a layer's MLP input to its own "
+                    "output."
                 )
     _, s_out = scales_of(whole.settings[layer], file, b_dec.numel(), b_dec.numel())
     return total * s_out

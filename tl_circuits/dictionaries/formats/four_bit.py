@@ -1,9 +1,9 @@
 """Matrices kept with four bits a number: ``value[r, c] = scale[r] * levels[code[r, c]]``, with sixteen levels a matrix.
 
-A row is divided by its root mean square, each of its numbers becomes the nearest level, and the row's scale is then the one
-that leaves the least squared error (its root mean square to begin with). The levels are those that leave the least squared
-error on the matrix itself (Lloyd 1982, "Least squares quantization in PCM"); on Gaussian numbers that error is 1 % of the
-variance. ``four_bit_files.py`` is the folder of such matrices.
+A row is divided by its root mean square, each of its numbers becomes the nearest level, and the row's scale is then the
+one that leaves the least squared error (its root mean square to begin with). The levels are those that leave the least
+squared error on the matrix itself (Lloyd 1982, "Least squares quantization in PCM"); on Gaussian numbers that error is
+1 % of the variance. ``four_bit_files.py`` is the folder of such matrices.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class FourBit:
     """A matrix ``[rows, columns]`` with four bits a number.
 
     Args:
-        codes: two numbers a byte: the even column in the low four bits, the odd one in the high four. With an odd number of
-            columns, the last byte's high bits are 0 and not used.
+        codes: two numbers a byte: the even column in the low four bits, the odd one in the high four. With an odd
+            number of columns, the last byte's high bits are 0 and not used.
         scale: a factor for each row.
         levels: the sixteen numbers that codes stand for, in ascending order.
         columns: how many columns the matrix has.
@@ -52,8 +52,8 @@ def quantised(
             root mean square.
 
     Returns:
-        The codes, levels and scales in float32. A scale that float16 can hold to its usual precision is one that float16 holds
-        exactly, so that it can be stored as such without another error.
+        The codes, levels and scales in float32. A scale that float16 can hold to its usual precision is one that
+        float16 holds exactly, so that it can be stored as such without another error.
 
     Raises:
         DictionaryError: the matrix is empty or the levels are not such.
@@ -71,7 +71,9 @@ def quantised(
         0.009
     """
     if matrix.ndim != 2 or not matrix.numel():
-        raise DictionaryError(f"expected a matrix [rows, columns] with numbers in it, got the shape {tuple(matrix.shape)}.")
+        raise DictionaryError(
+            f"expected a matrix [rows, columns] with numbers in it, got the shape {tuple(matrix.shape)}."
+        )
     if not torch.isfinite(matrix).all():
         raise NotFiniteError("the matrix holds NaN or infinity, which no level is near to.")
     levels = fitted_levels(matrix) if levels is None else _checked(levels).to(matrix.device)
@@ -92,8 +94,8 @@ def rounded(
 ) -> Float[Tensor, "rows columns"]:
     """``dequantised(quantised(matrix, levels))``, quickly: for training with rounded weights.
 
-    Nothing is packed, checked or waited for on a GPU: the matrix must be finite, and the levels in ascending order on its
-    device. There are no gradients; ``w + (rounded(w, levels) - w).detach()`` passes them straight through.
+    Nothing is packed, checked or waited for on a GPU: the matrix must be finite, and the levels in ascending order on
+    its device. There are no gradients; ``w + (rounded(w, levels) - w).detach()`` passes them straight through.
     """
     codes, scale = _coded(matrix, levels, refit)
     return scale[:, None] * _at(levels.float(), codes)
@@ -103,17 +105,20 @@ def rounded(
 def fitted_levels(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " 16"]:
     """The sixteen levels that leave the least squared error on a matrix' rows, each divided by its root mean square.
 
-    Found by Lloyd's algorithm on all numbers, with exact means: each level is the mean of the numbers nearest to it. The same
-    matrix gives the same levels. A matrix with fewer than sixteen different numbers repeats some.
+    Found by Lloyd's algorithm on all numbers, with exact means: each level is the mean of the numbers nearest to it.
+    The same matrix gives the same levels. A matrix with fewer than sixteen different numbers repeats some.
     """
     values = (matrix.float() / _nonzero(_root_mean_square(matrix))).flatten().sort().values.cpu().double().numpy()
-    # To begin with: as dense as the cube root of the numbers' density, which is best where levels are many (Panter and Dite 1951).
+    # To begin with: as dense as the cube root of the numbers' density, which is best where levels are many (Panter and
+    # Dite 1951).
     points = values[np.linspace(0, len(values) - 1, _QUANTILES + 1).round().astype(np.int64)]
     shares = np.concatenate(([0.0], np.cumsum(np.diff(points) ** (2 / 3))))
     levels = np.interp((np.arange(N_LEVELS) + 0.5) / N_LEVELS * shares[-1], shares, points)
     sums = np.concatenate(([0.0], np.cumsum(values)))
     for _ in range(_ROUNDS):
-        ends = np.concatenate(([0], np.searchsorted(values, (levels[1:] + levels[:-1]) / 2, side="right"), [len(values)]))
+        ends = np.concatenate(
+            ([0], np.searchsorted(values, (levels[1:] + levels[:-1]) / 2, side="right"), [len(values)])
+        )
         count = np.diff(ends)
         means = np.where(count > 0, np.diff(sums[ends]) / np.maximum(count, 1), levels)
         if np.abs(means - levels).max() < 1e-6:

@@ -1,8 +1,8 @@
 """Folders of per-layer transcoders with four bits a number: ``config.json`` and ``layer_{l}.four_bit.safetensors``.
 
-A file holds ``{W}.codes``, ``{W}.scale`` and ``{W}.levels`` for each of W_enc, W_dec and, if there is a skip connection, W_skip
-(``four_bit.py`` says what they mean), and b_enc, b_dec and, if there are such, threshold and rank as they are. One
-config says for all layers which hooks are read and written, the activation, and the sizes.
+A file holds ``{W}.codes``, ``{W}.scale`` and ``{W}.levels`` for each of W_enc, W_dec and, if there is a skip
+connection, W_skip (``four_bit.py`` says what they mean), and b_enc, b_dec and, if there are such, threshold and rank as
+they are. One config says for all layers which hooks are read and written, the activation, and the sizes.
 """
 
 import json
@@ -113,8 +113,8 @@ def write_four_bit(
         licence: of the weights.
         training_tokens: on how many tokens they were trained.
         description: a line about them.
-        levels: ``{layer: {"W_enc": levels, ...}}``, the sixteen levels of a matrix that was trained with them; fitted to
-            the matrix where there are none.
+        levels: ``{layer: {"W_enc": levels, ...}}``, the sixteen levels of a matrix that was trained with them; fitted
+            to the matrix where there are none.
         overwrite: replace the folder if it holds such a set already.
 
     Returns:
@@ -136,14 +136,16 @@ def write_four_bit(
     folder = Path(folder)
     if type(transcoders) is not TranscoderSet:
         raise DictionaryError(
-            f"{transcoders!r} cannot be written with four bits a number: only per-layer transcoders can, a TranscoderSet with one "
-            "dictionary a layer."
+            f"{transcoders!r} cannot be written with four bits a number: only per-layer transcoders can, a "
+            "TranscoderSet with one dictionary a layer."
         )
     settings = _settings_of(transcoders, model, licence, training_tokens, description)
     half, old = (folder.with_name(f".{folder.name}.{what}") for what in ("saving", "old"))
     holds_a_set = folder.is_dir() and any(PATH.fullmatch(path.name) for path in folder.iterdir())
     if folder.exists() and not (overwrite and holds_a_set):
-        raise OutputError(f"{folder} exists already. Choose another name{', or overwrite=True' if holds_a_set else ''}.")
+        raise OutputError(
+            f"{folder} exists already. Choose another name{', or overwrite=True' if holds_a_set else ''}."
+        )
     try:
         for leftover in (half, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -180,7 +182,8 @@ def _tensors(t: Transcoder, levels: Mapping[str, Float[Tensor, " 16"]]) -> dict[
 
 
 def _short(bias: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """A bias in float16 if no number changes by more than 0.05 % of itself or of their root mean square, else in float32."""
+    """A bias in float16 if no number changes by more than 0.05 % of itself or of their root mean square, else in
+    float32."""
     bias = bias.detach().float()
     usual = bias.double().square().mean().sqrt().float()
     near = (bias.half().float() - bias).abs() <= torch.maximum(bias.abs(), usual) * 2**-11
@@ -188,7 +191,11 @@ def _short(bias: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def _settings_of(
-    transcoders: TranscoderSet, model: str | None, licence: str | None, training_tokens: int | None, description: str | None
+    transcoders: TranscoderSet,
+    model: str | None,
+    licence: str | None,
+    training_tokens: int | None,
+    description: str | None,
 ) -> Settings:
     made = {layer: _settings_of_layer(layer, transcoders[layer]) for layer in transcoders.layers}
     first = transcoders.layers[0]
@@ -196,8 +203,9 @@ def _settings_of(
         other = next((name for name in said if said[name] != made[first][name]), None)
         if other is not None:
             raise DictionaryError(
-                f"{other} is {made[first][other]!r} at layer {first} and {said[other]!r} at layer {layer}; in this format all layers "
-                "have the same. Write them as sets of their own, with load_transcoders(..., layers=...)."
+                f"{other} is {made[first][other]!r} at layer {first} and {said[other]!r} at layer {layer}; in this "
+                "format all layers have the same. Write them as sets of their own, with load_transcoders(..., "
+                "layers=...)."
             )
     return Settings(
         model=model or transcoders.made_for,
@@ -232,4 +240,6 @@ def _floating(path: Path, name: str, tensor: Tensor) -> None:
         raise DictionaryError(f"{path}: {name} has dtype {tensor.dtype}, expected floating-point numbers.")
 
 
-LAYOUT = Layout("tl_circuits, four bits a number (config.json, layer_*.four_bit.safetensors)", find, read, model, grows=8)
+LAYOUT = Layout(
+    "tl_circuits, four bits a number (config.json, layer_*.four_bit.safetensors)", find, read, model, grows=8
+)

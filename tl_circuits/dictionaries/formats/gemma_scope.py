@@ -21,8 +21,9 @@ def find(repository: Repository) -> Sequence[Entry]:
     kind = _AUTOENCODERS.search(repository.name.rstrip("/"))
     if kind:
         raise DictionaryError(
-            f"{repository.name} holds autoencoders ({kind[1]}), not transcoders. They are opened by their release in SAELens, such as "
-            f"tlc.load_dictionary('gemma-scope-2b-pt-{kind[1]}-canonical'); transcoders are google/gemma-scope-2b-pt-transcoders ('gemma')."
+            f"{repository.name} holds autoencoders ({kind[1]}), not transcoders. They are opened by their release in "
+            f"SAELens, such as tlc.load_dictionary('gemma-scope-2b-pt-{kind[1]}-canonical'); transcoders are "
+            "google/gemma-scope-2b-pt-transcoders ('gemma')."
         )
     matches = ((path, PATH.fullmatch(path)) for path in repository.paths)
     return [Entry(int(m[1]), (path,), m[2], m[3]) for path, m in matches if m]
@@ -36,7 +37,10 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     width, d_out = b_enc.numel(), b_dec.numel()
 
     def wide(W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
-        return {"W_enc": shaped(path, "W_enc", W_enc, (None, width)).T, "W_dec": decoder_rows(path, W_dec, width, d_out)}
+        return {
+            "W_enc": shaped(path, "W_enc", W_enc, (None, width)).T,
+            "W_dec": decoder_rows(path, W_dec, width, d_out),
+        }
 
     without_numbers = wide(file.empty("W_enc"), file.empty("W_dec"))
 

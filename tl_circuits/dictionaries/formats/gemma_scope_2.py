@@ -86,8 +86,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
         require_agreement(where, "architecture", config.get("architecture"), "jump_relu")
         if config.get("type") not in (None, "transcoder", "clt", "crosscoder_transcoder"):
             raise DictionaryError(
-                f"{where}: type is {config['type']!r}, not a transcoder. Autoencoders of Gemma Scope 2 are opened by their release in "
-                "SAELens (tlc.load_dictionary('gemma-scope-2-...')); transcoders are in the repository's folder transcoder_all."
+                f"{where}: type is {config['type']!r}, not a transcoder. Autoencoders of Gemma Scope 2 are opened by "
+                "their release in SAELens (tlc.load_dictionary('gemma-scope-2-...')); transcoders are in the "
+                "repository's folder transcoder_all."
             )
     cross = w_dec.ndim == 3
     # The decoder's second axis is the layer written to, from 0; a feature writes to its own and later ones.

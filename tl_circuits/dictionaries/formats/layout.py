@@ -16,8 +16,8 @@ from tl_circuits.dictionaries.transcoder import Transcoder
 class Entry:
     """One layer of one published set. ``width`` and ``l0`` are as the repository writes them.
 
-    ``files``: the weights first, then other files that are needed to read them. ``site``: of an autoencoder, the hook within
-    its block at which it sits.
+    ``files``: the weights first, then other files that are needed to read them. ``site``: of an autoencoder, the hook
+    within its block at which it sits.
     """
 
     layer: int
@@ -40,9 +40,9 @@ class Hints:
 class LayerWeights(NamedTuple):
     """The weights of one layer; ``decoder`` is set if features write to later layers as well.
 
-    ``make``: set if large matrices must be computed, or their file be read whole. It returns those (``W_enc``, ``W_dec``, and
-    ``b_enc`` if it takes a large matrix to compute it) by name; in ``transcoder`` they only have their shapes (on torch's
-    ``meta`` device). It is not called where a converted copy of them is in the cache.
+    ``make``: set if large matrices must be computed, or their file be read whole. It returns those (``W_enc``,
+    ``W_dec``, and ``b_enc`` if it takes a large matrix to compute it) by name; in ``transcoder`` they only have their
+    shapes (on torch's ``meta`` device). It is not called where a converted copy of them is in the cache.
     """
 
     transcoder: Transcoder
@@ -55,8 +55,8 @@ class Layout:
     """One way in which weights are published.
 
     ``find`` lists a repository's layers in this layout (none if it has another), ``read`` reads one, and ``model``
-    gives the name of the model it was trained on, if the files say it. ``grows``: how many bytes of memory a byte of its
-    files takes.
+    gives the name of the model it was trained on, if the files say it. ``grows``: how many bytes of memory a byte of
+    its files takes.
     """
 
     name: str

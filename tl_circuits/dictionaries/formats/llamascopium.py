@@ -90,8 +90,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     These transcoders were trained on scaled tensors: with ``s = √d_model / average norm`` of what is read (``s_in``)
     and of what is written (``s_out``), ``h = s_in x W_E + b_E`` and ``y = (act(h) W_D + b_D) / s_out``. Divided by
     ``s_in``, the activations are those of the encoder ``W_E`` with bias ``b_E / s_in`` and threshold ``θ / s_in``, and
-    the decoder is ``W_D s_in / s_out``. With ``sparsity_include_decoder_norm``, ``act(h)`` is ``act(h n) / n``, where ``n`` is
-    the norm of each feature's row of ``W_D``: it divides a threshold, and TopK compares ``h n``.
+    the decoder is ``W_D s_in / s_out``. With ``sparsity_include_decoder_norm``, ``act(h)`` is ``act(h n) / n``, where
+    ``n`` is the norm of each feature's row of ``W_D``: it divides a threshold, and TopK compares ``h n``.
     """
     path, config_path = (repository.local(file) for file in entry.files)
     config, file = read_json(config_path), MappedFile(path)
@@ -107,7 +107,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     s_in, s_out = (_scale(path, file, config, side, d_model) for side in ("hook_point_in", "hook_point_out"))
     rows = decoder_rows(path, W_D, width, d_model)
     activation, threshold, rank = config["act_fn"], None, None
-    norms = rows.float().norm(dim=1) if activation != "relu" and config.get("sparsity_include_decoder_norm", True) else None
+    norms = (
+        rows.float().norm(dim=1) if activation != "relu" and config.get("sparsity_include_decoder_norm", True) else None
+    )
     if activation == "jumprelu":
         (log_threshold,) = need(path, file, _LOG_THRESHOLD)
         threshold = shaped(path, _LOG_THRESHOLD, log_threshold, (width,)).float().exp() / s_in

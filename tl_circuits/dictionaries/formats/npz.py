@@ -26,8 +26,8 @@ class NpzFile:
     """The arrays ``names`` of a NumPy archive. Their shapes are read at once, an array itself when it is asked for.
 
     Raises:
-        DictionaryError: the archive is cut off, holds pickled objects or members outside of it, claims more data than its
-            size can hold, or lacks an array.
+        DictionaryError: the archive is cut off, holds pickled objects or members outside of it, claims more data than
+            its size can hold, or lacks an array.
     """
 
     def __init__(self, path: Path, names: Sequence[str]):
@@ -50,7 +50,9 @@ class NpzFile:
             _read_header(file)
             data = bytearray(file.read(expected))
         if len(data) < expected:
-            raise DictionaryError(f"{self.path}: {name} ends after {len(data):,} of {expected:,} bytes. Was it cut off?")
+            raise DictionaryError(
+                f"{self.path}: {name} ends after {len(data):,} of {expected:,} bytes. Was it cut off?"
+            )
         return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C"))
 
     @contextmanager
@@ -74,7 +76,9 @@ class NpzFile:
             raise DictionaryError(f"{self.path}: {name} has dtype {header.dtype}: pickled objects are never loaded.")
         size = archive.getinfo(member).file_size
         if int(np.prod(header.shape, dtype=np.int64)) * header.dtype.itemsize > size:
-            raise DictionaryError(f"{self.path}: {name} claims shape {header.shape}, more than the {size:,} bytes there are.")
+            raise DictionaryError(
+                f"{self.path}: {name} claims shape {header.shape}, more than the {size:,} bytes there are."
+            )
         return header
 
 

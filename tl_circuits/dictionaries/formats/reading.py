@@ -53,7 +53,9 @@ def _mapping(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
-def require_known_fields(path: Path, config: Mapping[str, Any], known: Collection[str], harmless: Collection[str]) -> None:
+def require_known_fields(
+    path: Path, config: Mapping[str, Any], known: Collection[str], harmless: Collection[str]
+) -> None:
     """Raise DictionaryError if a config has a field that is neither read here nor known to change nothing.
 
     Such a field may change what the weights mean, as ``transcode`` and ``normalize_io`` did when they were added.
@@ -61,19 +63,21 @@ def require_known_fields(path: Path, config: Mapping[str, Any], known: Collectio
     unknown = sorted(str(name) for name in config if name not in known and name not in harmless)
     if unknown:
         raise DictionaryError(
-            f"{path}: {', '.join(map(repr, unknown))} {'is a field' if len(unknown) == 1 else 'are fields'} that this version "
-            "does not know in this layout, and a field can change what the weights mean. If it changes nothing, remove it from a "
-            "copy of the file; else give the layers as tensors: tlc.load_transcoders({layer: tlc.Transcoder(...)})."
+            f"{path}: {', '.join(map(repr, unknown))} {'is a field' if len(unknown) == 1 else 'are fields'} that "
+            "this version does not know in this layout, and a field can change what the weights mean. If it changes "
+            "nothing, remove it from a copy of the file; else give the layers as tensors: "
+            "tlc.load_transcoders({layer: tlc.Transcoder(...)})."
         )
 
 
 def require_known_tensors(path: Path, tensors: Collection[str], known: re.Pattern[str]) -> None:
-    """Raise DictionaryError if a file holds a tensor whose whole name ``known`` does not match: it would not be used."""
+    """Raise DictionaryError if a file holds a tensor whose whole name ``known`` does not match: it would not be
+    used."""
     unknown = sorted(name for name in tensors if not known.fullmatch(name))
     if unknown:
         raise DictionaryError(
-            f"{path} holds the tensor {unknown[0]!r}, which this version does not know in this layout: without it the set may "
-            "compute something else."
+            f"{path} holds the tensor {unknown[0]!r}, which this version does not know in this layout: without it "
+            "the set may compute something else."
         )
 
 
@@ -82,8 +86,8 @@ def need(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]
 
     Raises:
         DictionaryError: one is missing.
-        NotFiniteError: a vector holds NaN or infinity. Layouts compute biases from each other, so this is the last place
-            that can say which of the file's own it was. Matrices are checked when they are used.
+        NotFiniteError: a vector holds NaN or infinity. Layouts compute biases from each other, so this is the last
+            place that can say which of the file's own it was. Matrices are checked when they are used.
     """
     missing = [name for name in names if name not in tensors]
     if missing:

@@ -9,7 +9,10 @@ from tl_circuits.errors import DictionaryError
 _BY_FILE = (
     ("Llama Scope 1 transcoders (LXTC)", re.compile(r"(?:.*/)?L(?:lama)?[^/]*TC-\d+x/hyperparams\.json")),
     ("Llama Scope 1 (hyperparams.json)", re.compile(r"(?:.*/)?hyperparams\.json")),
-    ("crosslayer-coding (norm_stats.json)", re.compile(r"(?:.*/)?(?:norm_stats\.json|clt_checkpoint_\d+\.safetensors)")),
+    (
+        "crosslayer-coding (norm_stats.json)",
+        re.compile(r"(?:.*/)?(?:norm_stats\.json|clt_checkpoint_\d+\.safetensors)"),
+    ),
     ("CLT-Forge / CircuitLab (clt_cfg.json)", re.compile(r"(?:.*/)?clt_cfg\.json")),
     ("crosslayer-transcoder (checkpoint.safetensors)", re.compile(r"(?:.*/)?checkpoint\.safetensors")),
     ("mntss sparsecoder sweep (encoder_layer_*)", re.compile(r"(?:.*/)?encoder_layer_\d+(?:\.safetensors)?")),
@@ -21,8 +24,8 @@ def refuse_by_name(repository: Repository) -> None:
     """Raise DictionaryError for sets whose files look like a layout that is read, but stand for other equations."""
     if "W_dec_norm.safetensors" in repository.paths or "Cross-Layer-TopK-CLT" in repository.name:
         raise DictionaryError(
-            f"{repository.name} keeps the k highest-scoring features of all layers together (Cross-Layer-TopK-CLT), so whether a "
-            "feature is active depends on later layers as well. That is recognised but not supported."
+            f"{repository.name} keeps the k highest-scoring features of all layers together (Cross-Layer-TopK-CLT), "
+            "so whether a feature is active depends on later layers as well. That is recognised but not supported."
         )
 
 

@@ -1,7 +1,7 @@
 """Autoencoders in SAELens' own layout: folders with ``cfg.json`` and ``sae_weights.safetensors``.
 
-SAELens has changed its configs several times, so its own loader reads them; the object is then converted. That loader drops
-what it does not know, so what a config says is compared first with what SAELens' own classes take.
+SAELens has changed its configs several times, so its own loader reads them; the object is then converted. That loader
+drops what it does not know, so what a config says is compared first with what SAELens' own classes take.
 """
 
 import re
@@ -22,15 +22,52 @@ _WEIGHTS = "sae_weights.safetensors"
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 # What SAELens wrote beside the fields of its classes until version 6, and where it came from.
 _EARLIER = (
-    *("architecture", "hook_point", "hook_point_layer", "hook_point_head_index", "hook_name", "hook_name_out", "hook_layer"),
-    *("hook_layer_out", "hook_head_index", "activation_fn", "activation_fn_str", "activation_fn_kwargs", "finetuning_scaling_factor"),
-    *("metadata", "model_name", "model_class_name", "model_from_pretrained_kwargs", "prepend_bos", "context_size", "seqpos_slice"),
-    *("ignore_tokens", "dataset_path", "dataset_trust_remote_code", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id"),
+    *(
+        "architecture",
+        "hook_point",
+        "hook_point_layer",
+        "hook_point_head_index",
+        "hook_name",
+        "hook_name_out",
+        "hook_layer",
+    ),
+    *(
+        "hook_layer_out",
+        "hook_head_index",
+        "activation_fn",
+        "activation_fn_str",
+        "activation_fn_kwargs",
+        "finetuning_scaling_factor",
+    ),
+    *(
+        "metadata",
+        "model_name",
+        "model_class_name",
+        "model_from_pretrained_kwargs",
+        "prepend_bos",
+        "context_size",
+        "seqpos_slice",
+    ),
+    *(
+        "ignore_tokens",
+        "dataset_path",
+        "dataset_trust_remote_code",
+        "sae_lens_version",
+        "sae_lens_training_version",
+        "neuronpedia_id",
+    ),
     *("from_pretrained_path", "hf_hook_name", "exclude_special_tokens"),
 )
 # What version 5 wrote of a training: it changes how weights were found, not what they mean.
 _TRAINING = (
-    *("l1_coefficient", "lp_norm", "use_ghost_grads", "normalize_sae_decoder", "noise_scale", "decoder_orthogonal_init"),
+    *(
+        "l1_coefficient",
+        "lp_norm",
+        "use_ghost_grads",
+        "normalize_sae_decoder",
+        "noise_scale",
+        "decoder_orthogonal_init",
+    ),
     *("mse_loss_normalization", "jumprelu_init_threshold", "jumprelu_bandwidth", "decoder_heuristic_init"),
     *("decoder_heuristic_init_norm", "init_encoder_as_decoder_transpose", "scale_sparsity_penalty_by_decoder_norm"),
 )
@@ -59,7 +96,10 @@ def _hook(config: dict[str, Any], name: str = "hook_name") -> Any:
 
 def _is_autoencoder(config: dict[str, Any]) -> bool:
     """Whether a config is of an autoencoder. The oldest say no architecture; then it is the standard one."""
-    return config.get("architecture", "standard") in AUTOENCODERS and _hook(config, "hook_name_out") in (None, _hook(config))
+    return config.get("architecture", "standard") in AUTOENCODERS and _hook(config, "hook_name_out") in (
+        None,
+        _hook(config),
+    )
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
@@ -68,7 +108,9 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
     try:
         from sae_lens.saes.sae import SAE
     except ImportError as error:
-        raise DictionaryError(f"{path} is a SAELens autoencoder, and reading it needs sae_lens: pip install sae_lens") from error
+        raise DictionaryError(
+            f"{path} is a SAELens autoencoder, and reading it needs sae_lens: pip install sae_lens"
+        ) from error
     _require_understood(config, read_json(config))
     try:
         sae = SAE.load_from_disk(path.parent)
@@ -81,8 +123,8 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 def _require_understood(path: Path, config: dict[str, Any]) -> None:
     """Refuse what SAELens' loader would drop, take for a default, or does not know.
 
-    Configs without an architecture are the oldest. They hold all of a training's options, so of these only the activation
-    function is compared.
+    Configs without an architecture are the oldest. They hold all of a training's options, so of these only the
+    activation function is compared.
     """
     from sae_lens.registry import get_sae_class, get_sae_training_class
 
@@ -105,8 +147,8 @@ def _require_understood(path: Path, config: dict[str, Any]) -> None:
         raise DictionaryError(f"{path}: k is missing, how many features are active at once.")
     if config.get("finetuning_scaling_factor"):
         raise DictionaryError(
-            f"{path}: finetuning_scaling_factor is set: the activations are multiplied by numbers that SAELens no longer reads. "
-            "Multiply the decoder's rows by them and save again without it."
+            f"{path}: finetuning_scaling_factor is set: the activations are multiplied by numbers that SAELens no "
+            "longer reads. Multiply the decoder's rows by them and save again without it."
         )
 
 

@@ -61,7 +61,9 @@ def _require_transcoder(path: Path, config: dict[str, Any]) -> None:
         raise DictionaryError(f"{path}: {_why_neither(config, architecture)}")
     require_known_fields(path, config, _FIELDS, _HARMLESS)
     if config.get("reshape_activations") not in (None, "none"):
-        raise DictionaryError(f"{path}: reshape_activations is {config['reshape_activations']!r}; transcoders are read with 'none'.")
+        raise DictionaryError(
+            f"{path}: reshape_activations is {config['reshape_activations']!r}; transcoders are read with 'none'."
+        )
     if config.get("apply_b_dec_to_input"):
         raise DictionaryError(f"{path}: apply_b_dec_to_input is true, which no transcoder of SAELens can have.")
     normalise = config.get("normalize_activations") or "none"
@@ -75,14 +77,19 @@ def _require_transcoder(path: Path, config: dict[str, Any]) -> None:
 def _why_neither(config: dict[str, Any], architecture: Any) -> str:
     """Why a config without a transcoder's architecture was not taken for an autoencoder's either."""
     if architecture is not None and architecture not in AUTOENCODERS:
-        return f"architecture {architecture!r} cannot be opened; these can: {', '.join((*ARCHITECTURES, *AUTOENCODERS))}."
+        return (
+            f"architecture {architecture!r} cannot be opened; these can: {', '.join((*ARCHITECTURES, *AUTOENCODERS))}."
+        )
     hook = _field(config, "hook_name") or config.get("hook_point")
     out = _field(config, "hook_name_out")
     if out not in (None, hook):
         return f"an autoencoder writes where it reads, but hook_name is {hook!r} and hook_name_out {out!r}."
     if re.match(r"blocks\.\d+\.", str(hook)) is None:
         return f"hook_name is {hook!r}, expected a hook of TransformerLens, blocks.<layer>.<hook>."
-    return "this is an autoencoder, and other folders beside it are not. Open each by its own folder, and give a list of both."
+    return (
+        "this is an autoencoder, and other folders beside it are not. Open each by its own folder, and give a list "
+        "of both."
+    )
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:

@@ -1,4 +1,5 @@
-"""What ``cfg.json`` and the training configuration of EleutherAI's sparsify and clt-training say about a hookpoint's file.
+"""What ``cfg.json`` and the training configuration of EleutherAI's sparsify and clt-training say about a hookpoint's
+file.
 
 clt-training (github.com/EleutherAI/clt-training) is a fork of sparsify (github.com/EleutherAI/sparsify) that adds
 cross-layer transcoders, an affine step after the encoder, and scaled inputs and outputs. Both write the same files.
@@ -27,8 +28,12 @@ _KNOWN = (
 # These decide how the file was trained, not what its weights compute. `normalize_decoder` is for autoencoders alone.
 _HARMLESS = ("dtype", "multi_topk", "normalize_decoder", "tp_output", "train_post_encoder", "use_fp8")
 # A module whose input is read: a norm before the MLP reads the residual stream, the MLP the norm's output.
-_READS = {"post_attention_layernorm": "hook_resid_mid", "pre_feedforward_layernorm": "hook_resid_mid", "ln_2": "hook_resid_mid",
-          "mlp": "mlp.hook_in"}  # fmt: skip
+_READS = {
+    "post_attention_layernorm": "hook_resid_mid",
+    "pre_feedforward_layernorm": "hook_resid_mid",
+    "ln_2": "hook_resid_mid",
+    "mlp": "mlp.hook_in",
+}
 
 
 def layer_of(repository: Repository, hookpoint: str) -> int:
@@ -67,8 +72,8 @@ def settings_of(repository: Repository, config: str) -> Settings:
     """Read a hookpoint's ``cfg.json``.
 
     Raises:
-        DictionaryError: it has a field that is not known, an activation that is not supported, or nothing shows that it is a
-            transcoder.
+        DictionaryError: it has a field that is not known, an activation that is not supported, or nothing shows that it
+            is a transcoder.
     """
     path = repository.local(config)
     fields = read_json(path)
@@ -76,20 +81,25 @@ def settings_of(repository: Repository, config: str) -> Settings:
     activation = fields.get("activation", "topk")
     if activation == "batchtopk":
         raise DictionaryError(
-            f"{path}: activation 'batchtopk' keeps the largest activations of a whole batch, so what is active on a prompt would "
-            "depend on other texts; the file holds no threshold to use instead. It is recognised but not supported."
+            f"{path}: activation 'batchtopk' keeps the largest activations of a whole batch, so what is active on a "
+            "prompt would depend on other texts; the file holds no threshold to use instead. It is recognised but "
+            "not supported."
         )
     if activation != "topk" or fields.get("signed"):
         which = "topk of absolute values (signed)" if fields.get("signed") else activation
         raise DictionaryError(f"{path}: activation {which!r} is not supported, only topk.")
     old = "transcode" not in fields
-    if not (fields.get("transcode") or (old and (fields.get("skip_connection") or _trained(repository, config).get("transcode")))):
+    if not (
+        fields.get("transcode")
+        or (old and (fields.get("skip_connection") or _trained(repository, config).get("transcode")))
+    ):
         raise DictionaryError(
-            f"{path}: transcode is {fields.get('transcode')!r}: this is an autoencoder, and of sparsify's files only transcoders are "
-            "opened. Give its tensors as tlc.Transcoder with one hook to read and write, or train with transcode=True (tl-circuits train does)."
+            f"{path}: transcode is {fields.get('transcode')!r}: this is an autoencoder, and of sparsify's files only "
+            "transcoders are opened. Give its tensors as tlc.Transcoder with one hook to read and write, or train "
+            "with transcode=True (tl-circuits train does)."
         )
-    # The field came with the change that stopped subtracting b_dec for transcoders (sparsify f02711e). An older file with a
-    # skip connection is a transcoder all the same: an autoencoder's skip could copy what it reads.
+    # The field came with the change that stopped subtracting b_dec for transcoders (sparsify f02711e). An older file
+    # with a skip connection is a transcoder all the same: an autoencoder's skip could copy what it reads.
     return Settings(path, fields, subtracts_bias=old)
 
 
@@ -108,8 +118,8 @@ def model_of(repository: Repository, config: str) -> str | None:
 def hooks_of(repository: Repository, config: str, hints: Hints) -> tuple[str, str]:
     """The hooks read and written: as the caller or the set's name says, else from the hookpoint and its training.
 
-    A hookpoint is a module, whose input is read and whose output is written. ``hookpoints_in`` in the training configuration
-    names other modules whose inputs were read instead.
+    A hookpoint is a module, whose input is read and whose output is written. ``hookpoints_in`` in the training
+    configuration names other modules whose inputs were read instead.
     """
     hookpoint = PurePosixPath(config).parent.name
     match = _MODULE.fullmatch(hookpoint)
@@ -127,12 +137,15 @@ def _read_by_training(repository: Repository, config: str, hookpoint: str, write
     if not inputs:
         if writes == "hook_mlp_out":
             raise DictionaryError(
-                f"{repository.name}: the hookpoint {hookpoint!r} reads and writes the norm behind the MLP, and nothing says that it "
-                "reads another module. If it was trained with other inputs, say so with input_hook=, such as 'hook_resid_mid'."
+                f"{repository.name}: the hookpoint {hookpoint!r} reads and writes the norm behind the MLP, and "
+                "nothing says that it reads another module. If it was trained with other inputs, say so with "
+                "input_hook=, such as 'hook_resid_mid'."
             )
         return "mlp.hook_in"
     if not isinstance(inputs, list) or not 0 <= at < len(inputs):
-        raise DictionaryError(f"{where} has hookpoints_in, but they do not say what {hookpoint!r} reads. Give input_hook=.")
+        raise DictionaryError(
+            f"{where} has hookpoints_in, but they do not say what {hookpoint!r} reads. Give input_hook=."
+        )
     layer = layer_of(repository, hookpoint)
     read = re.fullmatch(rf"(?:.*\.)?(?:layers|h)\.{layer}\.(\w+)", str(inputs[at]))
     name = read[1] if read else ""
@@ -140,14 +153,16 @@ def _read_by_training(repository: Repository, config: str, hookpoint: str, write
     behind_attention = name == "post_attention_layernorm" and "gemma" in str(trained.get("model", "")).lower()
     if name not in _READS or behind_attention:
         raise DictionaryError(
-            f"{where} says that {hookpoint!r} reads the input of {inputs[at]!r}, expected one of {', '.join(_READS)} of the same "
-            "layer, which hold the residual stream before the MLP or the MLP's input. Give input_hook= if you know the hook."
+            f"{where} says that {hookpoint!r} reads the input of {inputs[at]!r}, expected one of {', '.join(_READS)} "
+            "of the same layer, which hold the residual stream before the MLP or the MLP's input. Give input_hook= "
+            "if you know the hook."
         )
     return _READS[name]
 
 
 def scales_of(settings: Settings, file: Mapping[str, Tensor], d_in: int, d_out: int) -> tuple[float, float]:
-    """The factors of what is read and of what is written: ``√d / in_norm`` and ``out_norm / √d`` if ``normalize_io`` is on."""
+    """The factors of what is read and of what is written: ``√d / in_norm`` and ``out_norm / √d`` if ``normalize_io`` is
+    on."""
     if not settings.on("normalize_io"):
         return 1.0, 1.0
     norms = []

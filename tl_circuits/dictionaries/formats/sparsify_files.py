@@ -47,12 +47,13 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """One layer: ``y = a W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection, with ``a = topk(ReLU(x Wᵀ + b))``.
+    """One layer: ``y = a W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection, with
+    ``a = topk(ReLU(x Wᵀ + b))``.
 
     Older files subtract ``b_dec`` from ``x`` before the encoder, but not before the skip connection. clt-training adds
-    ``post_enc`` to active features and multiplies them by ``post_enc_scale``; with ``normalize_io``, ``x`` is first multiplied
-    by ``√d / in_norm``, and ``y`` last by ``out_norm / √d``. An activation here is ``a + post_enc``; all factors of what is
-    written are in ``W_dec``.
+    ``post_enc`` to active features and multiplies them by ``post_enc_scale``; with ``normalize_io``, ``x`` is first
+    multiplied by ``√d / in_norm``, and ``y`` last by ``out_norm / √d``. An activation here is ``a + post_enc``; all
+    factors of what is written are in ``W_dec``.
     """
     weights, config = entry.files
     path, settings = repository.local(weights), settings_of(repository, config)
@@ -83,10 +84,11 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 def encoder_of(
     path: Path, settings: Settings, file: Mapping[str, Tensor], post_enc: Float[Tensor, " feature"] | None
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
-    """A file's encoder as fields of a :class:`Transcoder`, and what computes those that are not stored as they are used.
+    """A file's encoder as fields of a :class:`Transcoder`, and what computes those that are not stored as they are
+    used.
 
-    With ``p = post_enc``, an active feature's ``ReLU(h) + p`` is ``h + p`` where that is above ``p``: the bias holds ``p``, and
-    ``p`` is the threshold. So the edges into a feature still add up to its activation.
+    With ``p = post_enc``, an active feature's ``ReLU(h) + p`` is ``h + p`` where that is above ``p``: the bias holds
+    ``p``, and ``p`` is the threshold. So the edges into a feature still add up to its activation.
     """
     require_known_tensors(path, file, _TENSORS)
     weight, b_enc = need(path, file, "encoder.weight", "encoder.bias")
@@ -112,14 +114,17 @@ def encoder_of(
         shaped(path, "b_dec", b_dec, (d_in,))
         make["b_enc"] = lambda: stored - encoded(weight, b_dec[None].float())[0]
     small = {"threshold": threshold, "activation": "topk", "k": k, "clamp": threshold is None}
-    without_numbers = {name: torch.empty(shape, device="meta") for name, shape in (("W_enc", weight.shape), ("b_enc", b_enc.shape))}
+    without_numbers = {
+        name: torch.empty(shape, device="meta") for name, shape in (("W_enc", weight.shape), ("b_enc", b_enc.shape))
+    }
     return {"W_enc": weight, "b_enc": b_enc} | small | {name: without_numbers[name] for name in make}, make
 
 
 def written_factor(
     path: Path, settings: Settings, file: Mapping[str, Tensor], name: str, width: int, factor: float
 ) -> Float[Tensor, " feature"] | None:
-    """What each feature's decoder row is multiplied by: ``factor``, and the tensor ``name`` if the config has it; None for 1."""
+    """What each feature's decoder row is multiplied by: ``factor``, and the tensor ``name`` if the config has it; None
+    for 1."""
     if settings.on("post_encoder_scale"):
         (scale,) = need(path, file, name)
         return shaped(path, name, scale, (width,)).float() * factor

@@ -28,7 +28,9 @@ class Checkpoint:
     history: list[dict[str, Any]]
 
 
-def write_checkpoint(out: Path, network: Network, settings: dict[str, Any], reached: Checkpoint, finished: bool) -> None:
+def write_checkpoint(
+    out: Path, network: Network, settings: dict[str, Any], reached: Checkpoint, finished: bool
+) -> None:
     """Write a checkpoint beside ``out`` and put it in its place, whole or not at all.
 
     A finished run keeps no optimiser: that is most of a checkpoint, and there is nothing to go on with.
@@ -61,8 +63,14 @@ def write_checkpoint(out: Path, network: Network, settings: dict[str, Any], reac
 def _sae(settings: dict[str, Any]) -> dict[str, Any]:
     """A layer's configuration as sparsify writes it."""
     return {
-        "activation": "topk", "expansion_factor": 32, "normalize_decoder": False, "num_latents": settings["features"],
-        "k": settings["k"], "multi_topk": False, "skip_connection": settings["skip"], "transcode": True,
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": False,
+        "num_latents": settings["features"],
+        "k": settings["k"],
+        "multi_topk": False,
+        "skip_connection": settings["skip"],
+        "transcode": True,
     }
 
 
@@ -83,7 +91,9 @@ def check_out(out: Path, resume: bool) -> None:
         raise OutputError(f"cannot write {out}: the folder {out.parent} does not exist.")
     recover(out)
     if out.exists() and not resume:
-        raise OutputError(f"{out} exists already. Go on from its last checkpoint with resume (--resume), or choose another.")
+        raise OutputError(
+            f"{out} exists already. Go on from its last checkpoint with resume (--resume), or choose another."
+        )
     if out.exists() and not (out / SETTINGS).is_file():
         raise OutputError(f"{out} holds no checkpoint to resume from: it has no {SETTINGS}.")
 
@@ -97,7 +107,9 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     before = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     for name, value in settings.items():
         if before.get(name) != value:
-            raise OutputError(f"{out / SETTINGS}: {name} is {before.get(name)!r}, now {value!r}. Resume with the same settings.")
+            raise OutputError(
+                f"{out / SETTINGS}: {name} is {before.get(name)!r}, now {value!r}. Resume with the same settings."
+            )
 
 
 def read_checkpoint(out: Path, k: int, window: int, device: str) -> Checkpoint | None:

@@ -1,8 +1,8 @@
 """Decoder, skip connection and bias in closed form: what explains the outputs best while the encoder stays as it is.
 
-With the encoder held, a transcoder's output is linear in its decoder, its skip connection and its bias, so the best ones solve
-the normal equations of a ridge regression. Training begins and ends with it: gradient steps find the encoder, and need far
-more text to find a decoder as good.
+With the encoder held, a transcoder's output is linear in its decoder, its skip connection and its bias, so the best
+ones solve the normal equations of a ridge regression. Training begins and ends with it: gradient steps find the
+encoder, and need far more text to find a decoder as good.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class NormalEquations:
-    """Sums over tokens for one layer; ``input`` counts the features, then the MLP's inputs if there is a skip, then 1."""
+    """Sums over tokens for one layer; ``input`` counts the features, then the MLP's inputs if there is a skip, then
+    1."""
 
     products: Float[Tensor, "input input"]
     outputs: Float[Tensor, "input d_out"]
@@ -43,7 +44,11 @@ def equations_bytes(weights: Weights) -> int:
 
 
 def add_to_equations(
-    equations: NormalEquations, weights: Weights, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], k: int
+    equations: NormalEquations,
+    weights: Weights,
+    x: Float[Tensor, "token d_in"],
+    y: Float[Tensor, "token d_out"],
+    k: int,
 ) -> None:
     """Add tokens, in the units of training, each by its weight in the loss."""
     found, counts, width = read(weights, x, y, k), token_weights(y), len(weights.W_enc)
@@ -52,7 +57,9 @@ def add_to_equations(
     if weights.W_skip is not None:
         inputs[:, width:-1] = x
     inputs[:, -1] = 1.0
-    features, outputs = sums_by_feature(found.ids, [(found.acts * counts[:, None], part) for part in (inputs, y)], width)
+    features, outputs = sums_by_feature(
+        found.ids, [(found.acts * counts[:, None], part) for part in (inputs, y)], width
+    )
     others = inputs[:, width:] * counts[:, None]
     equations.products[:width] += features
     equations.products[width:] += others.T @ inputs
@@ -65,7 +72,8 @@ def solve_equations(equations: NormalEquations, weights: Weights) -> None:
     width = len(weights.W_enc)
     squares = equations.products.diagonal()
     ridge = RIDGE * squares
-    ridge[:width].clamp_min_(RIDGE * float(squares[:width].mean()) + torch.finfo(ridge.dtype).tiny)  # features that were silent
+    # features that were silent
+    ridge[:width].clamp_min_(RIDGE * float(squares[:width].mean()) + torch.finfo(ridge.dtype).tiny)
     ridge[-1] = 0.0
     products = (equations.products + ridge.diag()).double()
     solved = torch.linalg.solve(products, equations.outputs.double()).to(weights.W_dec.dtype)

@@ -13,7 +13,8 @@ from tl_circuits.dictionaries.training.start import Start
 from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read, token_weights
 
 SKIP_EVERY = 4
-"""Steps from one update of the skip connection to the next: it starts at its least-squares fit, and its gradient is dear."""
+"""Steps from one update of the skip connection to the next: it starts at its least-squares fit, and its gradient is
+dear."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Numbers:
 
 
 class LayerTraining:
-    """One layer's transcoder while it is trained, in units where the usual token's inputs and outputs have mean square 1.
+    """One layer's transcoder while it is trained, in units where the usual token's inputs and outputs have mean square
+    1.
 
     Args:
         start: weights to begin with, which are changed in place, and the two scales.
@@ -41,7 +43,9 @@ class LayerTraining:
             # torch's fused Adam goes through memory in order, so a transposed tensor would get another number's update.
             raise ValueError("the weights that training starts with must be contiguous tensors.")
         self.optimiser = torch.optim.Adam(list(self.tensors.values()), lr=0.0, fused=True)
-        self.silent: Int[Tensor, " feature"] = torch.zeros(len(start.weights.W_enc), dtype=torch.long, device=start.weights.W_enc.device)
+        self.silent: Int[Tensor, " feature"] = torch.zeros(
+            len(start.weights.W_enc), dtype=torch.long, device=start.weights.W_enc.device
+        )
         self.steps = 0
         self.levels: dict[str, Float[Tensor, " level"]] = {}
         """What each matrix' entries are rounded to in training; empty while they are not."""
@@ -51,9 +55,12 @@ class LayerTraining:
         return 1.0 - squares / tokens / self.start.variance
 
     def output(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
-        """What the transcoder writes for inputs of the model, in the model's units; with rounded weights if it has levels."""
+        """What the transcoder writes for inputs of the model, in the model's units; with rounded weights if it has
+        levels."""
         skip = self.rounded("W_skip") if "W_skip" in self.tensors else None
-        weights = Weights(self.rounded("W_enc"), self.tensors["b_enc"], self.rounded("W_dec"), self.tensors["b_dec"], skip)
+        weights = Weights(
+            self.rounded("W_enc"), self.tensors["b_enc"], self.rounded("W_dec"), self.tensors["b_dec"], skip
+        )
         nothing = x.new_zeros(len(x), len(weights.b_dec))
         return read(weights, x / self.start.x_scale, nothing, self.k).error * self.start.y_scale
 
@@ -108,7 +115,9 @@ class LayerTraining:
     def folded(self) -> Weights:
         """The weights in the model's own units."""
         w, into, out = self.start.weights, 1.0 / self.start.x_scale, self.start.y_scale
-        return Weights(w.W_enc * into, w.b_enc, w.W_dec * out, w.b_dec * out, None if w.W_skip is None else w.W_skip * (into * out))
+        return Weights(
+            w.W_enc * into, w.b_enc, w.W_dec * out, w.b_dec * out, None if w.W_skip is None else w.W_skip * (into * out)
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later call of :func:`restored` needs, as tensors."""

@@ -48,7 +48,9 @@ def opened(model: str, device: str, layers: Sequence[int] | None) -> tuple[Netwo
         whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         whole = whole.to(device).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot open the model {source!r} for training: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(
+            f"cannot open the model {source!r} for training: {' '.join(str(error).split())[:300]}"
+        ) from error
     base = whole.base_model
     at = next((name for name in ("layers", "h") if isinstance(getattr(base, name, None), nn.ModuleList)), None)
     if at is None or not all(hasattr(block, "mlp") for block in getattr(base, at)):
@@ -73,7 +75,9 @@ def watched(mlps: Mapping[int, nn.Module], see: See) -> Iterator[None]:
     handles = []
     try:
         for layer, mlp in mlps.items():
-            handles.append(mlp.register_forward_hook(lambda module, args, output, layer=layer: see(layer, args[0], output)))
+            handles.append(
+                mlp.register_forward_hook(lambda module, args, output, layer=layer: see(layer, args[0], output))
+            )
         yield
     finally:
         for handle in handles:

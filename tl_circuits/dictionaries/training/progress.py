@@ -15,7 +15,9 @@ from tl_circuits.dictionaries.training.network import Network, losses, watched
 COLUMNS = ("step", "tokens", "layer", "explained_variance", "l0", "dead", "held_out", "loss_change")
 
 
-def rows_of(step: int, tokens: int, numbers: Mapping[int, Numbers], held_out: Mapping[int, float], change: float) -> list[dict[str, Any]]:
+def rows_of(
+    step: int, tokens: int, numbers: Mapping[int, Numbers], held_out: Mapping[int, float], change: float
+) -> list[dict[str, Any]]:
     """A row of the history for each layer; what was not measured at this step is None."""
     change_or_none = change if change == change else None
     return [
@@ -41,7 +43,8 @@ def held_out_measures(
         at_once: pieces in a forward pass.
 
     Returns:
-        Explained variance by layer, and the mean next-token loss with all MLPs replaced minus that of the model, in nats.
+        Explained variance by layer, and the mean next-token loss with all MLPs replaced minus that of the model, in
+        nats.
     """
     sums = {layer: Outputs() for layer in layers}
     change = 0.0
@@ -78,7 +81,9 @@ class Line:
             self.change = rows[0]["loss_change"]
         change = "" if self.change is None else f", loss {self.change:+.2f}"
         self.bar.set_postfix_str(
-            f"explained variance {mean['explained_variance']:.3f}, L0 {mean['l0']:.0f}, dead {mean['dead']:.0f}{change}", refresh=False
+            f"explained variance {mean['explained_variance']:.3f}, L0 {mean['l0']:.0f}, dead "
+            f"{mean['dead']:.0f}{change}",
+            refresh=False,
         )
         self.bar.update()
 

@@ -15,12 +15,14 @@ from tl_circuits.errors import OutputError
 _NOT_YET = -1  # stands in rows that are not written yet
 
 
-def write_samples(network: Any, first: int, count: int, context: int, path: Path, *, batch_size: int, seed: int) -> Iterator[int]:
+def write_samples(
+    network: Any, first: int, count: int, context: int, path: Path, *, batch_size: int, seed: int
+) -> Iterator[int]:
     """Write ``count`` pieces of ``context`` tokens, sampled from the model at temperature 1, to an ``.npy`` file.
 
-    A batch of pieces is sampled at once, with the model's cache. Batch ``i`` has a random generator of its own, seeded by
-    ``seed`` and ``i``. So after an interruption, a second call writes only what is missing, and the file is the same.
-    Text goes on after an end-of-text token, as it does in the model's training.
+    A batch of pieces is sampled at once, with the model's cache. Batch ``i`` has a random generator of its own, seeded
+    by ``seed`` and ``i``. So after an interruption, a second call writes only what is missing, and the file is the
+    same. Text goes on after an end-of-text token, as it does in the model's training.
 
     Args:
         network: a Hugging Face model with a language-modelling head.

@@ -16,8 +16,8 @@ from torch.nn.functional import embedding_bag
 def largest(pre: Float[Tensor, "token feature"], k: int) -> Int[Tensor, "token k"]:
     """Ids of the ``k`` largest numbers of each row, in no order.
 
-    On a CPU this is NumPy's partition, in parts on torch's number of threads: three times as fast as ``torch.topk``, which
-    partitions one row after the other with the general method of C++'s library.
+    On a CPU this is NumPy's partition, in parts on torch's number of threads: three times as fast as ``torch.topk``,
+    which partitions one row after the other with the general method of C++'s library.
     """
     if pre.device.type != "cpu":
         return pre.topk(k, dim=-1, sorted=False).indices
@@ -50,14 +50,17 @@ def products(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         # The rows' columns need not be in order for this product.
-        asked = torch.sparse_csr_tensor(ends, ids.flatten(), error.new_zeros(n * k), (n, len(W_dec)), check_invariants=False)
+        asked = torch.sparse_csr_tensor(
+            ends, ids.flatten(), error.new_zeros(n * k), (n, len(W_dec)), check_invariants=False
+        )
     return torch.sparse.sampled_addmm(asked, error, W_dec.T, beta=0.0).values().view(n, k)
 
 
 def sums_by_feature(
     ids: Int[Tensor, "token k"], pairs: list[tuple[Float[Tensor, "token k"], Float[Tensor, "token _"]]], width: int
 ) -> list[Float[Tensor, "feature _"]]:
-    """For each pair of weights and rows: for each feature, the sum of the rows of the tokens where it is active, weighted.
+    """For each pair of weights and rows: for each feature, the sum of the rows of the tokens where it is active,
+    weighted.
 
     This is ``Aᵀ X`` with the sparse matrix ``A`` of the weights; sorting by feature is shared by all pairs.
     """
@@ -70,5 +73,6 @@ def sums_by_feature(
     starts = counts.cumsum(0) - counts
     tokens = order // ids.shape[1]
     return [
-        embedding_bag(tokens, rows, starts, per_sample_weights=weights.flatten()[order], mode="sum") for weights, rows in pairs
+        embedding_bag(tokens, rows, starts, per_sample_weights=weights.flatten()[order], mode="sum")
+        for weights, rows in pairs
     ]

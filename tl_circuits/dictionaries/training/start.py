@@ -16,8 +16,8 @@ RIDGE = 1e-4
 class Moments:
     """Sums over tokens of one layer's inputs and outputs, in float64, and some of the inputs themselves.
 
-    ``x_usual`` and ``y_usual``: the median token's mean square. ``n``, ``x``, ``y``, ``xx`` and ``xy`` count each token by its
-    weight in the loss; ``all_n``, ``all_y`` and ``all_yy`` count each as one, for the explained variance.
+    ``x_usual`` and ``y_usual``: the median token's mean square. ``n``, ``x``, ``y``, ``xx`` and ``xy`` count each token
+    by its weight in the loss; ``all_n``, ``all_y`` and ``all_yy`` count each as one, for the explained variance.
     """
 
     x_usual: float
@@ -42,7 +42,17 @@ def no_moments(x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) 
     d_in, d_out = x.shape[1], y.shape[1]
     x_usual, y_usual = (float(part.square().mean(1).median()) or 1.0 for part in (x, y))
     return Moments(
-        x_usual, y_usual, 0.0, zeros(d_in), zeros(d_out), zeros(d_in, d_in), zeros(d_in, d_out), 0, zeros(d_out), 0.0, []
+        x_usual,
+        y_usual,
+        0.0,
+        zeros(d_in),
+        zeros(d_out),
+        zeros(d_in, d_in),
+        zeros(d_in, d_out),
+        0,
+        zeros(d_out),
+        0.0,
+        [],
     )
 
 
@@ -63,9 +73,11 @@ def add_tokens(moments: Moments, x: Float[Tensor, "token d_in"], y: Float[Tensor
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Weights in units where the usual token's inputs and outputs have mean square 1, the two scales, and the outputs' variance.
+    """Weights in units where the usual token's inputs and outputs have mean square 1, the two scales, and the outputs'
+    variance.
 
-    ``variance`` is in these units and the sum over coordinates, so ``1 - |error|² / variance`` is the explained variance.
+    ``variance`` is in these units and the sum over coordinates, so ``1 - |error|² / variance`` is the explained
+    variance.
     """
 
     weights: Weights
@@ -93,9 +105,9 @@ def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -
 
     The skip connection and the output's bias are the ridge regression of outputs on inputs, tokens weighted as
     in the loss. A feature's encoder is the
-    direction that tells one token ``t`` best from all others if these have a normal distribution (Fisher's discriminant),
-    ``Σ⁻¹ (x_t - mean)``, scaled so that it is a standard score on the text. The decoder is zero: :mod:`fit` or
-    the first steps find it.
+    direction that tells one token ``t`` best from all others if these have a normal distribution (Fisher's
+    discriminant), ``Σ⁻¹ (x_t - mean)``, scaled so that it is a standard score on the text. The decoder is zero:
+    :mod:`fit` or the first steps find it.
     """
     d_in, n = len(moments.x), moments.n
     x_scale, y_scale = moments.x_usual**0.5, moments.y_usual**0.5
@@ -110,8 +122,13 @@ def started(moments: Moments, width: int, skip: bool, random: torch.Generator) -
     W_enc = toward / (toward * x[chosen]).sum(1, keepdim=True).clamp_min(1e-6).sqrt()
     return Start(
         Weights(
-            W_enc.contiguous().float(), (-W_enc @ mean_x).float(), solved.new_zeros(width, len(mean_y)).float(), (mean_y - mean_x @ solved).float(),
+            W_enc.contiguous().float(),
+            (-W_enc @ mean_x).float(),
+            solved.new_zeros(width, len(mean_y)).float(),
+            (mean_y - mean_x @ solved).float(),
             solved.T.contiguous().float() if skip else None,
         ),
-        x_scale, y_scale, _variance(moments),
+        x_scale,
+        y_scale,
+        _variance(moments),
     )

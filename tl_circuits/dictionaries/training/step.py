@@ -1,11 +1,11 @@
 """One layer's training step: what a transcoder says of some tokens, its loss, and the gradient, written by hand.
 
-With ``e`` the error of a token and ``w`` its weight, the loss is the mean of ``w |e|²``. Its gradient needs ``e`` and the
-active features alone, so neither autograd nor a matrix of all features is needed. tests/test_training_step.py holds it
-against autograd.
+With ``e`` the error of a token and ``w`` its weight, the loss is the mean of ``w |e|²``. Its gradient needs ``e`` and
+the active features alone, so neither autograd nor a matrix of all features is needed. tests/test_training_step.py holds
+it against autograd.
 
-On some layers a few tokens have outputs far larger than all others. By their squares they would rule the loss, and the features
-of all other tokens would learn little: a token counts for no more than HEAVIEST usual ones.
+On some layers a few tokens have outputs far larger than all others. By their squares they would rule the loss, and the
+features of all other tokens would learn little: a token counts for no more than HEAVIEST usual ones.
 """
 
 from dataclasses import dataclass, fields
@@ -21,13 +21,15 @@ HEAVIEST = 10.0
 
 
 def token_weights(y: Float[Tensor, "token d_out"], usual: float = 1.0) -> Float[Tensor, " token"]:
-    """How much each token's squared error counts: 1, and less for an output whose mean square is over HEAVIEST times ``usual``."""
+    """How much each token's squared error counts: 1, and less for an output whose mean square is over HEAVIEST times
+    ``usual``."""
     return (HEAVIEST * usual / y.square().mean(1).clamp_min(torch.finfo(y.dtype).tiny)).clamp_max(1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A TopK transcoder's tensors, or the gradient of each: ``y = a W_dec + b_dec + x W_skipᵀ``, ``a = topk(ReLU(x W_encᵀ + b_enc))``."""
+    """A TopK transcoder's tensors, or the gradient of each: ``y = a W_dec + b_dec + x W_skipᵀ``,
+    ``a = topk(ReLU(x W_encᵀ + b_enc))``."""
 
     W_enc: Float[Tensor, "feature d_in"]
     b_enc: Float[Tensor, " feature"]
@@ -78,7 +80,8 @@ def gradient(
     """
     g = found.error * (counts * (2.0 / len(x)))[:, None]
     slopes = products(g, weights.W_dec, found.ids) * (found.acts > 0)
-    # Not index_add_ for b_enc: a GPU would add in no fixed order, and a resumed run would not be that without interruption.
+    # Not index_add_ for b_enc: a GPU would add in no fixed order, and a resumed run would not be that without
+    # interruption.
     pairs = [(found.acts, g), (slopes, x), (slopes, x.new_ones(len(x), 1))]
     W_dec, W_enc, b_enc = sums_by_feature(found.ids, pairs, len(weights.W_enc))
     return Weights(

@@ -31,7 +31,9 @@ def files_of(texts: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, texts):
         if not path.exists():
             raise PromptError(f"there is no text file {path}.")
-        inside = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in SUFFIXES)
+        inside = (
+            [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in SUFFIXES)
+        )
         if not inside:
             raise PromptError(f"the folder {path} has no files ending in {', '.join(SUFFIXES)}.")
         found += inside
@@ -55,19 +57,27 @@ def dataset_texts(name: str) -> Iterator[str]:
     except (OSError, ValueError) as error:
         raise PromptError(f"cannot open the dataset {name!r}: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(first.get("text"), str):
-        raise PromptError(f"the rows of the dataset {name!r} have no text under 'text', only {', '.join(first) or 'nothing'}.")
+        raise PromptError(
+            f"the rows of the dataset {name!r} have no text under 'text', only {', '.join(first) or 'nothing'}."
+        )
     for row in chain([first], rows):
         yield row["text"]
 
 
 def write_pieces(
-    path: Path, tokenizer: Any, files: Sequence[Path], more: Iterable[str], context: int, first: int | None, d_vocab: int
+    path: Path,
+    tokenizer: Any,
+    files: Sequence[Path],
+    more: Iterable[str],
+    context: int,
+    first: int | None,
+    d_vocab: int,
 ) -> None:
     """Write all texts as an ``.npy`` of int32 ``[piece, context]``.
 
-    Texts are joined, an end-of-text token behind each, and cut; what is left over at the end is dropped. Each piece begins
-    with ``first``. Files ending in ``.npy`` hold pieces already, and follow as they are. One part of a text is in memory at
-    a time.
+    Texts are joined, an end-of-text token behind each, and cut; what is left over at the end is dropped. Each piece
+    begins with ``first``. Files ending in ``.npy`` hold pieces already, and follow as they are. One part of a text is
+    in memory at a time.
 
     Args:
         path: the file to write, whole or not at all.
@@ -120,9 +130,13 @@ def read_pieces(path: Path, context: int, d_vocab: int) -> Pieces:
     except ValueError as error:
         raise PromptError(f"{path} does not hold numbers: {error}.") from error
     if pieces.ndim != 2 or pieces.shape[1] != context or not np.issubdtype(pieces.dtype, np.integer):
-        raise PromptError(f"{path} holds {pieces.dtype} {pieces.shape}, expected whole numbers [piece, {context}] (context).")
+        raise PromptError(
+            f"{path} holds {pieces.dtype} {pieces.shape}, expected whole numbers [piece, {context}] (context)."
+        )
     if len(pieces) and not 0 <= pieces.min() <= pieces.max() < d_vocab:
-        raise PromptError(f"{path} holds ids from {pieces.min()} to {pieces.max()}, but the model has ids 0 to {d_vocab - 1}.")
+        raise PromptError(
+            f"{path} holds ids from {pieces.min()} to {pieces.max()}, but the model has ids 0 to {d_vocab - 1}."
+        )
     return pieces
 
 

@@ -1,7 +1,7 @@
 """A step that trains all layers together, so that the model still says the same with every MLP replaced.
 
-Layers that were trained one by one each leave an error, and in a model with all MLPs replaced these errors add up. Here the
-loss is the divergence of the replaced model's next-token distribution from the model's own (Karvonen 2025), plus a
+Layers that were trained one by one each leave an error, and in a model with all MLPs replaced these errors add up. Here
+the loss is the divergence of the replaced model's next-token distribution from the model's own (Karvonen 2025), plus a
 multiple of each layer's unexplained variance on what the model itself writes, so that a layer stays true to its MLP.
 """
 
@@ -23,9 +23,9 @@ def step_together(
 ) -> tuple[dict[int, Numbers], float]:
     """Train all layers on some pieces of text.
 
-    Position 0 is left as it is, as in the steps of one layer and at use. A layer with levels has its weights rounded to four bits
-    wherever they are used, and its gradient is taken as if they were not ("straight through", Bengio et al. 2013), so that what
-    is learnt is good once rounded.
+    Position 0 is left as it is, as in the steps of one layer and at use. A layer with levels has its weights rounded to
+    four bits wherever they are used, and its gradient is taken as if they were not ("straight through", Bengio et al.
+    2013), so that what is learnt is good once rounded.
 
     Args:
         network: the model.
@@ -37,7 +37,9 @@ def step_together(
     Returns:
         What each layer reports, and the divergence in nats a token.
     """
-    leaves = {n: {name: t.detach().requires_grad_() for name, t in layer.tensors.items()} for n, layer in layers.items()}
+    leaves = {
+        n: {name: t.detach().requires_grad_() for name, t in layer.tensors.items()} for n, layer in layers.items()
+    }
     used = {n: _straight_through(leaves[n], layer) for n, layer in layers.items()}
     numbers: dict[int, Numbers] = {}
     first: dict[int, Tensor] = {}
@@ -83,7 +85,8 @@ def _straight_through(leaves: Mapping[str, Tensor], layer: LayerTraining) -> dic
 
 
 def _read(weights: Mapping[str, Tensor], x: Float[Tensor, "token d_in"], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and activations of a token's active features, and what they write; as ``step.read``, but for autograd and dense."""
+    """Ids and activations of a token's active features, and what they write; as ``step.read``, but for autograd and
+    dense."""
     pre = linear(x, weights["W_enc"], weights["b_enc"])
     top = pre.topk(k, dim=-1, sorted=False)
     acts = top.values.relu()
@@ -103,4 +106,3 @@ def _instead(mlps: Mapping[int, nn.Module], made: Callable[[int, Tensor], Tensor
     finally:
         for mlp in mlps.values():
             mlp.__dict__.pop("forward", None)
-

@@ -92,17 +92,17 @@ def train_transcoders(
 ) -> pd.DataFrame:
     """Train a TopK transcoder for every MLP of a model; ``load_transcoders(out)`` opens them afterwards.
 
-    The model reads each piece of text once, and each layer is trained when its MLP has run, so the activations of one layer are
-    in memory at a time. sparsify opens the files, too.
+    The model reads each piece of text once, and each layer is trained when its MLP has run, so the activations of one
+    layer are in memory at a time. sparsify opens the files, too.
 
     Args:
         model: ``smollm2-135m`` or ``gemma-3-270m``, a folder with a Hugging Face checkpoint, or a hub name.
         texts: UTF-8 text files, also compressed (``.gz``), folders of such files, and ``.npy`` files with token ids
-            ``[piece, context]``. All are cut into pieces of ``context`` tokens, which are kept beside ``out``, in a folder
-            ``<out>.text``.
+            ``[piece, context]``. All are cut into pieces of ``context`` tokens, which are kept beside ``out``, in a
+            folder ``<out>.text``.
         out: a folder that does not exist yet; with ``resume``, that of an earlier, interrupted run.
-        dataset: further text: the split ``train`` of a dataset by its hub name or folder, rows with a ``text``. It is read to
-            its end.
+        dataset: further text: the split ``train`` of a dataset by its hub name or folder, rows with a ``text``. It is
+            read to its end.
         generate: further text: about so many tokens that the model writes itself, at temperature 1.
         layers: which MLPs; None for all.
         features: how many features a layer gets; None for ``expansion`` times d_model.
@@ -113,15 +113,15 @@ def train_transcoders(
         batch_size: pieces in a training step.
         epochs: how often the text is gone through.
         tokens: train on so many tokens at most; None for the whole text.
-        together: then train all layers together on so many tokens of the same text, in another order, so that the model still
-            says the same with all of these MLPs replaced (:mod:`~tl_circuits.dictionaries.training.together`). A step takes
-            several times as long as one before.
+        together: then train all layers together on so many tokens of the same text, in another order, so that the model
+            still says the same with all of these MLPs replaced (:mod:`~tl_circuits.dictionaries.training.together`). A
+            step takes several times as long as one before.
         four_bits: also write the set with four bits a number, in a folder ``<out>.four_bits``. The last of the steps
             together are taken with weights rounded so.
-        local: in steps together, how many nats a layer's unexplained variance counts for, if it is all of it: more of it keeps
-            a layer truer to its MLP, less brings the whole model's predictions nearer.
-        begin_with: a set of such transcoders that ``load_transcoders`` opens, of the same sizes: go on from its weights, rather
-            than from a fit to the text. ``tokens`` may then be 0, which leaves the steps together.
+        local: in steps together, how many nats a layer's unexplained variance counts for, if it is all of it: more of
+            it keeps a layer truer to its MLP, less brings the whole model's predictions nearer.
+        begin_with: a set of such transcoders that ``load_transcoders`` opens, of the same sizes: go on from its
+            weights, rather than from a fit to the text. ``tokens`` may then be 0, which leaves the steps together.
         held_out: text to measure on, as in ``texts``; None sets aside one piece of fifty. 32 pieces are used at most,
             and the first 8 of them until the last step.
         lr: the highest learning rate: it rises over the first fiftieth of the run, then falls to zero at its end.
@@ -132,10 +132,10 @@ def train_transcoders(
         progress: show a progress line on stderr, with the means over layers and the time left.
 
     Returns:
-        A frame with a row for each step and layer: ``step``, ``tokens`` read so far, ``layer``, ``explained_variance`` and
-        ``l0`` (active features a token) on the step's text, ``dead`` (features silent for the last 200,000 tokens); and, 25
-        times in a run, explained variance on ``held_out`` text and ``loss_change``: how much the model's loss there grows if all
-        MLPs that are trained are replaced, in nats. Also kept as ``history.json``.
+        A frame with a row for each step and layer: ``step``, ``tokens`` read so far, ``layer``, ``explained_variance``
+        and ``l0`` (active features a token) on the step's text, ``dead`` (features silent for the last 200,000 tokens);
+        and, 25 times in a run, explained variance on ``held_out`` text and ``loss_change``: how much the model's loss
+        there grows if all MLPs that are trained are replaced, in nats. Also kept as ``history.json``.
 
     Raises:
         ImportError: a dataset is asked for, and the library ``datasets`` is not installed.
@@ -159,36 +159,66 @@ def train_transcoders(
     with torch.inference_mode(False), torch.no_grad():
         network, tokenizer = opened(model, device, layers)
         width = _width(features, expansion, k, network.d_model)
-        _require_positive(context=context - 1, batch_size=batch_size, epochs=epochs, lr=lr, tokens=1 if tokens is None else tokens + (begin_with is not None and together > 0))
+        _require_positive(
+            context=context - 1,
+            batch_size=batch_size,
+            epochs=epochs,
+            lr=lr,
+            tokens=1 if tokens is None else tokens + (begin_with is not None and together > 0),
+        )
         first = special_token(tokenizer)  # as text is traced with the set (dictionaries/prompt_rules.py)
         files = _written(out, network, tokenizer, texts, held_out, context, first, dataset, generate, seed)
         pieces = text_files.read_pieces(files[0], context, network.d_vocab)
         plan = _planned(len(pieces), len(files) == 1, epochs, batch_size, context, tokens, together, seed)
         settings = {
-            "model": model, "layers": sorted(network.mlps), "features": width, "k": k, "skip": skip, "context": context,
-            "batch_size": batch_size, "steps": plan.alone, "together": plan.steps - plan.alone, "four_bits": four_bits, "local": local, "lr": lr, "seed": seed, "text": [sha256(f) for f in files],
+            "model": model,
+            "layers": sorted(network.mlps),
+            "features": width,
+            "k": k,
+            "skip": skip,
+            "context": context,
+            "batch_size": batch_size,
+            "steps": plan.alone,
+            "together": plan.steps - plan.alone,
+            "four_bits": four_bits,
+            "local": local,
+            "lr": lr,
+            "seed": seed,
+            "text": [sha256(f) for f in files],
             "begin_with": None if begin_with is None else str(begin_with),
-        }  # fmt: skip
+        }
         at = None
         if out.exists():
             check_settings(out, settings)
             at = read_checkpoint(out, k, DEAD_TOKENS, device)
             if at is None:
                 return pd.DataFrame(read_history(out), columns=COLUMNS)
-        held = _tensor(pieces[np.sort(plan.held)] if len(files) == 1 else text_files.read_pieces(files[1], context, network.d_vocab)[:HELD_OUT], device)
+        held = _tensor(
+            pieces[np.sort(plan.held)]
+            if len(files) == 1
+            else text_files.read_pieces(files[1], context, network.d_vocab)[:HELD_OUT],
+            device,
+        )
         if at is None:
             layers_at_first = _begun(network, pieces, plan, width, k, skip, device, seed, begin_with, progress)
             at = Checkpoint(layers_at_first, 0, [])
         history = _trained(network, pieces, plan, held, at, _Saving(out, settings, save_minutes), lr, device, progress)
         if four_bits:
             levels = {n: layer.levels for n, layer in at.layers.items()}
-            write_four_bit(load_transcoders(out), _four_bits_of(out), model=model, training_tokens=plan.steps * batch_size * context, levels=levels)
+            write_four_bit(
+                load_transcoders(out),
+                _four_bits_of(out),
+                model=model,
+                training_tokens=plan.steps * batch_size * context,
+                levels=levels,
+            )
     return pd.DataFrame(history, columns=COLUMNS)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which pieces each step reads, and which are held out; in the first ``alone`` steps each layer is trained for itself."""
+    """Which pieces each step reads, and which are held out; in the first ``alone`` steps each layer is trained for
+    itself."""
 
     order: np.ndarray
     held: np.ndarray
@@ -242,7 +272,9 @@ def _written(
             if first is None:
                 raise PromptError("generate: the tokenizer has no special token that a text could begin with.")
             count = -(-generate // (context - 1))
-            for _ in write_samples(network.whole, first, count, context, folder / "samples.npy", batch_size=64, seed=seed):
+            for _ in write_samples(
+                network.whole, first, count, context, folder / "samples.npy", batch_size=64, seed=seed
+            ):
                 pass
             sources.append(folder / "samples.npy")
         more = [] if dataset is None else text_files.dataset_texts(dataset)
@@ -253,8 +285,11 @@ def _written(
     return [pieces] if held_out is None else [pieces, held]
 
 
-def _planned(n: int, hold: bool, epochs: int, batch_size: int, context: int, tokens: int | None, together: int, seed: int) -> _Plan:
-    """Hold pieces out, and put the others in another random order in each epoch, and in further ones for the steps together."""
+def _planned(
+    n: int, hold: bool, epochs: int, batch_size: int, context: int, tokens: int | None, together: int, seed: int
+) -> _Plan:
+    """Hold pieces out, and put the others in another random order in each epoch, and in further ones for the steps
+    together."""
     mixed = np.random.default_rng(seed).permutation(n)
     held = mixed[: min(HELD_OUT, n // 50)] if hold else mixed[:0]
     others = mixed[len(held) :]
@@ -268,7 +303,9 @@ def _planned(n: int, hold: bool, epochs: int, batch_size: int, context: int, tok
     alone = len(order) // batch_size
     later = -(-together // (batch_size * context)) * batch_size
     more = [np.random.default_rng((seed, epochs + n)).permutation(others) for n in range(-(-later // len(others)))]
-    return _Plan(np.concatenate([order[: alone * batch_size], *more])[: alone * batch_size + later], held, batch_size, alone)
+    return _Plan(
+        np.concatenate([order[: alone * batch_size], *more])[: alone * batch_size + later], held, batch_size, alone
+    )
 
 
 def _tensor(pieces: np.ndarray, device: str) -> Tensor:
@@ -304,10 +341,24 @@ def _begun(
             _trunk_pass(network, _tensor(pieces[plan.pieces_of(step)], device))
     if begin_with is not None:
         before = _opened(begin_with, sorted(moments), width, k, skip, network.d_model, device)
-        return {layer: LayerTraining(resumed(moments[layer], before[layer]), k, DEAD_TOKENS) for layer in sorted(moments)}
+        return {
+            layer: LayerTraining(resumed(moments[layer], before[layer]), k, DEAD_TOKENS) for layer in sorted(moments)
+        }
     random = torch.Generator().manual_seed(seed)
-    layers = {layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS) for layer in sorted(moments)}
-    _fit(network, layers, pieces, plan, range(_fit_steps(plan, context, layers)), device, "fitting the decoders", progress)
+    layers = {
+        layer: LayerTraining(started(moments.pop(layer), width, skip, random), k, DEAD_TOKENS)
+        for layer in sorted(moments)
+    }
+    _fit(
+        network,
+        layers,
+        pieces,
+        plan,
+        range(_fit_steps(plan, context, layers)),
+        device,
+        "fitting the decoders",
+        progress,
+    )
     return layers
 
 
@@ -317,11 +368,19 @@ def _opened(
     """The weights of a set that ``load_transcoders`` opens, of these layers."""
     found = load_transcoders(begin_with, device=device)
     if not isinstance(found, TranscoderSet) or not set(layers) <= set(found.layers):
-        raise ArgumentError(f"begin_with: {begin_with} is {found!r}, expected per-layer transcoders of the layers {list(layers)}.")
+        raise ArgumentError(
+            f"begin_with: {begin_with} is {found!r}, expected per-layer transcoders of the layers {list(layers)}."
+        )
     made = {}
     for layer in layers:
         t = found[layer]
-        there = {"activation": t.activation, "k": t.k, "skip": t.W_skip is not None, "W_enc": tuple(t.W_enc.shape), "normalize": t.normalize}
+        there = {
+            "activation": t.activation,
+            "k": t.k,
+            "skip": t.W_skip is not None,
+            "W_enc": tuple(t.W_enc.shape),
+            "normalize": t.normalize,
+        }
         wanted = {"activation": "topk", "k": k, "skip": skip, "W_enc": (width, d_model), "normalize": "none"}
         if there != wanted:
             raise ArgumentError(f"begin_with: layer {layer} of {begin_with} has {there}, expected {wanted}.")
@@ -331,17 +390,25 @@ def _opened(
 
 
 def _fit_steps(plan: _Plan, context: int, layers: Mapping[int, LayerTraining]) -> int:
-    """How many steps' text decoders are fitted to; 0 if there is too little, on which they would learn the text by heart."""
+    """How many steps' text decoders are fitted to; 0 if there is too little, on which they would learn the text by
+    heart."""
     unknown = max(n_inputs(layer.start.weights) for layer in layers.values())
     steps = -(-FIT_TOKENS * unknown // (plan.batch_size * context))
     return steps if steps <= plan.alone else 0
 
 
 def _fit(
-    network: Network, layers: Mapping[int, LayerTraining], pieces: np.ndarray, plan: _Plan, steps: range, device: str, what: str,
+    network: Network,
+    layers: Mapping[int, LayerTraining],
+    pieces: np.ndarray,
+    plan: _Plan,
+    steps: range,
+    device: str,
+    what: str,
     progress: bool,
-) -> None:  # fmt: skip
-    """Give layers the best decoder for their encoder on some steps' text, as many layers at a time as memory is allowed for."""
+) -> None:
+    """Give layers the best decoder for their encoder on some steps' text, as many layers at a time as memory is allowed
+    for."""
     if not steps:
         return
     at_once = max(1, FIT_BYTES // max(equations_bytes(layer.start.weights) for layer in layers.values()))
@@ -362,9 +429,16 @@ def _fit(
 
 
 def _trained(
-    network: Network, pieces: np.ndarray, plan: _Plan, held: Tensor, at: Checkpoint, saving: _Saving, lr: float, device: str,
+    network: Network,
+    pieces: np.ndarray,
+    plan: _Plan,
+    held: Tensor,
+    at: Checkpoint,
+    saving: _Saving,
+    lr: float,
+    device: str,
     progress: bool,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Run the steps that are left, and write checkpoints; returns the history."""
     layers, history = at.layers, list(at.history)
     line = Line(plan.steps, at.step, progress)
@@ -381,8 +455,12 @@ def _trained(
                 layer.begin_again()
         if saving.settings["four_bits"] and step >= plan.steps - int(ROUNDED * (plan.steps - plan.alone)):
             for layer in layers.values():
-                layer.levels = layer.levels or {name: fitted_levels(t) for name, t in layer.tensors.items() if t.ndim == 2}
-        return step_together(network, layers, _tensor(pieces[plan.pieces_of(step)], device), rate, saving.settings["local"])[0]
+                layer.levels = layer.levels or {
+                    name: fitted_levels(t) for name, t in layer.tensors.items() if t.ndim == 2
+                }
+        return step_together(
+            network, layers, _tensor(pieces[plan.pieces_of(step)], device), rate, saving.settings["local"]
+        )[0]
 
     try:
         for step in range(at.step, plan.steps):
@@ -395,7 +473,8 @@ def _trained(
                 numbers = together(step)
             _require_finite(numbers, step, lr)
             last = step == plan.steps - 1
-            if step == plan.alone - 1:  # in order: the encoders' last step, the decoders that fit them, what that explains
+            # in order: the encoders' last step, the decoders that fit them, what that explains
+            if step == plan.alone - 1:
                 steps = range(plan.alone - _fit_steps(plan, pieces.shape[1], layers), plan.alone)
                 _fit(network, layers, pieces, plan, steps, device, "fitting the decoders again", progress)
             measured: tuple[dict[int, float], float] = ({}, float("nan"))
@@ -405,7 +484,9 @@ def _trained(
             history += rows
             line.step(rows)
             if last or time.monotonic() - saved >= 60 * saving.minutes:
-                write_checkpoint(saving.out, network, saving.settings, Checkpoint(layers, step + 1, history), finished=last)
+                write_checkpoint(
+                    saving.out, network, saving.settings, Checkpoint(layers, step + 1, history), finished=last
+                )
                 saved = time.monotonic()
     finally:
         line.close()
@@ -416,8 +497,8 @@ def _require_finite(numbers: Mapping[int, Numbers], step: int, lr: float) -> Non
     for layer, found in numbers.items():
         if not isfinite(found.explained_variance):
             raise NotFiniteError(
-                f"the error of layer {layer} is not finite in step {step}. Go on from the last checkpoint with resume if there is one, "
-                f"or begin again with a lower learning rate than {lr}."
+                f"the error of layer {layer} is not finite in step {step}. Go on from the last checkpoint with "
+                f"resume if there is one, or begin again with a lower learning rate than {lr}."
             )
 
 
