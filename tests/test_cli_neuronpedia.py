@@ -114,7 +114,6 @@ def test_dashboards_write_files_that_label_a_graph(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "GRAPH", "--target", "magic"], "'magic' is not one of neuronpedia"),
         (["export", "GRAPH", "--slug", "a b"], "slug 'a b' holds ' '"),
         (["export", "nowhere.json"], "no graph file at nowhere.json"),
         (["upload", "GRAPH", "--slug", "x"], "needs a key"),

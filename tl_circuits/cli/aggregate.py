@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.trace import refuse_early, with_ending
+from tl_circuits.cli.options import AsJson, Debug, Force, refuse_early, with_ending
 from tl_circuits.support.endings import OURS
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def aggregate(
     min_share: Annotated[
         float, typer.Option(help="The share of the prompts in which a feature or edge must be found, 0 to 1.")
     ] = 0.5,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the features as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Combine the graphs of many prompts, aligned from their ends, into one graph of mean effects."""
     with clear_errors(debug):

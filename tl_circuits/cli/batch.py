@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.options import COMMAND_NODES, L0, AsJson, Debug, Device, Dtype, Layers, Model, Transcoders, Width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,14 +42,7 @@ def batch(
     out: Annotated[
         str, typer.Option("--out", "-o", help="The folder to write to, or any address that fsspec can write to.")
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
-        ),
-    ] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
@@ -60,10 +54,10 @@ def batch(
     ray_address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    debug: Debug = False,
 ) -> None:
     """Trace all prompts in the file PROMPTS. Called again, it skips those that are finished. Exit code 1 if one
     failed."""
@@ -85,7 +79,9 @@ def batch(
             typer.echo(summary.to_json(orient="records", force_ascii=False))
         else:
             _show(summary, out, terminal())
-        if (summary.status == "failed").any():
+        failed = int((summary.status == "failed").sum())
+        if failed:
+            typer.echo(f"tl-circuits: {failed} of {len(summary)} prompts failed; the table says why.", err=True)
             raise typer.Exit(1)
 
 

@@ -9,8 +9,22 @@ from rich.console import Console
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
-from tl_circuits.cli.trace import refuse_early, with_ending
+from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.options import (
+    COMMAND_NODES,
+    L0,
+    AsJson,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    Layers,
+    Model,
+    Transcoders,
+    Width,
+    refuse_early,
+    with_ending,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,14 +46,7 @@ def circuit(
             )
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
-        ),
-    ] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
@@ -60,11 +67,11 @@ def circuit(
     ] = None,
     max_nodes: Annotated[int, typer.Option(help="How many features of each prompt to trace.")] = COMMAND_NODES,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write NAME.csv and NAME.svg.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    debug: Debug = False,
 ) -> None:
     """Trace each prompt against all others, and measure how much of the answers the traced nodes carry."""
     with clear_errors(debug):

@@ -9,15 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
+from tl_circuits.cli.options import AsJson, Debug
 
 course = typer.Typer(help="Five graded assignments, the last on a real model.", no_args_is_help=True)
 app.add_typer(course, name="course")
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
 @course.command("list")
 def list_assignments(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the assignments."""
     from tl_circuits.course.assignments import ASSIGNMENTS
@@ -54,7 +54,7 @@ def check(
         float | None,
         typer.Option(help="The most seconds that running and checking the notebook may take; 120, for the fifth 240."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run the notebook in FOLDER, call its functions with other inputs, and give points."""

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.trace import refuse_early
+from tl_circuits.cli.options import AsJson, Debug, Force, refuse_early
 
 
 @app.command()
@@ -20,9 +20,9 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page's file name, without its ending.")] = Path(
         "tiny-facts-demo"
     ),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Trace a two-hop question on the built-in model, write its page, swap the middle step, and say what was found."""
     with clear_errors(debug):

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import Features, open_replacement
+from tl_circuits.cli.options import L0, AsJson, Debug, Device, Dtype, Layers, Transcoders, Width
 from tl_circuits.models import PACKAGED, cache_dir
 from tl_circuits.support.extras import EXTRAS, how_to_install, installed
 
@@ -43,10 +44,10 @@ def doctor(
         list[Path] | None,
         typer.Option("--text", help="Text files to measure on (repeatable). Default: a few sentences."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Say what is installed and usable. With --model and --transcoders: measure how well those fit together."""
     with clear_errors(debug):

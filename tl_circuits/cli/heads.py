@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, features_named, loading, open_replacement
+from tl_circuits.cli.options import AsJson, Debug, Device, Dtype
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
@@ -45,20 +46,18 @@ def heads(
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option("--heads", help="How many heads to explain, largest share of the edge first.")
+        int, typer.Option("--heads", min=0, help="How many heads to explain, largest share of the edge first.")
     ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    debug: Debug = False,
 ) -> None:
     """Say which attention heads carried EDGE of a traced graph, and which features made them look there."""
     with clear_errors(debug):
         ends = [end.strip() for end in edge.split(">")]
         if len(ends) != 2 or not all(ends):
             raise ValueError(f"cannot read the edge {edge!r}; write 'SOURCE > TARGET', such as 'token@3 > logit:0'.")
-        if count < 0:
-            raise ValueError(f"--heads must not be negative, got {count}.")
         if not graph.is_file():
             raise FileNotFoundError(f"there is no graph file at {graph}.")
         with loading():

@@ -2,43 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from tl_circuits.cli.app import terminal
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.nodes import GraphInfo
     from tl_circuits.hooks import Replacement
-
-Transcoders = Annotated[
-    str,
-    typer.Option(
-        "--transcoders",
-        "-t",
-        help=(
-            "Where the features come from: `neurons` (the MLP's own, no dictionary needed), a name from `tl-circuits "
-            "models`, a SAELens release, a hub repository or a folder."
-        ),
-    ),
-]
-Width = Annotated[
-    str | None, typer.Option("--width", help="Which of several published sets, by its width, such as 16k.")
-]
-L0 = Annotated[
-    str | None, typer.Option("--l0", help="Which of several published sets, by its sparsity: small, or a number.")
-]
-
-COMMAND_NODES = 1000  # fewer than in Python: a person waits for a command
-
-Layers = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--layer",
-        help="Use only this layer's transcoder (repeatable). The MLPs of all other layers become error nodes.",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -78,9 +48,6 @@ def loading() -> Any:
 
 def open_replacement(model_name: str, features: Features, device: str | None, dtype: str) -> "Replacement":
     """The model called ``model_name`` with the features attached. As a context manager, it detaches them."""
-    kinds = ("float32", "bfloat16", "float16")
-    if dtype not in kinds:
-        raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(kinds)}.")
     with loading():
         import torch
 

@@ -1,19 +1,19 @@
 """``tl-circuits models``: list what --model and --transcoders can name."""
 
 import json
-from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors, terminal
+from tl_circuits.cli.options import AsJson, Debug
 from tl_circuits.models import BUILTIN, BUILTIN_DESCRIPTION, PACKAGED
 
 
 @app.command()
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """List the models that --model can name, and the transcoders that --transcoders can name."""
     with clear_errors(debug):

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_circuits.cli.loading import COMMAND_NODES, loading
+from tl_circuits.cli.loading import loading
+from tl_circuits.cli.options import COMMAND_NODES
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph

@@ -10,7 +10,7 @@ import typer
 
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.loading import Features, open_replacement
-from tl_circuits.cli.trace import refuse_early
+from tl_circuits.cli.options import AsJson, Debug, Device, Dtype, Force, Model, one_of, refuse_early
 from tl_circuits.support.endings import OURS, stem_of
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help should not wait for it
@@ -26,9 +26,6 @@ ModelId = Annotated[str | None, typer.Option("--model-id", help="The model's nam
 SourceSet = Annotated[
     str | None, typer.Option(help="The features' source set on Neuronpedia, such as gemmascope-transcoder-16k.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 _IN_FOLDERS = ("neuronpedia", "circuit-tracer", "parquet")  # these name their files themselves
 _ENDINGS = {"graphml": ".graphml", "dot": ".dot", "html": ".html", "tl-circuits": OURS}
@@ -42,7 +39,9 @@ def export(
     target: Annotated[
         str,
         typer.Option(
-            "--target", help="The format: neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits."
+            "--target",
+            help="The format: neuronpedia, circuit-tracer, graphml, dot, parquet, html or tl-circuits.",
+            callback=one_of(*_IN_FOLDERS, *_ENDINGS),
         ),
     ] = "neuronpedia",
     out: Annotated[
@@ -87,9 +86,6 @@ def export(
 ) -> None:
     """Write a graph as a file for another program."""
     with clear_errors(debug):
-        known = (*_IN_FOLDERS, *_ENDINGS)
-        if target not in known:
-            raise ValueError(f"--target {target!r} is not one of {', '.join(known)}.")
         if every and node_threshold is not None:
             raise ValueError("--all keeps all nodes and --node-threshold keeps some; give one of them.")
         out = _place(out, graph, target, force)
@@ -186,14 +182,7 @@ def label(
 def dashboards(
     text: Annotated[list[Path], typer.Option("--text", help="A text file to run through the model (repeatable).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the feature files.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
-        ),
-    ] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     transcoders: Annotated[
         str, typer.Option("--transcoders", "-t", help="`neurons`: the MLP's own neurons, no dictionary needed.")
     ] = "neurons",
@@ -201,8 +190,8 @@ def dashboards(
     context: Annotated[int, typer.Option(help="Number of tokens in one example.")] = 64,
     examples: Annotated[int, typer.Option(help="How many examples to keep for each feature.")] = 10,
     max_tokens: Annotated[int | None, typer.Option(help="Stop after this many tokens.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
+    device: Device = None,
+    dtype: Dtype = "float32",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_circuits.cli.app import app, clear_errors, terminal
-from tl_circuits.cli.loading import L0, Features, Layers, Transcoders, Width, loading, open_replacement
+from tl_circuits.cli.loading import Features, loading, open_replacement
+from tl_circuits.cli.options import L0, AsJson, Debug, Device, Dtype, Layers, Model, Transcoders, Width, one_of
 
 
 @app.command()
@@ -22,14 +23,7 @@ def steer(
             help="An edit: 'L14/F2268@9 = 0', 'L20/F15589@-1 *= -2', 'L3/error@2 *= 0', 'token@4 *= 0' (repeatable).",
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
-        ),
-    ] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
@@ -40,7 +34,8 @@ def steer(
             help=(
                 "What is held in the run for the table of next tokens: all (attention, norms and MLPs), attention "
                 "(attention and norms) or none."
-            )
+            ),
+            callback=one_of("all", "attention", "none"),
         ),
     ] = "attention",
     tokens: Annotated[
@@ -50,10 +45,10 @@ def steer(
         float, typer.Option(help="For the written tokens: 0 takes the likeliest, above 0 samples.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Makes sampling repeatable.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    debug: Debug = False,
 ) -> None:
     """Run PROMPT with edits, and compare with the untouched model."""
     with clear_errors(debug):

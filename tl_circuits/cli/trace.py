@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -12,14 +12,31 @@ from rich.text import Text
 from tl_circuits.cli.against import Against, AlignEnd, read_against
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
-from tl_circuits.cli.loading import COMMAND_NODES, L0, Features, Layers, Transcoders, Width, open_replacement
+from tl_circuits.cli.loading import Features, open_replacement
 from tl_circuits.cli.more import MaxNodes, More, read_earlier, require_goes_on
 from tl_circuits.cli.names import LEGEND, NoExamples, TextFile, named, require_text
+from tl_circuits.cli.options import (
+    COMMAND_NODES,
+    L0,
+    AsJson,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    Layers,
+    Model,
+    Transcoders,
+    Width,
+    one_of,
+    refuse_early,
+    with_ending,
+)
 from tl_circuits.cli.words import show_tested, show_words
 from tl_circuits.support.endings import OURS, stem_for
 
 if TYPE_CHECKING:  # torch and TransformerLens take seconds to import; --help should not wait for them
     from tl_circuits.graph.graph import AttributionGraph
+    from tl_circuits.hooks import Replacement
     from tl_circuits.interventions.faithfulness import FaithfulnessReport
 
 PATHS_TOLD = 5
@@ -32,14 +49,7 @@ EDGES_EXPLAINED = 12  # with --heads; all of them go into the files, EDGES_TOLD 
 @app.command()
 def trace(
     prompt: Annotated[str, typer.Argument(help="The text to explain: why does the model continue it as it does?")],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name from `tl-circuits models`, any TransformerLens model name, or a checkpoint folder.",
-        ),
-    ] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     transcoders: Transcoders = "neurons",
     width: Width = None,
     l0: L0 = None,
@@ -84,14 +94,15 @@ def trace(
     engine: Annotated[
         str,
         typer.Option(
-            help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto."
+            help="How edges are computed: linear (fast, known architectures), autograd (any architecture) or auto.",
+            callback=one_of("auto", "linear", "autograd"),
         ),
     ] = "auto",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The files' name, without its ending. Default: made from the prompt."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    force: Force = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -114,10 +125,10 @@ def trace(
     ] = False,
     no_examples: NoExamples = False,
     text: TextFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    debug: Debug = False,
 ) -> None:
     """Trace one PROMPT: which features, from which tokens, led to the answer?"""
     with clear_errors(debug):
@@ -131,27 +142,28 @@ def trace(
             if more
             else (None, COMMAND_NODES if max_nodes is None else max_nodes)
         )
-        baseline = read_against(against)
-        graph, report, removed = _run(
-            prompt,
-            model,
-            Features(transcoders, width, l0, layer or None),
-            target,
-            baseline,
-            "end" if align_end else None,
-            position,
-            prepend_special,
-            skip_position or None,
-            count,
-            engine,
-            device,
-            dtype,
-            check,
-            heads,
-            ablations,
-            no_examples,
-            text,
-        )
+        baseline, progress = read_against(against), terminal(stderr=True).is_terminal
+        with open_replacement(model, Features(transcoders, width, l0, layer or None), device, dtype) as replacement:
+            import tl_circuits as tlc
+
+            graph = tlc.attribute(
+                replacement,
+                prompt,
+                _targets(target),
+                baseline=baseline,
+                align="end" if align_end else None,
+                position=position,
+                prepend_special=prepend_special,
+                skip_positions=skip_position or None,
+                max_nodes=count,
+                engine=cast('Literal["auto", "linear", "autograd"]', engine),
+                progress=progress,
+            )
+            report = tlc.faithfulness(replacement, graph, progress=progress) if check else None
+            graph = named(replacement, graph, text, no_examples, progress)
+            if heads:
+                graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, progress=progress)
+            removed = _without_boxes(replacement, graph, progress) if ablations else None
         if earlier is not None:
             require_goes_on(earlier, graph, files["graph"])
             graph = graph.with_notes(earlier.notes.of(graph.node_ids))
@@ -171,80 +183,18 @@ def trace(
             show_heads(graph, graph.head_stories[:EDGES_TOLD], terminal())
 
 
-def _run(
-    prompt: str,
-    model_name: str,
-    features: Features,
-    targets: list[str] | None,
-    baseline: Any,
-    align: Any,
-    position: int,
-    prepend_special: bool | None,
-    skip_positions: list[int] | None,
-    max_nodes: int,
-    engine: str,
-    device: str | None,
-    dtype: str,
-    check: bool,
-    heads: bool,
-    ablations: bool,
-    no_examples: bool,
-    text: Path | None,
-) -> "tuple[AttributionGraph, FaithfulnessReport | None, list[dict[str, Any]] | None]":
+def _without_boxes(replacement: "Replacement", graph: "AttributionGraph", progress: bool) -> list[dict[str, Any]]:
     import tl_circuits as tlc
 
-    choice = _engine(engine)
-    shown = terminal(stderr=True).is_terminal
-    with open_replacement(model_name, features, device, dtype) as replacement:
-        graph = tlc.attribute(
-            replacement,
-            prompt,
-            _targets(targets),
-            baseline=baseline,
-            align=align,
-            position=position,
-            prepend_special=prepend_special,
-            skip_positions=skip_positions,
-            max_nodes=max_nodes,
-            engine=choice,
-            progress=shown,
-        )
-        report = tlc.faithfulness(replacement, graph, progress=shown) if check else None
-        graph = named(replacement, graph, text, no_examples, shown)
-        if heads:
-            graph = tlc.explain_heads(replacement, graph, EDGES_EXPLAINED, progress=shown)
-        # A baseline made from texts is not kept in the graph, so random sets cannot be set to it.
-        controls = 0 if graph.info.compared_with and not graph.info.baseline else CONTROLS
-        removed = tlc.box_ablations(replacement, graph, controls=controls, progress=shown) if ablations else None
-        return graph, report, removed
-
-
-def _engine(name: str) -> Literal["auto", "linear", "autograd"]:
-    if name not in ("auto", "linear", "autograd"):
-        raise ValueError(f"--engine {name!r} is not one of auto, linear, autograd.")
-    return name  # type: ignore[return-value]
+    # A baseline made from texts is not kept in the graph, so random sets cannot be set to it.
+    controls = 0 if graph.info.compared_with and not graph.info.baseline else CONTROLS
+    return tlc.box_ablations(replacement, graph, controls=controls, progress=progress)
 
 
 def _targets(given: list[str] | None) -> list[Any] | None:
     from tl_circuits.attribution.targets import parse_target
 
     return [parse_target(text) for text in given] if given else None
-
-
-def with_ending(name: Path, ending: str) -> Path:
-    """``name`` with ``ending`` added. Dots in the name are kept."""
-    return name.with_name(name.name + ending)
-
-
-def refuse_early(path: Path, force: bool) -> None:
-    """Raise an OSError now, and not after the work, if the result could not be written.
-
-    It is a plain one, because importing our own takes seconds.
-    """
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists already. Choose another --out, or overwrite it with --force.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")
 
 
 def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:

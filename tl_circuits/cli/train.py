@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from tl_circuits.cli.app import app, clear_errors, terminal
+from tl_circuits.cli.options import AsJson, Debug
 
 
 @app.command()
@@ -61,8 +62,8 @@ def train(
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Train transcoders on text, a dataset, or what the model writes. Afterwards, --transcoders takes the folder."""
     with clear_errors(debug):

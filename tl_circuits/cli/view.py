@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from tl_circuits.cli.app import app, clear_errors, harmless, terminal, wrong_usage
-from tl_circuits.cli.loading import COMMAND_NODES, Features, features_named, open_replacement
+from tl_circuits.cli.loading import Features, features_named, open_replacement
+from tl_circuits.cli.options import COMMAND_NODES, Debug, Device, Dtype
 
 
 @app.command()
@@ -47,9 +48,9 @@ def view(
             "--allow-host", help="Also answer requests for this host name, such as that of a JupyterHub (repeatable)."
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: TransformerLens chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16 or float16.")] = "float32",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    debug: Debug = False,
 ) -> None:
     """Show graphs in a browser. The page is served by this machine, and only to this machine unless --host says
     otherwise.
