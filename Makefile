@@ -73,4 +73,4 @@ bench: .venv/test-installed .venv-peer/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl4 .venv-peer build dist site *.egg-info demo.html demo.graph.safetensors demo.notes.json
+	rm -rf .venv .venv-tl4 .venv-peer build dist site *.egg-info demo.html demo.graph.safetensors demo.graph.safetensors.notes.json demo.notes.json

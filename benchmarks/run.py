@@ -22,8 +22,9 @@ from tl_circuits.models import PACKAGED
 
 INTRODUCTION = f"""# Benchmarks
 
-Every timing, memory size and measured share in this documentation stands on this page. `make bench` measures and writes it, part by
-part (`make bench BENCH_ARGS="--only speed"`); parts that it does not measure stay as they are.
+Timings, memory sizes and comparisons with other programs stand on this page; a number that belongs to one example stands with
+the example. `make bench` measures and writes it, part by part (`make bench BENCH_ARGS="--only speed"`); parts that it does not
+measure stay as they are.
 
 Comparisons with circuit-tracer 0.5.0 use Gemma-3-270m in float32 and random JumpReLU transcoders of 16,384 features a layer, of
 which about 60 are active at a position. Both programs get the same weights and features, one after the other in the same run. Our

@@ -126,6 +126,26 @@ def test_every_public_name_has_one_place_in_the_reference():
     assert set(tlc.__all__) - {name.rpartition(".")[2] for name in listed} == set()
 
 
+def test_the_references_front_page_lists_what_its_pages_hold():
+    rows = re.findall(
+        r"^\| \[[^]]*\]\((\w[\w-]*\.md)\) \| (`.*`) \|$", Path("docs/reference/index.md").read_text(), re.M
+    )
+    listed = {page: set(re.findall("`([^`]*)`", names)) for page, names in rows if page != "commands.md"}
+    held = {
+        page: {
+            "attribute" if name.endswith(".attribute") else name
+            for name in re.findall(r"^::: tl_circuits\.(\S+)", Path("docs/reference", page).read_text(), re.M)
+        }
+        for page in listed
+    }
+    assert len(listed) >= 11 and listed == held
+
+
+def test_the_reference_has_every_error():
+    written = re.findall(r"^::: tl_circuits\.errors\.(\w+)", Path("docs/reference/errors.md").read_text(), re.M)
+    assert sorted(written) == sorted(tlc.errors.__all__)
+
+
 def test_every_figure_is_drawn_by_the_repository():
     from docs.make.figures import EARLIER, FIGURES
     from docs.make.house import PICTURE

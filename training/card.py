@@ -88,9 +88,9 @@ a layer must look up which state a city lies in. Number embeddings start on a he
 ## Its transcoders
 
 There is one JumpReLU transcoder for each layer, trained as BatchTopK. It reads `mlp.hook_in` and writes `hook_mlp_out`.
-The loss is the cross entropy on the answers of facts kept back: {clean:.3f} for the model itself. In the column `replaced`,
-one layer's MLP output is replaced by its reconstruction; in `removed`, it is removed. `recovered` is the share of the
-loss added by the removal that the transcoder saves.
+The loss is the cross entropy on the answers of facts kept back; the unchanged model has {clean:.3f}. `replaced`: the loss with this
+layer's MLP output replaced by its reconstruction. `removed`: with it set to zero. `recovered`: how much of the loss that the
+removal adds is saved by the reconstruction, (removed − replaced) / (removed − {clean:.3f}).
 
 | layer | features | L0 | explained variance | replaced | removed | recovered |
 |---|---|---|---|---|---|---|

@@ -1,1 +1,1 @@
-"""Four graded assignments on the built-in model: starter notebooks, and checks that give points and hints."""
+"""Five graded assignments, four on the built-in model and one on SmolLM2-135M: starter notebooks, checks, points."""
