@@ -7,7 +7,6 @@ same work as before and gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from threading import local
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -147,17 +146,19 @@ class Replacement:
 
     @property
     def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
-        """The mean logit over the vocabulary as vector and bias, in float32; computed once, as ``W_U`` is large."""
+        """The mean logit over the vocabulary as vector and bias, in float32.
 
-        def find() -> tuple[Tensor, Tensor]:
-            unembed = unembed_weights(self.model)
-            return unembed.W_U.mean(1, dtype=torch.float32) * unembed.scale, unembed.b_U.float().mean() * unembed.scale
+        It is not remembered: a single row of ``W_U`` that was written to through ``.data`` leaves no other trace.
+        """
+        unembed = unembed_weights(self.model)
+        return unembed.W_U.mean(1, dtype=torch.float32) * unembed.scale, unembed.b_U.float().mean() * unembed.scale
 
-        return self.remembered(("mean unembedding",), find)
-
-    @cached_property
+    @property
     def sample(self) -> Sample:
-        """A few numbers from the weights of model and dictionary, by which graphs made with them are recognised."""
+        """A few numbers from the weights of model and dictionary, by which graphs made with them are recognised.
+
+        They are read each time, as weights may be edited while attached.
+        """
         own = getattr(self.dictionary, "sample", None)
         passed: Sample = ((PASSED, ()),) if getattr(self.dictionary, "mlps", "error") == "ratio" else ()
         return model_sample(self.model) + (() if own is None else own()) + passed

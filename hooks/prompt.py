@@ -126,6 +126,8 @@ def to_tokens(model: Model, prompt: Any, rule: PromptRule = MODELS_OWN) -> Int[T
         tokens = torch.tensor(text_to_ids(model, prompt, rule), dtype=torch.long)
     else:
         tokens = _given_ids(prompt.prompt_tokens() if _is_graph(prompt) else prompt)
+    if _is_graph(prompt):
+        _require_same_vocabulary(model, prompt.info)
     if tokens.numel() == 0:
         raise PromptError("the prompt is empty; give at least one token.")
     d_vocab, n_ctx = int(model.cfg.d_vocab), context_length(model)
@@ -151,6 +153,14 @@ def text_to_ids(model: Model, text: str, rule: PromptRule = MODELS_OWN) -> list[
     special = _special_ids(tokenizer)
     ids = model.to_tokens(text, truncate=False)[0].tolist()
     own = plain_ids(tokenizer, text)
+    whole = any(ids[at : at + len(own)] == own for at in range(len(ids) - len(own) + 1))
+    if not whole and not (ids and ids[0] in special):
+        # If a tokenizer has no special tokens, TransformerLens writes "<|endoftext|>" before the text, where it joins
+        # the first word.
+        raise PromptError(
+            f"TransformerLens reads this text as the ids {ids[:8]}, and its tokenizer as {own[:8]}: what is put before "
+            "the text is no token of this tokenizer. Give token ids, or set model.cfg.default_prepend_bos = False."
+        )
     if own and own[0] in special:
         ids = _once(ids, own)
     first = special_token(tokenizer)
@@ -230,6 +240,21 @@ def _given_ids(prompt: Any) -> Int[Tensor, " pos"]:
 
 def _is_graph(prompt: Any) -> bool:
     return hasattr(prompt, "prompt_tokens")
+
+
+def _require_same_vocabulary(model: Model, info: Any) -> None:
+    """Raise PromptError if a graph's token ids mean other words on this model than on the one it was traced on."""
+    if not info.sample or getattr(model, "tokenizer", None) is None:
+        return  # another program's file, whose tokens may be written in another way; or nothing to compare with
+    d_vocab = int(model.cfg.d_vocab)
+    for token, text in zip(info.token_ids, info.tokens, strict=True):
+        here = token_text(model, token) if token < d_vocab else None
+        if here != text:
+            meaning = "does not exist" if here is None else f"is {here!r}"
+            raise PromptError(
+                f"the graph given as a prompt was traced on {info.model!r}, where token {token} is {text!r}; on this "
+                f"model it {meaning}. Give the text instead: graph.info.prompt."
+            )
 
 
 def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:

@@ -326,9 +326,19 @@ def blocks_of(model: Model) -> Any:
 
 
 def weights_state(model: Model) -> int:
-    """A number that changes when weights are replaced or written to, for example by TransformerLens' weight folding."""
-    state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
-    return hash((tuple(state), bool(getattr(model, "compatibility_mode", False))))
+    """A number that changes when weights are replaced or written to, for example by TransformerLens' weight folding.
+
+    PyTorch counts what is written to a tensor, but not through its ``.data``. So vectors (gains, biases) are summed,
+    and of matrices a few entries are.
+    """
+    parameters = list(model.parameters())
+    state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for p in parameters:
+        step = 1 if p.ndim < 2 else max(1, p.numel() // 64)
+        by_device.setdefault(p.device, []).append(p.detach().reshape(-1)[::step].double().sum())
+    seen = tuple(x for some in by_device.values() for x in torch.stack(some).tolist())
+    return hash((tuple(state), seen, bool(getattr(model, "compatibility_mode", False))))
 
 
 def model_device(model: Model) -> torch.device:

@@ -451,6 +451,55 @@ def test_a_users_hook_on_attention_is_no_fault_of_transformer_lens():
     assert graph.info.engine == "autograd" and graph.completeness_error() < 1e-4
 
 
+@pytest.mark.parametrize("point", ["attn.hook_pattern", "attn.hook_out", "attn", "attn.o"])
+@pytest.mark.parametrize("name", ["hunyuan", "cohere2"])
+def test_a_hook_that_only_looks_does_not_switch_off_the_comparison_with_hugging_face(name, point):
+    model = bridge(name)
+    for block in model.blocks:
+        module = block.get_submodule(point)
+        if "hook_" in point:
+            module.add_hook(lambda tensor, hook: None)
+        else:
+            module.register_forward_hook(lambda module, args, output: None)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(ArchitectureError, match="off by"):
+        tlc.attribute(replacement, TOKENS, progress=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"fold_ln": False}])
+@pytest.mark.parametrize("name", ["gpt2", "neox", "falconalibi", "mpt", "phi3"])
+def test_bridges_with_one_matrix_for_attention_are_right_once_their_weights_are_processed(name, options):
+    model, reference = bridge(name), hugging_face(name)
+    model.enable_compatibility_mode(disable_warnings=True, **options)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, targets=TARGETS, skip_positions=[], max_nodes=20, progress=False)
+    expected, _, _ = plain.effects(reference, TOKENS, TARGETS)
+    nodes, rows = graph.nodes, graph.adjacency()
+    tokens = nodes.kind.eq("embedding").to_numpy()
+    for target, right in zip(TARGETS, expected, strict=True):
+        row = rows[int((nodes.kind.eq("logit") & nodes.feature.eq(target)).to_numpy().argmax())]
+        assert relative(row[torch.tensor(tokens)], right) < WITHIN
+
+
+def test_processed_weights_that_hugging_faces_matrix_cannot_hold_are_refused_by_name():
+    model = bridge("falcon")
+    model.enable_compatibility_mode(disable_warnings=True)
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(ArchitectureError) as raised:
+        tlc.attribute(replacement, TOKENS, progress=False)
+    assert "without enable_compatibility_mode()" in str(raised.value)
+
+
+def test_processed_attention_that_differs_from_hugging_faces_is_still_refused():
+    model = bridge("gpt2")
+    model.enable_compatibility_mode(disable_warnings=True)
+    attention = model.blocks[1].attn
+    whole = attention.forward
+    attention.forward = lambda *args, **kwargs: tuple(
+        1.1 * x if i == 0 else x for i, x in enumerate(whole(*args, **kwargs))
+    )
+    with tlc.attach(model, tlc.mlp_neurons(model)) as replacement, pytest.raises(ArchitectureError, match="off by 9"):
+        tlc.attribute(replacement, TOKENS, progress=False)
+
+
 def test_logits_that_the_unembedding_does_not_make_are_refused():
     model = bridge("llama")
     model.add_hook("unembed.hook_out", lambda logits, hook: logits + 0.1 * logits.roll(1, -1))
@@ -488,7 +537,7 @@ def test_a_graph_that_does_not_add_up_is_not_returned():
     require_sums(graph, torch.float32)
     wrong = graph._nodes.bias.clone()
     wrong[3] += 0.01 * graph._nodes.value[3].abs() + 0.01
-    with pytest.raises(ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[3]} give"):
+    with pytest.raises(ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[3]} sum to"):
         require_sums(replace(graph, _nodes=replace(graph._nodes, bias=wrong)), torch.float32)
 
 

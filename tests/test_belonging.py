@@ -23,7 +23,7 @@ from tests.tiny import (
     transcoders,
 )
 from tl_circuits.dictionaries.belonging import require_belonging
-from tl_circuits.errors import BelongingError, EditError, TargetError
+from tl_circuits.errors import BelongingError, EditError, PromptError, TargetError
 from tl_circuits.hooks.identity import first_difference, model_sample, spread
 from tl_circuits.view.folder import GraphFolder
 from tl_circuits.view.live_model import LiveModel, foreign
@@ -68,13 +68,13 @@ USES = {
 def test_every_question_about_another_dictionarys_graph_is_refused_and_names_both(own, other, use):
     with pytest.raises(
         BelongingError,
-        match="with the dictionary 'transcoders', and attached is 'transcoders'.*layer 0.*of another one",
+        match="dictionary 'transcoders' .* but 'transcoders' is attached .*layer 0.*other weights",
     ):
         USES[use](other, own)
     model = tiny_bridge("llama")
     with (
         tlc.attach(model, tlc.mlp_neurons(model)) as neurons,
-        pytest.raises(BelongingError, match="'transcoders', and attached is 'mlp neurons'"),
+        pytest.raises(BelongingError, match="'transcoders' on .* but 'mlp neurons' is attached"),
     ):
         USES[use](neurons, own)
     with tlc.attach(model, transcoders(model)) as mine:
@@ -246,7 +246,7 @@ def test_graphs_of_other_weights_are_not_put_together(own, other):
         tlc.aggregate([own, theirs])
 
 
-def test_asking_whether_a_graph_belongs_costs_a_fiftieth_of_a_trace_at_most():
+def test_asking_whether_a_graph_belongs_costs_a_twentieth_of_a_trace_at_most():
     model = tlc.load_model("tiny-facts")
     with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
         graph = tlc.attribute(replacement, PROMPT, progress=False)
@@ -258,7 +258,7 @@ def test_asking_whether_a_graph_belongs_costs_a_fiftieth_of_a_trace_at_most():
             began = time.perf_counter()
             require_belonging(replacement, graph)
             sampled.append(time.perf_counter() - began)
-    assert min(sampled) < 0.02 * min(traced)  # the weights are read once for each attachment
+    assert min(sampled) < 0.05 * min(traced)  # weights may be edited while attached, so they are read each time
 
 
 def test_the_server_says_which_graphs_are_of_another_dictionary_and_answers_nothing_about_them(own, other, tmp_path):
@@ -268,7 +268,7 @@ def test_the_server_says_which_graphs_are_of_another_dictionary_and_answers_noth
     folder, live = GraphFolder(tmp_path), LiveModel(other)
     told = foreign(other, folder)
     assert len(told) == 1 and told[0].startswith(
-        "own.graph.safetensors can be looked at, not steered or labelled: the graph is of"
+        "own.graph.safetensors can be looked at, not steered or labelled: the graph was made with"
     )
     edge = own.edges.iloc[-1]
     for wish in (
@@ -286,7 +286,7 @@ def test_feature_files_of_another_dictionary_label_nothing(own, other, tmp_path)
     tlc.make_dashboards(other, [text], tmp_path / "theirs", context=8, progress=False)
     for folder in (tmp_path / "theirs", tmp_path / "theirs" / "features"):
         with pytest.raises(
-            BelongingError, match="the feature files in theirs are of the model .* with the dictionary 'transcoders'"
+            BelongingError, match="the feature files in theirs were made with the dictionary 'transcoders'"
         ):
             tlc.add_labels(own, folder)
     with pytest.raises(BelongingError):
@@ -353,8 +353,8 @@ def test_heads_on_another_dictionary_is_one_clear_line(facts_graph):
     result = command("heads", str(facts_graph), f"{edge.source} > {edge.target}", "--transcoders", "neurons")
     assert (
         result.exit_code == 1
-        and result.stderr.strip().split("\n")[-1].startswith("tl-circuits: the graph is of")
-        and "attached is 'mlp neurons'" in result.stderr
+        and result.stderr.strip().split("\n")[-1].startswith("tl-circuits: the graph was made with")
+        and "'mlp neurons' is attached" in result.stderr
     )
     right = command("heads", str(facts_graph), f"{edge.source} > {edge.target}", "--json")
     assert right.exit_code == 0 and json.loads(right.stdout)["source"] == edge.source
@@ -363,3 +363,99 @@ def test_heads_on_another_dictionary_is_one_clear_line(facts_graph):
 def test_importing_the_program_stays_quick():
     code = "import sys; from tl_circuits.cli import view, heads, trace; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def own_facts():
+    return tlc.load_transcoders("tiny-facts")
+
+
+@pytest.fixture(scope="module")
+def traced_facts(own_facts):
+    with tlc.attach(tlc.load_model("tiny-facts"), own_facts) as replacement:
+        return tlc.attribute(replacement, PROMPT, max_nodes=60, progress=False)
+
+
+def uses(replacement, graph):
+    """Everything that runs a graph's prompt again, by name."""
+    edge = graph.edges.query("target == 'logit:0'").iloc[0]
+    edit = tlc.TokenEdit(7, 0.5)
+    return {
+        "faithfulness": lambda: tlc.faithfulness(replacement, graph, n=2),
+        "intervene": lambda: tlc.intervene(replacement, graph, edit),
+        "intervention_hooks": lambda: tlc.intervention_hooks(replacement, graph, edit, freeze="all"),
+        "circuit_curve": lambda: tlc.circuit_curve(replacement, graph, lambda logits: logits[5], thresholds=[0.8]),
+        "box_ablations": lambda: tlc.box_ablations(replacement, graph, controls=0),
+        "head_loadings": lambda: tlc.head_loadings(replacement, graph, edge.source, edge.target),
+        "qk_attribution": lambda: tlc.qk_attribution(replacement, graph, 3, 0, 8, 7),
+    }
+
+
+# What the few numbers taken from the weights do not see: other matrices, gains, one layer's sign, a user's own hook.
+CHANGES = {
+    "attention's outputs": lambda model: [p.mul_(-1) for k, p in model.named_parameters() if "o_proj" in k],
+    "gains of norms": lambda model: [p.mul_(0.5) for k, p in model.named_parameters() if "norm" in k],
+    "an MLP's inputs": lambda model: [p.mul_(-1) for k, p in model.named_parameters() if "up_proj" in k],
+    "a hook": lambda model: model.add_hook("blocks.0.hook_mlp_out", lambda out, hook: 0.5 * out),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_graph_is_refused_where_its_model_computes_something_else_now(traced_facts, own_facts, change):
+    model = tlc.load_model("tiny-facts")
+    with torch.no_grad():
+        CHANGES[change](model)
+    accepted = []
+    with tlc.attach(model, own_facts) as replacement:
+        for name, use in uses(replacement, traced_facts).items():
+            try:
+                use()
+                accepted.append(name)
+            except BelongingError as error:
+                assert "on the attached model it is" in str(error)
+    assert accepted == []
+
+
+def test_weights_edited_while_attached_are_seen_also_when_written_to_through_data(own_facts):
+    model = tlc.load_model("tiny-facts")
+    with tlc.attach(model, own_facts) as replacement:
+        before = tlc.attribute(replacement, PROMPT, max_nodes=20, progress=False)
+        model.unembed.weight.data *= 2
+        logit = tlc.attribute(replacement, PROMPT, ["Austin"], max_nodes=20, progress=False).nodes.activation.iloc[-1]
+        logits = model(replacement.model.to_tokens(PROMPT))[0, -1].detach()
+        austin = model.tokenizer.convert_tokens_to_ids("Austin")
+        assert logit == pytest.approx(float(logits[austin] - logits.mean()), abs=1e-3)  # float32 sums of 256 numbers
+        with pytest.raises(BelongingError):
+            tlc.faithfulness(replacement, before, n=2)
+        model.embed.weight.data.neg_()
+        after = tlc.attribute(replacement, PROMPT, max_nodes=20, progress=False)
+        tlc.faithfulness(replacement, after, n=2)
+    assert before.info.sample != after.info.sample
+
+
+def test_a_dictionary_edited_while_attached_is_another_one():
+    model, edited = tiny_bridge("llama"), transcoders(tiny_bridge("llama"))
+    with tlc.attach(model, edited) as replacement:
+        graph = tlc.attribute(replacement, prompt(), max_nodes=30, progress=False)
+        for layer in edited.layers:
+            edited[layer].W_dec.mul_(-1)
+        with pytest.raises(BelongingError, match="has other weights"):
+            tlc.faithfulness(replacement, graph, n=2)
+
+
+def test_a_graph_whose_token_ids_are_other_words_here_is_no_prompt(own, own_facts):
+    with tlc.attach(tlc.load_model("tiny-facts"), own_facts) as replacement:
+        for use in (
+            lambda: tlc.attribute(replacement, own, max_nodes=5, progress=False),
+            lambda: tlc.attribute(replacement, PROMPT, baseline=own, align="end", max_nodes=5, progress=False),
+            lambda: tlc.intervene(replacement, PROMPT, tlc.Patch(0, 2, [1, 2], source=own)),
+        ):
+            with pytest.raises(PromptError, match=r"on this model it is .*graph\.info\.prompt"):
+                use()
+        neurons = tlc.mlp_neurons(replacement.model)
+    with tlc.attach(
+        tlc.load_model("tiny-facts"), neurons
+    ) as replacement:  # of another dictionary: the words are the same
+        graph = tlc.attribute(replacement, PROMPT, max_nodes=5, progress=False)
+    with tlc.attach(tlc.load_model("tiny-facts"), own_facts) as replacement:
+        assert tlc.attribute(replacement, graph, max_nodes=5, progress=False).info.token_ids == graph.info.token_ids

@@ -255,7 +255,7 @@ def test_sums_may_be_off_by_a_share_of_a_nodes_value_in_a_model_of_any_scale(gra
             nullcontext()
             if fits
             else pytest.raises(
-                ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[node]} give"
+                ArchitectureError, match=f"does not add up: edges and bias of {graph.node_ids[node]} sum to"
             )
         ):
             require_sums(made, torch.float32)

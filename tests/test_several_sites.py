@@ -382,7 +382,7 @@ def test_a_graph_belongs_to_its_own_sites(traced):
     replacement.detach()
     swapped = several(model, "hook_mlp_out", "hook_attn_out", "hook_resid_post")  # the same numbers at other sites
     with tlc.attach(model, swapped) as other:
-        with pytest.raises(BelongingError, match="has the weights of another one"):
+        with pytest.raises(BelongingError, match="has other weights"):
             tlc.faithfulness(other, graph, n=3)
     with tlc.attach(model, autoencoders(model, {0: "hook_attn_out"}, seed=1)) as other:
         with pytest.raises(

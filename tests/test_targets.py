@@ -133,11 +133,29 @@ def test_bad_prompts_are_named_and_leave_the_model_alone(replacement, given, mes
         (tlc.FeatureTarget(0, 1, 10_000), {}, "not active"),
         ([tlc.FeatureTarget(0, 1, 1), 5], {}, "alone"),
         (tlc.LogitDirection(torch.ones(3), "x"), {}, r"\(3,\), expected \(32,\)"),
+        (tlc.LogitDirection(torch.full((32,), torch.nan), "x"), {}, "'x' holds NaN or infinity"),
+        (tlc.LogitDirection(torch.full((32,), -torch.inf), "x"), {}, "holds NaN or infinity"),
+        (tlc.LogitDirection(torch.full((32,), 1e38), "x"), {}, "too long for float32"),
+        (["w1", 5, "w1"], {}, "'w1' is given twice"),
     ],
 )
 def test_bad_targets_are_named(replacement, targets, kwargs, message):
     with pytest.raises(TargetError, match=message):
         trace(replacement, targets, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", None, "name is None, expected a text"),
+        ("vector", torch.ones(32, dtype=torch.complex64), "complex numbers"),
+    ],
+)
+def test_a_direction_of_the_wrong_type_is_named(replacement, field, value, message):
+    direction = tlc.LogitDirection(torch.ones(32), "x")
+    object.__setattr__(direction, field, value)  # the tests' type checks would refuse it before the package does
+    with pytest.raises(TargetError, match=message):
+        trace(replacement, direction)
 
 
 def test_counts_below_one_are_refused(replacement):

@@ -10,6 +10,7 @@ from torch import Tensor
 from tl_circuits.attribution.compare import compare_again
 from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.linear import LinearEngine
+from tl_circuits.attribution.same_values import require_same_features
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
@@ -75,7 +76,7 @@ def retrace(
         contrast: count sources as the graph does, by their difference from its baseline, if it has one.
 
     Raises:
-        BelongingError: if the graph is of another model or dictionary.
+        BelongingError: if the graph is of another model or dictionary, or its features have other activations now.
         BaselineError: with ``contrast``, if the graph's baseline is not kept in it (it was made from texts).
         ArchitectureError: where only the autograd engine can trace the model; it has no map of single heads.
     """
@@ -95,6 +96,7 @@ def retrace(
         else:
             recording, scores[scores_of] = record_below(model, tokens, scores_of, sites)
         sources = find_sources(model, dictionary, recording, prompt.skipped)
+        require_same_features(graph, sources)
         if contrast:
             sources = compare_again(replacement, sources, recording, graph.info)
         try:

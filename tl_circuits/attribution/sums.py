@@ -2,7 +2,7 @@
 
 import torch
 
-from tl_circuits.errors import ArchitectureError
+from tl_circuits.errors import ArchitectureError, NotFiniteError
 from tl_circuits.graph.graph import AttributionGraph
 
 # Allowed error from the rounding of the model's own tensors, by its dtype, relative to a node's value ...
@@ -28,14 +28,17 @@ def require_sums(graph: AttributionGraph, dtype: torch.dtype) -> None:
     if not len(known):
         return
     value, bias = nodes.value[known].double(), nodes.bias[known].double()
-    gap = (sums[known] + bias - value).abs()
+    if not bool(edges.weight.isfinite().all()):
+        raise NotFiniteError("some edges of the graph are NaN or infinite, so the graph is not returned.")
+    off = sums[known] + bias - value
+    gap = off.abs()
     size = value.abs().clamp_min(float(value.abs().median()))
     allowed = _SUMS_WITHIN[dtype] * size + _SUM_ROUNDING * (mass[known] + bias.abs())
     worst = int((gap - allowed).argmax())
     if not gap[worst] <= allowed[worst]:
         name = graph.node_ids[int(known[worst])]
         raise ArchitectureError(
-            f"the graph does not add up: edges and bias of {name} give {float(value[worst] + gap[worst]):.4g} or "
-            f"{float(value[worst] - gap[worst]):.4g}, its value is {float(value[worst]):.4g}. So the frozen model "
-            "does not compute what the model computed on this prompt, and the graph is not returned."
+            f"the graph does not add up: edges and bias of {name} sum to {float(value[worst] + off[worst]):.4g}, but "
+            f"its value is {float(value[worst]):.4g}. So the frozen model does not compute what the model computed on "
+            "this prompt, and the graph is not returned."
         )

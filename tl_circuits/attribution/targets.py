@@ -287,6 +287,34 @@ def top_logits(logits: Float[Tensor, " d_vocab"]) -> list[int]:
     return top.indices[:needed].tolist()
 
 
+def _direction(target: LogitDirection, final: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    """The vector of a direction in float32.
+
+    Raises:
+        TargetError: it is no vector of ``d_model`` real, finite numbers, or its name is no text.
+    """
+    if not isinstance(target.name, str):
+        raise TargetError(f"LogitDirection's name is {shown(target.name)}, expected a text.")
+    what = f"the direction {target.name!r}"
+    try:
+        vector = torch.as_tensor(target.vector).detach().to(final.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"{what} is no vector of numbers: got {shown(target.vector)}.") from error
+    if vector.is_complex():
+        raise TargetError(f"{what} has complex numbers, expected real ones.")
+    if tuple(vector.shape) != tuple(final.shape):
+        raise TargetError(f"{what} has shape {tuple(vector.shape)}, expected {tuple(final.shape)}.")
+    vector = vector.float()
+    if not bool(vector.isfinite().all()):
+        raise TargetError(f"{what} holds NaN or infinity.")
+    # The square of a number is the largest that anything computed from it comes to.
+    if not bool(vector.square().sum().isfinite()) or not bool((vector @ final.float()).isfinite()):
+        raise TargetError(
+            f"{what} is too long for float32 (its largest number is {float(vector.abs().max()):.1e}). Scale it down."
+        )
+    return vector
+
+
 def resolve_logits(
     replacement: Replacement,
     targets: Sequence[Any],
@@ -331,16 +359,7 @@ def resolve_logits(
             bias, weight, token = ba - torch.stack([bb for _, bb in others]).mean(0), 1.0, -1
             name = f"{token_text(model, a)} − {_names(model, negative) if several else token_text(model, negative[0])}"
         elif isinstance(target, LogitDirection):
-            try:
-                vector = torch.as_tensor(target.vector).to(final.device).float()
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TargetError(
-                    f"the direction {target.name!r} is no vector of numbers: got {shown(target.vector)}."
-                ) from error
-            if tuple(vector.shape) != tuple(final.shape):
-                raise TargetError(
-                    f"the direction {target.name!r} has shape {tuple(vector.shape)}, expected {tuple(final.shape)}."
-                )
+            vector = _direction(target, final)
             bias, weight, token, name = vector.new_zeros(()), 1.0, -1, target.name
         elif isinstance(target, str) or is_whole(target):
             token = token_id(model, target)
@@ -352,6 +371,8 @@ def resolve_logits(
                 "a target is a token, a token id, LogitDifference, LogitDirection or one FeatureTarget, got "
                 f"{shown(target)}."
             )
+        if token != -1 and token in tokens:
+            raise TargetError(f"the target {name!r} is given twice; leave one out.")
         vectors.append(vector)
         biases.append(bias)
         weights.append(weight)

@@ -47,9 +47,9 @@ def require_belonging(replacement: Replacement, graph: AttributionGraph | GraphI
         why = _absent(replacement, graph)
     if why is not None:
         raise BelongingError(
-            f"the graph is of the model {info.model!r} with the dictionary {info.dictionary!r}, and attached is "
-            f"{origin.dictionary!r} on {origin.model!r}: {why}. Attach what it was traced with, or trace the prompt "
-            "again."
+            f"the graph was made with the dictionary {info.dictionary!r} on the model {info.model!r}, but "
+            f"{origin.dictionary!r} is attached to {origin.model!r}: {why}. Attach what the graph was made with, or "
+            "trace the prompt again."
         )
 
 
@@ -63,8 +63,8 @@ def require_made_of(origin: Origin, info: GraphInfo, what: str) -> None:
     why = _other(origin, info, _imported(info))
     if why is not None:
         raise BelongingError(
-            f"{what} are of the model {origin.model!r} with the dictionary {origin.dictionary!r}, and the graph is of "
-            f"{info.dictionary!r} on {info.model!r}: {why}."
+            f"{what} were made with the dictionary {origin.dictionary!r} on the model {origin.model!r}, and the graph "
+            f"with {info.dictionary!r} on {info.model!r}: {why}."
         )
 
 
@@ -89,11 +89,7 @@ def _other(origin: Origin, info: GraphInfo | Origin, imported: bool) -> str | No
     found = first_difference(info.sample, origin.sample)
     if found is not None:
         what = found.removeprefix("model ")
-        return (
-            f"the weights of the two models differ ({what})"
-            if what != found
-            else f"{found} has the weights of another one"
-        )
+        return f"the weights of the two models differ ({what})" if what != found else f"{found} has other weights"
     theirs, ours = (_of_dictionary(sample) for sample in (info.sample, origin.sample))
     if theirs != ours:
         only = min(theirs ^ ours)

@@ -307,7 +307,7 @@ class AttributionGraph:
 
         Returns:
             The largest ``|sum(incoming) + bias - value|`` over all nodes with a row, divided by the largest
-            ``|value|``.
+            ``|value|``; NaN if an edge is not finite.
 
         Examples:
             >>> graph.completeness_error() < 1e-5
@@ -316,6 +316,8 @@ class AttributionGraph:
         sums = torch.zeros(len(self), dtype=torch.float64)
         sums.index_add_(0, self._edges.target, self._edges.weight.double())
         known = ~self._nodes.value.isnan()
+        if not bool(self._edges.weight.isfinite().all()):
+            return float("nan")
         if not known.any():
             return 0.0
         value = self._nodes.value[known].double()

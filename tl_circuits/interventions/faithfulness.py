@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.attention.qk import QKAttribution
+from tl_circuits.attribution.same_values import require_same_run
 from tl_circuits.attribution.targets import kept_vector
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.dictionaries.node_places import node_places
@@ -170,6 +171,7 @@ def faithfulness(
         raise EditError("nothing to remove: the graph has no sources and no groups were given.")
     rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]
     clean = clean_run(replacement, tokens, prompt.skipped)
+    require_same_run(replacement, graph, clean)
     frames = []
     for freeze in freezes:
         predicted = predicted_effects(graph, members, direct=freeze == "all")

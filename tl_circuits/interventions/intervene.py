@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.attribution.same_values import require_same_run
 from tl_circuits.attribution.targets import token_id
 from tl_circuits.dictionaries.belonging import require_belonging, require_edits_belong
 from tl_circuits.errors import DivergenceError, EditError
@@ -302,6 +303,8 @@ def _run(
             require_dictionary(replacement, layer)
         compared = [place for place in compared if every[place].layer in asked]
     clean = clean_run(replacement, tokens, read.skipped)
+    if isinstance(prompt, AttributionGraph):
+        require_same_run(replacement, prompt, clean)
     results = []
     batches = edited_batches(replacement, tokens, edit_sets, clean, freeze, constrained, compared)
     with tqdm(total=len(edit_sets), desc="intervening", unit="run", disable=not progress) as bar:
@@ -419,6 +422,8 @@ def intervention_hooks(
     clean = None
     if freeze != "none":
         clean = clean_run(replacement, tokens, read.skipped)
+        if isinstance(prompt, AttributionGraph):
+            require_same_run(replacement, prompt, clean)
     n = tokens.numel()
     plan = make_plan(replacement.model, replacement.dictionary, [edits], n, n)
     return edit_hooks(replacement, plan, clean, freeze)
