@@ -21,7 +21,7 @@ from .any_site import (
 from .attach import Replacement, attach_dictionary
 from .collect import collect_sites
 from .decode import CachedModel
-from .edit_plan import Plan, make_plan, positions_of
+from .edit_plan import Plan, as_edits, make_plan, positions_of
 from .edits import (
     Ablate,
     Add,
@@ -54,6 +54,7 @@ from .maps import (
 )
 from .norms import NormWeights, attention_norms, mlp_norms, norm_names, norm_weights, require_norm_weights, was_folded
 from .numbers import is_whole, real, shown, whole, wholes
+from .owned import others_hooks
 from .patterns import AttentionScores, Pattern
 from .places import BlockPlace, by_place, place_number, places, short_site, sites_of
 from .prompt import (
@@ -101,6 +102,7 @@ from .turn import added_hooks, in_turn, turn
 __all__ = [
     "ACTIVATIONS",
     "Ablate",
+    "as_edits",
     "Add",
     "at_any_site",
     "BlockPlace",
@@ -126,6 +128,7 @@ __all__ = [
     "Model",
     "NormWeights",
     "own_site",
+    "others_hooks",
     "own_sites",
     "passed_mlps",
     "passing_points",

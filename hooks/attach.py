@@ -6,7 +6,8 @@ an attached transcoder: ``S.hook_sae_input``, ``S.hook_sae_acts_pre``, ``S.hook_
 same work as before and gives the same bits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import local
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -17,13 +18,13 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from .any_site import flat, mlp_output, passing_points, require_effective
-from .errors import AttachError, DictionaryError, HookFiringError
+from .errors import ArchitectureError, AttachError, DictionaryError, HookFiringError, TLCircuitsError
 from .holding import Holds
 from .identity import Sample, model_sample
 from .inner_norms import add_inner_norm_points
 from .mlp_points import add_mlp_points
 from .numbers import whole
-from .owned import is_ours, put_lasting_hook, register_point
+from .owned import is_ours, others_hooks, put_lasting_hook, register_point
 from .places import by_place, place_number, places, sites_of
 from .prompt import PromptRule
 from .proof import OPTIONS, probe_tokens, prove
@@ -114,7 +115,8 @@ class Replacement:
     def holds(self, tokens: Int[Tensor, " pos"] | None) -> Holds:
         """How attention patterns and norm denominators can be held on this model.
 
-        This is found out by experiment on the first prompt, and remembered (see :mod:`tl_circuits.hooks.proof`).
+        This is found out by experiment on the first prompt, and remembered (see :mod:`tl_circuits.hooks.proof`). If you
+        have put hooks of your own on the model, it is found out on each prompt, and on the whole of it.
 
         Args:
             tokens: the prompt ``[pos]`` to experiment on; None for any.
@@ -128,14 +130,21 @@ class Replacement:
         inputs = [placed.input_hook(place) for place in placed.layers]
         inputs += passing_points(self.model, self.dictionary, layers)[::2]
         any_tokens = probe_tokens(self.model) if tokens is None else tokens
+        others = others_hooks(self.model)  # these may name positions, and be anything but affine
 
         def find() -> Holds:
             self.dictionary.check(self.model)  # weights may have been folded since it was attached
-            holds = prove(self.model, any_tokens, outputs, inputs)
+            holds = prove(self.model, any_tokens, outputs, inputs, whole=bool(others))
             require_effective(self.model, any_tokens, self.dictionary)
             return holds
 
-        return self.remembered(("holds",), find)
+        if not others:
+            return self.remembered(("holds",), find)
+        with blaming(others):
+            if tokens is None:  # whatever was found on a prompt with these hooks
+                return self.remembered(("holds on any", *others.items()), find)
+            found = self.remembered(("holds", *others.items(), *tokens.tolist()), find)
+            return self.remembered(("holds on any", *others.items()), lambda: found)
 
     @property
     def attached(self) -> bool:
@@ -210,6 +219,30 @@ class Replacement:
         return (
             f"{head}\nhook points of layer {layers[0]}: {first}. + {points}; of other layers: replacement.site(layer)"
         )
+
+
+@contextmanager
+def blaming(others: Mapping[str, Any]) -> Iterator[None]:
+    """Say in an error that the model carries hooks of others, if it does, which may be the reason."""
+    if not others:
+        yield
+        return
+    names = ", ".join([*others][:3]) + (f" and {len(others) - 3} more points" if len(others) > 3 else "")
+    try:
+        yield
+    except ArchitectureError as error:
+        raise ArchitectureError(
+            f"{error} The model carries hooks that are not of this package, on {names}, which may be the reason: try "
+            "without them (model.reset_hooks())."
+        ) from error
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, TLCircuitsError):
+            raise
+        raise ArchitectureError(
+            "a test run of three copies of the prompt failed, with hooks on the model that are not of this package "
+            f"({names}): {type(error).__name__}: {error}. Write them so that they work on a batch of several rows, or "
+            "take them off (model.reset_hooks())."
+        ) from error
 
 
 def output_site(replacement: Replacement, place: int) -> str:

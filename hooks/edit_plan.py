@@ -1,6 +1,6 @@
 """What edits come to in a batch of runs: which entry of which tensor becomes what, worked out before the model runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from .edits import (
     Ablate,
     Add,
     CellEdit,
+    Edit,
     ErrorEdit,
     HeadEdit,
     Patch,
@@ -127,15 +128,32 @@ def positions_of(where: Where, n_prompt: int, n_total: int) -> list[int]:
         found = list(range(max(start, 0), min(stop, n_total)))
         if not found:
             raise EditError(
-                f"the positions {where.start}:{where.stop} select nothing of the {n_total} there are. A slice that "
-                "starts behind the prompt only makes sense when generating."
+                f"the slice {where.start}:{where.stop} selects none of the {n_total} positions. A slice that starts "
+                "after the prompt is for tlc.generate only."
             )
         return found
     each = [where] if isinstance(where, int) else list(where)
+    if not each:
+        raise EditError("an edit names no position; give at least one, or None for all.")
     for position in each:
         if not -n_prompt <= position < n_total:
-            raise EditError(f"position {position!r} is outside the {n_total} there are (-{n_prompt}..{n_total - 1}).")
+            raise EditError(f"there is no position {position!r}: positions are {-n_prompt}..{n_total - 1}.")
     return [p + n_prompt if p < 0 else p for p in each]
+
+
+def as_edits(given: Any) -> tuple[Any, ...]:
+    """One edit or several as a tuple.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    if isinstance(given, Edit):
+        return (given,)
+    if isinstance(given, (str, bytes, type)) or not isinstance(given, Iterable):
+        raise ArgumentError(
+            f"edits are an edit, such as tlc.Ablate(layer, position, feature), or a list of them, got {shown(given)}."
+        )
+    return tuple(given)
 
 
 def make_plan(model: Model, dictionary: Any, edit_sets: Sequence[Sequence[Any]], n_prompt: int, n_total: int) -> Plan:
@@ -164,8 +182,8 @@ def make_plan(model: Model, dictionary: Any, edit_sets: Sequence[Sequence[Any]],
                 cell = (kind, at, position, feature)
                 if cell in taken:
                     raise EditError(
-                        f"{edit} edits what another edit of the same run edits already ({_name(cell, every)}); "
-                        "merge them into one."
+                        f"{edit} changes the same place as another edit of this run ({_name(cell, every)}); merge the "
+                        "two into one."
                     )
                 taken.add(cell)
                 entries.setdefault((kind, at), []).append((row, position, feature, gain, shift))
@@ -204,7 +222,7 @@ def _head_ops(
                 raise EditError(f"{edit}: key {key} lies behind query {query}; attention only looks back.")
             place = (row, edit.head, query, key)
             if place in cells.setdefault(edit.layer, {}):
-                raise EditError(f"{edit} edits what another edit of the same run edits already; merge them into one.")
+                raise EditError(f"{edit} changes the same place as another edit of this run; merge the two into one.")
             cells[edit.layer][place] = float(edit.value)
     made = {}
     for layer, found in sorted(cells.items()):
@@ -256,8 +274,8 @@ def _resolve(
     if isinstance(edit, ErrorEdit):
         if edit.layer not in dictionary.layers and getattr(dictionary, "mlps", "error") == "ratio":
             raise EditError(
-                f"{edit}: layer {edit.layer} has no error; its MLP has no dictionary and is passed with its ratios "
-                "held."
+                f"{edit}: layer {edit.layer} has no error node, because no dictionary replaces its MLP and the MLP is "
+                "passed (mlps='ratio')."
             )
         return "error", _place(dictionary, edit), [(p, -1, float(edit.factor), 0.0) for p in where]
     if edit.layer not in dictionary.layers:
@@ -270,6 +288,8 @@ def _resolve(
         features = [found] if isinstance(found, int) else list(found)
     except (ArgumentError, TypeError) as error:  # TypeError: None and slices, which name no feature
         raise EditError(f"{edit}: a feature is a whole number, or several.") from error
+    if not features:
+        raise EditError(f"{edit} names no feature; give at least one.")
     at, placed = _place(dictionary, edit), by_place(dictionary)
     width = placed.width(at)
     for feature in features:

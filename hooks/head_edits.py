@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from .attach import Replacement
+from .attach import Replacement, blaming
 from .edit_plan import HeadOps, Plan
 from .errors import EditError
+from .owned import others_hooks
 from .proof import moves_pattern
 
 AttentionHook = tuple[str, Callable[[Tensor, HookPoint], Tensor]]
@@ -26,15 +27,18 @@ def head_edit_hooks(replacement: Replacement, plan: Plan) -> list[AttentionHook]
     for layer in plan.patterns | plan.scores:
         if layer in replacement.holds(None).replayed_patterns:
             raise EditError(
-                f"layer {layer}'s attention ignores a pattern that a hook returns: the Hugging Face module has mixed "
-                "its heads by then. Hold patterns (freeze='attention'): then heads are mixed anew, and edits of them "
-                "act."
+                f"layer {layer} ignores patterns that a hook returns, because the Hugging Face module has already used "
+                "them. Hold patterns (freeze='attention'): then the heads are computed again from the held pattern, "
+                "and pattern edits act."
             )
     for layer in plan.scores:
-        if not replacement.remembered(("scores", layer), partial(moves_pattern, replacement.model, layer)):
+        with blaming(others_hooks(replacement.model)):
+            moves = replacement.remembered(("scores", layer), partial(moves_pattern, replacement.model, layer))
+        if not moves:
             raise EditError(
-                f"layer {layer}'s attention ignores scores that a hook returns. Set the pattern instead "
-                "(PatternEdit), or hold patterns (freeze='attention'), where a score moves the held row."
+                f"layer {layer} ignores scores that a hook returns. Set the pattern instead (PatternEdit), or hold "
+                "patterns (freeze='attention'): then the edit changes the held attention weights of that query as "
+                "softmax would."
             )
     hooks: list[AttentionHook] = []
     for layer, ops in plan.scores.items():
@@ -77,18 +81,24 @@ def _add_scores(layer: int, ops: HeadOps) -> Callable[[Tensor, HookPoint], Tenso
 
 
 def _reweigh(layer: int, ops: HeadOps) -> Callable[[Tensor, HookPoint], Tensor]:
-    """The pattern that softmax would give if some scores were changed by Δ: ``p·e^Δ / (1 + Σ p (e^Δ - 1))``.
+    """The pattern that softmax would give if some scores were changed by Δ: ``p·e^Δ / (r + Σ p e^Δ)``.
 
-    It needs only the old pattern ``p``, not the scores.
+    It needs only the old pattern ``p``, not the scores. ``r`` is what a row lacks to 1, which is in an attention sink.
+    Both sides are divided by the largest ``p·e^Δ``, so a large Δ does not overflow.
     """
 
     def reweigh(pattern: Tensor, hook: HookPoint) -> Tensor:
         cells = (ops.row, ops.head, ops.query, ops.key)
         _require_open(layer, ops, pattern[cells] == 0)
-        edited = pattern.float()  # with an attention sink a row sums to less than one; the rest stays in the sink
-        gained = torch.zeros_like(edited)
-        gained[cells] = edited[cells] * torch.expm1(ops.value)
-        return ((edited + gained) / (1 + gained.sum(-1, keepdim=True))).to(pattern.dtype)
+        old = pattern if pattern.device.type == "mps" else pattern.double()  # MPS has no float64
+        moved = torch.zeros_like(old)
+        moved[cells] = ops.value.to(old.dtype)
+        rows = moved.any(-1, keepdim=True)
+        logs = old.log() + moved
+        largest = logs.amax(-1, keepdim=True).clamp_min(0.0)
+        weights = (logs - largest).exp()
+        rest = (1 - old.sum(-1, keepdim=True)) * (-largest).exp()
+        return torch.where(rows, weights / (rest + weights.sum(-1, keepdim=True)), old).to(pattern.dtype)
 
     return reweigh
 
@@ -97,6 +107,6 @@ def _require_open(layer: int, ops: HeadOps, closed: Tensor) -> None:
     if closed.any():
         query, key = (int(part[closed][0]) for part in (ops.query, ops.key))
         raise EditError(
-            f"layer {layer} does not attend from {query} to {key} at all (masked by its sliding window, or a weight "
-            "of zero), so moving that score does nothing."
+            f"layer {layer} has zero attention from position {query} to {key} (hidden by its mask, or exactly zero), "
+            "so adding to that score changes nothing."
         )

@@ -132,6 +132,16 @@ def has_others_hooks(point: HookPoint) -> bool:
     return any(not getattr(getattr(handle, "user_hook", None), "lasting", False) for handle in point.fwd_hooks)
 
 
+def others_hooks(model: Model) -> dict[str, tuple[int, ...]]:
+    """The points that carry hooks of others, by name, with a number for each of these hooks."""
+    found = {}
+    for name, point in registry(model).items():
+        hooks = [handle.user_hook for handle in point.fwd_hooks if getattr(handle.user_hook, "owner", None) != OWNER]
+        if hooks:
+            found[name] = tuple(map(id, hooks))
+    return found
+
+
 def take_off(model: Model, lasting: bool) -> None:
     """Remove from a model our hooks for single runs and, if ``lasting``, the lasting ones and our HookPoints as well.
 

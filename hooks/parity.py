@@ -184,8 +184,8 @@ def watching(model: Model, attention_only: bool = False) -> Iterator[Seen]:
             # and expensive, so the first and the last must do.
             for part in _ATTENTION if attention_only else _ATTENTION + _REST if layer in ends else _ATTENTION + _NORMS:
                 module = getattr(block, part, None)
-                stands_for = isinstance(getattr(module, "original_component", None), torch.nn.Module)
-                if stands_for and module.name is not None:
+                original, known = getattr(module, "original_component", None), getattr(module, "name", None)
+                if isinstance(original, torch.nn.Module) and known is not None:
                     stack.callback(_watch(module, f"blocks.{layer}.{part}", seen))
         yield seen
 

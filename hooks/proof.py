@@ -59,7 +59,13 @@ _FORKS = ("use_split_qkv_input", "use_attn_in")  # attention then reads copies o
 
 
 @in_turn
-def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str], inputs: Iterable[str]) -> Holds:
+def prove(
+    model: Model,
+    tokens: Int[Tensor, " pos"],
+    outputs: Mapping[int, str],
+    inputs: Iterable[str],
+    whole: bool = False,
+) -> Holds:
     """Find a way to hold all patterns and denominators, and prove it on the first tokens of a prompt.
 
     Args:
@@ -67,6 +73,7 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
         tokens: the prompt ``[pos]``.
         outputs: the hook at which each layer's MLP output is replaced.
         inputs: the hooks that dictionaries read.
+        whole: take the whole prompt, because hooks on the model may ask for its positions.
 
     Raises:
         ArchitectureError: something cannot be held, or a bridge computes something else than the model it wraps. The
@@ -85,7 +92,8 @@ def prove(model: Model, tokens: Int[Tensor, " pos"], outputs: Mapping[int, str],
                 "so what it moves between positions cannot be held and no exact graph exists."
             )
     # On a very short prompt nothing could be seen to fail: a single token attends to itself, held or not.
-    tokens = tokens[:PROBED] if tokens.numel() >= PROBED else probe_tokens(model)
+    if not whole or tokens.numel() < PROBED:
+        tokens = tokens[:PROBED] if tokens.numel() >= PROBED else probe_tokens(model)
     inputs = tuple(dict.fromkeys(inputs))
     usual = _through_own_points(model, tokens, outputs, inputs)
     if usual is not None:

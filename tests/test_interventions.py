@@ -8,7 +8,7 @@ import torch
 import tl_circuits as tlc
 from tests.oracles import removal_gap
 from tests.tiny import ARCHITECTURES, cross_layer, hook_state, own_bridge, prompt, tiny_bridge, transcoders
-from tl_circuits.errors import EditError
+from tl_circuits.errors import ArchitectureError, ArgumentError, EditError
 from tl_circuits.hooks import edit_hooks, make_plan
 
 DICTIONARIES = {
@@ -205,11 +205,11 @@ def test_results_say_what_changed(replacement, active):
     [
         ([tlc.Ablate(9, 1, 1)], r"layer 9 is not in 0\.\.3"),
         ([tlc.Ablate(0, 1, 40)], r"feature 40 is not in 0\.\.39 of layer 0"),
-        ([tlc.Ablate(0, 9, 1)], "position 9 is outside the 9"),
-        ([tlc.Ablate(0, slice(9, None), 1)], "behind the prompt"),
+        ([tlc.Ablate(0, 9, 1)], r"there is no position 9: positions are -9\.\.8"),
+        ([tlc.Ablate(0, slice(9, None), 1)], "after the prompt"),
         ([tlc.Set(0, 1, 1, value=math.nan)], "finite"),
         ([tlc.Scale(0, 1, 1, factor=math.inf)], "finite"),
-        ([tlc.Ablate(0, 1, 1), tlc.Set(0, [1, 2], 1, value=2.0)], "edits already"),
+        ([tlc.Ablate(0, 1, 1), tlc.Set(0, [1, 2], 1, value=2.0)], "changes the same place"),
         (["L0/F1@2"], "an edit is"),
         ([tlc.Patch(0, 8, 1, source=[1, 2])], "2 tokens"),
     ],
@@ -257,3 +257,73 @@ def test_a_run_that_fails_leaves_no_hook(replacement, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         tlc.intervene(replacement, prompt(), tlc.Ablate(0, 1, 1))
     assert hook_state(replacement.model) == before
+
+
+def at_position_seven(tensor, hook):
+    moved = tensor.clone()
+    moved[0, 7] += 1.0  # of the first row of a batch, as prompts are usually run
+    return moved
+
+
+def test_hooks_of_the_users_own_may_name_positions_and_rows(own_hooks):
+    replacement, text = own_hooks
+    replacement.model.add_hook("blocks.1.hook_mlp_out", at_position_seven)
+    edits = [tlc.TokenEdit(7, 0.5), tlc.TokenEdit(4, 0.5)]
+    one_by_one = [tlc.intervene(replacement, text, edit, freeze="attention") for edit in edits]
+    together = tlc.intervene_many(replacement, text, [[edit] for edit in edits], freeze="attention")
+    for alone, of_many in zip(one_by_one, together, strict=True):
+        assert torch.equal(alone.logits, of_many.logits)
+    tokens = tlc.hooks.to_tokens(replacement.model, text)
+    hooks = [("hook_embed", lambda x, hook: torch.cat([x[:, :7], 0.5 * x[:, 7:8], x[:, 8:]], 1))]
+    plain = replacement.model.run_with_hooks(tokens[None], fwd_hooks=hooks)[0]
+    ours = tlc.intervene(replacement, text, edits[0], freeze="none").logits
+    assert torch.allclose(ours, plain, atol=1e-4)  # float32, another order of sums
+    assert tlc.attribute(replacement, text, max_nodes=20, progress=False).completeness_error() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        (lambda x, hook: x.clamp(-0.1, 0.1), "is not linear"),
+        (lambda x, hook: x[:, :5], "a test run of three copies of the prompt failed"),
+    ],
+)
+def test_hooks_that_cannot_be_held_are_named_also_if_they_come_later(own_hooks, hook, reason):
+    replacement, text = own_hooks
+    tlc.attribute(replacement, text, max_nodes=5, progress=False)
+    replacement.model.add_hook("blocks.1.hook_attn_out", hook)
+    for engine in ("linear", "autograd"):
+        with pytest.raises(ArchitectureError, match=rf"{reason}.*blocks\.1\.(hook_attn_out|attn\.hook_out)"):
+            tlc.attribute(replacement, text, max_nodes=5, engine=engine, progress=False)
+    replacement.model.reset_hooks()
+    tlc.attribute(replacement, text, max_nodes=5, progress=False)
+
+
+@pytest.fixture
+def own_hooks():
+    model = tlc.load_model("tiny-facts")
+    with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
+        yield replacement, "the capital of the state containing Dallas is"
+    model.reset_hooks()
+
+
+@pytest.mark.parametrize("given", [None, tlc.Ablate, "L1/F2@3 = 0", 5])
+def test_what_is_no_edit_is_refused_in_one_line(own_hooks, given):
+    replacement, text = own_hooks
+    for use in (tlc.intervene, tlc.generate, tlc.intervention_hooks):
+        with pytest.raises(ArgumentError, match=r"edits are an edit, such as .* got "):
+            use(replacement, text, given)
+
+
+@pytest.mark.parametrize(
+    "edit", [tlc.Ablate(0, 7, []), tlc.Ablate(0, [], 1), tlc.Set(0, 7, torch.tensor([]).long(), 1.0)]
+)
+def test_an_edit_that_names_nothing_is_refused(own_hooks, edit):
+    with pytest.raises(EditError, match="names no (feature|position)"):
+        tlc.intervene(*own_hooks, edit)
+
+
+def test_a_compiled_model_is_refused_by_name():
+    model = tlc.load_model("tiny-facts")
+    with pytest.raises(ArgumentError, match="torch.compile wrapped"):
+        tlc.attach(torch.compile(model), tlc.mlp_neurons(model))

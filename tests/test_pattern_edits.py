@@ -92,11 +92,11 @@ def test_wrong_texts_show_the_grammar(text, words):
     [
         (tlc.PatternEdit(9, 0, 1, 0, 1.0), r"layer 9 is not in 0\.\.3"),
         (tlc.PatternEdit(0, 4, 1, 0, 1.0), r"head 4 is not in 0\.\.3"),
-        (tlc.ScoreEdit(0, 0, 99, 0, 1.0), "position 99 is outside"),
+        (tlc.ScoreEdit(0, 0, 99, 0, 1.0), "there is no position 99"),
         (tlc.ScoreEdit(0, 0, 1, -1, 1.0), "lies behind query 1"),
         (tlc.PatternEdit(0, 0, 3, 4, 1.0), "key 4 lies behind query 3"),
         (tlc.PatternEdit(0, 0, 1, 0, float("nan")), "finite number"),
-        (tlc.ScoreEdit(0, 0, 8, 0, 1.0), "sliding window"),  # layer 0 of the small Gemma looks back four tokens
+        (tlc.ScoreEdit(0, 0, 8, 0, 1.0), "hidden by its mask"),  # layer 0 of the small Gemma looks back four tokens
     ],
 )
 def test_edits_of_heads_that_name_what_is_not_there_are_refused(edit, words):
@@ -109,7 +109,7 @@ def test_edits_of_heads_that_name_what_is_not_there_are_refused(edit, words):
 
 def test_one_cell_edited_twice_is_refused():
     model = tiny_bridge("gemma3")
-    with tlc.attach(model, transcoders(model)) as replacement, pytest.raises(EditError, match="merge them"):
+    with tlc.attach(model, transcoders(model)) as replacement, pytest.raises(EditError, match="merge the two"):
         tlc.intervene(replacement, prompt(), [tlc.PatternEdit(1, 0, 8, 2, 0.1), tlc.PatternEdit(1, 0, -1, 2, 0.3)])
 
 
@@ -122,3 +122,19 @@ def test_an_edit_at_a_word_still_to_be_written_acts_there_with_and_without_cache
             for some, cached in (([], True), (edits, True), (edits, False))
         )
     assert edited[0] == edited[1] != plain
+
+
+@pytest.mark.parametrize("added", [60.0, 100.0, 1e9, -100.0, -1e9])
+def test_however_much_is_added_to_a_score_its_row_stays_what_softmax_makes_of_it(added):
+    model = tlc.load_model("tiny-facts")
+    layer, head, query, key = 1, 2, 5, 3
+    tokens = tlc.hooks.to_tokens(model, "the capital of the state containing Dallas is")
+    _, cache = model.run_with_cache(tokens[None])
+    scores = cache[f"blocks.{layer}.attn.hook_attn_scores"][0, head, query].double()
+    scores[key] += added
+    with tlc.attach(model, tlc.load_transcoders("tiny-facts")) as replacement:
+        moved = tlc.intervene(replacement, tokens, tlc.ScoreEdit(layer, head, query, key, added), freeze="attention")
+        row = scores.softmax(-1)
+        edits = [tlc.PatternEdit(layer, head, query, k, float(row[k])) for k in range(query + 1)]
+        right = tlc.intervene(replacement, tokens, edits, freeze="attention")
+    assert torch.allclose(moved.logits, right.logits, atol=1e-4)  # the held pattern is float32

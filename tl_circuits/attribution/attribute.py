@@ -30,7 +30,7 @@ from tl_circuits.attribution.targets import (
     resolve_position,
     top_logits,
 )
-from tl_circuits.errors import ArchitectureError, PromptError, TargetError
+from tl_circuits.errors import ArchitectureError, ArgumentError, PromptError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import AGAINST_OTHERS, GraphInfo
 from tl_circuits.hooks import (
@@ -154,6 +154,8 @@ def attribute(
         raise ValueError(f"max_nodes must be at least 1, got {max_nodes}.")
     if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f'batch_size must be at least 1 or "auto", got {batch_size}.')
+    if baseline is None and align is not None:
+        raise ArgumentError("align= says how positions of the baseline correspond; without baseline= leave it out.")
     if row_mass is not None and not 0.0 < row_mass <= 1.0:
         raise ValueError(f"row_mass is a share of each row's absolute sum, above 0 and at most 1; got {row_mass}.")
     model, dictionary = replacement.model, replacement.dictionary

@@ -10,9 +10,9 @@ from torch import Tensor
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import (
     CachedModel,
-    Edit,
     Replacement,
     added_hooks,
+    as_edits,
     context_length,
     edit_hooks,
     in_turn,
@@ -73,7 +73,7 @@ def generate(
         raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}.")
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}.")
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    edits = as_edits(edits)
     require_run_belongs(replacement, prompt, [edits])
     tokens = to_tokens(model, prompt, dictionary.prompt_rule)
     n = tokens.numel()

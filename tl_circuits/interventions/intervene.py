@@ -26,11 +26,13 @@ from tl_circuits.hooks import (
     HookList,
     Replacement,
     Set,
+    as_edits,
     by_place,
     clean_run,
     edit_hooks,
     in_turn,
     make_plan,
+    others_hooks,
     places,
     read_prompt,
     require_freeze,
@@ -234,7 +236,7 @@ def intervene(
         0  Austin     1.0    0.0
         1  Juneau     0.0    0.5
     """
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    edits = as_edits(edits)
     result = _run(replacement, prompt, [edits], freeze, constrained_layers, layers)[0]
     result._require_finite()
     return result
@@ -275,7 +277,7 @@ def intervene_many(
         >>> [result.kl() > 0.1 for result in results]        # one feature does little, its token does much
         [False, True]
     """
-    sets = [(edits,) if isinstance(edits, Edit) else tuple(edits) for edits in edit_sets]
+    sets = [as_edits(edits) for edits in edit_sets]
     return _run(replacement, prompt, sets, freeze, constrained_layers, layers, progress)
 
 
@@ -337,7 +339,8 @@ def edited_batches(
     run."""
     model, dictionary = replacement.model, replacement.dictionary
     n = tokens.numel()
-    size = max(1, TOKENS_AT_ONCE // n)
+    # A user's hook may name a row of the batch, so with such hooks each run goes alone.
+    size = 1 if others_hooks(model) else max(1, TOKENS_AT_ONCE // n)
     wanted = [by_place(dictionary).input_hook(place) for place in compared]
     for start in range(0, len(edit_sets), size):
         part = edit_sets[start : start + size]
@@ -415,7 +418,7 @@ def intervention_hooks(
         'Juneau'
     """
     replacement.require_attached()
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    edits = as_edits(edits)
     require_run_belongs(replacement, prompt, [edits])
     read = read_prompt(replacement.model, replacement.dictionary, prompt)
     tokens = read.tokens

@@ -45,6 +45,12 @@ _WORDS = {
 
 def require_model(function: str, model: Any) -> None:
     """Raise ArgumentError unless ``model`` looks like a TransformerLens model; ``function`` is named in the message."""
+    compiled = getattr(model, "_orig_mod", None)  # torch.compile's wrapper passes every other attribute on
+    if compiled is not None:
+        raise ArgumentError(
+            f"{function}(model=...): a model that torch.compile wrapped runs without its hooks. Give the model itself, "
+            "before compiling (model._orig_mod)."
+        )
     if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
         raise ArgumentError(
             f"{function}(model=...) must be a TransformerLens model (tlc.load_model opens one; so does "
