@@ -329,10 +329,16 @@ def test_view_takes_the_dictionary_that_the_graphs_name_and_refuses_to_choose(fa
     opened = []
     monkeypatch.setattr(
         "tl_circuits.view.server.serve",
-        lambda path, host, port, token, live, ready, proxies: opened.append(live.replacement.dictionary.name),
+        lambda path, host, port, token, live, ready, proxies: (
+            opened.append(live and live.replacement.dictionary.name),
+            ready("http://address", port),
+        ),
     )
     result = command("view", str(facts_graph), "--model", "tiny-facts")
     assert result.exit_code == 0 and opened == ["tiny-facts"] and "not steered" not in result.stderr
+    assert "Open http://address" in result.stdout and "saved in" in result.stdout and "taken" not in result.stderr
+    result = command("view", str(facts_graph))
+    assert opened.pop() is None and "Open http://address" in result.stdout and "saved in" not in result.stdout
     result = command("view", str(facts_graph), "--model", "tiny-facts", "--transcoders", "neurons")
     assert (
         opened[1:] == ["mlp neurons"]

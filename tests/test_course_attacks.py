@@ -218,3 +218,22 @@ def test_values_come_back_as_they_were_and_objects_of_other_types_as_their_names
     for _ in range(DEEPEST * 3):
         deep = [deep]
     assert "Stranger" in repr(unpack(pack(deep)))
+
+
+def test_a_copied_folder_is_bounded_in_bytes_and_files_and_has_no_links(tmp_path, monkeypatch):
+    from tl_circuits.course import confine
+
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(4):
+        (folder / "sub" / f"{number}").write_bytes(b"x" * 40)
+    (folder / "link").symlink_to("/etc/hostname")
+    os.mkfifo(folder / "pipe")
+    monkeypatch.setattr(confine, "COPIED", 100)  # bytes: two of the four files
+    confine.copy_folder(folder, tmp_path / "bytes")
+    assert [len(p.read_bytes()) for p in (tmp_path / "bytes").rglob("*") if p.is_file()] == [40, 40]
+    monkeypatch.setattr(confine, "COPIED", 1000)
+    monkeypatch.setattr(confine, "COPIED_FILES", 3)
+    confine.copy_folder(folder, tmp_path / "files")
+    assert sum(p.is_file() for p in (tmp_path / "files").rglob("*")) == 3
+    assert not any((tmp_path / name / odd).exists() for name in ("bytes", "files") for odd in ("link", "pipe"))

@@ -165,6 +165,10 @@ def test_counts_below_one_are_refused(replacement):
         trace(replacement, batch_size=0)
 
 
+def test_one_node_is_enough(replacement):
+    assert trace(replacement, max_nodes=1).is_kind("feature").sum() == 1
+
+
 def test_wrong_types_are_refused_at_the_call(replacement):
     with pytest.raises(ArgumentError, match=r"max_nodes=\.\.\.\) must be a whole number, got 'many'"):
         trace(replacement, max_nodes="many")
