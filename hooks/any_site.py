@@ -108,7 +108,7 @@ def require_site(model: Model, layer: int, site: str) -> None:
     if site == "hook_resid_mid" and point is not None and point is find(model, f"blocks.{layer}.ln2.hook_in"):
         raise DictionaryError(
             f"layer {layer}: on a TransformerBridge, hook_resid_mid is only what the MLP's norm reads, and the "
-            "stream passes beside it, so an autoencoder there would be passed by unseen. Open the model as a "
+            "stream does not go through it, so an autoencoder there would have no effect. Open the model as a "
             "HookedTransformer, or take another site."
         )
     if point is None:
@@ -210,5 +210,5 @@ def _require_arrival(
     if not gap <= _ARRIVES_WITHIN[put[name].dtype]:
         raise ArchitectureError(
             f"{name} of this model does not show what the block passes on (an edit there is off by {gap:.0%} "
-            "downstream), so an autoencoder at this site would be passed by unseen. Take another site."
+            "downstream), so an autoencoder at this site would have no effect, or a wrong one. Take another site."
         )

@@ -200,7 +200,7 @@ def test_a_site_is_named_where_the_layer_has_several(traced):
         tlc.intervene(replacement, prompt(), tlc.ErrorEdit(layer, position, site="blocks.9.hook_attn_out"))
     with pytest.raises(DictionaryError, match=lists):
         replacement.site(layer)
-    with pytest.raises(DictionaryError, match="what was asked for is known only where a layer has one"):
+    with pytest.raises(DictionaryError, match="this works only for layers with one"):
         replacement.dictionary.decoder_vectors(layer, torch.tensor([0]), layer)
     with pytest.raises(TargetError, match=lists):
         tlc.attribute(replacement, prompt(), tlc.FeatureTarget(layer, position, number), progress=False)

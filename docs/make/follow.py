@@ -37,7 +37,7 @@ PROMISES = {
     "--more": r"2000 of \d+ active features",
     "tl-circuits heads": r"layer \d+ head \d+",
     "tl-circuits steer": r"The capital of France is\W+France",
-    "tl-circuits circuit": r"F: only the circuit[\s\S]*Half of the answer",
+    "tl-circuits circuit": r"F: the share of the answer[\s\S]*Half of the answer",
     "tl-circuits models": r"smollm2-135m[\s\S]*gemma-3-270m",
     "tl-circuits doctor": r"figure",
     "big - large": r"big",

@@ -181,16 +181,16 @@ def _show(found: "CircuitQuality", console: Console) -> None:
     console.print(found)
     console.print(
         Text(
-            "\nF: only the circuit is the prompt's own; 1 is the whole answer. C: all but the circuit is; 0 is the "
-            "whole answer.",
+            "\nF: the share of the answer that is left if everything outside the circuit is replaced (1 = all of it). "
+            "C: the share that is left if the circuit itself is replaced (0 = none).",
             style="dim",
         )
     )
     if found.carried_by_nodes() < NEARLY_ALL:
         console.print(
-            f"All nodes together carry {found.carried_by_nodes():.0%} of the metric, and F and C speak of this share "
-            f"alone: with every node replaced, {found.metric[1]:.2f} of {found.metric[0]:.2f} is left. Skip "
-            "connections and token embeddings are no nodes.",
+            f"Replacing every node removes {found.carried_by_nodes():.0%} of the metric: {found.metric[1]:.2f} of "
+            f"{found.metric[0]:.2f} is left. F and C are shares of that part only; the rest comes from token "
+            "embeddings and skip connections, which are not nodes.",
             soft_wrap=True,
         )
     line = half_line(found.curve[found.curve.chosen == "circuit"], found.n_nodes)

@@ -96,8 +96,8 @@ class SeveralSites(Parts):
             raise DictionaryError(f"layer {layer} has no dictionary; {self.name} has {ranges(self.layers)}.")
         if len(here) > 1:
             raise DictionaryError(
-                f"layer {layer} has several dictionaries, at {', '.join(sites_of(self, layer))}, and what was asked "
-                "for is known only where a layer has one. Attach one of them for it."
+                f"layer {layer} has several dictionaries ({', '.join(sites_of(self, layer))}), and this works only for "
+                f"layers with one. Attach a single dictionary for layer {layer}."
             )
         return here[0], layer
 
@@ -113,8 +113,8 @@ class SeveralSites(Parts):
                 point = find(model, name)
                 if id(point) in taken:
                     raise DictionaryError(
-                        f"{taken[id(point)]} and {name} are one hook of this model, where two dictionaries would meet. "
-                        "Leave one of them out."
+                        f"{taken[id(point)]} and {name} are the same hook point of this model, and only one dictionary "
+                        "can use it. Leave one out."
                     )
                 if point is not None:
                     taken[id(point)] = name

@@ -46,7 +46,10 @@ def to_parquet(graph: AttributionGraph, folder: Path, overwrite: bool) -> tuple[
     paths = (folder / "nodes.parquet", folder / "edges.parquet")
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
-        raise OutputError(f"{existing[0]} exists already. Choose another folder, or overwrite it (--force).")
+        raise OutputError(
+            f"{existing[0]} exists already. Choose another folder, or overwrite it: overwrite=True in Python, "
+            "--force in a command."
+        )
     for path, frame in zip(paths, (graph.nodes, graph.edges), strict=True):
         with atomic_file(path, overwrite) as file:
             parquet.write_table(pyarrow.Table.from_pandas(frame, preserve_index=False), file)

@@ -47,8 +47,9 @@ class CircuitQuality:
 
     Attributes:
         curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given), how many a
-            prompt, and how much of the metric they carry. F: only the circuit is the prompt's own; C: all but the
-            circuit is. F = 1 and C = 0 is the whole answer.
+            prompt, and how much of the metric they carry. F: the share of the answer that is left if everything outside
+            the circuit is replaced. C: the share that is left if the circuit itself is replaced. F = 1 and C = 0 is the
+            whole answer.
         metric: the metric's mean over the family on the model as it is, and with no node kept.
         n_nodes: how many nodes a prompt has in all.
         ablate: what replaced nodes outside the circuit.
@@ -72,9 +73,9 @@ class CircuitQuality:
     ablate: str
 
     def carried_by_nodes(self) -> float:
-        """The share of the metric that goes when every node is replaced. F and C speak of this share alone.
+        """The share of the metric that is lost when every node is replaced. F and C are shares of that part only.
 
-        What is left is carried by what is no node: token embeddings and, in sets that have them, skip connections. So F
+        What is left comes from what is no node: token embeddings and, in sets that have them, skip connections. So F
         and C of two dictionaries are on one scale only where these shares are alike.
         """
         whole, none = self.metric
@@ -105,8 +106,8 @@ class CircuitQuality:
         picture."""
         figure = figure_class()(figsize=(8, 3.5), layout="constrained")
         titles = {
-            "F": "only the circuit is the prompt's own (1 is the whole answer)",
-            "C": "all but the circuit (0 is the whole answer)",
+            "F": "F: what is left if all else is replaced (1 = all)",
+            "C": "C: what is left if the circuit is replaced (0 = none)",
         }
         for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
             for chosen, part in self.curve[self.curve.nodes > 0].groupby("chosen", sort=False):

@@ -155,7 +155,8 @@ def faithfulness(
     for qk in scores:
         if qk.tokens != graph.info.tokens:
             raise EditError(
-                f"scores holds one of another prompt ({qk.title}); make it with tlc.qk_attribution of this graph."
+                f"one of scores= belongs to another prompt: {qk.title}. Make it with "
+                "tlc.qk_attribution(replacement, graph, ...) of this graph."
             )
     prompt = read_prompt(replacement.model, replacement.dictionary, graph)
     tokens = prompt.tokens
@@ -304,8 +305,8 @@ def _logit_changes(
         vector = kept_vector(replacement, graph, node)
         if vector is None:
             raise EditError(
-                "a target is a difference or direction, and this graph's file does not say what it reads. Trace it "
-                "again."
+                "a target of this graph is a difference or direction, and the file does not hold its vector. Trace the "
+                "prompt again."
             )
         directions.append(vector.to(moved.device))
     position = graph._nodes.position[nodes].to(moved.device)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -47,7 +47,6 @@ from tl_circuits.support.checked import checked
 from tl_circuits.support.figures import Picture
 from tl_circuits.support.outputs import output
 
-Freeze = Literal["all", "attention", "none"]
 TOKENS_AT_ONCE = 1024  # (runs x positions) in one batch
 # A free norm keeps its output's size; only a denominator that is held, and is far too small, lets it grow so much.
 DIVERGED = 1000.0
@@ -187,7 +186,7 @@ class InterventionResult:
 _WHY_DIVERGED = (
     "the edit leaves a residual stream far larger than the norm denominator held for it, and gated MLPs square the "
     "excess layer after layer. Use freeze='none', or hold more (constrained_layers, freeze='all').",
-    "the values set are too large for the model's numbers.",
+    "the edits set values so large that the model's numbers overflow.",
 )
 
 
@@ -465,7 +464,8 @@ def edits_of(
     contrast, baseline = bool(graph.info.compared_with), graph._nodes.baseline
     if contrast and baseline is None:
         raise EditError(
-            f"this graph's file does not hold what features are in {graph.info.compared}, so none can be set to it."
+            f"this graph's file does not hold the features' activations in the baseline ({graph.info.compared}), so no "
+            "feature can be set back to it. Trace the prompt again, or give values yourself with tlc.Set."
         )
     edits: list[Edit] = []
     for i in node_indices(graph, nodes, EditError):
@@ -475,8 +475,8 @@ def edits_of(
             raise EditError(f"{graph.node_ids[i]!r} is an output; edit features, errors or tokens.")
         if contrast and place.kind != Kind.FEATURE:
             raise EditError(
-                f"{graph.node_ids[i]!r} cannot be set to what it is in {graph.info.compared}: a contrast graph keeps "
-                "that for features only. Name features; or edit it by hand, with TokenEdit or ErrorEdit."
+                f"{graph.node_ids[i]!r} has no stored baseline value: a contrast graph keeps baselines of features "
+                "only. Name features, or change this node with TokenEdit or ErrorEdit."
             )
         if contrast and baseline is not None:
             usual, own = float(baseline[i]), float(graph._nodes.activation[i])
@@ -486,8 +486,8 @@ def edits_of(
         edit = edit_of(place, factor, graph.info)
         if edit is None:
             raise EditError(
-                f"{graph.node_ids[i]!r} is {place.kind.text!r}, which nothing here can edit; edit features, errors "
-                "or tokens."
+                f"{graph.node_ids[i]!r} is a node of kind {place.kind.text!r}, which no edit can change; name "
+                "features, errors or tokens."
             )
         edits.append(edit)
     return edits

@@ -27,7 +27,10 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """
     try:
         if not overwrite and path.exists():
-            raise OutputError(f"{path} exists already. Choose another name, or overwrite it (--force).")
+            raise OutputError(
+                f"{path} exists already. Choose another name, or overwrite it: overwrite=True in Python, --force in "
+                "a command."
+            )
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
             what = "a folder" if target.is_dir() else "a device or a pipe"

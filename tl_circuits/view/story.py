@@ -290,7 +290,7 @@ def carried_line(story: Story, graph: AttributionGraph) -> str:
     elif graph.is_kind("logit")[first] and graph._nodes.feature[first] >= 0:
         what = "its lead over the average token"
     else:  # a difference, a direction or a feature
-        what = "it"
+        what = "the target's value"
     return (
         f"The boxes carry {_percent(found.share)} of the answer: without them, {what} goes from {found.value:.3g} to "
         f"{found.value - found.by:.3g} in the replacement model."

@@ -35,7 +35,7 @@ from tl_circuits.dictionaries.training.step import Weights
 from tl_circuits.dictionaries.training.together import step_together
 from tl_circuits.dictionaries.transcoders import TranscoderSet
 from tl_circuits.errors import ArgumentError, NotFiniteError, PromptError
-from tl_circuits.hooks import special_token
+from tl_circuits.hooks import shown, special_token
 from tl_circuits.models import sha256
 from tl_circuits.support.checked import checked
 
@@ -255,7 +255,7 @@ def _width(features: int | None, expansion: int | None, k: int, d_model: int) ->
 def _require_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0:
-            raise ArgumentError(f"train_transcoders({name}=...) is too small.")
+            raise ArgumentError(f"train_transcoders({name}=...) is too small: {shown(number)}.")
 
 
 def _written(
