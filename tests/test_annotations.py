@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 from tests.annotations import checked_source
 from tl_circuits.hooks.any_site import flat
-from tl_circuits.interventions.family import leads
+from tl_circuits.interventions.replaced_runs import leads
 
 SOURCE = '''
 """A module."""

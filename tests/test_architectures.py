@@ -13,7 +13,7 @@ from tests import plain, zoo
 from tests.accelerator import DEVICE
 from tests.against_plain import FACTOR, TARGETS, TOKENS, WHERE, WITHIN, compare, effect_error, relative
 from tests.tiny import transcoders
-from tl_circuits.attribution.sums import require_sums
+from tl_circuits.attribution.check_sums import require_sums
 from tl_circuits.errors import (
     ArchitectureError,
     DictionaryError,

@@ -10,7 +10,7 @@ from tests import tiny
 from tests.accelerator import DEVICE
 from tl_circuits.errors import BaselineError, EditError
 from tl_circuits.graph.paths import sentence, strongest_paths
-from tl_circuits.interventions.family import Runs, values_of
+from tl_circuits.interventions.replaced_runs import Runs, values_of
 from tl_circuits.view.story import story_of
 
 PROMPT = "the capital of the state containing Dallas is"

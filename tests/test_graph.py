@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import tl_circuits as tlc
 from tests.oracles import reference_prune, reference_scores
 from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.attribution.sums import _SUMS_WITHIN, require_sums
+from tl_circuits.attribution.check_sums import _SUMS_WITHIN, require_sums
 from tl_circuits.errors import ArchitectureError, GraphFileError, OutputError, TargetError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind

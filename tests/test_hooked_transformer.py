@@ -156,6 +156,7 @@ def test_a_transcoder_that_reads_the_hook_of_an_autoencoder_is_refused(model):
         pytest.skip("one architecture is enough for the message")
     middle = autoencoders(model, {1: "hook_resid_mid"})
     with pytest.raises(
-        DictionaryError, match="blocks.1.hook_resid_mid and blocks.1.hook_resid_mid are the same hook point of this model"
+        DictionaryError,
+        match="blocks.1.hook_resid_mid and blocks.1.hook_resid_mid are the same hook point of this model",
     ):
         tlc.attach(model, tlc.load_dictionary([middle, transcoders(model, layers=[1], input_hook="hook_resid_mid")]))

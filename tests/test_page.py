@@ -13,8 +13,8 @@ import torch
 import tl_circuits as tlc
 from tests.browser import NASTY, tab, wait_until
 from tests.tiny import prompt, tiny_bridge, transcoders
-from tl_circuits.graph.drawn import MOST_NODES
 from tl_circuits.graph.nodes import Example, Label
+from tl_circuits.graph.page_limits import MOST_NODES
 from tl_circuits.neuronpedia.export import their_ids
 from tl_circuits.view.bundle import script
 from tl_circuits.view.page_data import MOST_LINKS, _strongest_links, packed_json, page_data

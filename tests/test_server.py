@@ -498,10 +498,10 @@ def test_a_taken_port_gives_the_next_free_one(tmp_path):
 
 
 def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once(served, monkeypatch):
-    from tl_circuits.view import patience
+    from tl_circuits.view import timeouts
 
-    monkeypatch.setattr(patience, "SECONDS_FOR_GUESS", 0.5)
-    monkeypatch.setattr(patience, "MOST_GUESSES_WAITING", 3)
+    monkeypatch.setattr(timeouts, "SECONDS_FOR_GUESS", 0.5)
+    monkeypatch.setattr(timeouts, "MOST_GUESSES_WAITING", 3)
     began = time.monotonic()
     with ThreadPoolExecutor(6) as pool:
         guesses = [pool.submit(ask, served[0], "graphs", **{"x-token": f"guess {k}"}) for k in range(6)]
@@ -512,9 +512,9 @@ def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once
 
 
 def test_requests_that_never_become_whole_are_given_up(served, monkeypatch):
-    from tl_circuits.view import patience
+    from tl_circuits.view import timeouts
 
-    monkeypatch.setattr(patience, "SECONDS_FOR_HEAD", 0.4)
+    monkeypatch.setattr(timeouts, "SECONDS_FOR_HEAD", 0.4)
     whole = f"GET /graphs HTTP/1.1\r\nHost: localhost\r\nx-token: {TOKEN}\r\n\r\n".encode()
     for start, answered in ((b"", False), (b"GET /graphs HT", False), (whole + b"GET /gr", True)):
         with socket.create_connection(("127.0.0.1", int(served[0].rsplit(":", 1)[1])), timeout=20) as line:

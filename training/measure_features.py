@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tl_circuits as tlc
-from tl_circuits.dictionaries.explained import Outputs
+from tl_circuits.dictionaries.explained_variance import Outputs
 from tl_circuits.dictionaries.training.network import losses, opened, watched
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_circuits.attribution.compare import compare_again
+from tl_circuits.attribution.contrast import compare_again
 from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.linear import LinearEngine
 from tl_circuits.attribution.same_values import require_same_features

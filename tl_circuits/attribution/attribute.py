@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attribution.assemble import Roots, assemble
 from tl_circuits.attribution.batches import Engine
-from tl_circuits.attribution.compare import Compared, compare
+from tl_circuits.attribution.check_sums import require_sums
+from tl_circuits.attribution.contrast import Compared, compare
 from tl_circuits.attribution.engines.autograd import AutogradEngine
 from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.total import combined, total_effects
 from tl_circuits.attribution.expand import MAX_NODES, Expansion, Trimming, expand
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
-from tl_circuits.attribution.sums import require_sums
 from tl_circuits.attribution.targets import (
     FeatureTarget,
     LogitDifference,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.attribution.family import Family
+from tl_circuits.attribution.aligned_prompts import Family
 from tl_circuits.attribution.sources import Sources, add_decoded, find_sources, output_of, recorded_sites
 from tl_circuits.dictionaries.base import LayerActive
 from tl_circuits.errors import BaselineError, NotFiniteError

@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.attribution.aligned_prompts import as_prompts
 from tl_circuits.attribution.baseline import LayerMean, PositionMeans
-from tl_circuits.attribution.family import as_prompts
 from tl_circuits.attribution.sources import Sources, add_decoded
 from tl_circuits.dictionaries.base import LayerActive
 from tl_circuits.dictionaries.belonging import Origin, difference_of, origin_of

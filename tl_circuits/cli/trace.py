@@ -13,8 +13,7 @@ from tl_circuits.cli.against import Against, AlignEnd, read_against
 from tl_circuits.cli.app import app, clear_errors, terminal
 from tl_circuits.cli.heads import show_heads
 from tl_circuits.cli.loading import Features, open_replacement
-from tl_circuits.cli.more import MaxNodes, More, read_earlier, require_goes_on
-from tl_circuits.cli.names import LEGEND, NoExamples, TextFile, named, require_text
+from tl_circuits.cli.naming_options import LEGEND, NoExamples, TextFile, named, require_text
 from tl_circuits.cli.options import (
     COMMAND_NODES,
     L0,
@@ -31,6 +30,7 @@ from tl_circuits.cli.options import (
     refuse_early,
     with_ending,
 )
+from tl_circuits.cli.retrace import MaxNodes, More, read_earlier, require_goes_on
 from tl_circuits.cli.words import show_tested, show_words
 from tl_circuits.support.endings import OURS, stem_for
 
@@ -199,7 +199,7 @@ def _targets(given: list[str] | None) -> list[Any] | None:
 
 def summary(graph: "AttributionGraph", files: dict[str, Path]) -> dict[str, Any]:
     """What the trace found, as JSON values."""
-    from tl_circuits.graph.drawn import LEVELS, page_graph
+    from tl_circuits.graph.page_limits import LEVELS, page_graph
     from tl_circuits.graph.paths import sentence, strongest_paths
     from tl_circuits.view.page_data import finite
     from tl_circuits.view.story import carried_line, story_of

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tl_circuits.course.families import Neuron
 from tl_circuits.hooks import Replacement, Set, added_hooks
-from tl_circuits.interventions.family import leads, output_hooks
 from tl_circuits.interventions.intervene import intervene
+from tl_circuits.interventions.replaced_runs import leads, output_hooks
 
 
 @dataclass(frozen=True)

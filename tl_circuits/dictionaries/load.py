@@ -14,8 +14,8 @@ from tl_circuits.dictionaries.base import Dictionary
 from tl_circuits.dictionaries.combined import combined
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
 from tl_circuits.dictionaries.formats import Hints, LayerWeights
-from tl_circuits.dictionaries.given import Options, from_layers, refuse_publishing_options, with_options
 from tl_circuits.dictionaries.hub import HubRepository
+from tl_circuits.dictionaries.in_memory import Options, from_layers, refuse_publishing_options, with_options
 from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.published import Candidate, Published, find_published
 from tl_circuits.dictionaries.references import SHORT_NAMES, parse_reference

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.cross_layer import CrossLayerTranscoders
-from tl_circuits.dictionaries.explained import Outputs
+from tl_circuits.dictionaries.explained_variance import Outputs
 from tl_circuits.dictionaries.several_sites import refuse_several
 from tl_circuits.errors import PromptError
 from tl_circuits.hooks import ReadPrompt, Replacement, added_hooks, in_turn, own_site, read_prompt, resolve

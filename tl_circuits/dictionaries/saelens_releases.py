@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.base import Dictionary, ranges
 from tl_circuits.dictionaries.combined import combined, one_a_layer
-from tl_circuits.dictionaries.given import Options, from_layers
+from tl_circuits.dictionaries.in_memory import Options, from_layers
 from tl_circuits.dictionaries.prompt_rules import published_rule
 from tl_circuits.dictionaries.releases import release_directory
 from tl_circuits.dictionaries.transcoders import TranscoderSet

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tl_circuits.errors import GraphFileError
 from tl_circuits.graph.nodes import GraphInfo
-from tl_circuits.graph.sound import require_typed
 from tl_circuits.graph.storage import description, info_of, is_foreign, opened
+from tl_circuits.graph.validate import require_typed
 from tl_circuits.support.outputs import output
 from tl_circuits.support.reading import LARGEST_GRAPH_FILE, boundary
 

@@ -16,7 +16,7 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.nodes import Example, GraphInfo, Label, Nodes, read_baselines
 from tl_circuits.graph.notes_file import save_notes_beside, with_notes_beside
 from tl_circuits.graph.scores import Edges
-from tl_circuits.graph.sound import require_sound
+from tl_circuits.graph.validate import require_sound
 from tl_circuits.hooks import Sample
 from tl_circuits.support.checked import checked
 from tl_circuits.support.files import atomic_file

@@ -11,8 +11,8 @@ from torch import Tensor
 from tl_circuits.attribution.targets import kept_vector
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError
-from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
+from tl_circuits.graph.page_limits import LEVELS, page_graph
 from tl_circuits.hooks import Replacement, in_turn, token_text, unembed_weights
 from tl_circuits.interventions.controls import random_sets
 from tl_circuits.interventions.faithfulness import predicted_effects

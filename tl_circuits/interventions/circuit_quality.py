@@ -22,7 +22,7 @@ from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
 from tl_circuits.hooks import Replacement, in_turn, place_number, read_prompt, shown, token_text
-from tl_circuits.interventions.family import (
+from tl_circuits.interventions.replaced_runs import (
     Kept,
     Metric,
     Nodes,

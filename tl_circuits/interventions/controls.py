@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tl_circuits.attribution.compare import compare_again
+from tl_circuits.attribution.contrast import compare_again
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.graph.graph import AttributionGraph

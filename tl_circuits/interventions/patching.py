@@ -14,8 +14,8 @@ from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import ArgumentError, PromptError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Replacement, Set, by_place, clean_run, in_turn, places, read_prompt, real
-from tl_circuits.interventions.family import Kept, Runs, Values, circuit, everything, values_of
 from tl_circuits.interventions.intervene import intervene_many, require_dictionary
+from tl_circuits.interventions.replaced_runs import Kept, Runs, Values, circuit, everything, values_of
 from tl_circuits.support.checked import checked
 
 Metric = Callable[[Float[Tensor, " d_vocab"]], Any]

@@ -9,8 +9,8 @@ from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.support.endings import stem_for
 from tl_circuits.view.folder import GraphFolder
 from tl_circuits.view.live_model import LABELS_AT_ONCE, LiveModel, unlabelled
+from tl_circuits.view.messages import Heads, Labels, Steer, Trace, Wish, read_wish
 from tl_circuits.view.page_data import naming_data, story_on_page
-from tl_circuits.view.wishes import Heads, Labels, Steer, Trace, Wish, read_wish
 
 LARGEST_MESSAGE = 256 * 1024  # characters
 

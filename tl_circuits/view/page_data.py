@@ -13,10 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_circuits.graph.carried import answer_scale, input_mass
-from tl_circuits.graph.drawn import LEVELS, page_graph
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind
 from tl_circuits.graph.nodes import AGAINST_OTHERS, Example, Label
+from tl_circuits.graph.page_limits import LEVELS, page_graph
 from tl_circuits.graph.scores import input_shares
 from tl_circuits.view.story import Story, carried_line, story_of, too_little
 

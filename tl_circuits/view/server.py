@@ -48,8 +48,8 @@ def make_app(folder: GraphFolder, token: str, hosts: tuple[str, ...] | None, liv
         from starlette.responses import HTMLResponse, JSONResponse, Response
 
         from tl_circuits.view.conversation import converse
-        from tl_circuits.view.patience import SECONDS_FOR_BODY, Guesses
-        from tl_circuits.view.wishes import read_saved_notes
+        from tl_circuits.view.messages import read_saved_notes
+        from tl_circuits.view.timeouts import SECONDS_FOR_BODY, Guesses
     except ImportError as error:
         raise ImportError(f"the server needs FastAPI and uvicorn. Run: {how_to_install('serve')}") from error
 
@@ -244,7 +244,7 @@ def settings(app: Any, host: str, port: int) -> Any:
     import uvicorn
 
     from tl_circuits.view.conversation import LARGEST_MESSAGE
-    from tl_circuits.view.patience import ImpatientProtocol
+    from tl_circuits.view.timeouts import ImpatientProtocol
 
     return uvicorn.Config(
         app,

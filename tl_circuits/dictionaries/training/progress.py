@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_circuits.dictionaries.explained import Outputs
+from tl_circuits.dictionaries.explained_variance import Outputs
 from tl_circuits.dictionaries.training.layer import LayerTraining, Numbers
 from tl_circuits.dictionaries.training.network import Network, losses, watched
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tl_circuits.attribution.aligned_prompts import Family, Member, find_family
 from tl_circuits.attribution.baseline import against, common_prefix, position_means
-from tl_circuits.attribution.family import Family, Member, find_family
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.text_baseline import Baseline, require_baseline_fits, shared_first, text_means
 from tl_circuits.errors import BaselineError
