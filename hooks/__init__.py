@@ -75,7 +75,7 @@ from .prompt import (
 )
 from .proof import prove
 from .queries_keys import FrozenScores, frozen_scores, held_head_norms, record_below
-from .record import Recording, final_hook, final_stream, record, resid_mid
+from .record import LOGITS_COMPARED, Recording, final_hook, final_stream, record, resid_mid
 from .restore import restore
 from .sites import (
     ACTIVATIONS,
@@ -121,6 +121,7 @@ __all__ = [
     "HeldMLP",
     "HookList",
     "Holds",
+    "LOGITS_COMPARED",
     "mlp_output",
     "mlp_place",
     "MLPWeights",

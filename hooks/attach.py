@@ -376,7 +376,7 @@ def attach_dictionary(model: Model, dictionary: Any, take_over: bool = False) ->
             if take_over:
                 lift(model)
             return _attach(model, dictionary)
-    except BaseException:
+    except BaseException:  # Ctrl-C included: a model is never half attached
         if begun:
             restore(model)
         raise

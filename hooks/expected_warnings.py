@@ -38,11 +38,11 @@ def _begin(mine: object) -> None:
     with _LOCK:
         _PASSES.add(mine)
         if not any(item is _FILTER for item in warnings.filters):
-            warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+            warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]  # typeshed calls the list a Sequence
 
 
 def _end(mine: object) -> None:
     with _LOCK:
         _PASSES.discard(mine)
         if not _PASSES:
-            warnings.filters[:] = [item for item in warnings.filters if item is not _FILTER]  # type: ignore[index]
+            warnings.filters[:] = [item for item in warnings.filters if item is not _FILTER]  # type: ignore[index]  # as above

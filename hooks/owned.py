@@ -61,7 +61,7 @@ def register_point(model: Model, name: str, owner: torch.nn.Module, attribute: s
     """Add a HookPoint as ``owner.attribute``, known to the model as ``name``, until :func:`take_off`."""
     point = HookPoint()
     point.name = name
-    point.owner = OWNER  # type: ignore[assignment]
+    point.owner = OWNER  # type: ignore[assignment]  # a Module's attributes are typed as modules and tensors
     owner.add_module(attribute, point)
     for table in point_tables(model):
         table[name] = point

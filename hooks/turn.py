@@ -31,7 +31,7 @@ class _Lock:
 
     def mine(self) -> bool:
         """Whether this thread has it, by the question that Python's own threading.Condition asks."""
-        return self._lock._is_owned()  # type: ignore[attr-defined]
+        return self._lock._is_owned()  # type: ignore[attr-defined]  # private, but threading.Condition uses it
 
     def take(self) -> None:
         self._lock.acquire()
@@ -70,7 +70,7 @@ def turn(model: Model) -> Iterator[None]:
         try:
             lock.take()
             yield
-        except BaseException:
+        except BaseException:  # Ctrl-C included: no hook is left behind
             if lock.mine():  # not so if Ctrl-C ended the waiting
                 with interrupts_wait():
                     take_off(model, lasting=False)
@@ -96,7 +96,7 @@ def in_turn(function: _F) -> _F:
         with turn(model):
             return function(*args, **kwargs)
 
-    return call  # type: ignore[return-value]
+    return call  # type: ignore[return-value]  # the same signature, which mypy cannot see
 
 
 @contextmanager

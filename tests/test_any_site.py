@@ -298,5 +298,5 @@ def test_a_hook_whose_edits_do_not_reach_the_model_is_refused(monkeypatch):
 def test_an_error_that_is_no_node_cannot_be_edited():
     model = tiny_bridge("llama")
     with tlc.attach(model, autoencoders(model, {1: "hook_resid_post"})) as replacement:
-        with pytest.raises(EditError, match="layer 0 has no error; its MLP .* is passed"):
+        with pytest.raises(EditError, match="layer 0 has no error node, .* is passed"):
             tlc.intervene(replacement, prompt(), tlc.ErrorEdit(0, 3, 0.0))

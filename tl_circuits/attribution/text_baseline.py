@@ -109,7 +109,7 @@ class Baseline:
         try:
             with safe_open(path, framework="pt") as file:
                 content = json.loads((file.metadata() or {})[FORMAT])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
             origin = content["origin"]
             origin = Origin(origin["model"], origin["dictionary"], origin["n_layers"], read_sample(origin["sample"]))
             parts: dict[str, dict[int, Tensor]] = {part: {} for part in _PARTS}
@@ -119,7 +119,7 @@ class Baseline:
                     parts[part][int(layer)] = tensor
             first = tuple(map(int, content["first"]))
             return cls(str(content["name"]), origin, int(content["n_tokens"]), first, tensors["embedding"], **parts)
-        except Exception as error:
+        except Exception as error:  # whatever a damaged file makes the reader raise
             raise GraphFileError(
                 f"{path} is not a baseline of tl_circuits: {type(error).__name__}: {error}."
             ) from error

@@ -123,7 +123,7 @@ class Store:
                 if "file" in self._protocols():
                     flush_to_disk(Path(part))
                 self._fs.mv(part, self._at(name))
-            except BaseException:
+            except BaseException:  # Ctrl-C included: no part is left behind
                 if self._fs.exists(part):
                     self._fs.rm_file(part)
                 raise

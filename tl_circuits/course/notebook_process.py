@@ -76,7 +76,7 @@ class NotebookProcess:
         self._errors: IO[bytes] = tempfile.TemporaryFile()
         try:
             self._start()
-        except BaseException:
+        except BaseException:  # Ctrl-C included: no process is left behind
             self.__exit__()
             raise
         return self

@@ -39,7 +39,7 @@ def caught(failures: list[Failure]) -> Any:
     """Append to ``failures`` whatever student code raises, also if it tries to end the program."""
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # students' code may raise SystemExit and KeyboardInterrupt, too
         missing = error.name if isinstance(error, NameError) else None
         failures.append(Failure(describe(error), _unwritten(error), missing or "", isinstance(error, StillRunning)))
 

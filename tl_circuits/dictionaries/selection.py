@@ -91,7 +91,7 @@ def _one(
 
 def _is_number(text: str | int | float | None) -> bool:
     try:
-        float(text)  # type: ignore[arg-type]
+        float(text)  # type: ignore[arg-type]  # None raises TypeError, which is caught
     except (TypeError, ValueError):
         return False
     return True

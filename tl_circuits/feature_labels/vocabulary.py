@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.feature_labels.directions import read_directions, written_directions
+from tl_circuits.feature_labels.feature_files import TOKENS_KEPT
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.lookup import node_index
 from tl_circuits.graph.nodes import Label
 from tl_circuits.hooks import Replacement, embed_weights, in_turn, token_text, unembed_weights
 from tl_circuits.support.checked import checked
 
-TOKENS_KEPT = 5
 FEATURES_AT_ONCE = 128
 _BLOCK = 512  # tokens
 

@@ -94,7 +94,7 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
 def _read_ours(path: Path) -> AttributionGraph:
     with opened(path) as file:
         content = description(file, path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     return _build(content, tensors)
 
 

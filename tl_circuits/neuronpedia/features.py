@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from tl_circuits.dictionaries.source_sets import LAYERS_OF_MODEL, SourceSet
 from tl_circuits.errors import NeuronpediaError
+from tl_circuits.feature_labels.feature_files import EXAMPLES_KEPT, TOKENS_KEPT, WINDOW
 from tl_circuits.graph.nodes import Example, Label
 from tl_circuits.neuronpedia.cache import FeatureCache
 from tl_circuits.neuronpedia.client import Client, default_server, find_key
@@ -17,9 +18,6 @@ from tl_circuits.support.checked import checked
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 128
-EXAMPLES = 3
-WINDOW = 24
-TOKENS_KEPT = 5
 _PREFERRED = ("np_max-act-logits", "np_max-act")
 
 
@@ -55,7 +53,7 @@ def fetch_features(
 
 
 def _ask(client: Client, model: str, part: list[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any] | None]:
-    body = [{"modelId": model, "layer": s, "index": i, "maxActsToReturn": EXAMPLES} for s, i in part]
+    body = [{"modelId": model, "layer": s, "index": i, "maxActsToReturn": EXAMPLES_KEPT} for s, i in part]
     answer = client.post("/api/features", body)
     if not isinstance(answer, list):
         raise NeuronpediaError(f"POST /api/features: the answer is {type(answer).__name__}, expected a list.")
@@ -81,7 +79,7 @@ def _trimmed(row: dict[str, Any]) -> dict[str, Any]:
     kept |= {name: list(row.get(name) or ())[:10] for name in ("pos_str", "neg_str")}
     return kept | {
         "explanations": explanations,
-        "activations": [_window(a) for a in (row.get("activations") or ())[:EXAMPLES]],
+        "activations": [_window(a) for a in (row.get("activations") or ())[:EXAMPLES_KEPT]],
     }
 
 

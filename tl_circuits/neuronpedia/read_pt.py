@@ -69,7 +69,7 @@ def read_pt(path: Path) -> AttributionGraph:
         return _build({name: value.detach() if isinstance(value, Tensor) else value for name, value in content.items()})
     except GraphFileError:
         raise
-    except Exception as error:
+    except Exception as error:  # any part of the pickle may be missing or of another type
         raise GraphFileError(f"{path} is a damaged circuit-tracer graph: {_first_line(error)}.") from error
 
 

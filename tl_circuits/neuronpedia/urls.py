@@ -13,10 +13,10 @@ from tl_circuits.graph import kinds
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import Edit, Replacement
 from tl_circuits.interventions.node_edits import edit_of
+from tl_circuits.neuronpedia.client import SITE
 from tl_circuits.neuronpedia.ids import Place, parse_node_id
 from tl_circuits.support.checked import checked
 
-SITE = "https://www.neuronpedia.org"
 LONGEST_URL = 6000
 UNKNOWN = "unknown"
 _OWN = ("localhost", "127.0.0.1", "::1")  # circuit-tracer's page is served by the person's own computer

@@ -89,7 +89,7 @@ def checked(function: _F) -> _F:
                 raise
         raise ArgumentError(message)
 
-    return call  # type: ignore[return-value]
+    return call  # type: ignore[return-value]  # the same signature, which mypy cannot see
 
 
 def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def boundary(made: type[TLCircuitsError], where: object) -> Iterator[None]:
         raise made(f"cannot read {where}: {error.strerror or quoted(str(error))}.") from error
     except RecursionError as error:
         raise made(f"{where} is nested too deeply to be read.") from error
-    except Exception as error:
+    except Exception as error:  # the boundary: whatever a damaged file makes a library raise
         said = quoted(" ".join(str(error).split()))
         raise made(f"{where} is damaged: {type(error).__name__}: {said}.") from error
 

@@ -13,13 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.attribution.engines.checks import (
+    require_full_share,
+    require_same,
+    require_same_logits,
+    require_same_streams,
+)
 from tl_circuits.attribution.engines.effects import Effects
 from tl_circuits.attribution.engines.factored import Factored
 from tl_circuits.attribution.engines.frozen_mlp import FrozenMLP, add_position_dots, position_dots
 from tl_circuits.attribution.engines.rounding import rounded_attention, rounded_reads, stream_rounding
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.attribution.targets import Targets
-from tl_circuits.errors import ArchitectureError
 from tl_circuits.hooks import (
     FrozenAttention,
     ReadMap,
@@ -27,18 +32,11 @@ from tl_circuits.hooks import (
     frozen_attention,
     frozen_norm,
     is_parallel,
-    largest_gap,
     read_map,
     resid_mid,
-    rounding_within,
-    unembed_weights,
 )
 
-# Rounding of float32 sums over everything written to the stream, relative to the largest entry at any position.
-_MAP_ROUNDING = 1e-5
-
 _STREAM = ReadMap("residual", None)
-LOGITS_COMPARED = 4096  # tokens whose logits are checked, evenly spread over the vocabulary
 
 
 class LinearEngine:
@@ -74,39 +72,17 @@ class LinearEngine:
 
     def _check(self, model: Any, recording: Recording) -> None:
         """Raise ArchitectureError unless every frozen map gives what the model computed on this prompt."""
-        tolerance = rounding_within(recording.dtype)
-
-        def compare(what: str, ours: Tensor, models: Tensor) -> None:
-            models = models.float()
-            gap = largest_gap(ours.to(models.device) - models, models, _MAP_ROUNDING)
-            if not gap <= tolerance:
-                raise ArchitectureError(
-                    f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance "
-                    f"{tolerance:.2%}), so this architecture is not one the linear engine knows. "
-                    'Use engine="autograd".'
-                )
-
-        resid = recording.streams[0].float()
         for layer, attention in enumerate(self.attention):
             ours = attention.forward(recording.resid_pre[layer])
-            compare(f"attention of layer {layer}", ours, recording.attn_out[layer])
-            resid = resid.to(ours.device) + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
-            compare(f"residual stream after layer {layer}", resid, recording.streams[layer + 1])
+            require_same(f"attention of layer {layer}", ours, recording.attn_out[layer], recording.dtype)
+        require_same_streams(recording)
         for layer in self.sources.dictionary_layers:
-            if self.sources.layers[layer].share != 1.0:
-                raise ArchitectureError(
-                    f"layer {layer} multiplies its MLP's output by {self.sources.layers[layer].share:.4g} on its way "
-                    'to the residual stream, which the closed form does not know. Use engine="autograd", or '
-                    'output_hook="hook_mlp_out".'
-                )
+            require_full_share(layer, self.sources.layers[layer])
             ours = self.reads[layer].forward(resid_mid(recording, model, layer))
             hook = self.sources.dictionary.input_hook(layer)
-            compare(hook, ours, recording.sites[hook])
-        if recording.logits is None:
-            return
-        some = slice(None, None, max(1, recording.logits.numel() // LOGITS_COMPARED))
-        logits = explained_logits(model, recording, self.reads[len(self.attention)], some)
-        compare("logits", logits, recording.logits[some])
+            require_same(hook, ours, recording.sites[hook], recording.dtype)
+        if recording.logits is not None:
+            require_same_logits(model, recording, self.reads[len(self.attention)])
 
     def below(self, layer: int) -> "LinearEngine":
         """The same engine for the layers below ``layer`` only: targets of that layer read the stream that enters it."""
@@ -299,8 +275,3 @@ class Leading:
         if self._shared_column is not None:
             out[:n, self._shared_column] += parts[:, self.count]
         bias[:n] += parts[:, -1]
-
-
-def explained_logits(model: Any, recording: Recording, final: ReadMap, tokens: slice) -> Float[Tensor, " some"]:
-    """Logits of some tokens of the vocabulary, computed with the frozen final norm and the unembedding."""
-    return unembed_weights(model).some(tokens).logits(final.forward(recording.resid_final)[recording.position])

@@ -11,7 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.attribution.engines.linear import explained_logits
+from tl_circuits.attribution.engines.checks import (
+    require_full_share,
+    require_same,
+    require_same_logits,
+    require_same_streams,
+)
 from tl_circuits.attribution.engines.passed import held_mlps
 from tl_circuits.attribution.sources import Sources
 from tl_circuits.errors import ArchitectureError
@@ -25,17 +30,13 @@ from tl_circuits.hooks import (
     frozen_attention,
     frozen_heads,
     frozen_norm,
-    largest_gap,
     own_site,
     passing_points,
     read_map,
     resid_mid,
-    rounding_within,
     write_norm,
 )
 
-_ROUNDING = 1e-5  # of float32 sums over everything written to the stream, relative to its largest entry
-LOGITS_COMPARED = 4096  # tokens whose logits are checked
 MLP = "MLP"  # where a transcoder or neurons stand in a block
 
 
@@ -129,7 +130,7 @@ def block_maps(model: Any, recording: Recording, sources: Sources) -> list[Block
         rounding = None if exact else _behind(recording, sources, layer, read, at)
         before_mid = _before_mid(recording, layer) if "hook_resid_mid" in at and not exact else None
         blocks.append(BlockMaps(at, attention, heads, passed, read, rounding, before_mid))
-    _check_streams(model, recording)
+    require_same_streams(recording)
     return blocks
 
 
@@ -138,25 +139,15 @@ def final_map(model: Any, recording: Recording) -> ReadMap:
     if recording.logits is None:
         return ReadMap("residual", None)
     final = ReadMap("normed", frozen_norm(model, recording, "ln_final"))
-    some = slice(None, None, max(1, recording.logits.numel() // LOGITS_COMPARED))
-    _compare("logits", explained_logits(model, recording, final, some), recording.logits[some], recording.dtype)
+    require_same_logits(model, recording, final)
     return final
-
-
-def _compare(what: str, ours: Tensor, models: Tensor, dtype: torch.dtype) -> None:
-    gap, within = largest_gap(ours - models.float(), models.float(), _ROUNDING), rounding_within(dtype)
-    if not gap <= within:
-        raise ArchitectureError(
-            f"{what}: the frozen linear map is off by {gap:.2%} of the model's own value (tolerance {within:.2%}), "
-            'so this architecture is not one the linear engine knows. Use engine="autograd".'
-        )
 
 
 def _attention(model: Any, recording: Recording, layer: int) -> FrozenAttention:
     attention = frozen_attention(model, recording, layer)
     x, models = recording.resid_pre[layer], recording.attn_out[layer].float()
     ours = attention.forward(x)
-    _compare(f"attention of layer {layer}", ours, models, recording.dtype)
+    require_same(f"attention of layer {layer}", ours, models, recording.dtype)
     return attention if recording.dtype == torch.float32 else replace(attention, const=attention.const + models - ours)
 
 
@@ -165,8 +156,8 @@ def _heads(model: Any, recording: Recording, layer: int, attention: FrozenAttent
     made = frozen_heads(model, recording, layer, attention)
     z, added = recording.sites[f"blocks.{layer}.attn.hook_z"].float(), recording.attn_out[layer].float()
     arriving, leaving = made.into.forward(recording.resid_pre[layer]), made.out(z)
-    _compare(f"attn.hook_z of layer {layer}", arriving, z, recording.dtype)
-    _compare(f"attention of layer {layer} behind hook_z", leaving, added, recording.dtype)
+    require_same(f"attn.hook_z of layer {layer}", arriving, z, recording.dtype)
+    require_same(f"attention of layer {layer} behind hook_z", leaving, added, recording.dtype)
     if recording.dtype == torch.float32:
         return made
     return replace(
@@ -178,27 +169,22 @@ def _passed(model: Any, recording: Recording, sources: Sources, layer: int, mlp:
     hook_in, hook_out = passing_points(model, sources.dictionary, (layer,))
     x, written = resid_mid(recording, model, layer), recording.sites[hook_out].float()
     read = read_map(model, recording, layer, hook_in)
-    _compare(hook_in, read.forward(x), recording.sites[hook_in], recording.dtype)
+    require_same(hook_in, read.forward(x), recording.sites[hook_in], recording.dtype)
     norm = write_norm(model, recording, layer, hook_out)
     made = PassedMLP(read, mlp, norm, torch.zeros_like(x))
     models = recording.mlp_out[layer].float()
     added = written if norm is None else norm.forward(written)
-    _compare(f"{hook_out}, as it is added to the stream", added, models, recording.dtype)
+    require_same(f"{hook_out}, as it is added to the stream", added, models, recording.dtype)
     # At the prompt the held ratios give the MLP's own output (held_mlp compares them); the rest is a constant.
     return replace(made, const=models - made.linear(x, torch.arange(len(x), device=x.device)))
 
 
 def _read(model: Any, recording: Recording, sources: Sources, layer: int, place: int) -> ReadMap:
-    if sources.layers[place].share != 1.0:
-        raise ArchitectureError(
-            f"layer {layer} multiplies its MLP's output by {sources.layers[place].share:.4g} on its way to the "
-            'residual stream, which the closed form does not know. Use engine="autograd", or '
-            'output_hook="hook_mlp_out".'
-        )
+    require_full_share(layer, sources.layers[place])
     hook = sources.dictionary.input_hook(place)
     read = read_map(model, recording, layer, hook)
     ours, models = read.forward(resid_mid(recording, model, layer)), recording.sites[hook].float()
-    _compare(hook, ours, models, recording.dtype)
+    require_same(hook, ours, models, recording.dtype)
     return read if recording.dtype == torch.float32 else replace(read, rounding=models - ours)
 
 
@@ -228,9 +214,3 @@ def _before_mid(recording: Recording, layer: int) -> Float[Tensor, "pos d_model"
     """The stream in a block's middle minus the block's input and what attention added."""
     middle = recording.sites[f"blocks.{layer}.hook_resid_mid"].float()
     return middle - recording.resid_pre[layer].float() - recording.attn_out[layer].float()
-
-
-def _check_streams(model: Any, recording: Recording) -> None:
-    for layer in range(len(recording.attn_out)):
-        ours = recording.resid_pre[layer].float() + recording.attn_out[layer].float() + recording.mlp_out[layer].float()
-        _compare(f"residual stream after layer {layer}", ours, recording.streams[layer + 1], recording.dtype)
