@@ -141,7 +141,7 @@ def measure_boxes(
 
 
 def _other_way(one: dict[str, Any]) -> bool:
-    """Whether the target moved against what the graph predicts; or the answer's odds, if the target is the answer."""
+    """Whether the target moved against the prediction, or the answer's odds did where the target raises the answer."""
     if "predicted" not in one:
         return False
     moves = [one["measured_free"]]

@@ -45,9 +45,9 @@ STEPS = 5  # of integrated gradients
 class CircuitQuality:
     """F and C of circuits of growing size, beside other ways of choosing as many nodes.
 
-    Both are shares of the metric (Marks et al. 2025, "Sparse Feature Circuits", section 3): F is what stays if only the
-    circuit's nodes keep the prompt's own values, C what stays if all nodes but the circuit's do. F = 1 and C = 0 means
-    that the circuit carries the whole answer.
+    Both are shares of the part of the metric that nodes carry (Marks et al. 2025, "Sparse Feature Circuits", section
+    3): F is what stays if only the circuit's nodes keep the prompt's own values, C what stays if all nodes but the
+    circuit's do. F = 1 and C = 0 means that the circuit carries the whole answer.
 
     Attributes:
         curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given, else
