@@ -132,8 +132,8 @@ class Replacement:
             tokens: the prompt ``[pos]`` to experiment on; None for any.
 
         Returns:
-            What :func:`tl_circuits.hooks.hold_hooks` needs to know: the norms, and which of them and of the patterns
-            need more than their hook to be held.
+            The norms that can be held, and which of them and of the patterns need more than their own hook for it.
+            :func:`tl_circuits.hooks.hold_hooks` takes it.
 
         Raises:
             ArchitectureError: something cannot be held; the message names it.

@@ -58,8 +58,8 @@ def head_loadings(
             not say what such a target reads.
 
     Returns:
-        A frame ``layer head loading kind path`` whose ``loading`` sums to the edge, in the edge's unit: logits into an
-        output, units of pre-activation into a feature. Rows of kind ``"head"`` are single heads, largest first.
+        A frame ``layer head loading kind path`` whose ``loading`` sums to the edge, in the edge's unit (logits into an
+        output, units of pre-activation into a feature). Rows of kind ``"head"`` are single heads, largest first.
         ``"chain"`` are chains of several heads, largest first; their layer and head are -1, and ``path`` names the
         heads. ``"rest"`` are all other chains together. The last row, ``"residual"``, is what passed no head: what the
         residual stream, skip connections and passed MLPs carried.
@@ -121,7 +121,7 @@ def top_head_loadings(
         progress: show a progress bar on stderr.
 
     Returns:
-        The frames of :func:`head_loadings` below each other, with the columns ``source`` and ``target`` in front.
+        The frames of ``head_loadings`` below each other, with the columns ``source`` and ``target`` in front.
 
     Raises:
         ValueError: for ``edges`` below 1 or negative ``chains``.

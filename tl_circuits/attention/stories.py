@@ -75,7 +75,7 @@ def explain_heads(
         progress: show progress bars on stderr.
 
     Returns:
-        A new graph whose ``head_stories`` also has a dict of :func:`story_data` for each edge explained now.
+        A new graph. Its ``head_stories`` also hold a dict for each edge explained now, as ``story_data`` makes it.
 
     Raises:
         TargetError, BelongingError, BaselineError, ArchitectureError, AttachError: as
@@ -118,7 +118,7 @@ def edge_stories(
         progress: show progress bars on stderr.
 
     Returns:
-        A story for each edge, in the same order: the edge by heads, and the QK attribution of each explained head.
+        A story for each edge, in the same order, with the edge by heads and the QK attribution of each explained head.
 
     Raises:
         TargetError, BelongingError, BaselineError, ArchitectureError, AttachError: as
@@ -361,9 +361,9 @@ def qk_tracing_results(
         top: the most pairs, and the most sources of either side.
 
     Returns:
-        A dict of three lists, largest first: ``pair_wise_contributors`` has ``[query id, key id, weight]``,
-        ``top_q_marginal_contributors`` and ``top_k_marginal_contributors`` have ``[id, weight]``. Weights are parts of
-        scores before softmax.
+        A dict of three lists, each with the largest first. ``pair_wise_contributors`` has entries ``[query id, key id,
+        weight]``, ``top_q_marginal_contributors`` and ``top_k_marginal_contributors`` have entries ``[id, weight]``.
+        Weights are parts of scores before softmax.
 
     Examples:
         >>> from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data

@@ -116,7 +116,7 @@ def attribute(
         progress: show a progress bar on stderr.
 
     Returns:
-        The graph: features that were expanded, errors, tokens (embeddings) and logits, and every edge between
+        The graph, with the features that were expanded, errors, tokens (embeddings) and logits, and every edge between
         them. The model is left as it was. Beside other programs that take the processors, fewer of torch's threads are
         used, and the last bits of float32 sums differ; after ``torch.set_num_threads(1)`` they are always the same.
 

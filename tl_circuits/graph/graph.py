@@ -295,7 +295,7 @@ class AttributionGraph:
             name: the node's id, such as ``L3/F667@8``, ``L0/error@2``, ``token@4`` or ``logit:0``.
 
         Returns:
-            A pandas series, with the columns of :attr:`nodes` as its index.
+            A pandas series, whose index is the columns of the frame ``nodes``.
 
         Raises:
             TargetError: if the graph has no such node; it names the nearest ones.
@@ -869,7 +869,7 @@ class AttributionGraph:
         """The graph as a ``networkx.DiGraph`` (extra ``networkx``).
 
         Returns:
-            The directed graph. Its nodes are the ids; their attributes are the other columns of :attr:`nodes`. Its
+            The directed graph. Its nodes are the ids, with the other columns of the frame ``nodes`` as attributes. Its
             edges have the attribute ``weight``.
 
         Raises:

@@ -142,8 +142,8 @@ class Notes:
             ids: the nodes' ids.
 
         Returns:
-            New notes: groups, pins and names of these nodes alone, and the whole text. A group without any of them is
-            left out.
+            New notes with groups, pins and names of these nodes alone, and the whole text. A group without any of them
+            is left out.
 
         Examples:
             >>> tlc.Notes().group("Texas", ["L0/F308@7", "L0/F71@7"]).of(["L0/F308@7"]).groups

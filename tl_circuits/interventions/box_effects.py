@@ -45,7 +45,7 @@ def box_ablations(
         progress: show a progress bar on stderr.
 
     Returns:
-        One dict for each box or set of boxes, for ``graph.to_html(ablations=...)``, with these keys:
+        One dict for each box or set of boxes, which ``graph.to_html(ablations=...)`` takes. Its keys are
 
         * ``nodes``: the ids of the box's nodes.
         * ``answer``: the likeliest next token of the untouched run. This key and the next four are about the run with

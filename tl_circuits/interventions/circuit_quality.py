@@ -92,8 +92,8 @@ class CircuitQuality:
         """Areas under F and C, over the share of nodes kept from 0 to 1 (MIB benchmark, Mueller et al. 2025).
 
         Returns:
-            A frame ``chosen CPR CMD C``. ``CPR``: the area under F; larger is better. ``CMD``: the area between F and
-            1; smaller is better. ``C``: the area under C; smaller is better.
+            A frame ``chosen CPR CMD C``. ``CPR`` is the area under F (larger is better), ``CMD`` the area between F and
+            1 (smaller is better), ``C`` the area under C (smaller is better).
         """
         rows = []
         for chosen, part in self.curve.groupby("chosen", sort=False):

@@ -63,7 +63,8 @@ class FaithfulnessReport:
         """How well prediction and measurement agree, one row for each freeze mode.
 
         Returns:
-            A frame. ``pairs``: how many changes are compared. ``correlation``: Pearson's. ``explained_variance``:
+            A frame ``freeze pairs correlation explained_variance sign_agreement diverged``. ``pairs`` is how many
+            changes are compared. ``correlation``: Pearson's. ``explained_variance``:
             ``1 - Σ(measured - predicted)² / Σ measured²``. ``sign_agreement``: the share of pairs with the same sign,
             among those where either change is at least 1 % of the largest measured one. ``diverged``: how many removals
             diverged; they are left out of the other columns.
@@ -101,7 +102,7 @@ class FaithfulnessReport:
             n: how many pairs.
 
         Returns:
-            The rows of :attr:`effects`, largest difference first. Removals that diverged come last.
+            Rows of the frame ``effects``, largest difference first. Removals that diverged come last.
 
         Examples:
             >>> report = tlc.faithfulness(replacement, graph, n=5)
@@ -254,7 +255,7 @@ def predicted_effects(
         factor: 0 removes the nodes.
 
     Returns:
-        Changes of values ``[set, node]``: of pre-activations, or of outputs in logits.
+        Changes of values ``[set, node]``, of pre-activations or of outputs in logits.
     """
     adjacency = graph.adjacency()
     inside = torch.zeros(len(graph), len(members), dtype=torch.bool)

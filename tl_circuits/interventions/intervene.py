@@ -166,7 +166,7 @@ class InterventionResult:
                 there are ``k`` to ``2 k`` rows.
 
         Returns:
-            A frame ``token id before after``: the token's text and id, and its probability (a share of 1) in the
+            A frame ``token id before after`` with the token's text and id, and its probability (a share of 1) in the
             untouched and in the edited run. The row with the largest probability in either comes first.
 
         Raises:
@@ -217,7 +217,7 @@ class InterventionResult:
             b: another token.
 
         Returns:
-            Two numbers, both in logits: the difference in the untouched run, and in the edited run.
+            The difference in the untouched run and the difference in the edited run, both in logits.
 
         Raises:
             TargetError: for a text that is not one token of the model, or an id that it does not have.
@@ -538,8 +538,8 @@ def edits_of(
         replacement: if given, a graph that does not belong to it is refused now.
 
     Returns:
-        One edit for each node, in the same order: TokenEdit for a token, ErrorEdit for an error, and for a feature
-        Ablate (if ``factor`` is 0) or Scale, or in a contrast graph Set. An empty list of nodes gives an empty list.
+        One edit for each node, in the same order. A token gives TokenEdit, an error ErrorEdit, and a feature Ablate (if
+        ``factor`` is 0) or Scale, or in a contrast graph Set. An empty list of nodes gives an empty list.
 
     Raises:
         EditError: for an unknown id, and for nodes that nothing can edit: outputs, attention features and biases of

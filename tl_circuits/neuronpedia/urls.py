@@ -81,8 +81,8 @@ class Subgraph:
             replacement: the model to edit, instead of ``n_layers``.
 
         Returns:
-            One edit for each node: Ablate (if ``factor`` is 0) or Scale for a feature, ErrorEdit for an error,
-            TokenEdit for a token.
+            One edit for each node. A feature gives Ablate (if ``factor`` is 0) or Scale, an error ErrorEdit, a token
+            TokenEdit.
 
         Raises:
             KeyError: for an unknown label; it names the groups.

@@ -132,10 +132,11 @@ def train_transcoders(
         progress: show a progress line on stderr, with the means over layers and the time left.
 
     Returns:
-        A frame with a row for each step and layer: ``step``, ``tokens`` read so far, ``layer``, ``explained_variance``
-        and ``l0`` (active features a token) on the step's text, ``dead`` (features silent for the last 200,000 tokens);
-        and, 25 times in a run, explained variance on ``held_out`` text and ``loss_change``: how much the model's loss
-        there grows if all MLPs that are trained are replaced, in nats. Also kept as ``history.json``.
+        A frame with a row for each step and layer. Its columns are ``step``, ``tokens`` read so far, ``layer``,
+        ``explained_variance`` and ``l0`` (active features a token) on the step's text, ``dead`` (features silent for
+        the last 200,000 tokens); and, 25 times in a run, explained variance on ``held_out`` text and ``loss_change``:
+        how much the model's loss there grows if all MLPs that are trained are replaced, in nats. Also kept as
+        ``history.json``.
 
     Raises:
         ImportError: a dataset is asked for, and the library ``datasets`` is not installed.
