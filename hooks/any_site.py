@@ -34,8 +34,7 @@ _ARRIVES_WITHIN = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 5e-2
 
 
 def own_site(dictionary: Any, place: int) -> str | None:
-    """The site, by its name within the block, of the autoencoder at a place; None for a transcoder, or nothing
-    there."""
+    """The site of the autoencoder at a place, by its name within the block; None if no autoencoder is there."""
     if place not in dictionary.layers:
         return None
     read = dictionary.input_hook(place)
@@ -85,8 +84,7 @@ def passing_points(model: Model, dictionary: Any, layers: Sequence[int]) -> list
 
 
 def width_of(model: Model, layer: int, site: str) -> int:
-    """The width of the tensor at an autoencoder's site; the heads of ``attn.hook_z`` are counted one after the
-    other."""
+    """The width of the tensor at an autoencoder's site; that of ``attn.hook_z`` is of all heads together."""
     if site != "attn.hook_z":
         return int(model.cfg.d_model)
     heads = attention_weights(model, layer).W_O

@@ -83,8 +83,11 @@ class Attachable(Protocol):
 class Replacement:
     """A model with a dictionary attached; :func:`tl_circuits.attach` returns it, and most functions take it.
 
-    Detach it when done: leave the ``with`` statement, or call :meth:`detach`. ``model`` and ``dictionary`` are what was
-    attached.
+    Detach it when done: leave the ``with`` statement, or call :meth:`detach`.
+
+    Attributes:
+        model: the TransformerLens model.
+        dictionary: the dictionary that is attached to it.
 
     Examples:
         >>> print(replacement)
@@ -105,7 +108,15 @@ class Replacement:
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
     def remembered(self, what: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """The result of ``find()``, called once and remembered until the model's options or weights change."""
+        """The result of ``find()``, called once and remembered until the model's options or weights change.
+
+        Args:
+            what: what is found, as a key.
+            find: finds it.
+
+        Returns:
+            What ``find`` returned.
+        """
         key = (*what, *(bool(getattr(self.model.cfg, option, False)) for option in OPTIONS), weights_state(self.model))
         if key not in self._remembered:
             self._remembered[key] = find()
@@ -120,6 +131,10 @@ class Replacement:
 
         Args:
             tokens: the prompt ``[pos]`` to experiment on; None for any.
+
+        Returns:
+            The norms that can be held, and which of them and of the patterns need more than their own hook for it.
+            :func:`tl_circuits.hooks.hold_hooks` takes it.
 
         Raises:
             ArchitectureError: something cannot be held; the message names it.
@@ -179,6 +194,9 @@ class Replacement:
             layer: the layer.
             site: which one, such as ``"resid_post"``, if the layer has several dictionaries.
 
+        Returns:
+            The name, such as ``blocks.2.hook_mlp_out``.
+
         Raises:
             DictionaryError: if the layer has no dictionary there, or several and ``site`` is missing; it lists those
                 there are.
@@ -191,7 +209,11 @@ class Replacement:
         return self._attached[place_number(self.dictionary, layer, site)].site
 
     def require_attached(self) -> None:
-        """Raise AttachError if it was detached."""
+        """Make sure that the dictionary is still on the model.
+
+        Raises:
+            AttachError: if it was detached.
+        """
         if not self.attached:
             raise AttachError("this replacement was detached; call tlc.attach(model, ...) again.")
 

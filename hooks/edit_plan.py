@@ -257,8 +257,7 @@ def _name(cell: tuple[str, int, int, int], every: Sequence[BlockPlace]) -> str:
 def _resolve(
     model: Model, dictionary: Any, edit: Any, n_prompt: int, n_total: int
 ) -> tuple[str, int, list[tuple[int, int, float, float]]]:
-    """Kind, number of the place (-1 for tokens), and ``(position, feature, gain, shift)`` of every cell an edit
-    touches."""
+    """Kind, number of the place (-1 for tokens), and ``(position, feature, gain, shift)`` of each cell that changes."""
     if not isinstance(edit, CellEdit):  # edits of heads are no cells, and were taken out before
         raise EditError(
             f"an edit is Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit or ScoreEdit, got {edit!r}."

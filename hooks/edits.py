@@ -173,8 +173,9 @@ class Patch(_SiteEdit):
 
 @dataclass(frozen=True, repr=False)
 class ErrorEdit(_SiteEdit):
-    """Multiply a layer's error term: the part of the MLP's output, or of an autoencoder's tensor, that the dictionary
-    misses.
+    """Multiply a layer's error term: the part of the MLP's output that the dictionary misses.
+
+    An autoencoder's error is the part that it misses of the tensor at its site.
 
     Args:
         layer: the layer. Without a dictionary, the whole output of its MLP is error.

@@ -65,7 +65,10 @@ def hold_hooks(
         pattern_edits: for each layer, functions that change its held pattern, applied in order.
 
     Returns:
-        Hooks for ``run_with_hooks`` or ``model.hooks``.
+        Pairs of a hook's name and a function, for ``run_with_hooks`` or ``model.hooks``.
+
+    Raises:
+        EditError: a norm inside an MLP cannot be held on this model.
 
     Examples:
         >>> tokens = tlc.hooks.to_tokens(model, prompt)

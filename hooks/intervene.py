@@ -193,8 +193,10 @@ def _passing(replacement: Replacement, clean: CleanRun, layer: int) -> HookList:
 
 
 class _Changes:
-    """The hooks for edits of features and errors: changes are computed at a dictionary's input, and added where it
-    writes."""
+    """The hooks for edits of features and errors.
+
+    Changes are computed at a dictionary's input, and added where it writes.
+    """
 
     def __init__(self, replacement: Replacement, plan: Plan, clean: CleanRun | None, held: set[int]):
         self._replacement, self._plan, self._held = replacement, plan, held

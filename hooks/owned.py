@@ -20,8 +20,7 @@ from .errors import BusyError
 from .sites import Model, registry
 
 OWNER = "tl_circuits"
-"""The mark: the attribute ``owner`` of our hooks and of our HookPoints. A text, so that a reloaded package finds
-them."""
+"""The attribute ``owner`` of our hooks and of our HookPoints. A text, so that a reloaded package finds them."""
 
 _HOOK_TABLES = (
     "_forward_hooks",

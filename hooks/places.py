@@ -24,8 +24,7 @@ class BlockPlace(NamedTuple):
 
 
 def short_site(site: str) -> str:
-    """The name of a site as ids and tables say it: ``"hook_resid_post"`` and ``"resid_post"`` are both
-    ``"resid_post"``."""
+    """The name of a site as ids and tables say it, such as ``"resid_post"`` for ``"hook_resid_post"``."""
     return site.replace("hook_", "")
 
 

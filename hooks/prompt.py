@@ -89,6 +89,9 @@ def read_prompt(model: Model, dictionary: Any, prompt: Any) -> ReadPrompt:
         dictionary: its dictionary.
         prompt: text or token ids; or a graph, whose token ids and left-out positions are taken.
 
+    Returns:
+        ``tokens``, a tensor ``[pos]`` on the model's device, and ``skipped``, the positions without features.
+
     Raises:
         PromptError: as :func:`to_tokens` does.
 
@@ -104,13 +107,16 @@ def read_prompt(model: Model, dictionary: Any, prompt: Any) -> ReadPrompt:
 
 
 def to_tokens(model: Model, prompt: Any, rule: PromptRule = MODELS_OWN) -> Int[Tensor, " pos"]:
-    """Token ids ``[pos]`` of a prompt, on the model's device.
+    """The token ids of a prompt.
 
     Args:
         model: the model.
         prompt: a text; token ids as a tensor, an array or a list, which are not changed; or an attribution graph,
             which stands for its token ids.
         rule: whether a special token is put before a text if the model itself does not.
+
+    Returns:
+        A tensor of whole numbers ``[pos]``, on the model's device.
 
     Raises:
         PromptError: the prompt is empty, a batch, longer than the model's context, or a graph of many prompts; or ids
@@ -258,7 +264,14 @@ def _require_same_vocabulary(model: Model, info: Any) -> None:
 
 
 def bos_positions(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[int, ...]:
-    """``(0,)`` if position 0 holds the beginning-of-sequence token, else ``()``.
+    """The position of the beginning-of-sequence token, if the prompt starts with it.
+
+    Args:
+        model: the model, whose tokenizer says which token it is.
+        tokens: token ids ``[pos]``.
+
+    Returns:
+        ``(0,)`` if position 0 holds the beginning-of-sequence token, else ``()``.
 
     Examples:
         >>> tokens = tlc.hooks.to_tokens(model, prompt)

@@ -38,19 +38,25 @@ LONG = 1024  # on prompts with more positions, patterns are not kept but compute
 class Recording:
     """What one forward pass showed; :func:`record` makes one.
 
-    Tensors are in the model's own dtype, without the batch dimension, and those of a layer are on its device.
+    Tensors are in the model's own dtype (``final`` is float32), without the batch dimension, and those of a layer are
+    on its device.
 
-    * ``tokens``: the prompt's token ids.
-    * ``patterns[L]``: attention after softmax; ``patterns[L].dense()`` is ``[n_heads, query, key]``.
-    * ``scales[name]``: the denominators ``[pos, 1]`` of the norm ``name`` on the residual stream, such as
-      ``blocks.3.ln1``; ``inner_scales``: those of norms inside attention and MLPs,
-      with a batch of one in front.
-    * ``resid_pre[L]``, ``attn_out[L]``, ``mlp_out[L]``: a block's input, and the two tensors that it adds.
-    * ``resid_final``: the stream that the final norm reads. If only the layers below one were recorded, that layer's
-      input.
-    * ``sites[name]``: the tensors of further hooks.
-    * ``logits``: at ``position``; ``final``: the final norm's output there, from which they are made. Both are None if
-      only the layers below one were recorded.
+    Attributes:
+        tokens: the prompt's token ids ``[pos]``.
+        patterns: by layer, attention after softmax; ``patterns[L].dense()`` is ``[n_heads, query, key]``.
+        scales: by name of the norm, such as ``blocks.3.ln1``, its denominators ``[pos, 1]``, for norms on the residual
+            stream.
+        resid_pre: by layer, the block's input ``[pos, d_model]``.
+        attn_out: by layer, what attention adds to the stream ``[pos, d_model]``.
+        mlp_out: by layer, what the MLP adds to the stream ``[pos, d_model]``.
+        resid_final: the stream that the final norm reads ``[pos, d_model]``. If only the layers below one were
+            recorded, that layer's input.
+        sites: by hook name, the tensors of further hooks ``[pos, d]``; several axes behind ``pos`` are laid flat.
+        position: where ``logits`` and ``final`` were kept.
+        logits: the model's logits at ``position``, ``[d_vocab]``. None if only the layers below one were recorded.
+        final: the final norm's output at ``position``, from which the logits are made, ``[d_model]``; None as
+            ``logits``.
+        inner_scales: as ``scales``, for norms inside attention and MLPs, with a batch of one in front.
 
     Examples:
         >>> recording = tlc.hooks.record(model, tlc.hooks.to_tokens(model, prompt), position=-1)
@@ -224,7 +230,11 @@ def record(
         sites: names of further hooks whose tensors are kept.
         below: record only the layers below this one; the pass ends with its attention scores.
 
+    Returns:
+        What the pass showed.
+
     Raises:
+        UnknownHookError: the model does not have one of ``sites``.
         HookFiringError: a hook does not fire, or fires twice.
         NotFiniteError: a tensor holds NaN or infinity.
         ArchitectureError: attention is not causal, or the logits do not follow from the final norm's output.

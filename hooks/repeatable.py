@@ -11,8 +11,7 @@ _RATES = ("attention_dropout", "dropout", "activation_dropout", "dropout_p", "hi
 
 
 def require_repeatable(model: Any) -> None:
-    """Raise ArchitectureError if the model would drop values at random, or compute in other types than its weights
-    have.
+    """Make sure that runs of the model agree: no values dropped at random, no types other than its weights'.
 
     Args:
         model: a TransformerLens model.

@@ -56,6 +56,9 @@ def resolve(model: Model, name: str) -> HookPoint:
         model: the model.
         name: a full hook name.
 
+    Returns:
+        The model's own HookPoint.
+
     Raises:
         UnknownHookError: there is none; the message lists the nearest names.
 

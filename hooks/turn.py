@@ -83,8 +83,7 @@ def turn(model: Model) -> Iterator[None]:
 
 
 def in_turn(function: _F) -> _F:
-    """Make a function take its turn on the model that it gets, or that belongs to the Replacement that it gets,
-    first."""
+    """Make a function take its turn on its first argument: a model, or a Replacement, whose model it is then."""
     first = next(iter(inspect.signature(function).parameters))
 
     @wraps(function)

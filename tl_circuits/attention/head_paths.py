@@ -1,7 +1,7 @@
 """One edge, split by the attention heads that it passes: none, one, two, three, and all else.
 
 With attention patterns and norm denominators frozen, every head is a matrix from the residual stream at one position to
-the stream at another, and a direct effect is a sum over all sequences of heads between source and target ("head
+the stream at another, and a direct effect is a sum over all chains of heads between source and target ("head
 loadings", "Tracing Attention Computation Through Feature Interactions", Anthropic 2025). The skip connection of a
 transcoder acts at one position and counts as part of the residual stream here.
 """
@@ -104,8 +104,8 @@ class EdgeParts:
     Attributes:
         residual: what passed no head.
         heads: what passed one head, by (layer, head).
-        chains: the largest sequences of several heads, with what passed them.
-        rest: all other sequences of several heads together.
+        chains: the largest chains of several heads, with what passed them.
+        rest: all other chains of several heads together.
     """
 
     residual: float
@@ -153,7 +153,7 @@ class HeadPaths:
             source: the edge's source (:meth:`leave`).
             target: the edge's target (:meth:`arrive`).
             edge: the edge's weight.
-            chains: the most sequences of several heads to list.
+            chains: the most chains of several heads to list.
         """
         start, end = source.source.position, target.target.position
         residual = self._residual(source.source, target.ends) if start == end else 0.0
@@ -230,7 +230,7 @@ class HeadPaths:
         return float(total)
 
     def _pairs(self, best: "Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
-        """Sequences of two heads: what the first head wrote is carried to the second head's layer and read there."""
+        """Chains of two heads: what the first head wrote is carried to the second head's layer and read there."""
         n_heads, n_pos = source.spread[0].shape
         states = source.written[0].new_zeros(0, 1, source.written[0].shape[-1])  # [head so far, position or 1, d_model]
         weights = source.spread[0].new_zeros(0, n_pos)
@@ -267,7 +267,7 @@ class HeadPaths:
         return both + self._skip(layer, both)
 
     def _triples(self, best: "Largest", layers: list[int], source: "Leaving", target: "Arriving") -> None:
-        """Sequences of three heads, computed for each head in the middle."""
+        """Chains of three heads, computed for each head in the middle."""
         n_heads = source.spread[0].shape[0]
         for i in range(1, len(layers) - 1):
             heads, above = self.heads[layers[i]], layers[i + 1 :]
@@ -359,8 +359,7 @@ def _read_linear(read: ReadMap, x: Float[Tensor, "n d_model"], positions: Tensor
 
 
 def sum_parts(several: Sequence[EdgeParts], count: int) -> EdgeParts:
-    """The parts of several edges added up, as between two supernodes. At most ``count`` sequences of heads are
-    listed."""
+    """The parts of several edges added up, as between two supernodes. At most ``count`` chains of heads are listed."""
     heads: dict[Head, float] = {}
     chains: dict[tuple[Head, ...], float] = {}
     for paths in several:

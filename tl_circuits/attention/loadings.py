@@ -51,23 +51,26 @@ def head_loadings(
         graph: the graph.
         source: a node id or index, or a list of them (a supernode); then all edges between the two lists are summed.
         target: as ``source``.
-        chains: how many sequences of several heads to list. All sequences of two and three heads are compared (with
-            skip connections only those of two); longer ones are in the rest. With autoencoders or passed MLPs all are
-            in the rest.
+        chains: how many chains of several heads to list. All chains of two and of three heads are compared; longer ones
+            are in the rest. With skip connections, autoencoders or passed MLPs, only chains of two heads are compared.
         targets: what the graph was traced for, as given to :func:`tl_circuits.attribute`. Only needed if the edge's
             target is a LogitDifference or LogitDirection and the graph comes from another program's file, which does
             not say what such a target reads.
 
     Returns:
-        A frame ``layer head loading kind path`` whose ``loading`` sums to the edge. Rows of kind ``"head"`` are single
-        heads, largest first. ``"chain"`` are sequences of several heads, largest first; their layer and head are -1,
-        and ``path`` names the heads. ``"rest"`` are all other sequences together. The last row, ``"residual"``, is what
-        the residual stream carried alone, skip connections included.
+        A frame ``layer head loading kind path`` whose ``loading`` sums to the edge, in the edge's unit (logits into an
+        output, units of pre-activation into a feature). Rows of kind ``"head"`` are single heads, largest first.
+        ``"chain"`` are chains of several heads, largest first; their layer and head are -1, and ``path`` names the
+        heads. ``"rest"`` are all other chains together. The last row, ``"residual"``, is what passed no head: what the
+        residual stream, skip connections and passed MLPs carried.
 
     Raises:
         TargetError: for an unknown node, a pair without an edge, or an edge that comes out differently on this model.
         BelongingError: for a graph of another model or dictionary.
+        BaselineError: for a graph against a baseline made from texts, which the graph does not keep.
         ArchitectureError: where only the autograd engine can trace the model; it does not know single heads.
+        ValueError: for negative ``chains``.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> loadings = tlc.head_loadings(replacement, graph, "token@7", "logit:0")
@@ -113,16 +116,17 @@ def top_head_loadings(
         replacement: the model with the graph's dictionary attached.
         graph: the graph.
         edges: how many edges, largest absolute weight first.
-        chains: how many sequences of several heads to list for each edge.
+        chains: how many chains of several heads to list for each edge.
         targets: as for :func:`head_loadings`.
         progress: show a progress bar on stderr.
 
     Returns:
-        The frames of :func:`head_loadings` below each other, with the columns ``source`` and ``target`` in front.
+        The frames of ``head_loadings`` below each other, with the columns ``source`` and ``target`` in front.
 
     Raises:
         ValueError: for ``edges`` below 1 or negative ``chains``.
-        TargetError, BelongingError, ArchitectureError: as :func:`head_loadings` raises them.
+        TargetError, BelongingError, BaselineError, ArchitectureError, AttachError: as :func:`head_loadings` raises
+            them.
 
     Examples:
         >>> loadings = tlc.top_head_loadings(replacement, graph, edges=2)
@@ -156,7 +160,7 @@ def edge_paths(
         local: the retraced prompt.
         graph: the graph.
         edges: indices of edges.
-        chains: how many sequences of several heads to list for each.
+        chains: how many chains of several heads to list for each.
         targets: as for :func:`head_loadings`.
         progress: show a progress bar on stderr.
     """
@@ -182,8 +186,7 @@ def edge_paths(
 def _site_parts(
     local: Retraced, graph: AttributionGraph, columns: Columns, edges: Sequence[int], chains: int, reads: "_Reads"
 ) -> list[EdgeParts]:
-    """The parts of edges in a graph with autoencoders or passed MLPs. Sequences of three heads and more are not told
-    apart."""
+    """The parts of edges in a graph with autoencoders or passed MLPs. Chains of more than two heads are in the rest."""
     assert isinstance(local.engine, SiteEngine)
     paths, at = SitePaths(local.engine), node_places(local.sources.dictionary, graph).tolist()
     found: dict[int, EdgeParts] = {}

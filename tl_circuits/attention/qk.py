@@ -81,8 +81,13 @@ class QKAttribution:
     def removal(self, sources: Sequence[str]) -> float:
         """How the score changes if these sources are removed from both sides, with everything else frozen.
 
+        The equation is in docs/method.md, "Attention".
+
         Args:
             sources: node ids, such as ``"L14/F2268@9"``.
+
+        Returns:
+            The change of the score before softmax and any soft cap.
 
         Raises:
             TargetError: for an id that is not a source of this score.
@@ -93,8 +98,23 @@ class QKAttribution:
         return float(q_gone @ k_gone - q_gone @ k_all - q_all @ k_gone)
 
     def plot(self, path: str | Path | None = None) -> Path | Picture:
-        """Draw ``by_position`` as SVG, PNG or PDF, by the ending of ``path`` (extra ``figure``). Without a path, a
-        picture is returned.
+        """Draw ``by_position`` as a map of query side by key side (extra ``figure``).
+
+        Args:
+            path: a file that ends in ``.svg``, ``.png`` or ``.pdf``; if it exists, it is replaced. Without one, the
+                picture is returned, and a notebook shows it.
+
+        Returns:
+            The path; without one, the picture.
+
+        Raises:
+            OutputError: if the file cannot be written, or has another ending.
+            ImportError: if matplotlib is not installed; it names the extra.
+
+        Examples:
+            >>> qk = tlc.qk_attribution(replacement, graph, layer=2, head=1, query=-1, key=7)
+            >>> qk.plot(folder / "score.svg").name
+            'score.svg'
         """
         return output("attention figure")(self, None if path is None else Path(path))
 
@@ -156,12 +176,18 @@ def qk_attribution(
         baseline_key: another key position: why does the head look at ``key`` rather than there?
         top: how many pairs and sources to list, by absolute size; None for all.
 
+    Returns:
+        The score with its largest pairs, and the sums by source of either side and by position. All numbers are parts
+        of the score before softmax and any soft cap.
+
     Raises:
-        TargetError: for a layer, head or position that does not exist, a key after the query, or a key that the sliding
-            window masks.
+        TargetError: for a layer, head or position that does not exist, a key after the query, a ``baseline_key`` that
+            is the key itself, or a key that the sliding window masks.
         BelongingError: for a graph of another model or dictionary.
         ArchitectureError: for attention without plain query and key weights, and if the sum does not give the model's
             score.
+        ValueError: for ``top`` below 1, or None where there are too many pairs to list.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> qk = tlc.qk_attribution(replacement, graph, layer=2, head=1, query=-1, key=7)
@@ -227,8 +253,7 @@ def _require_head(model: Any, layer: int, head: int) -> None:
 def _parts(
     local: Retraced, layer: int, position: int, matrix: Float[Tensor, "d_model d_head"], bias: Float[Tensor, " d_head"]
 ) -> Float[Tensor, "source d_head"]:
-    """What every source, and in the last row the bias, adds to one query or key. Sources that cannot reach it add
-    zero."""
+    """What every source, and in the last row the bias, adds to one query or key: 0 if a source cannot reach it."""
     d_head = matrix.shape[1]
     vectors = matrix.T.contiguous()
     end = local.sources.up_to_heads(layer)

@@ -67,8 +67,7 @@ class SitePaths:
     def parts(
         self, writers: Sequence[SiteWriter], arrival: SiteArrival, edges: Sequence[float], chains: int
     ) -> list[EdgeParts]:
-        """Split the edges from several sources to a target; ``chains`` is the most sequences of two heads to list for
-        each."""
+        """Split the edges from several sources to a target; at most ``chains`` chains of two heads are listed each."""
         entering = [self._leave(writer) for writer in writers]
         largest = self._pairs(writers, entering, arrival, chains) if chains else [Largest(0) for _ in writers]
         together = zip(writers, entering, edges, largest, strict=True)
@@ -94,7 +93,7 @@ class SitePaths:
     def _pairs(
         self, writers: Sequence[SiteWriter], entering: Sequence[dict[int, Tensor]], arrival: SiteArrival, chains: int
     ) -> list[Largest]:
-        """The largest sequences of two heads for each source, in one pass from the last layer to the first.
+        """The largest chains of two heads for each source, in one pass from the last layer to the first.
 
         ``reads`` holds what each head so far reads for the target, carried back to this layer at every position, and
         ``weights`` how much that head looks there from the target's position.
@@ -252,8 +251,10 @@ class _Backward:
         return _plus(back, block.read.transpose(vector[None], self._at)[0][0]) if place == self._place else back
 
     def _attention(self, layer: int, block: BlockMaps, g: Tensor | None) -> None:
-        """The gradient at the outputs of a block's heads; none if what they write is rebuilt and another node reads
-        it."""
+        """The gradient at the outputs of a block's heads.
+
+        There is none if what they write is rebuilt and another node reads it.
+        """
         n_heads, d_head = block.attention.W_O.shape[:2]
         at_z, at_out = block.places.get("attn.hook_z"), block.places.get("hook_attn_out")
         if at_out is not None:

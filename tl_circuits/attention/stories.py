@@ -74,8 +74,12 @@ def explain_heads(
         targets: as for :func:`tl_circuits.head_loadings`.
         progress: show progress bars on stderr.
 
+    Returns:
+        A new graph. Its ``head_stories`` also hold a dict for each edge explained now, as ``story_data`` makes it.
+
     Raises:
-        TargetError, BelongingError, ArchitectureError: as :func:`tl_circuits.head_loadings` raises them.
+        TargetError, BelongingError, BaselineError, ArchitectureError, AttachError: as
+            :func:`tl_circuits.head_loadings` raises them.
 
     Examples:
         >>> told = tlc.explain_heads(replacement, graph, [("token@7", "logit:0")])
@@ -109,12 +113,16 @@ def edge_stories(
         graph: the graph.
         edges: pairs (source, target) of node ids or indices.
         heads: how many heads of each edge to explain; 0 for loadings alone.
-        top: how many pairs and sources to list for each head.
+        top: how many pairs and sources to list for each head, and how many chains of heads for each edge.
         targets: as for :func:`tl_circuits.head_loadings`.
         progress: show progress bars on stderr.
 
+    Returns:
+        A story for each edge, in the same order, with the edge by heads and the QK attribution of each explained head.
+
     Raises:
-        TargetError, BelongingError, ArchitectureError: as :func:`tl_circuits.head_loadings` raises them.
+        TargetError, BelongingError, BaselineError, ArchitectureError, AttachError: as
+            :func:`tl_circuits.head_loadings` raises them.
 
     Examples:
         >>> from tl_circuits.attention.stories import edge_stories
@@ -272,13 +280,14 @@ def story_data(graph: AttributionGraph, story: EdgeStory, top: int = 10) -> dict
     Args:
         graph: the graph.
         story: the story.
-        top: the most heads and sequences of heads to list.
+        top: the most heads and chains of heads to list.
 
     Returns:
-        A dict. ``residual``, the loadings of ``heads``, ``other_heads`` (all heads beyond ``top``), ``chains`` and
-        ``rest`` (all other sequences) add up to ``weight``. Each of ``heads`` has ``layer head loading`` and, if it is
-        explained, ``query key score attention pairs by_query by_key`` and ``baseline``: the same for the difference to
-        another ``key``, or None. ``pairs`` are ``[query source, key source, weight]`` by id; ``labels`` has the label
+        A dict. ``source`` and ``target`` are the edge's ends. ``residual``, the loadings of ``heads``, ``other_heads``
+        (all heads beyond ``top``), ``chains`` and ``rest`` (all other chains) add up to ``weight``. Each of ``heads``
+        has ``layer head loading`` and, if it is explained, ``query key score attention pairs by_query by_key`` and
+        ``baseline``: ``key attention score pairs by_query by_key`` of another key, with score and parts of the
+        difference to it; or None. ``pairs`` are ``[query source, key source, weight]`` by id; ``labels`` has the label
         of every such id that is a node of the graph.
 
     Examples:
@@ -350,6 +359,11 @@ def qk_tracing_results(
         node_id: turns our ids into those of the exported file. Sources for which it returns None, such as the bias, are
             left out, because every id in the file must be that of a node or of a ``qk_only_nodes`` entry.
         top: the most pairs, and the most sources of either side.
+
+    Returns:
+        A dict of three lists, each with the largest first. ``pair_wise_contributors`` has entries ``[query id, key id,
+        weight]``, ``top_q_marginal_contributors`` and ``top_k_marginal_contributors`` have entries ``[id, weight]``.
+        Weights are parts of scores before softmax.
 
     Examples:
         >>> from tl_circuits.attention.stories import edge_stories, qk_tracing_results, story_data

@@ -73,20 +73,21 @@ def attribute(
 ) -> AttributionGraph:
     """Trace one prompt: which features, tokens and errors led the model to its answer, as an attribution graph.
 
-    Each edge is the exact direct effect of one node on another in the *local replacement model* (Ameisen et al.
-    2025, "Circuit tracing"): attention patterns and the denominators of norms are frozen at their values on this
-    prompt, and each MLP is replaced by the dictionary's features plus an error term. There everything that is
-    left is linear, so a node's incoming edges and its ``bias`` add up to its value: a feature's pre-activation,
-    or a logit minus the mean logit. Equations: docs/method.md.
+    Each edge is the exact direct effect of one node on another in the *local replacement model* (Ameisen et al. 2025,
+    "Circuit Tracing: Revealing Computational Graphs in Language Models"): attention patterns and the denominators of
+    norms are frozen at their values on this prompt, and each MLP is replaced by the dictionary's features plus an error
+    term. There everything that is left is linear, so a node's incoming edges and its ``bias`` add up to its value: a
+    feature's pre-activation, or a logit minus the mean logit. Equations: docs/method.md, "The local replacement model"
+    and "Edges".
 
     Args:
         replacement: the model with a dictionary attached, as :func:`tl_circuits.attach` returns it.
         prompt: text, token ids, or a tensor ``[pos]``. Or a graph: its token ids are run again, with the positions
             left out that it leaves out. A text that starts with its special tokens does not get them again.
-        targets: what to explain. None for the likeliest next tokens (until their probabilities sum to 95 %, at
-            most ten); against other prompts, None for the likeliest token's logit minus the mean logit of theirs; one
-            or several tokens (text or ids), :class:`LogitDifference` or :class:`LogitDirection`; or one
-            :class:`FeatureTarget`.
+        targets: what to explain. None: the likeliest next tokens, until their probabilities sum to 95 %, at most ten
+            (with other prompts as baseline: the likeliest token's logit minus the mean logit of the other tokens that
+            are likeliest there, if there are any). Or one or several tokens (text or ids), :class:`LogitDifference`,
+            :class:`LogitDirection`; or one :class:`FeatureTarget`.
         position: the position whose logits are explained; -1 is the last token.
         max_nodes: how many feature nodes the graph gets at most, the most influential ones. Only these are
             *expanded*, which means that their incoming edges are computed.
@@ -115,7 +116,7 @@ def attribute(
         progress: show a progress bar on stderr.
 
     Returns:
-        The graph: features that were expanded, errors, tokens (embeddings) and logits, and every edge between
+        The graph, with the features that were expanded, errors, tokens (embeddings) and logits, and every edge between
         them. The model is left as it was. Beside other programs that take the processors, fewer of torch's threads are
         used, and the last bits of float32 sums differ; after ``torch.set_num_threads(1)`` they are always the same.
 

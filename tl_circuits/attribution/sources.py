@@ -89,8 +89,7 @@ class Sources:
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
-        """The sites that nodes name, in the order of the forward pass; empty unless some layer has several
-        dictionaries."""
+        """The sites that nodes name, in the order of the forward pass; empty if no layer has several dictionaries."""
         order = [short_site(site) for site in SITES]
         found = {place.site for place in self.places if place.site}
         # A transcoder's output may be another hook of the MLP, such as mlp.out.
@@ -101,8 +100,10 @@ class Sources:
         return next((number for number, place in enumerate(self.places) if place.layer >= layer), len(self.places))
 
     def up_to_heads(self, layer: int) -> int:
-        """How many places write to the stream that a layer's heads read: the layer's own if it rebuilds
-        ``hook_resid_pre``."""
+        """How many places write to the stream that a layer's heads read.
+
+        The layer's own is among them if it rebuilds ``hook_resid_pre``.
+        """
         first = self.first_place(layer)
         return first + (first < len(self.places) and own_site(self.dictionary, first) == "hook_resid_pre")
 

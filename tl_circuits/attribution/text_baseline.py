@@ -47,9 +47,9 @@ class Baseline:
 
     Attributes:
         name: what it was made from, in a few words.
-        origin: the model and the dictionary.
+        origin: the model and the dictionary, by name and by some numbers from their weights.
         n_tokens: how many tokens were counted.
-        first: the special tokens before each text, which are not counted.
+        first: ids of the special tokens before each text, which are not counted.
         embedding: mean input of block 0, ``[d_model]``.
         activation: by layer (by place, numbered in the order of the forward pass, if some layer has several
             dictionaries), each feature's mean activation, ``[feature]``; of autoencoders that normalise their input,
@@ -81,8 +81,20 @@ class Baseline:
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the baseline to one safetensors file.
 
+        Args:
+            path: such as ``mean.safetensors``.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path.
+
         Raises:
             OutputError: if it cannot be written, or exists and ``overwrite`` is False.
+
+        Examples:
+            >>> baseline = tlc.make_baseline(replacement, ["Miami is in Florida .", "Oakland is in California ."])
+            >>> baseline.save(folder / "mean.safetensors").name
+            'mean.safetensors'
         """
         tensors = {"embedding": self.embedding}
         for part in _PARTS:
@@ -100,8 +112,19 @@ class Baseline:
     def load(cls, path: str | Path) -> "Baseline":
         """Read a baseline that :meth:`save` wrote.
 
+        Args:
+            path: the file.
+
+        Returns:
+            The baseline.
+
         Raises:
             GraphFileError: if the file is missing, damaged, or no baseline.
+
+        Examples:
+            >>> baseline = tlc.make_baseline(replacement, ["Miami is in Florida .", "Oakland is in California ."])
+            >>> tlc.Baseline.load(baseline.save(folder / "mean.safetensors"))
+            Baseline('2 texts, 10 tokens')
         """
         path = Path(path)
         if not path.is_file():
@@ -138,17 +161,22 @@ def make_baseline(replacement: Replacement, texts: Any, *, context: int = 128, p
 
     The result is a ``baseline=`` for :func:`attribute`: every source of a prompt then counts by how it differs from
     what is usual in these texts. The first position of each piece of text is not counted, since models treat it unlike
-    all others; nor are special tokens before it.
+    all others; nor are special tokens before it. NaN and infinity are not looked for here: :func:`attribute` refuses a
+    baseline that holds them.
 
     Args:
         replacement: the model with a dictionary attached.
         texts: one text or several, as text or as token ids. Each is cut into pieces of ``context`` tokens.
-        context: tokens in one piece.
+        context: tokens in one piece, at least 2.
         progress: show a progress bar on stderr.
 
+    Returns:
+        The means, by feature and for embeddings and errors.
+
     Raises:
-        BaselineError: for texts without tokens.
-        NotFiniteError: if the model gives NaN or infinity on them.
+        BaselineError: for texts without tokens, or a ``context`` below 2.
+        PromptError: for token ids that the model does not have, or a list of them that is longer than its context.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> baseline = tlc.make_baseline(replacement, ["Miami is in Florida .", "Oakland is in California ."])

@@ -52,8 +52,8 @@ def trace_many(
         progress: show a progress bar on stderr.
 
     Returns:
-        A frame with a row a prompt, in their order: ``id key prompt status error seconds nodes edges replacement_score
-        completeness_score coverage file``. It is also written as ``summary.parquet``.
+        A frame ``id key prompt status error seconds nodes edges replacement_score completeness_score coverage file``
+        with a row a prompt, in their order. It is also written as ``summary.parquet``.
 
     Raises:
         PromptError: the file of prompts cannot be read, or there are no prompts.

@@ -23,8 +23,7 @@ app = typer.Typer(
 
 
 def harmless(text: str) -> str:
-    """``text`` with a sign for each character that would steer the terminal, such as the escape that colours begin
-    with.
+    """``text`` with a sign for each character that would steer the terminal, such as escape.
 
     Files, tokens and names of files may hold such characters. Line breaks and tabs stay.
 

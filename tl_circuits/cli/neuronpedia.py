@@ -1,6 +1,4 @@
-"""``tl-circuits export | upload | label | dashboards``: graphs and features for Neuronpedia and circuit-tracer, and
-back.
-"""
+"""``tl-circuits export | upload | label | dashboards``: files for and from Neuronpedia and circuit-tracer."""
 
 import json
 from pathlib import Path

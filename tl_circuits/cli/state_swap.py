@@ -61,8 +61,9 @@ class StateSwap:
 
 
 def swap_state(replacement: Replacement, city: str, other: str) -> StateSwap:
-    """Ask `tiny-facts`, with its transcoders attached, for the capital of the state containing ``city``; then swap that
-    state for ``other``.
+    """Ask `tiny-facts` for the capital of the state containing ``city``; then swap that state for ``other``.
+
+    Its transcoders are attached.
 
     Raises:
         PromptError: for a city or a state that the model does not know, or for the state that the city is in.

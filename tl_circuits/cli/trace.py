@@ -290,9 +290,7 @@ def show(
 
 
 def prompt_lines(graph: "AttributionGraph") -> list[str]:
-    """Lines that say what was put before the text, which positions are left out, and whether the text gives the same
-    tokens again.
-    """
+    """Lines that say what was put before the text, what is left out, and whether the text gives its tokens again."""
     info, lines = graph.info, []
     if info.prepended:
         lines.append(f"“{info.prepended}” was put before the text")

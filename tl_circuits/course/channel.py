@@ -103,8 +103,10 @@ class Inbox:
                 return
 
     def close(self) -> None:
-        """Close the pipe, unless something still holds its other end: then the thread waits on, and ends with
-        Python."""
+        """Close the pipe.
+
+        If something still holds its other end, the thread waits on, and ends with Python.
+        """
         self._closed = True
         self._thread.join(1.0)
         if not self._thread.is_alive():

@@ -1,5 +1,4 @@
-"""The families of prompts that assignment 5 is graded on, and the neurons' effects that were traced on a part of
-each."""
+"""The families of prompts that assignment 5 is graded on, and the neurons' effects traced on a part of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""What an answer loses without some neurons, measured on the model itself: the judge's own way, in one batch of
-prompts.
+"""What an answer loses without some neurons, as the judge measures it on the model itself: in one batch of prompts.
 
 A neuron is removed by giving it its mean over the prompts at its position. Nothing is held.
 """
@@ -52,8 +51,7 @@ class Untouched:
             return self.lead - leads(self.replacement.model(self.tokens)[:, -1], self.answers)
 
     def lost_if_held(self, neurons: Sequence[Neuron]) -> Float[Tensor, " prompt"]:
-        """The same with attention patterns and denominators of norms held, as :func:`tl_circuits.intervene` does by
-        default."""
+        """The same with attention patterns and norm denominators held, the default of :func:`tl_circuits.intervene`."""
         edits = [
             Set(layer, position, neuron, value=float(self.means[layer][position, neuron]))
             for layer, neuron, position in neurons

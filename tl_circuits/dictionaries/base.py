@@ -16,8 +16,10 @@ from tl_circuits.hooks import MODELS_OWN, PromptRule, Sample
 
 
 def rows_at_once(d: int, device: torch.device) -> int:
-    """How many rows of ``d`` numbers to gather at once: 4 MB, which stay in a processor's cache; 256 MB on a GPU, which
-    waits for every launch."""
+    """How many rows of ``d`` numbers to gather at once: 4 MB on a CPU, 256 MB on a GPU.
+
+    The former stay in a processor's cache; a GPU waits for every launch.
+    """
     return max(1, (2**20 if device.type == "cpu" else 2**26) // d)
 
 
@@ -217,8 +219,7 @@ class Dictionary(ABC):
         return constant.expand(len(x), len(constant))
 
     def written_scale(self, layer: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"] | None:
-        """The factor of all that features write at inputs ``x``; None (a factor of 1) unless the input is
-        normalised."""
+        """The factor of all that features write at inputs ``x``; None, for 1, unless the input is normalised."""
         return None
 
     def skip(self, layer: int) -> Float[Tensor, "d_out d_in"] | None:

@@ -1,5 +1,4 @@
-"""Several dictionaries as one: transcoders, autoencoders and neurons, for layers of their own or for several sites of
-one."""
+"""Several dictionaries as one: transcoders, autoencoders and neurons, in layers of their own or at sites of one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy

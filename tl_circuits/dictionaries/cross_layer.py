@@ -19,7 +19,8 @@ from tl_circuits.errors import DictionaryError
 class CrossLayerTranscoders(TranscoderSet):
     """A cross-layer transcoder: features that read layer ``s`` write to the MLP outputs of layer ``s`` and later ones.
 
-    ``y_t = b_dec_t + Σ_{s ≤ t} act(x_s W_encᵀ + b_enc) W_dec_s[:, t - s]`` (Ameisen et al. 2025, "Circuit tracing").
+    ``y_t = b_dec_t + Σ_{s ≤ t} act(x_s W_encᵀ + b_enc) W_dec_s[:, t - s]``, plus ``x_t W_skipᵀ`` if there is a skip
+    connection (Ameisen et al. 2025, "Circuit Tracing").
 
     Args:
         encoders: ``{layer: Transcoder}`` with the encoder, activation, decoder bias and skip of each layer; its
@@ -89,7 +90,14 @@ class CrossLayerTranscoders(TranscoderSet):
         return slot_matrix(self._decoders[layer], 0)
 
     def to(self, device: torch.device) -> "CrossLayerTranscoders":
-        """The same dictionary on another device."""
+        """The same dictionary with all its tensors on another device.
+
+        Args:
+            device: the device.
+
+        Returns:
+            A new dictionary.
+        """
         moved = super().to(device)
         encoders = {layer: moved[layer] for layer in self.layers}
         decoders = {i: _moved(d, device) for i, d in self._decoders.items()}
@@ -98,7 +106,14 @@ class CrossLayerTranscoders(TranscoderSet):
         return made
 
     def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":
-        """As :meth:`TranscoderSet.placed`; a decoder goes to the device of the layer that its features read."""
+        """As :meth:`TranscoderSet.placed`; a decoder goes to the device of the layer that its features read.
+
+        Args:
+            devices: the device of each layer.
+
+        Returns:
+            A new dictionary, or this one if nothing has to move.
+        """
         moved = {layer: _to_layer(decoder, devices[layer]) for layer, decoder in self._decoders.items()}
         encoders = super().placed(devices)
         if encoders is self and all(moved[layer] is self._decoders[layer] for layer in moved):

@@ -82,7 +82,7 @@ def load_transcoders(
         progress: show a progress bar on stderr.
 
     Returns:
-        A :class:`TranscoderSet`, or for cross-layer transcoders a :class:`CrossLayerTranscoders`.
+        A ``TranscoderSet``, or for cross-layer transcoders a ``CrossLayerTranscoders``.
 
     Raises:
         DictionaryError: the source does not exist, holds no transcoders, or is damaged (the message names file and

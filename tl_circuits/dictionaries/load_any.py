@@ -59,7 +59,7 @@ def load_dictionary(
         progress: show a progress bar on stderr.
 
     Returns:
-        The dictionary, for :func:`attach`. A feature's number is its row in the decoder, as in SAELens.
+        The dictionary, for ``tlc.attach``. A feature's number is its row in the decoder, as in SAELens.
 
     Raises:
         DictionaryError: the source does not exist or cannot be read; two dictionaries are given for one site, or for

@@ -162,7 +162,7 @@ def mlp_neurons(model: Any, layers: Iterable[int] | None = None) -> Neurons:
             (``attach(..., mlps="ratio")``).
 
     Returns:
-        The dictionary, for :func:`attach`. Feature ``i`` of a layer is neuron ``i``.
+        The dictionary, for ``tlc.attach``. Feature ``i`` of a layer is neuron ``i``.
 
     Raises:
         ArchitectureError: the MLPs are mixtures of experts, or have an activation function that is not known.

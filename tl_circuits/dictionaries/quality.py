@@ -35,10 +35,11 @@ def dictionary_quality(replacement: Replacement, prompts: Sequence[Any], *, prog
         progress: show a progress bar on stderr.
 
     Returns:
-        A frame with a row a layer, and a last row with ``layer`` -1 for all layers together. ``l0``: active features
-        a token. ``explained_variance`` of the MLP's output: ``1 - Σ|y - ŷ|² / Σ|y - mean y|²``; 1 is perfect, at 0 or
-        below the mean would do as well. ``loss``: cross entropy of the next token, in nats a token, with this
-        layer's MLP output replaced by its reconstruction. ``loss_change``: that minus the untouched model's loss.
+        A frame with a row a layer, and a last row with ``layer`` -1 for all layers together. ``l0`` is how many
+        features are active on a token. ``explained_variance`` of the MLP's output: ``1 - Σ|y - ŷ|² / Σ|y - mean y|²``;
+        1 is perfect, at 0 or below the mean would do as well. ``loss``: cross entropy of the next token, in nats a
+        token, with this layer's MLP output replaced by its reconstruction. ``loss_change``: that minus the untouched
+        model's loss.
 
     Raises:
         PromptError: there are no prompts, or one has fewer than two tokens.

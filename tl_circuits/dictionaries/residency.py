@@ -100,8 +100,7 @@ def _wide(weights: LayerWeights) -> dict[str, Tensor]:
 def _on_disk(
     weights: LayerWeights, files: Sequence[Path], dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The large matrices, each mapped from its own file or from a converted copy; with what frees the memory of
-    them."""
+    """The large matrices, each mapped from its own file or from a converted copy, and what frees their memory."""
     wide, forget = _wide(weights), weights.transcoder.forget_pages
 
     def fits(matrix: Tensor) -> bool:

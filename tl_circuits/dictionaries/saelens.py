@@ -1,5 +1,6 @@
-"""Convert SAELens transcoders and autoencoders to this package's. sae_lens is not imported here, only by whoever made
-the object."""
+"""Convert SAELens transcoders and autoencoders to this package's.
+
+sae_lens is not imported here, only by whoever made the object."""
 
 import re
 from typing import Any, Literal

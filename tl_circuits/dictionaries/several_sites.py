@@ -1,5 +1,4 @@
-"""Several dictionaries in one layer, such as autoencoders of what attention adds, of what the MLP adds, and of the
-stream.
+"""Several dictionaries in one layer, such as autoencoders of what attention and the MLP add and of the stream.
 
 Asked about a layer, such a dictionary answers where the layer has one dictionary, and refuses where it has several.
 What computes over places (:mod:`tl_circuits.hooks.places`) asks :meth:`SeveralSites.by_place`, which answers to their

@@ -36,8 +36,7 @@ class SlotDecoders:
             )
 
     def check(self, layer: int, width: int, d_out: int, finite: bool) -> None:
-        """Raise DictionaryError or NotFiniteError unless shapes fit; ``finite``: whether to look through the
-        matrices."""
+        """Raise DictionaryError unless shapes fit, and NotFiniteError for NaN (in matrices only if ``finite``)."""
         for j, (matrix, scale) in enumerate(zip(self.matrices, self.scales, strict=True)):
             require_shape(layer, f"W_dec to layer {layer + j}", matrix, (width, d_out))
             if scale is not None:

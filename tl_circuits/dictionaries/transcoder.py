@@ -21,9 +21,9 @@ Activation = Literal["relu", "jumprelu", "topk"]
 
 @dataclass(frozen=True, eq=False)
 class Transcoder:
-    """A transcoder or autoencoder of one layer, given as tensors: it predicts ``y``, such as an MLP's output, from
-    ``x``.
+    """A transcoder or autoencoder of one layer, given as tensors.
 
+    It predicts ``y``, such as an MLP's output, from ``x``, such as the MLP's input:
     ``y = act(x W_encᵀ + b_enc) W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection (Dunefsky et al. 2024,
     "Transcoders find interpretable LLM feature circuits"; skip: Paulo et al. 2025). Make a dictionary of several with
     ``tlc.load_transcoders({layer: transcoder})``. If ``input_hook`` and ``output_hook`` are the same, it is an
@@ -84,7 +84,14 @@ class Transcoder:
             object.__setattr__(self, "k", whole(self.k))
 
     def normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """What the encoder's matrix reads, in float32."""
+        """What the encoder's matrix reads: the input after what ``normalize`` asks for.
+
+        Args:
+            x: inputs ``[..., d_in]``.
+
+        Returns:
+            A float32 tensor of the same shape; the input itself if ``normalize`` is ``"none"``.
+        """
         x = x.float()
         if self.normalize == "none":
             return x
@@ -92,17 +99,42 @@ class Transcoder:
         return centred * self.input_factor(x)
 
     def input_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
-        """The factor by which an input is multiplied: one over its standard deviation or root mean square."""
+        """The factor by which an input is multiplied: one over its standard deviation or root mean square.
+
+        Args:
+            x: inputs ``[..., d_in]`` of an autoencoder whose ``normalize`` is not ``"none"``.
+
+        Returns:
+            A float32 tensor ``[..., 1]``.
+        """
         if self.normalize == "layer_norm":  # as SAELens has it: the unbiased estimate, and 1e-5 only on this side
             return 1.0 / (x.float().std(-1, keepdim=True) + 1e-5)
         return x.shape[-1] ** 0.5 / x.float().norm(dim=-1, keepdim=True)
 
     def output_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
-        """The factor by which a reconstruction is multiplied, to have the size of ``x`` again."""
+        """The factor by which a reconstruction is multiplied, to have the size of ``x`` again.
+
+        Args:
+            x: inputs ``[..., d_in]`` of an autoencoder whose ``normalize`` is not ``"none"``.
+
+        Returns:
+            A float32 tensor ``[..., 1]``.
+        """
         return x.float().std(-1, keepdim=True) if self.normalize == "layer_norm" else 1.0 / self.input_factor(x)
 
     def activate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
-        """Activations from pre-activations."""
+        """Activations from pre-activations.
+
+        Args:
+            pre: pre-activations ``[..., feature]``, the encoder's bias included.
+
+        Returns:
+            A tensor of the same shape; 0 where a feature is not active.
+
+        Raises:
+            DictionaryError: if ``activation`` is ``"topk"`` and ``k`` is None, or ``"jumprelu"`` and ``threshold`` is
+                None.
+        """
         if self.activation != "topk":
             return self.gate(pre, self.threshold)
         if self.k is None:
@@ -121,7 +153,18 @@ class Transcoder:
     def gate(
         self, pre: Float[Tensor, "*batch some"], threshold: Float[Tensor, " some"] | None
     ) -> Float[Tensor, "*batch some"]:
-        """Activations of some features alone, for ReLU and JumpReLU: there one does not depend on the others."""
+        """Activations of some features alone, for ReLU and JumpReLU: there one does not depend on the others.
+
+        Args:
+            pre: their pre-activations ``[..., some]``.
+            threshold: their thresholds ``[some]``; None for ReLU, which has none.
+
+        Returns:
+            A tensor of the shape of ``pre``.
+
+        Raises:
+            DictionaryError: if ``threshold`` is None and ``activation`` is not ``"relu"``.
+        """
         if self.activation == "relu":
             return pre.relu()
         if threshold is None:
@@ -132,8 +175,7 @@ class Transcoder:
 
 
 def placed_on(transcoder: Transcoder, device: torch.device, wide: Sequence[str]) -> Transcoder:
-    """The same transcoder on a device; its ``wide`` matrices stay where they are if that is the machine's memory or
-    disk."""
+    """The same transcoder on a device; ``wide`` matrices in the machine's memory or on disk stay where they are."""
     tensors = {name: getattr(transcoder, name) for name in (*wide, *TENSORS[2:])}
     found = {n: to_layer(t, device) if n in wide else t.to(device) for n, t in tensors.items() if t is not None}
     moved: dict[str, Any] = {name: tensor for name, tensor in found.items() if tensor is not tensors[name]}

@@ -88,16 +88,29 @@ class TranscoderSet(Dictionary):
             check_tensors(layer, transcoder)
 
     def to(self, device: torch.device) -> "TranscoderSet":
-        """The same transcoders on another device."""
+        """The same transcoders with all their tensors on another device.
+
+        Args:
+            device: the device.
+
+        Returns:
+            A new set.
+        """
         moved = TranscoderSet({layer: moved_to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
         moved.prompt_rule = self.prompt_rule
         return moved
 
     def placed(self, devices: Mapping[int, torch.device]) -> "TranscoderSet":
-        """The same transcoders with each layer on its device: a new set, or this one if nothing has to move.
+        """The same transcoders with each layer on its device.
 
         Encoders and decoders that are in the machine's memory or on disk stay there, and their rows are copied to the
         device when needed.
+
+        Args:
+            devices: the device of each layer.
+
+        Returns:
+            A new set, or this one if nothing has to move.
         """
         moved = {layer: placed_on(t, devices[layer], self._wide) for layer, t in self._at.items()}
         if all(moved[layer] is self._at[layer] for layer in moved):
@@ -110,7 +123,14 @@ class TranscoderSet(Dictionary):
         return tuple(entry for layer in self._at for entry in self.layer_sample(layer))
 
     def layer_sample(self, layer: int) -> Sample:
-        """The numbers of :meth:`sample` that are of one layer."""
+        """The numbers of :meth:`sample` that are of one layer.
+
+        Args:
+            layer: the layer.
+
+        Returns:
+            Pairs of what the numbers are of, and the numbers.
+        """
         t, what = self._at[layer], f"layer {layer} of the dictionary"
         found = [(f"{what} ({t.input_hook} to {t.output_hook})", some_entries(t.W_enc))]
         found.append((f"{what} (its decoder)", some_entries(self._own_decoder(layer))))
@@ -118,9 +138,14 @@ class TranscoderSet(Dictionary):
         return rounded(found)
 
     def decoder(self, layer: int) -> Float[Tensor, "feature slot d_out"] | Any | None:
-        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``; None if per-layer.
+        """The decoder of a cross-layer transcoder, whose slot ``j`` writes to ``layer + j``.
 
-        A tensor, or the matrices of all slots by themselves (``SlotDecoders``).
+        Args:
+            layer: the layer whose features write.
+
+        Returns:
+            A tensor ``[feature, slot, d_out]``, or the matrices of all slots by themselves (``SlotDecoders``). None for
+            per-layer transcoders.
         """
         return None
 
@@ -144,10 +169,19 @@ class TranscoderSet(Dictionary):
         return f"blocks.{layer}.{self._at[layer].output_hook}"
 
     def check(self, model: Any) -> None:
-        """Raise DictionaryError unless layers, widths, hooks and the scale of what is read fit the model.
+        """Make sure that layers, widths, hooks and the scale of what is read fit the model.
 
         Published transcoders that read ``mlp.hook_in`` expect the norm's output with its gain applied. If
         TransformerLens has folded the norms (``normalization_type`` ends in "Pre"), the gain is in ``W_in`` instead.
+
+        Args:
+            model: the model.
+
+        Raises:
+            DictionaryError: a layer does not exist, a tensor has another width than the model's, an autoencoder cannot
+                sit at its site, or the norm's gain is missing.
+            UnknownHookError: a transcoder reads or writes a hook that the model does not have, or that is not its
+                MLP's.
         """
         made_for = f" (it was made for {self.made_for})" if self.made_for else ""
         d_model, found = int(model.cfg.d_model), self._at[self.layers[0]].W_enc.shape[1]

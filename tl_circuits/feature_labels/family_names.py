@@ -13,13 +13,15 @@ _SHOWN = 3
 
 
 def family_firing(replacement: Replacement, graph: AttributionGraph, nodes: Sequence[int]) -> Firing | None:
-    """Where features of a contrast graph fire in its prompt and in those it is compared with; None if the graph was not
-    compared with prompts.
+    """Where features of a contrast graph fire in its prompt and in those it is compared with.
 
     Args:
         replacement: the model with its dictionary.
         graph: the graph.
         nodes: indices of feature nodes.
+
+    Returns:
+        None if the graph was not compared with prompts, or there are no nodes.
     """
     others = [ids for ids, _ in graph.info.baseline]
     if not others or not nodes:
@@ -30,8 +32,9 @@ def family_firing(replacement: Replacement, graph: AttributionGraph, nodes: Sequ
 
 
 def family_name(firing: Firing, layer: int, row: int, side: int, texts: Mapping[int, str]) -> str | None:
-    """The prompts for which a feature fires at least half as strongly as it does for any, by the words they do not
-    share.
+    """Name a feature by the prompts for which it fires at least half as strongly as it does for any.
+
+    Prompts are told apart by the words that they do not share.
 
     Args:
         firing: where features fire in the family.

@@ -64,8 +64,10 @@ class FeatureFiles:
             )
 
     def require_of(self, graph: AttributionGraph) -> None:
-        """Raise BelongingError if the records are known to be of another model or dictionary than the graph, or cannot
-        tell its features apart.
+        """Make sure that the records can be about the graph's features.
+
+        Raises:
+            BelongingError: they are known to be of another model or dictionary, or cannot tell its features apart.
         """
         require_one_a_layer(graph.info, "feature files tell", BelongingError)
         if self.origin is not None:
@@ -137,8 +139,10 @@ class FeatureFiles:
         return Label(short, promotes, suppresses, (), "feature files", tuple(map(example_of, rows)))
 
     def write_loose(self, graph: AttributionGraph, folder: Path) -> int:
-        """Write ``<code>.json`` for each of the graph's features, as circuit-tracer's page reads them; returns how
-        many.
+        """Write ``<code>.json`` for each of the graph's features, as circuit-tracer's page reads them.
+
+        Returns:
+            How many files were written.
         """
         self.require_of(graph)
         n, written = graph._nodes, set()

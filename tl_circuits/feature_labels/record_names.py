@@ -71,8 +71,7 @@ def _named(
 
 
 def _usual(record: Mapping[str, Any]) -> tuple[float, float]:
-    """The mean of a feature's absolute activation over all tokens, and its standard deviation, to the width of a
-    bin."""
+    """Mean and standard deviation of a feature's absolute activation over all tokens, to the width of a bin."""
     shares = [float(s) for s in record.get("histogram", ())]
     wide = float(record.get("histogram_range", 0.0)) / max(1, len(shares))
     middles = [(i + 0.5) * wide for i in range(len(shares))]

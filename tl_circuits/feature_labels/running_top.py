@@ -89,8 +89,9 @@ class RunningTop:
         self.counts += torch.bincount(feature * BINS + bins, minlength=width * BINS).view(width, BINS)
 
     def quantiles(self, features: Int[Tensor, " n"], shares: tuple[float, ...]) -> list[list[float]]:
-        """For each feature, the absolute activations below which the given shares of its active tokens lie, to the
-        width of a bin.
+        """For each feature, the absolute activations below which the given shares of its active tokens lie.
+
+        They are exact to the width of a bin.
         """
         counts = self.counts[features].double()
         wanted = torch.tensor(shares, dtype=torch.float64) * counts.sum(1, keepdim=True)

@@ -28,13 +28,14 @@ _BLOCK = 512  # tokens
 def label_features(
     replacement: Replacement, graph: AttributionGraph, nodes: Sequence[str | int] | None = None, progress: bool = False
 ) -> AttributionGraph:
-    """Label features by their weights: which tokens they promote, suppress and respond to. No network and no texts are
-    needed.
+    """Label features by their weights: which tokens they promote, suppress and respond to.
 
-    A feature promotes the tokens with the largest ``activation · decoder · W_U`` and suppresses those with the
-    smallest, with the mean logit subtracted. It reads the tokens whose embeddings have the largest product with its
-    encoder. The short label shows whichever of promoting and reading stands out more, in standard deviations over the
-    vocabulary.
+    No network and no texts are needed. A feature promotes the tokens with the largest ``decoder · W_U`` and suppresses
+    those with the smallest; if its activation in the graph is negative, it is the other way round. It reads the tokens
+    whose embeddings have the largest product with its encoder. The short label shows whichever of promoting and reading
+    stands out more: how far the largest product lies above the mean, in standard deviations over the vocabulary. Every
+    feature gets a label, also one whose products are noise; :func:`name_features` measures whether they are
+    (docs/method.md, "Names of features" and "Limits").
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -43,7 +44,7 @@ def label_features(
         progress: show a progress bar on stderr.
 
     Returns:
-        The graph with these labels.
+        A new graph with these labels; nodes that are no features are passed over.
 
     Raises:
         BelongingError: for a graph of another model or dictionary.
@@ -102,8 +103,7 @@ def strongest_tokens(
 def extreme(
     products: Float[Tensor, "n d_vocab"], count: int, largest: bool = True
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Each row's ``count`` largest (or smallest) products, most extreme first, and their tokens; fewer if there are
-    fewer.
+    """Each row's ``count`` largest (or smallest) products, most extreme first, and their tokens.
 
     Those of a row lie in the blocks of tokens whose own extremes are the most extreme, so only these are sorted:
     torch's ``topk`` of whole rows takes longer than the products with the vocabulary themselves.
@@ -124,8 +124,9 @@ def extreme(
 
 
 def active_side(graph: AttributionGraph, indices: Sequence[int]) -> Float[Tensor, " n"]:
-    """On which side of zero features are active in a graph: 1 above, -1 below. A feature that is silent on the prompt
-    of a contrast graph has the side of its baseline.
+    """On which side of zero features are active in a graph: 1 above, -1 below.
+
+    A feature that is silent on the prompt of a contrast graph has the side of its baseline.
     """
     nodes = graph._nodes
     side = nodes.activation[list(indices)].sign()

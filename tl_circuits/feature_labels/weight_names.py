@@ -78,8 +78,7 @@ def usual_products(replacement: Replacement) -> UsualProducts:
 
 
 def _unit(products: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n d_vocab"]:
-    """Products around their mean, each feature's scaled to length 1, so that long vectors count no more than short
-    ones."""
+    """Products around their mean, each feature's scaled to length 1, so that long vectors count no more."""
     centred = products - products.mean(1, keepdim=True)
     return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-30)
 

@@ -17,8 +17,10 @@ def carried_by(graph: AttributionGraph, chosen: Iterable[str | int]) -> Carried:
 
 
 def carried(graph: AttributionGraph, members: Sequence[int]) -> Carried:
-    """What runs to the first target through the features ``members`` (node indices): the signed sum over the graph's
-    paths that pass any of them, each path once. ``predicted_effects`` of removing them all says the same.
+    """What runs to the target of the largest weight through the features ``members`` (node indices).
+
+    It is the signed sum over the graph's paths that pass any of them, each path once. ``predicted_effects`` of removing
+    them all says the same.
     """
     nodes, edges = graph._nodes, graph._edges
     inside = torch.zeros(len(graph), dtype=torch.bool)
@@ -40,8 +42,9 @@ def carried(graph: AttributionGraph, members: Sequence[int]) -> Carried:
 
 
 def answer_scale(graph: AttributionGraph, target: int) -> float:
-    """By what effects on a target are divided for its shares: what there is to explain about it, if that is above zero;
-    else all its absolute inputs.
+    """By what effects on a target are divided to make shares of them.
+
+    It is what there is to explain about the target, if that is above zero; else all its absolute inputs.
     """
     whole = to_explain(graph, target)
     return whole if whole > 0 else max(float(input_mass(graph)[target]), 1e-30)

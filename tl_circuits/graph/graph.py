@@ -31,8 +31,9 @@ class AttributionGraph:
     """Which features and tokens acted on the answer to one prompt, and by how much.
 
     Nodes are tokens, features, errors (what the dictionary does not rebuild) and targets. An edge is the direct effect
-    of its source on its target in the local replacement model of the prompt (Ameisen et al. 2025). For every node with
-    a row, incoming edges and ``bias`` add up to its ``value``. A graph is never changed; methods return new ones.
+    of its source on its target in the local replacement model of the prompt (Ameisen et al. 2025, "Circuit Tracing";
+    equations in docs/method.md, "Edges"). For every node with a row, incoming edges and ``bias`` add up to its
+    ``value``. A graph is never changed; methods return new ones.
 
     Attributes:
         info: what the graph is of: prompt, tokens, targets, model, dictionary.
@@ -91,6 +92,9 @@ class AttributionGraph:
     def prompt_tokens(self) -> list[int]:
         """The token ids to run the model on.
 
+        Returns:
+            The ids of the whole prompt, one for each position, special tokens included.
+
         Raises:
             PromptError: for an aggregated graph, which belongs to no single prompt.
 
@@ -111,6 +115,9 @@ class AttributionGraph:
         Args:
             usual: the positions to consider if the graph's file does not say which were left out; then those without
                 features are returned.
+
+        Returns:
+            Positions, counted from 0.
 
         Examples:
             >>> graph.skipped_positions()        # the beginning-of-sequence token
@@ -153,8 +160,18 @@ class AttributionGraph:
 
     @cached_property
     def influence(self) -> Float[Tensor, " node"]:
-        """Each node's total influence on the targets, over all paths (float64 ``[node]``); a target also counts its own
-        weight.
+        """Each node's total influence on the targets, over all paths: a float64 tensor ``[node]`` in adjacency order.
+
+        It is ``w + w (N + N² + …)``, where ``N`` holds the absolute edges, each row divided by its sum, and ``w`` the
+        targets' weights, such as their probabilities (Ameisen et al. 2025, "Circuit Tracing"; docs/method.md, "Which
+        nodes"). For a node that is no target, this is the share of the targets' absolute inputs that can be traced back
+        to it, summed over the targets, each by its weight.
+
+        Examples:
+            >>> graph.influence.shape
+            torch.Size([106])
+            >>> round(float(graph.influence[graph.node_numbers["token@7"]]), 2)  # half of Austin goes back to Dallas
+            0.53
         """
         shares = input_shares(self._edges, len(self))
         weights = self._nodes.weight
@@ -192,6 +209,9 @@ class AttributionGraph:
 
         Args:
             index: the node's index in adjacency order.
+
+        Returns:
+            The text.
 
         Examples:
             >>> graph.label(0), graph.label(graph.node_ids.index("logit:0"))
@@ -274,6 +294,9 @@ class AttributionGraph:
         Args:
             name: the node's id, such as ``L3/F667@8``, ``L0/error@2``, ``token@4`` or ``logit:0``.
 
+        Returns:
+            A pandas series, whose index is the columns of the frame ``nodes``.
+
         Raises:
             TargetError: if the graph has no such node; it names the nearest ones.
 
@@ -328,9 +351,12 @@ class AttributionGraph:
     def words(self) -> pd.DataFrame:
         """Which words mattered: what each token of the prompt does to the answer, over all paths.
 
-        A frame ``position token effect share``. ``effect`` is signed and in units of the target (for several targets,
-        their sum weighted by probability); in a contrast graph it is that of the difference from the baseline.
-        ``share`` is a token's part of all tokens' absolute effects.
+        A frame ``position token effect share``, one row for each token, in the order of the prompt. ``effect`` is
+        signed and in logits (for several targets, the sum of the effects on each, weighted by their probabilities; for
+        a :class:`FeatureTarget` or a :class:`LogitDirection`, in the target's own units). In a contrast graph it is the
+        effect of how the token's embedding differs from the baseline. In a graph from another program's file, it runs
+        over the paths that the graph has. ``share`` is the effect divided by the sum of all tokens' absolute effects,
+        so it lies between -1 and 1.
 
         Examples:
             >>> graph.words.nlargest(2, "effect").round(2)
@@ -344,8 +370,12 @@ class AttributionGraph:
     def coverage(self) -> float:
         """How much of the direct effects the graph shows: the share of all absolute inputs that its edges carry.
 
-        Each node with a row counts by its influence. What edges do not show are effects of features that were not
-        traced or were pruned.
+        It lies between 0 and 1. Each node with a row counts by its influence. What edges do not show are effects of
+        features that were not traced, and of nodes and edges that were pruned.
+
+        Examples:
+            >>> round(graph.coverage, 2), round(graph.prune().coverage, 2)
+            (0.97, 0.78)
         """
         mass = torch.zeros(len(self), dtype=torch.float64)
         mass.index_add_(0, self._edges.target, self._edges.weight.double().abs())
@@ -357,12 +387,18 @@ class AttributionGraph:
 
     @checked
     def scores(self, only: Iterable[str | int] | None = None) -> Scores:
-        """The replacement score and the completeness score (Ameisen et al. 2025, as circuit-tracer computes them).
+        """The replacement score and the completeness score: how much of the graph features explain.
+
+        Both are defined by Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models",
+        and computed as circuit-tracer does. Their equations are in docs/method.md, "Which nodes".
 
         Args:
             only: ids or indices of nodes, such as those of a subgraph. Then all other features count as unexplained:
                 what they write is added to the error of their layer and position, and what drives them is left out.
                 This is what Neuronpedia's page computes for pinned nodes.
+
+        Returns:
+            The two scores, each a share of 1.
 
         Raises:
             TargetError: for a node that the graph does not have.
@@ -381,14 +417,18 @@ class AttributionGraph:
 
     @checked
     def carried(self, nodes: Iterable[str | int]) -> Carried:
-        """How much of the answer runs through some features: the signed sum over all paths of the graph that pass any
-        of them, each path once.
+        """How much of the answer runs through some features: the signed sum over all paths of the graph that pass them.
 
-        It is what the graph predicts that the first target loses if all of them are removed together. Paths that cancel
-        count against each other, other than in influence.
+        A path that passes several of them counts once. The sum is what the graph predicts that the target of the
+        largest weight (the likeliest token) loses if all of these features are removed together. Paths of opposite sign
+        cancel here; in :attr:`influence`, which takes absolute values, they do not.
 
         Args:
             nodes: ids or indices of features, such as those of a box.
+
+        Returns:
+            The target's ``value``, the part of it that is to be explained (``whole``), what runs through the features
+            (``by``), all three in logits, and ``share``, which is ``by`` divided by ``whole``.
 
         Raises:
             TargetError: for a node that the graph does not have, or none at all.
@@ -406,11 +446,17 @@ class AttributionGraph:
         """The smaller graph that carries most of the influence on the targets (circuit-tracer's ``prune_graph``).
 
         Tokens and targets always stay. Kept nodes keep their value: what a cut edge contributed moves into the target's
-        ``bias`` and ``residue``, so the sums still hold.
+        ``bias`` and ``residue``, so the sums still hold. The rule is in docs/method.md, "Which nodes" (Ameisen et al.
+        2025, "Circuit Tracing").
 
         Args:
             node_threshold: the share of all influence that the kept nodes carry, 0 to 1.
-            edge_threshold: the share of the rest's edge scores that the kept edges carry, 0 to 1.
+            edge_threshold: the share that the kept edges carry of the scores of all edges between kept nodes, 0 to 1.
+                An edge's score is its share of its target's absolute inputs, times the target's influence, both on
+                what is left.
+
+        Returns:
+            A graph of the kept nodes and edges, with the labels, notes and stories of heads that are about these.
 
         Raises:
             ValueError: for a threshold outside 0 to 1.
@@ -467,8 +513,9 @@ class AttributionGraph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what was traced: model, dictionary, tokens, targets and nodes. Notes carry it, so that they are not
-        applied to another graph.
+        """A hash of what was traced: model, dictionary, tokens, targets and nodes.
+
+        Notes carry it, so that they are not applied to another graph.
         """
         return fingerprint(self.info, self.node_ids)
 
@@ -480,6 +527,12 @@ class AttributionGraph:
     @checked
     def with_notes(self, notes: Notes) -> "AttributionGraph":
         """The same graph with other notes.
+
+        Args:
+            notes: the notes that replace those of the graph.
+
+        Returns:
+            A new graph.
 
         Raises:
             ValueError: if the notes name a node that the graph does not have.
@@ -495,8 +548,15 @@ class AttributionGraph:
         return replace(self, notes=notes)
 
     def with_notes_read(self, notes: Notes) -> "AttributionGraph":
-        """The same graph with the notes that were found beside its file. A later save may replace these notes, and no
-        others.
+        """The same graph with the notes that were found beside its file.
+
+        A later :meth:`save` may replace these notes. Of other notes that it finds there, nothing is lost.
+
+        Args:
+            notes: the notes that were read.
+
+        Returns:
+            A new graph.
 
         Raises:
             ValueError: if the notes name a node that the graph does not have.
@@ -515,8 +575,11 @@ class AttributionGraph:
             label: the group's name.
             ids: the nodes' ids.
 
+        Returns:
+            A new graph.
+
         Raises:
-            ValueError: for a label in use, an empty group, or an id that the graph does not have.
+            ValueError: for a label that is empty or in use, an empty group, or an id that the graph does not have.
 
         Examples:
             >>> graph.group("Texas", ["L0/F308@7", "L0/F71@7"]).groups
@@ -526,7 +589,13 @@ class AttributionGraph:
 
     @checked
     def ungroup(self, label: str) -> "AttributionGraph":
-        """The same graph without one of its groups.
+        """The same graph without one of its groups. Its nodes stay in the graph.
+
+        Args:
+            label: the group's name.
+
+        Returns:
+            A new graph.
 
         Raises:
             KeyError: if there is no group with this label; it names those there are.
@@ -545,8 +614,12 @@ class AttributionGraph:
             old: the group's label, or the node's id.
             new: the new name.
 
+        Returns:
+            A new graph.
+
         Raises:
             KeyError: if there is neither a group nor a node called ``old``.
+            ValueError: for a group, if ``new`` is empty or the label of another group.
 
         Examples:
             >>> named = graph.rename("L0/F308@7", "Dallas, a city in Texas")
@@ -562,7 +635,10 @@ class AttributionGraph:
         """The same graph with these nodes pinned: every picture shows them.
 
         Args:
-            *ids: node ids.
+            *ids: node ids. They are added to the pins that the graph has.
+
+        Returns:
+            A new graph.
 
         Raises:
             ValueError: for an id that the graph does not have.
@@ -609,6 +685,9 @@ class AttributionGraph:
         Args:
             groups: (label, node ids) for each group.
 
+        Returns:
+            A new graph.
+
         Raises:
             ValueError: for a label or a node in two groups, or an id that the graph does not have.
 
@@ -622,6 +701,12 @@ class AttributionGraph:
     @checked
     def unpin(self, *ids: str) -> "AttributionGraph":
         """The same graph without these pins.
+
+        Args:
+            *ids: node ids. One that is not pinned is passed over.
+
+        Returns:
+            A new graph.
 
         Examples:
             >>> graph.pin("L0/F308@7", "L0/F71@7").unpin("L0/F71@7").pins
@@ -682,11 +767,16 @@ class AttributionGraph:
         Args:
             path: a file that ends in ``.svg``, ``.png`` or ``.pdf``. Without one, the picture is returned, and a
                 notebook shows it.
-            max_boxes: the most boxes to draw.
+            max_boxes: the most boxes to draw, at least 1.
             overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path; without one, the picture.
 
         Raises:
             OutputError: if the file exists, cannot be written, or has another ending.
+            ImportError: if matplotlib is not installed; it names the extra.
+            ValueError: for ``max_boxes`` below 1.
 
         Examples:
             >>> graph.plot(folder / "why.svg").name
@@ -764,8 +854,12 @@ class AttributionGraph:
             slug: the name under which the graph was uploaded.
             embed: the page without its frame, for other sites to embed.
 
+        Returns:
+            The address.
+
         Raises:
-            ExportError: if the address would be too long for servers.
+            ExportError: if the address would be too long for servers, for a model id or slug with characters other than
+                letters, digits and ``_ . -``, and for a graph in which some layer has several dictionaries.
 
         Examples:
             >>> graph.pin("token@7").neuronpedia_url("gemma-2-2b", "dallas")
@@ -774,8 +868,11 @@ class AttributionGraph:
         return output("neuronpedia address")(self, model, slug, embed)
 
     def to_networkx(self) -> Any:
-        """The graph as a ``networkx.DiGraph`` (extra ``networkx``). Attributes are the columns of ``nodes`` and
-        ``edges``.
+        """The graph as a ``networkx.DiGraph`` (extra ``networkx``).
+
+        Returns:
+            The directed graph. Its nodes are the ids, with the other columns of the frame ``nodes`` as attributes. Its
+            edges have the attribute ``weight``.
 
         Raises:
             ImportError: if networkx is not installed; it names the extra.
@@ -789,7 +886,11 @@ class AttributionGraph:
 
     @checked
     def to_parquet(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
-        """Write the frames ``nodes`` and ``edges`` as two Parquet files (extra ``parquet``).
+        """Write the frames :attr:`nodes` and :attr:`edges` as two Parquet files.
+
+        Args:
+            folder: where to write them; it is made if it does not exist.
+            overwrite: whether to replace files that exist.
 
         Returns:
             The paths of ``nodes.parquet`` and ``edges.parquet``.
@@ -805,10 +906,20 @@ class AttributionGraph:
 
     @checked
     def to_graphml(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write GraphML, for Gephi, Cytoscape or yEd (extra ``networkx``). Attributes are the columns of the frames.
+        r"""Write GraphML, for Gephi, Cytoscape or yEd (extra ``networkx``). Attributes are the columns of the frames.
+
+        Characters that XML cannot hold are written as ``\uXXXX``.
+
+        Args:
+            path: the file to write.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path.
 
         Raises:
             OutputError: if the file exists or cannot be written.
+            ImportError: if networkx is not installed; it names the extra.
 
         Examples:
             >>> graph.to_graphml(folder / "why.graphml").name
@@ -818,7 +929,16 @@ class AttributionGraph:
 
     @checked
     def to_dot(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write DOT, for Graphviz.
+        """Write DOT, for Graphviz: nodes by label, edges in the colour of their sign.
+
+        An edge is the wider, the larger its share of its target's absolute inputs.
+
+        Args:
+            path: the file to write.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path.
 
         Raises:
             OutputError: if the file exists or cannot be written.

@@ -68,8 +68,9 @@ class Nodes:
 
     @property
     def towards(self) -> Float[Tensor, " node"]:
-        """1 where a positive edge makes a node count more, -1 where less (a feature that is below zero or below the
-        baseline), 0 for features that do not count.
+        """1 where a positive edge makes a node count more, -1 where it makes it count less.
+
+        The latter are features that are below zero, or below the baseline. 0 for features that do not count.
         """
         return torch.where(self.kind == Kind.FEATURE, self.counted.sign(), 1.0)
 
@@ -125,14 +126,15 @@ UNCLEAR = "no clear name"
 """What a label says, in place of a name, of a feature that neither its weights nor its examples name clearly."""
 
 AGAINST_OTHERS = " − the others’ answers"
-"""How the name of a contrast graph's usual target ends: the answer's logit minus the mean logit of the others'
-answers."""
+"""How the name of a contrast graph's usual target ends.
+
+That target is the answer's logit minus the mean logit of the others' answers.
+"""
 
 OTHERS_NAMED = 3  # prompts that a graph is compared with and that a line names; of more it says the number
 
 Baselines = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-"""The prompts of a baseline: token ids, and the position in the graph's prompt that each is compared with (-1:
-none)."""
+"""A baseline's prompts: token ids, and the position in the graph's prompt that each is compared with (-1: none)."""
 
 
 def read_baselines(stored: Any) -> Baselines:

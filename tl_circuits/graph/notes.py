@@ -42,8 +42,20 @@ class Notes:
     def group(self, label: str, ids: Iterable[str]) -> "Notes":
         """The notes with these nodes in a group of their own. They leave the groups they were in.
 
+        Args:
+            label: the group's label.
+            ids: the nodes' ids.
+
+        Returns:
+            New notes.
+
         Raises:
             ValueError: for a label in use, or a group without a label or nodes.
+
+        Examples:
+            >>> notes = tlc.Notes().group("Texas", ["L0/F308@7", "L0/F71@7"])
+            >>> notes.group("Dallas", ["L0/F71@7"]).groups
+            (('Texas', ('L0/F308@7',)), ('Dallas', ('L0/F71@7',)))
         """
         ids = tuple(dict.fromkeys(ids))
         if not label.strip() or not ids:
@@ -57,8 +69,18 @@ class Notes:
     def ungroup(self, label: str) -> "Notes":
         """The notes without one group.
 
+        Args:
+            label: the group's label.
+
+        Returns:
+            New notes.
+
         Raises:
             KeyError: if there is no such group; it names those there are.
+
+        Examples:
+            >>> tlc.Notes().group("Texas", ["L0/F308@7"]).ungroup("Texas").groups
+            ()
         """
         self._require(label)
         return replace(self, groups=tuple(g for g in self.groups if g[0] != label))
@@ -66,9 +88,20 @@ class Notes:
     def rename(self, old: str, new: str) -> "Notes":
         """The notes with the group ``old`` called ``new``.
 
+        Args:
+            old: the group's label.
+            new: its new label.
+
+        Returns:
+            New notes.
+
         Raises:
-            KeyError: if there is no group ``old``.
+            KeyError: if there is no group ``old``; it names those there are.
             ValueError: if ``new`` is empty or in use.
+
+        Examples:
+            >>> tlc.Notes().group("Texas", ["L0/F308@7"]).rename("Texas", "in Texas").groups
+            (('in Texas', ('L0/F308@7',)),)
         """
         self._require(old)
         if not new.strip():
@@ -80,7 +113,20 @@ class Notes:
             raise KeyError(f"there is no group {label!r}; there are {[g[0] for g in self.groups]}.")
 
     def holds(self, other: "Notes") -> bool:
-        """Whether nothing that ``other`` says is missing here."""
+        """Whether these notes say all that other notes say.
+
+        Args:
+            other: the other notes.
+
+        Returns:
+            True if all groups of ``other`` are here, with at least the same nodes, and so are all its pins, names and
+            its text.
+
+        Examples:
+            >>> notes = tlc.Notes().group("Texas", ["L0/F308@7"])
+            >>> notes.holds(tlc.Notes()), tlc.Notes().holds(notes)
+            (True, False)
+        """
         groups = {label: set(ids) for label, ids in self.groups}
         return (
             all(label in groups and set(ids) <= groups[label] for label, ids in other.groups)
@@ -90,7 +136,19 @@ class Notes:
         )
 
     def of(self, ids: Iterable[str]) -> "Notes":
-        """The part of these notes that is about the nodes given."""
+        """The part of these notes that is about the nodes given.
+
+        Args:
+            ids: the nodes' ids.
+
+        Returns:
+            New notes with groups, pins and names of these nodes alone, and the whole text. A group without any of them
+            is left out.
+
+        Examples:
+            >>> tlc.Notes().group("Texas", ["L0/F308@7", "L0/F71@7"]).of(["L0/F308@7"]).groups
+            (('Texas', ('L0/F308@7',)),)
+        """
         known = set(ids)
         groups = ((label, tuple(i for i in members if i in known)) for label, members in self.groups)
         return Notes(

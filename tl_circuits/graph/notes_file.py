@@ -33,8 +33,10 @@ class NotesFile:
 
 
 def notes_path(graph_path: Path) -> Path:
-    """Where a graph's notes are written: ``capital.graph.safetensors.notes.json`` beside
-    ``capital.graph.safetensors``."""
+    """Where a graph's notes are written.
+
+    Those of ``capital.graph.safetensors`` are in ``capital.graph.safetensors.notes.json`` beside it.
+    """
     return graph_path.with_name(graph_path.name + ENDING)
 
 
@@ -131,8 +133,10 @@ def replace_notes(graph: AttributionGraph, notes: Notes, graph_path: Path) -> No
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a notes file to ``NAME.other``, or to ``NAME.other-2`` and so on where that is taken; returns the new
-    path.
+    """Rename a notes file to ``NAME.other``, or to ``NAME.other-2`` and so on where that is taken.
+
+    Returns:
+        The new path.
 
     Raises:
         OutputError: if it cannot be renamed.

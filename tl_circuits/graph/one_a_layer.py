@@ -1,5 +1,4 @@
-"""Refuse graphs in which a layer has several dictionaries, where what is done tells features apart by layer and
-number."""
+"""Refuse graphs in which a layer has several dictionaries, where features are told apart by layer and number."""
 
 from tl_circuits.graph.nodes import GraphInfo
 

@@ -90,9 +90,7 @@ def _signs(graph: AttributionGraph, chain: list[int]) -> tuple[int, ...]:
 
 
 def sentence(graph: AttributionGraph, path: Path) -> str:
-    """One sentence that a newcomer can read, such as
-    ``“ France” activates layer 20 [say “ Paris”], which raises “ Paris”``.
-    """
+    """A path in words, such as ``“ France” activates layer 20 [say “ Paris”], which raises “ Paris”``."""
     nodes = graph._nodes
     words, joint, would = f"“{graph.info.tokens[int(nodes.position[path.nodes[0]])]}”", " ", False
     for node, sign in zip(path.nodes[1:], path.signs, strict=True):

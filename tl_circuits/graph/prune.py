@@ -25,12 +25,12 @@ def prune_masks(
     node_threshold: float,
     edge_threshold: float,
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, " edge"]]:
-    """Which nodes and edges stay when a graph is pruned (circuit-tracer's ``prune_graph``; same numbers on the same
-    matrix).
+    """Which nodes and edges stay when a graph is pruned.
 
-    First, the fewest nodes that carry the share ``node_threshold`` of the influence stay. Of the edges among them, the
-    fewest that carry the share ``edge_threshold`` of the edge scores stay. Then features without an input, and features
-    and errors without an output, are removed until there are none.
+    It gives the same as circuit-tracer's ``prune_graph`` on the same matrix. First, the fewest nodes that carry the
+    share ``node_threshold`` of the influence stay. Of the edges among them, the fewest that carry the share
+    ``edge_threshold`` of the edge scores stay. Then features without an input, and features and errors without an
+    output, are removed until there are none.
 
     Args:
         edges: the direct effects.

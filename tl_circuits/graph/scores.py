@@ -9,8 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """How much of a graph is explained by features rather than left to errors (Ameisen et al. 2025). Both lie between 0
-    and 1.
+    """How much of a graph is explained by features rather than left to errors: two shares between 0 and 1.
+
+    Both are defined by Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models".
+    Their equations are in docs/method.md, "Which nodes".
 
     Attributes:
         replacement: of the influence that starts in tokens or errors, the share that starts in tokens.
@@ -30,12 +32,16 @@ class Scores:
 class Carried:
     """What some features bring to the answer together; :meth:`AttributionGraph.carried` gives it.
 
+    It is about one target, that of the largest weight: the likeliest of the tokens that are explained.
+
     Attributes:
-        value: the first target's value: the answer's logit minus the mean of all tokens' or, in a contrast graph, of
-            what the other prompts give.
-        whole: the part of it that is to be explained: ``value`` without what is there on any prompt (biases) and what a
-            baseline shares.
-        by: what runs through the features. Without them, the value in the replacement model would be ``value - by``.
+        value: the target's value, in logits: the token's logit minus the mean logit of all tokens or, in a contrast
+            graph against other prompts, of the tokens that are likeliest there. For a :class:`FeatureTarget` or a
+            :class:`LogitDirection`, this and the next two are in the target's own units.
+        whole: the part of ``value`` that is to be explained, in logits: without biases, which are the same on any
+            prompt, and without what a baseline shares.
+        by: what runs through the features, in logits. Without them, the value in the replacement model would be
+            ``value - by``.
 
     Examples:
         >>> found = graph.carried(["L3/F667@8"])
@@ -49,8 +55,13 @@ class Carried:
 
     @property
     def share(self) -> float:
-        """``by`` as a share of ``whole``: below 0 or above 1 if what runs past the features has the other sign; NaN if
-        there is nothing to explain.
+        """``by`` as a share of ``whole``; NaN if there is nothing to explain.
+
+        It is below 0 or above 1 if what runs past the features has the other sign.
+
+        Examples:
+            >>> round(graph.carried(["L0/F308@7", "L3/F667@8"]).share, 2)
+            0.35
         """
         return self.by / self.whole if self.whole else float("nan")
 
@@ -81,8 +92,7 @@ def input_shares(edges: Edges, n_nodes: int) -> Float[Tensor, " edge"]:
 
 
 def influence(edges: Edges, shares: Float[Tensor, " edge"], weights: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """Total influence of every node on the weighted targets (float64 ``[node]``): ``w (A + A² + …)`` with ``A`` the
-    shares.
+    """Total influence of every node on the weighted targets: ``w (A + A² + …)`` with ``A`` the shares.
 
     One pass goes from the targets down and takes every edge once: a node hands its influence on to its sources as soon
     as all nodes that it feeds have handed theirs to it.
@@ -91,6 +101,9 @@ def influence(edges: Edges, shares: Float[Tensor, " edge"], weights: Float[Tenso
         edges: the direct effects.
         shares: each edge's share of its target's inputs (:func:`input_shares`).
         weights: the targets' weights, 0 for all other nodes.
+
+    Returns:
+        A float64 tensor ``[node]``.
 
     Raises:
         ValueError: if the edges close a cycle; the pass would never end.
@@ -130,6 +143,9 @@ def scores(
         weights: the targets' weights, 0 for all other nodes.
         is_error: which nodes are errors.
         is_token: which nodes are tokens.
+
+    Returns:
+        The two scores, each a share of 1.
     """
     shares = input_shares(edges, weights.numel())
     reach = influence(edges, shares, weights)

@@ -72,8 +72,11 @@ def load_graph(path: str | Path, notes: bool = True) -> AttributionGraph:
         path: the file.
         notes: whether to take the notes beside the file, if they belong to this graph.
 
+    Returns:
+        The graph.
+
     Raises:
-        GraphFileError: if the file is missing, cut off, damaged, or not a graph.
+        GraphFileError: if the file is missing, cut off, damaged, or not a graph, or if the notes beside it are.
 
     Examples:
         >>> path = graph.save(folder / "why.graph.safetensors")

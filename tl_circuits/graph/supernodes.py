@@ -125,8 +125,10 @@ def _role(graph: AttributionGraph, most: int, always: list[int]) -> _Role:
 
 
 def _distances(role: _Role) -> Float[Tensor, "feature feature"]:
-    """One minus the similarity of every two features: the mean of the Jaccard index of their neighbours, and the
-    weighted Jaccard index of their signed inputs and outputs.
+    """One minus the similarity of every two features.
+
+    It is the mean of the Jaccard index of their neighbours and the weighted Jaccard index of their signed inputs and
+    outputs.
     """
     n, flow = len(role.features), role.flow
     strong = flow.abs() >= smallest_kept(flow.abs()[flow != 0], NEIGHBOUR_SHARE)

@@ -53,8 +53,7 @@ def require_sound(graph: AttributionGraph, where: str) -> AttributionGraph:
 
 
 def require_typed(value: Any, where: str) -> None:
-    """Raise GraphFileError, which names the place ``where``, unless each field of a dataclass has the type that it is
-    annotated with."""
+    """Raise GraphFileError, which names the place ``where``, unless a dataclass's fields have the annotated types."""
     hints = get_type_hints(type(value))
     for field in fields(value):
         said = getattr(value, field.name)

@@ -12,11 +12,10 @@ from tl_circuits.graph.kinds import Kind
 def word_effects(graph: AttributionGraph) -> pd.DataFrame:
     """What each token of the prompt does to the answer, over all paths: a frame ``position token effect share``.
 
-    ``effect`` is the signed total effect of the token's embedding on the targets, each weighted as in the graph (in a
-    contrast
-    graph: of how the embedding differs from the baseline). ``share`` is the effect divided by the sum of all tokens'
-    absolute effects. A graph from another program's file does not say total effects; then they are the signed sums over
-    all paths that the graph has.
+    ``effect`` is the signed total effect of the token's embedding on the targets, each weighted as in the graph, in
+    logits if the targets are logits (in a contrast graph: of how the embedding differs from the baseline). ``share`` is
+    the effect divided by the sum of all tokens' absolute effects. A graph from another program's file does not say
+    total effects; then they are the signed sums over all paths that the graph has.
     """
     nodes = graph._nodes
     effects = path_effects(graph) if nodes.total_effect is None else nodes.total_effect.double()

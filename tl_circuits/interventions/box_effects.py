@@ -1,5 +1,4 @@
-"""What removing or scaling a set of features does to the answer, measured in the model, and whether chance would do as
-well."""
+"""What removing or scaling a set of features does to the answer, measured in the model and against chance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,13 +28,14 @@ FEWEST_CONTROLS = 10  # with fewer random sets, one box of ten would pass by cha
 def box_ablations(
     replacement: Replacement, graph: AttributionGraph, *, controls: int = 20, seed: int = 0, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Remove each box of the graph's page in the model, and all together, and measure the answer; do the same to random
-    sets.
+    """Remove each box of a graph's page in the model, and measure how the answer changes; the same for random sets.
 
-    Each box is removed with nothing held; beside it, with attention patterns and norm denominators held, as the graph
-    assumes. In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is
-    *tested* if removing it moves the answer the way the graph predicts, and further than removing any of ``controls``
-    random sets of as many active features of the same layers and positions.
+    Boxes are taken from every stop of the page's detail slider; all boxes of a stop are also removed together. Each
+    removal runs twice: with nothing held, and with attention patterns and norm denominators held, as the graph assumes.
+    In a contrast graph, a box is removed by setting its features to what they are in the baseline. A box is *tested* if
+    removing it moves the answer the way the graph predicts, and further than removing any of ``controls`` random sets
+    of as many active features of the same layers and positions. How far an answer moves is compared in log-odds of its
+    probability.
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -45,19 +45,35 @@ def box_ablations(
         progress: show a progress bar on stderr.
 
     Returns:
-        One dict for each box, and one for all boxes of a picture together, for ``graph.to_html(ablations=...)``. Its
-        ``nodes``. With nothing held: the likeliest next tokens before and after (``top``), the ``answer``, its
-        probability ``before`` and ``after`` and how its ``logit`` moves; for the random sets its probabilities after
-        (``random``) and how its logit moves (``random_logits``); and whether the box is ``tested``, or the answer moved
-        further than theirs, but the ``other_way``. How the target was ``predicted`` to move and how it moved as
-        ``measured`` (with attention held, if ``freeze`` is ``"attention"``; where that run diverges, ``freeze`` is
-        ``"none"``), and with nothing held (``measured_free``).
+        One dict for each box or set of boxes, which ``graph.to_html(ablations=...)`` takes. Its keys are
+
+        * ``nodes``: the ids of the box's nodes.
+        * ``answer``: the likeliest next token of the untouched run. This key and the next four are about the run with
+          nothing held.
+        * ``before``, ``after``: the answer's probability (a share of 1) without and with the removal.
+        * ``logit``: how the answer's logit moves, in logits.
+        * ``top``: the likeliest next tokens of either run, five dicts ``token``, ``before``, ``after`` with both
+          probabilities.
+        * ``target``: the name of what the graph explains; of several targets, the one of the largest weight. This key
+          and the next four are missing if the target is a feature, or a difference or direction of which the graph's
+          file does not say what it reads.
+        * ``predicted``: how the graph says that the target moves, in logits (the logit minus the mean logit, before any
+          soft cap; a :class:`LogitDirection` moves in units of its own).
+        * ``measured``: how the target moves in the model under ``freeze``, in the unit of ``predicted``.
+        * ``measured_free``: how the target moves with nothing held, in the unit of ``predicted``.
+        * ``freeze``: what was held for ``measured``: ``"attention"``, or ``"none"`` where that run diverged.
+        * ``random``: the answer's probability after removing each random set, sorted. This key and the next three are
+          missing if ``controls`` is 0.
+        * ``random_logits``: how the answer's logit moves for each random set, in logits, sorted by themselves.
+        * ``tested``: whether the box is tested.
+        * ``other_way``: whether the answer moves further than with every random set, but against the prediction.
 
     Raises:
         PromptError: for an aggregated graph, which belongs to no single prompt.
         BelongingError: for a graph of another model or dictionary.
         BaselineError: for a graph against a baseline made from texts, unless ``controls`` is 0.
-        ArgumentError: for one to nine random sets.
+        ArgumentError: for ``controls`` below ten other than 0.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> removed = tlc.box_ablations(replacement, graph, controls=10)
@@ -125,8 +141,7 @@ def measure_boxes(
 
 
 def _other_way(one: dict[str, Any]) -> bool:
-    """Whether the target, or the answer's odds if the answer is what the target raises, moved against what the graph
-    predicts."""
+    """Whether the target moved against the prediction, or the answer's odds did where the target raises the answer."""
     if "predicted" not in one:
         return False
     moves = [one["measured_free"]]

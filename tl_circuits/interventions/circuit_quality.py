@@ -45,14 +45,18 @@ STEPS = 5  # of integrated gradients
 class CircuitQuality:
     """F and C of circuits of growing size, beside other ways of choosing as many nodes.
 
+    Both are shares of the part of the metric that nodes carry (Marks et al. 2025, "Sparse Feature Circuits", section
+    3): F is what stays if only the circuit's nodes keep the prompt's own values, C what stays if all nodes but the
+    circuit's do. F = 1 and C = 0 means that the circuit carries the whole answer.
+
     Attributes:
-        curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given), how many a
-            prompt, and how much of the metric they carry. F: the share of the answer that is left if everything outside
-            the circuit is replaced. C: the share that is left if the circuit itself is replaced. F = 1 and C = 0 is the
-            whole answer.
-        metric: the metric's mean over the family on the model as it is, and with no node kept.
+        curve: a frame ``chosen nodes F C``: by what the nodes were chosen (``"circuit"`` for those given, else
+            ``"random"``, ``"activation x gradient"`` or ``"integrated gradients"``), how many a prompt, and the two
+            shares.
+        metric: the metric's mean over the family on the model as it is, and with no node kept; in logits, unless a
+            metric was given.
         n_nodes: how many nodes a prompt has in all.
-        ablate: what replaced nodes outside the circuit.
+        ablate: what replaced nodes outside the circuit: ``"mean"``, ``"counterfactual"`` or ``"zero"``.
 
     Examples:
         >>> import pandas as pd
@@ -77,15 +81,19 @@ class CircuitQuality:
 
         What is left comes from what is no node: token embeddings and, in sets that have them, skip connections. So F
         and C of two dictionaries are on one scale only where these shares are alike.
+
+        Returns:
+            A share of 1; NaN if the metric is 0 on the model as it is.
         """
         whole, none = self.metric
         return (whole - none) / whole if whole else float("nan")
 
     def areas(self) -> pd.DataFrame:
-        """A frame ``chosen CPR CMD C``, areas over the share of nodes kept from 0 to 1 (MIB benchmark).
+        """Areas under F and C, over the share of nodes kept from 0 to 1 (MIB benchmark, Mueller et al. 2025).
 
-        ``CPR``: under F; larger is better. ``CMD``: between F and 1; smaller is better. ``C``: under C; smaller is
-        better.
+        Returns:
+            A frame ``chosen CPR CMD C``. ``CPR`` is the area under F (larger is better), ``CMD`` the area between F and
+            1 (smaller is better), ``C`` the area under C (smaller is better).
         """
         rows = []
         for chosen, part in self.curve.groupby("chosen", sort=False):
@@ -95,15 +103,44 @@ class CircuitQuality:
         return pd.DataFrame(rows, columns=["chosen", "CPR", "CMD", "C"])
 
     def at(self, nodes: int) -> tuple[float, float]:
-        """F and C of the given circuits at one of the sizes measured."""
+        """F and C of the given circuits at one of the sizes measured.
+
+        Args:
+            nodes: how many nodes a prompt.
+
+        Returns:
+            F and C, shares of the metric.
+
+        Raises:
+            KeyError: for a size that was not measured; it lists those that were.
+        """
         own = self.curve[(self.curve.chosen == "circuit") & (self.curve.nodes == nodes)]
         if own.empty:
             raise KeyError(f"{nodes} nodes were not measured; sizes are {sorted(set(self.curve.nodes))}.")
         return float(own.F.iloc[0]), float(own.C.iloc[0])
 
     def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
-        """Draw F and C against the number of nodes, as SVG, PNG or PDF (extra ``figure``); without a path, a
-        picture."""
+        """Draw F and C against the number of nodes (extra ``figure``).
+
+        Args:
+            path: a file that ends in ``.svg``, ``.png`` or ``.pdf``. Without one, the picture is returned, and a
+                notebook shows it.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path; without one, the picture.
+
+        Raises:
+            OutputError: if the file exists, cannot be written, or has another ending.
+            ImportError: if matplotlib is not installed; it names the extra.
+
+        Examples:
+            >>> import pandas as pd
+            >>> measured = pd.DataFrame({"chosen": "circuit", "nodes": [50, 100], "F": [0.8, 1], "C": [0.4, 0]})
+            >>> found = tlc.CircuitQuality(measured, metric=(12.0, 0.5), n_nodes=100, ablate="mean")
+            >>> found.plot(folder / "quality.svg").name
+            'quality.svg'
+        """
         figure = figure_class()(figsize=(8, 3.5), layout="constrained")
         titles = {
             "F": "F: what is left if all else is replaced (1 = all)",
@@ -154,7 +191,7 @@ def circuit_quality(
 
     For each size, everything outside the circuit is replaced in the running model, and the metric is read:
     ``F = (m(circuit) - m(nothing)) / (m(all) - m(nothing))``, and C the same with all but the circuit (Marks et al.
-    2025). F is exactly 0 with no node and exactly 1 with all.
+    2025, "Sparse Feature Circuits", section 3). F is exactly 0 with no node and exactly 1 with all.
 
     Args:
         replacement: the model with a dictionary attached.
@@ -175,11 +212,18 @@ def circuit_quality(
         seed: for the random sets.
         progress: show a progress bar on stderr.
 
+    Returns:
+        F and C at each size, for the circuits given and for those that they are compared with.
+
     Raises:
-        BaselineError: for an empty family, prompts of different lengths, answers that are the same for all.
+        BaselineError: for an empty family, prompts of different lengths (counterfactuals included), answers that are
+            the same for all, or a metric that does not change when every node is replaced.
         TargetError: for an answer that is not one token.
-        ArgumentError: for numbers of circuits, answers or counterfactuals that do not fit, or no metric.
+        ArgumentError: for numbers of circuits or answers that do not fit the prompts, a negative size, an id that is
+            not that of a node, no metric, and for ``counterfactuals`` without ``ablate="counterfactual"`` or the other
+            way round.
         BelongingError: for a graph of another model or dictionary.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> family = ["the capital of the state containing Dallas is", "the capital of the state containing Oakland is"]

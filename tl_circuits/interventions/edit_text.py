@@ -35,7 +35,14 @@ def parse_edit(text: str) -> Edit:
     """The edit that a text stands for, as on the command line.
 
     Args:
-        text: a place, ``=``, ``*=`` or ``+=``, and a number.
+        text: a place, an operator and a number. Places are ``L14/F2268@9`` (a feature), ``L14/F1,F5@9`` (several),
+            ``L3/error@2`` (an error term), ``token@4``, ``L5/H3@9>4`` (how much a head attends from position 9 to 4)
+            and ``L5/H3/score@9>4`` (its score there); positions are ``9``, ``-1``, ``2:5``, ``8:`` or ``*``. Operators
+            are ``=`` (set), ``*=`` (multiply) and ``+=`` (add); errors and tokens can only be multiplied, heads only be
+            set, and scores only be added to.
+
+    Returns:
+        For features Ablate (``= 0``), Set, Scale or Add; else ErrorEdit, TokenEdit, PatternEdit or ScoreEdit.
 
     Raises:
         EditError: for a text that cannot be read; it explains the form.

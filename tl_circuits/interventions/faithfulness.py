@@ -42,11 +42,14 @@ class FaithfulnessReport:
 
     Under ``freeze="all"`` the prediction is minus the edge and must hold to rounding; this tests the program. Under
     ``"attention"`` and ``"none"`` it is the effect along all paths of the graph, with features treated as linear; this
-    tests how far the explanation holds in the model.
+    tests how far the explanation holds in the model. Equations: docs/method.md, "Interventions and faithfulness".
 
     Attributes:
-        effects: a frame ``freeze source target predicted measured`` with one row for each pair of nodes. ``measured``
-            is NaN if the run diverged (:attr:`InterventionResult.growth`).
+        effects: a frame ``freeze source target predicted measured`` with one row for each pair of what was removed and
+            a node that changes. ``predicted`` and ``measured`` are changes of the target's ``value``: of a feature's
+            pre-activation, or of an output in logits. In rows with ``freeze`` ``"score"``, the target is an attention
+            score, before softmax and any soft cap. ``measured`` is NaN if the run diverged
+            (:attr:`InterventionResult.diverged`).
 
     Examples:
         >>> report = tlc.faithfulness(replacement, graph, n=5, freezes=["all"])
@@ -61,10 +64,18 @@ class FaithfulnessReport:
         """How well prediction and measurement agree, one row for each freeze mode.
 
         Returns:
-            A frame. ``pairs``: how many changes are compared. ``correlation``: Pearson's. ``explained_variance``:
+            A frame ``freeze pairs correlation explained_variance sign_agreement diverged``. ``pairs`` is how many
+            changes are compared. ``correlation``: Pearson's. ``explained_variance``:
             ``1 - Σ(measured - predicted)² / Σ measured²``. ``sign_agreement``: the share of pairs with the same sign,
-            among those where either change is at least 1 % of the largest. ``diverged``: how many removals diverged;
-            they are left out of the other columns.
+            among those where either change is at least 1 % of the largest measured one. ``diverged``: how many removals
+            diverged; they are left out of the other columns.
+
+        Examples:
+            >>> report = tlc.faithfulness(replacement, graph, n=5, freezes=["all", "attention"])
+            >>> report.summary()[["freeze", "correlation", "explained_variance"]].round(1)
+                  freeze  correlation  explained_variance
+            0        all          1.0                 1.0
+            1  attention          1.0                 1.0
         """
         rows = []
         for freeze, whole in self.effects.groupby("freeze", sort=False):
@@ -86,13 +97,41 @@ class FaithfulnessReport:
         return pd.DataFrame(rows)
 
     def worst(self, n: int = 10) -> pd.DataFrame:
-        """The ``n`` pairs whose measured change is furthest from the predicted one."""
+        """The pairs whose measured change is furthest from the predicted one.
+
+        Args:
+            n: how many pairs.
+
+        Returns:
+            Rows of the frame ``effects``, largest difference first. Removals that diverged come last.
+
+        Examples:
+            >>> report = tlc.faithfulness(replacement, graph, n=5)
+            >>> report.worst(1)[["freeze", "source", "target", "predicted", "measured"]].round(1)
+                freeze     source   target  predicted  measured
+            222   none  L3/F204@8  logit:0       -0.2       0.0
+        """
         gap = (self.effects.measured - self.effects.predicted).abs()
         return self.effects.loc[gap.sort_values(ascending=False).index[:n]]
 
     def plot(self, path: str | Path | None = None) -> Path | Picture:
-        """Draw predicted against measured changes, one panel for each freeze mode, as SVG, PNG or PDF (extra
-        ``figure``). Without a path, a picture is returned.
+        """Draw predicted against measured changes, one panel for each freeze mode (extra ``figure``).
+
+        Args:
+            path: a file that ends in ``.svg``, ``.png`` or ``.pdf``; if it exists, it is replaced. Without one, the
+                picture is returned, and a notebook shows it.
+
+        Returns:
+            The path; without one, the picture.
+
+        Raises:
+            OutputError: if the file cannot be written, or has another ending.
+            ImportError: if matplotlib is not installed; it names the extra.
+
+        Examples:
+            >>> report = tlc.faithfulness(replacement, graph, n=5, freezes=["all"])
+            >>> report.plot(folder / "faithfulness.svg").name
+            'faithfulness.svg'
         """
         groups = list(self.effects.groupby("freeze", sort=False))
         figure = figure_class()(figsize=(4 * len(groups), 4), layout="constrained")
@@ -121,8 +160,10 @@ def faithfulness(
     freezes: Sequence[str] = FREEZE_MODES,
     progress: bool = False,
 ) -> FaithfulnessReport:
-    """Test a graph in the model: remove sampled nodes one at a time, and compare how all other nodes change with what
-    the graph predicts.
+    """Test a graph in the model: remove sampled nodes one at a time, and compare measured with predicted changes.
+
+    All other nodes of the graph are compared. How their changes are predicted is in docs/method.md, "Interventions and
+    faithfulness".
 
     Args:
         replacement: the model with the graph's dictionary attached.
@@ -136,10 +177,15 @@ def faithfulness(
         freezes: which of ``"all"``, ``"attention"`` and ``"none"`` to measure under; see :func:`intervene`.
         progress: show a progress bar on stderr.
 
+    Returns:
+        Every predicted change beside the measured one.
+
     Raises:
         BelongingError: for a graph of another model or dictionary.
-        EditError: for groups with nodes that the graph does not have or that cannot be removed.
+        EditError: for groups with nodes that the graph does not have or that cannot be removed, scores of another
+            prompt, an unknown freeze mode, and a graph in which there is nothing to remove.
         ArgumentError: for a negative ``n``.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> report = tlc.faithfulness(replacement, graph, n=5)
@@ -206,9 +252,13 @@ def predicted_effects(
         graph: the graph.
         members: node indices of each set.
         direct: count only direct effects, the edges. Otherwise changes run on through features, in proportion to their
-            activation, from the first layer to the last. This is the signed sum over all paths from the set; paths that
-            enter the set again count ``factor`` times (for a removal not at all).
+            activation, from the first layer to the last (docs/method.md, "Interventions and faithfulness"). This is the
+            signed sum over all paths from the set; paths that enter the set again count ``factor`` times (for a removal
+            not at all).
         factor: 0 removes the nodes.
+
+    Returns:
+        Changes of values ``[set, node]``, of pre-activations or of outputs in logits.
     """
     adjacency = graph.adjacency()
     inside = torch.zeros(len(graph), len(members), dtype=torch.bool)

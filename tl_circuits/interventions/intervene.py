@@ -56,18 +56,18 @@ DIVERGED = 1000.0
 class InterventionResult:
     """One run with edits, compared with the untouched run.
 
-    A run whose numbers overflowed raises DivergenceError when you ask it for logits.
+    A run whose numbers overflowed raises DivergenceError when you ask it for logits or for anything made of them.
 
     Attributes:
         model: the model.
-        tokens: the prompt's token ids.
+        tokens: the prompt's token ids ``[pos]``.
         edits: the edits.
-        freeze: what was held.
-        final: what the unembedding reads, float32.
+        freeze: what was held: ``"all"``, ``"attention"`` or ``"none"``.
+        final: what the unembedding reads in the edited run, float32 ``[pos, d_model]``.
         baseline_final: the same of the untouched run.
-        activations: the features that are active before or after, in the layers that were compared. A frame
-            ``layer position feature before after``; with a column ``site`` behind them if some layer has several
-            dictionaries.
+        activations: the features that are active in either run, in the layers that were compared. A frame
+            ``layer position feature before after``, where ``before`` and ``after`` are activations without and with the
+            edits; with a column ``site`` behind them if some layer has several dictionaries.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
@@ -93,12 +93,25 @@ class InterventionResult:
         With norm denominators held, nothing limits the size of the stream: if an edit leaves a stream larger than the
         denominator held for it, gated MLPs, which are quadratic, square the excess layer after layer. Infinite for a
         run that overflowed.
+
+        Examples:
+            >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")
+            >>> round(result.growth, 2)
+            1.01
         """
         return float(growth(self.final[None], self.baseline_final)[0])
 
     @property
     def diverged(self) -> bool:
-        """Whether :attr:`growth` is beyond 1000. The numbers then say nothing about the model."""
+        """Whether :attr:`growth` is beyond 1000. The numbers then say nothing about the model.
+
+        Examples:
+            >>> huge = tlc.Set(layer=0, position=8, feature=308, value=1e4)  # held denominators let it grow to 1e19
+            >>> tlc.intervene(replacement, prompt, huge, freeze="attention").diverged
+            True
+            >>> tlc.intervene(replacement, prompt, huge, freeze="none").diverged
+            False
+        """
         return self.growth > DIVERGED
 
     def _require_finite(self) -> None:
@@ -113,18 +126,28 @@ class InterventionResult:
 
     @cached_property
     def logits(self) -> Float[Tensor, "pos d_vocab"]:
-        """Logits of the edited run, float32."""
+        """Logits of the edited run, float32 ``[pos, d_vocab]``.
+
+        Raises:
+            DivergenceError: if the run overflowed.
+        """
         self._require_finite()
         return self._logits(self.final)
 
     @cached_property
     def baseline_logits(self) -> Float[Tensor, "pos d_vocab"]:
-        """Logits of the untouched run, float32."""
+        """Logits of the untouched run, float32 ``[pos, d_vocab]``."""
         return self._logits(self.baseline_final)
 
     @cached_property
     def last_logits(self) -> Float[Tensor, " d_vocab"]:
-        """Logits of the edited run after the last token, without computing those of other positions."""
+        """Logits of the edited run after the last token, float32 ``[d_vocab]``.
+
+        Those of other positions are not computed, unlike for :attr:`logits`.
+
+        Raises:
+            DivergenceError: if the run overflowed.
+        """
         self._require_finite()
         return self._logits(self.final[-1:])[0]
 
@@ -138,8 +161,26 @@ class InterventionResult:
 
     @checked
     def top(self, k: int = 5) -> pd.DataFrame:
-        """The ``k`` likeliest next tokens of either run, as a frame ``token id before after`` with both
-        probabilities."""
+        """The likeliest next tokens of either run, with both probabilities.
+
+        Args:
+            k: how many tokens to take from each run. Tokens that are among the likeliest of both are listed once, so
+                there are ``k`` to ``2 k`` rows.
+
+        Returns:
+            A frame ``token id before after`` with the token's text and id, and its probability (a share of 1) in the
+            untouched and in the edited run. The row with the largest probability in either comes first.
+
+        Raises:
+            DivergenceError: if the run overflowed.
+
+        Examples:
+            >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
+            >>> result.top(1).round(2)
+                token   id  before  after
+            0  Austin  355     1.0   0.00
+            1  Juneau  268     0.0   0.51
+        """
         before, after = (log.exp() for log in self._last)
         ids = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
         ids = ids[torch.argsort(torch.maximum(before, after)[ids], descending=True, stable=True)]
@@ -153,21 +194,67 @@ class InterventionResult:
         )
 
     def kl(self) -> float:
-        """How far the edits moved the distribution of the next token: KL(untouched ‖ edited), in nats."""
+        """How far the edits moved the distribution of the next token: KL(untouched ‖ edited), in nats.
+
+        Returns:
+            The Kullback-Leibler divergence after the last token; 0 if the edits changed no probability.
+
+        Raises:
+            DivergenceError: if the run overflowed.
+
+        Examples:
+            >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
+            >>> round(result.kl(), 1)
+            5.6
+        """
         before, after = self._last
         return float((before.exp() * (before - after)).sum())
 
     @checked
     def logit_difference(self, a: str | int, b: str | int) -> tuple[float, float]:
-        """The logit of ``a`` minus the logit of ``b`` after the last token, in the untouched and in the edited run."""
+        """The logit of ``a`` minus the logit of ``b`` after the last token, in the untouched and in the edited run.
+
+        Args:
+            a: a token, as text or id.
+            b: another token.
+
+        Returns:
+            The difference in the untouched run and the difference in the edited run, both in logits.
+
+        Raises:
+            TargetError: for a text that is not one token of the model, or an id that it does not have.
+            DivergenceError: if the run overflowed.
+
+        Examples:
+            >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
+            >>> [round(logits, 1) for logits in result.logit_difference("Austin", "Juneau")]
+            [12.2, -5.0]
+        """
         ia, ib = token_id(self.model, a), token_id(self.model, b)
         before, after = self._last
         return float(before[ia] - before[ib]), float(after[ia] - after[ib])
 
     @checked
     def plot(self, path: str | Path | None = None, overwrite: bool = False) -> Path | Picture:
-        """Draw the likeliest next tokens before and after as SVG, PNG or PDF (extra ``figure``). Without a path, a
-        picture is returned.
+        """Draw the likeliest next tokens before and after the edits (extra ``figure``).
+
+        Args:
+            path: a file that ends in ``.svg``, ``.png`` or ``.pdf``. Without one, the picture is returned, and a
+                notebook shows it.
+            overwrite: whether to replace a file that exists.
+
+        Returns:
+            The path; without one, the picture.
+
+        Raises:
+            OutputError: if the file exists, cannot be written, or has another ending.
+            ImportError: if matplotlib is not installed; it names the extra.
+            DivergenceError: if the run overflowed.
+
+        Examples:
+            >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")
+            >>> result.plot(folder / "without-dallas.svg").name
+            'without-dallas.svg'
         """
         return output("intervention figure")(self, None if path is None else Path(path), overwrite)
 
@@ -216,17 +303,26 @@ def intervene(
         prompt: text, token ids, or a graph, which is run on exactly its token ids.
         edits: one or several of Ablate, Set, Scale, Add, Patch, ErrorEdit, TokenEdit, PatternEdit, ScoreEdit. An
             open-ended slice of positions runs to the prompt's end.
-        freeze: what is held at the values of the untouched run. ``"all"``: attention patterns, norm denominators and
-            all MLP outputs, so that edits have only their direct effects. ``"attention"``: patterns and denominators.
+        freeze: what is held at the values of the untouched run. ``"all"``: attention patterns, norm denominators, all
+            MLP outputs and all that dictionaries rebuild, so that edits have only their direct effects (of MLPs that
+            graphs pass, the activation ratios are held instead). ``"attention"``: patterns and denominators.
             ``"none"``: nothing.
-        constrained_layers: layers whose MLP outputs are also held (constrained patching, Ameisen et al. 2025).
+        constrained_layers: layers whose MLP output, or what their dictionaries rebuild, is held as well. This is the
+            constrained patching of Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language
+            Models"; what each way of holding means for an edit is in docs/interventions.md, "What is held".
         layers: whose activations to compare; None for all layers with a dictionary.
 
+    Returns:
+        Logits, next tokens and activations of both runs.
+
     Raises:
-        EditError: for edits that name what does not exist or contradict each other.
+        EditError: for edits that name what does not exist or contradict each other, an unknown ``freeze``, or
+            ``constrained_layers`` that the model does not have.
         PromptError: for a prompt that cannot be run.
         BelongingError: for edits or a graph of another model or dictionary.
+        DictionaryError: for ``layers`` without a dictionary.
         DivergenceError: if the run overflows, which can happen while denominators are held.
+        AttachError: if the replacement was detached.
 
     Examples:
         >>> result = tlc.intervene(replacement, prompt, tlc.TokenEdit(7), freeze="none")        # without "Dallas"
@@ -264,11 +360,14 @@ def intervene_many(
         edit_sets: the edits of each run.
         freeze: as for :func:`intervene`.
         constrained_layers: as for :func:`intervene`.
-        layers: whose activations to compare in every run; none unless asked.
+        layers: whose activations to compare in every run; None for all layers with a dictionary. By default none.
         progress: show a progress bar on stderr.
 
+    Returns:
+        One result for each list of edits, in the same order.
+
     Raises:
-        EditError, PromptError, BelongingError: as :func:`intervene` raises them.
+        EditError, PromptError, BelongingError, DictionaryError, AttachError: as :func:`intervene` raises them.
 
     Examples:
         >>> sets = [tlc.edits_of(graph, [name]) for name in ("L0/F308@7", "token@7")]
@@ -334,8 +433,7 @@ def edited_batches(
     constrained: Sequence[int],
     compared: Sequence[int],
 ) -> Iterable[tuple[Tensor, dict[str, Tensor], Sequence[tuple[Edit, ...]]]]:
-    """Batches of runs: the final streams, the dictionary's inputs at the places ``compared``, and the edits of each
-    run."""
+    """Batches of runs: the final streams, what dictionaries read at the places ``compared``, and each run's edits."""
     model, dictionary = replacement.model, replacement.dictionary
     n = tokens.numel()
     # A user's hook may name a row of the batch, so with such hooks each run goes alone.
@@ -446,9 +544,13 @@ def edits_of(
         factor: what to multiply by; 0 removes.
         replacement: if given, a graph that does not belong to it is refused now.
 
+    Returns:
+        One edit for each node, in the same order. A token gives TokenEdit, an error ErrorEdit, and a feature Ablate (if
+        ``factor`` is 0) or Scale, or in a contrast graph Set. An empty list of nodes gives an empty list.
+
     Raises:
-        EditError: for an unknown id, and for nodes that nothing can edit (outputs; attention features and biases of
-            other programs' graphs).
+        EditError: for an unknown id, and for nodes that nothing can edit: outputs, attention features and biases of
+            other programs' graphs, and in a contrast graph all but features.
         PromptError: for an aggregated graph, whose positions are not those of a prompt.
         BelongingError: for a graph that does not belong to ``replacement``.
 

@@ -33,8 +33,7 @@ def feature_patching(
     freeze: str = "none",
     limit: int = 2000,
 ) -> pd.DataFrame:
-    """Activation patching with features: run ``corrupted`` with one feature at a time set to its activation on
-    ``clean``.
+    """Activation patching: run ``corrupted`` with one feature at a time set to its activation on ``clean``.
 
     Every layer, position and feature whose activations differ is a candidate; the ``limit`` largest differences are
     run.

@@ -14,8 +14,7 @@ Metric = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, " prompt"]]
 
 
 def leads(logits: Float[Tensor, "prompt d_vocab"], answers: Int[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-    """Each prompt's lead: its answer's logit minus the mean logit of the others' answers, those that are the same left
-    out."""
+    """Each prompt's lead: its answer's logit minus the mean logit of the other prompts' answers that differ from it."""
     answers = answers.to(logits.device)
     of_answers = logits.float()[:, answers]
     other = (answers[:, None] != answers[None]).float()
@@ -84,10 +83,10 @@ class Runs:
         return float(self.measure(kept).mean())
 
     def gradients(self, share: float = 1.0) -> dict[int, Tensor]:
-        """Gradients of the summed metric by every activation and error, nothing frozen, by place (errors at
-        ``-1 - place``).
+        """Gradients of the summed metric by every activation and error, with nothing frozen.
 
-        ``share``: how far the token embeddings are on the way from their mean over the family to each prompt's own.
+        They are given by number of the place; those by errors under ``-1 - place``. ``share``: how far the token
+        embeddings are on the way from their mean over the family to each prompt's own.
         """
         leaves: dict[int, Tensor] = {}
         hooks: list[tuple[str, Any]] = []

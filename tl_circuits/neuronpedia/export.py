@@ -162,9 +162,7 @@ def their_ids(graph: AttributionGraph) -> list[str]:
 
 
 def cumulative_influence(graph: AttributionGraph) -> list[float]:
-    """For each node, the share of all influence that it and all more influential nodes carry together: small is
-    important.
-    """
+    """For each node, the share of all influence that it and all more influential nodes carry: small is important."""
     reach = (graph.influence - graph._nodes.weight.double()).clamp_min(0)
     order = torch.argsort(reach, descending=True, stable=True)
     share = reach[order].cumsum(0) / reach.sum().clamp_min(1e-30)
@@ -286,8 +284,9 @@ def _q_params(graph: AttributionGraph, ids: list[str], target: str) -> dict[str,
 
 
 def clerp_pairs(graph: AttributionGraph, target: str) -> list[list[str]]:
-    """A person's names for features, as pairs: by encoded feature for circuit-tracer; by layer, code and position for
-    Neuronpedia.
+    """A person's names for features, as pairs.
+
+    They are by encoded feature for circuit-tracer, and by layer, code and position for Neuronpedia.
     """
     n = graph._nodes
     index = {name: i for i, name in enumerate(graph.node_ids)}

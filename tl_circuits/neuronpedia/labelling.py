@@ -36,8 +36,8 @@ def add_labels(
 ) -> AttributionGraph:
     """The same graph with labels on its features. A label that it has stays if the source has none.
 
-    A server that is slow or fails leaves some features without a label; the call returns all the same, and the log says
-    so.
+    If the server is slow or fails, some features stay without a label; the call returns all the same, and a warning in
+    the log says how many.
 
     Args:
         graph: the graph.
@@ -53,10 +53,16 @@ def add_labels(
         deadline: seconds that one question may take with its retries; after that, the rest stays without labels.
         progress: show a progress bar on stderr.
 
+    Returns:
+        A new graph. Each label's ``origin`` says where it comes from.
+
     Raises:
         NeuronpediaError: if the source set is not known, or none of the features is found and there is no
             ``replacement``.
         BelongingError: for feature files, or a ``replacement``, of another model or dictionary.
+        GraphFileError: for a folder without feature files, or with damaged ones.
+        ValueError: for ``"vocabulary"`` without ``replacement``.
+        ImportError: if Neuronpedia is asked and requests is not installed; it names the extra.
 
     Examples:
         >>> labelled = tlc.add_labels(graph, "vocabulary", replacement=replacement)

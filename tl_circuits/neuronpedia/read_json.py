@@ -164,9 +164,7 @@ def _node(raw: Any, number: int, where: str, metadata: dict[str, Any], doubled: 
 
 
 def _feature_index(code: Any, layer: int, said: Any, metadata: dict[str, Any], doubled: bool) -> int | None:
-    """The feature's index: unpaired if the file declares the pairing, else from the node's id, else by the older
-    encodings.
-    """
+    """The feature's index: unpaired if the file declares the pairing, else from the node's id or an older encoding."""
     if not isinstance(code, int) or code < 0:
         return said.feature if said is not None and said.feature >= 0 else None
     if doubled:
@@ -255,8 +253,9 @@ def _said_by_us(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _n_layers(metadata: dict[str, Any], nodes: list[_Node], logits: list[_Node], doubled: bool) -> int:
-    """The number of layers. circuit-tracer puts logits at layer n+1, llamascopium at n; a pruned graph may lack the
-    last layers.
+    """The number of layers.
+
+    circuit-tracer puts logits at layer n+1, llamascopium at n; a pruned graph may lack the last layers.
     """
     highest = max((n.layer for n in nodes if n.kind != Kind.LOGIT), default=-1) + 1
     if metadata.get("scan") in LAYERS_OF_MODEL:

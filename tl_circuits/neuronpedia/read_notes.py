@@ -57,8 +57,7 @@ def group_ids(supernodes: Any, ours: dict[str, str]) -> Groups:
 
 
 def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[str, str]:
-    """Names by ``layer_code_position`` (Neuronpedia), or by ``code`` alone (circuit-tracer; then for every
-    position)."""
+    """Names by ``layer_code_position`` (Neuronpedia) or by ``code`` alone, for every position (circuit-tracer)."""
     pairs = dict(p for p in clerps if isinstance(p, list) and len(p) == 2) if isinstance(clerps, list) else {}
     if not pairs:
         return {}

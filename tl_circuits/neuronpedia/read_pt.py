@@ -186,8 +186,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def _texts(tokenizer_name: str, tokens: list[int]) -> list[str]:
-    """The tokens' texts if their tokenizer is in the hub's cache on this computer, else ``#id``; the file does not hold
-    the texts.
+    """The tokens' texts if their tokenizer is in the hub's cache, else ``#id``; the file does not hold them.
 
     The name stands in the file, so it may only name a repository: no folder of this machine is opened, and no code of
     the repository is run.

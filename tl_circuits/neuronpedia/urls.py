@@ -29,13 +29,13 @@ class Subgraph:
 
     Attributes:
         model: Neuronpedia's model id; ``"unknown"`` in an address of circuit-tracer's page.
-        slug: the graph's name.
-        groups: places by label.
+        slug: the graph's name; None if the address has none.
+        groups: places (``kind layer feature position``) by label.
         pins: all pinned places that are in no group.
         names: a person's names for features, by place.
-        pruning_threshold: the page's setting.
-        density_threshold: the page's setting.
-        source_set: the dictionary.
+        pruning_threshold: the page's setting; None if the address has none.
+        density_threshold: the page's setting; None if the address has none.
+        source_set: Neuronpedia's name of the dictionary; None if the address has none.
         subgraph: the id of a saved subgraph, which on the site replaces all of these.
         n_layers: the number of the model's layers, which tells outputs from features. None if it is not known; then
             places at ``highest``, the last layer of the address, may be either.
@@ -69,8 +69,9 @@ class Subgraph:
         n_layers: int | None = None,
         replacement: Replacement | None = None,
     ) -> list[Any]:
-        """Edits for :func:`tl_circuits.intervene` that multiply the nodes of a group by ``factor``. Outputs cannot be
-        edited and are left out.
+        """Edits for :func:`tl_circuits.intervene` that multiply the nodes of a group by ``factor``.
+
+        Nodes that cannot be edited are left out: outputs, attention features and their errors, and biases.
 
         Args:
             label: the group; None for all groups and pins.
@@ -79,9 +80,18 @@ class Subgraph:
                 without.
             replacement: the model to edit, instead of ``n_layers``.
 
+        Returns:
+            One edit for each node. A feature gives Ablate (if ``factor`` is 0) or Scale, an error ErrorEdit, a token
+            TokenEdit.
+
         Raises:
             KeyError: for an unknown label; it names the groups.
             NeuronpediaError: for places that the model does not have, or whose id could mean two things.
+
+        Examples:
+            >>> url = "https://www.neuronpedia.org/gemma-2-2b/graph?slug=dallas&pinnedIds=14_2268_9,E_26865_9"
+            >>> tlc.from_neuronpedia_url(url).edits(factor=2.0)
+            [Scale(layer=14, position=9, feature=2268, factor=2.0), TokenEdit(position=9, factor=2.0)]
         """
         if label is not None and label not in self.groups:
             raise KeyError(f"there is no group {label!r}; there are {list(self.groups)}.")
@@ -152,6 +162,11 @@ def from_neuronpedia_url(url: str, n_layers: int | None = None) -> Subgraph:
         url: the address.
         n_layers: the model's number of layers, which tells outputs from features. It is known for many models on
             Neuronpedia; otherwise :meth:`Subgraph.edits` asks for it.
+
+    Returns:
+        A ``Subgraph`` with the fields ``model``, ``slug``, ``groups`` (places by label), ``pins`` (places that are in
+        no group), ``names`` (by place), ``pruning_threshold``, ``density_threshold``, ``source_set``, ``subgraph`` (the
+        id of a saved one) and ``n_layers``. Its method ``edits`` makes edits of a group, or of all groups and pins.
 
     Raises:
         NeuronpediaError: for addresses of other sites and pages, addresses that are cut off or encoded twice (it says

@@ -33,10 +33,20 @@ from tl_circuits.support.checked import checked
 class RecurringCircuit:
     """What recurs in the graphs of several prompts; :func:`aggregate` makes one.
 
-    Positions of different prompts that correspond to each other share a *slot*. ``slots`` are their names from left
-    to right, ``tokens`` the tokens seen at each, the commonest first. Nodes of different prompts are the same if kind,
-    layer, slot and feature agree. All means are over all prompts: a node or edge that a prompt does not have counts as
-    0 there. ``unaligned`` is the share of influence at positions without a slot (mean over prompts, without targets).
+    Positions of different prompts that correspond to each other share a *slot*. Nodes of different prompts are the same
+    if kind, layer, slot and feature agree. All means are over all prompts: a node or edge that a prompt does not have
+    counts as 0 there.
+
+    Attributes:
+        info: the model, the dictionary and what else the graphs have in common.
+        prompts: what the prompts are called: the names given, or else the graphs' paths or prompts.
+        slots: the slots' names from left to right: ``-1`` for the last position of all prompts, ``-2`` for the one
+            before, and so on, or the names given.
+        tokens: for each slot, the tokens seen there, the commonest first.
+        min_share: the least share of the prompts (0 to 1) in which a feature or edge is found that is listed.
+        unaligned: the share of influence, 0 to 1, at positions without a slot: the mean over the prompts, targets not
+            counted.
+        labels: what features read and write, by number of the node.
 
     Examples:
         >>> cities = ("Dallas", "Houston")
@@ -63,8 +73,8 @@ class RecurringCircuit:
         """A frame of the features found in at least ``min_share`` of the prompts, the commonest first.
 
         Columns: ``id``, ``layer``, ``slot``, ``feature``; ``count`` and ``share``: in how many prompts, and in which
-        share of them; ``influence`` and ``activation``: means; ``label``: empty if the graphs have none.
-        ``total_effect`` and ``baseline``: means, 0 where graphs do not say.
+        share of them (0 to 1); ``influence`` and ``activation``: means; ``label``: empty if the graphs have none.
+        ``total_effect`` (in logits, if the targets are) and ``baseline``: means, with 0 for graphs that do not say.
         """
         frame = self.all_features
         frame = frame[frame.share >= self.min_share]
@@ -131,10 +141,21 @@ class RecurringCircuit:
         between prompts lower ``coverage``.
 
         Args:
-            min_share: the share of prompts in which a node or edge must be found.
+            min_share: the share of prompts, 0 to 1, in which a node or edge must be found.
+
+        Returns:
+            A graph of mean effects. Its ``info.recurring`` is True.
 
         Raises:
-            ValueError: ``min_share`` is below that of :func:`aggregate`, or no target is found in so many prompts.
+            ValueError: ``min_share`` is below that of :func:`aggregate` or above 1, or no target is found in so many
+                prompts.
+
+        Examples:
+            >>> cities = ("Dallas", "Houston")
+            >>> questions = [f"the capital of the state containing {city} is" for city in cities]
+            >>> recurring = tlc.aggregate([tlc.attribute(replacement, text, max_nodes=20) for text in questions])
+            >>> recurring.graph(min_share=1.0).info.tokens[-2:]
+            ('[Dallas / Houston]', 'is')
         """
         if not self.min_share <= min_share <= 1.0:
             raise ValueError(
@@ -220,9 +241,9 @@ def aggregate(
         Frames of what recurs, and a graph of mean effects.
 
     Raises:
-        ValueError: there are no graphs, they are of different models or dictionaries, a layer has several dictionaries,
-            a slot is outside its prompt, or
-            ``min_share`` is not within 0..1.
+        ValueError: there are no graphs, they are of different models or dictionaries, some have a baseline and others
+            have none, a layer has several dictionaries, a slot is outside its prompt, there are more or fewer names
+            than graphs, or ``min_share`` is not within 0..1.
         GraphFileError: a file is not a graph.
 
     Examples:

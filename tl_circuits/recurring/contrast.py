@@ -16,9 +16,9 @@ def contrast(first: RecurringCircuit, second: RecurringCircuit) -> pd.DataFrame:
         second: what recurs in the other. Features are the same if layer, slot name and number agree.
 
     Returns:
-        A frame with a row for each feature that is found in ``min_share`` of either set: ``id layer slot feature
-        share_first share_second influence_first influence_second difference label``. ``difference`` is the mean
-        influence in the first set minus that in the second; the largest differences come first.
+        A frame ``id layer slot feature share_first share_second influence_first influence_second difference label``
+        with a row for each feature that is found in ``min_share`` of either set. ``difference`` is the mean influence
+        in the first set minus that in the second; the largest differences come first.
 
     Raises:
         ValueError: the sets are of different models or dictionaries, or have no slot in common.

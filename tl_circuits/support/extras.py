@@ -23,8 +23,9 @@ def installed(extra: str) -> bool:
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs an extra into this Python: from the checkout if the package is run from one, else from
-    the package index.
+    """The command that installs an extra into this Python.
+
+    It installs from the checkout if the package is run from one, else from the package index.
 
     Examples:
         >>> from tl_circuits.support.extras import how_to_install

@@ -24,8 +24,7 @@ FIELDS = ("groups", "pins", "names", "text")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its id, its path, why it cannot be shown (empty if it can), and whether it was traced by this
-    server."""
+    """One file: its id and path, why it cannot be shown (empty if it can), and whether this server traced it."""
 
     id: str
     path: Path
@@ -166,8 +165,9 @@ class GraphFolder:
             raise OutputError(f"new graphs are saved in {self.home}, and nothing may be written there.")
 
     def add(self, graph: AttributionGraph, stem: str) -> Entry:
-        """Save a new graph beside the others as ``STEM.graph.safetensors``, or as ``STEM-2.graph.safetensors`` and so
-        on where that is taken, and list it.
+        """Save a new graph beside the others, and list it.
+
+        It is called ``STEM.graph.safetensors``, or ``STEM-2.graph.safetensors`` and so on where that is taken.
 
         Raises:
             OutputError: if it cannot be saved.

@@ -78,8 +78,9 @@ class LiveModel:
     async def heads(
         self, graph: AttributionGraph, source: str, target: str, still_wanted: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        """Which heads carried an edge and why the largest of them looked there; None if a later wish came before the
-        model was free.
+        """Which heads carried an edge and why the largest of them looked there.
+
+        None if a later wish came before the model was free.
 
         Raises:
             TargetError: for edges that do not exist, or that are not those of this model and dictionary.

@@ -93,9 +93,7 @@ def page_data(graph: AttributionGraph, ablations: list[dict[str, Any]] | None = 
 
 
 def attention_data(shown: AttributionGraph) -> dict[str, Any]:
-    """Why heads look: ``heads`` are the graph's head stories; ``qk`` is what another program's file says about a node,
-    by index.
-    """
+    """Why heads look: ``heads`` are the graph's head stories; ``qk`` is what another program's file says of nodes."""
     known = {name: i for i, name in enumerate(shown.node_ids)}
     theirs = shown.source_file.get("nodes", {})
     results = {
@@ -238,8 +236,7 @@ def _short(values: Tensor) -> list[float | None]:
 
 
 def _packed(graph: AttributionGraph, kept: Int[Tensor, " kept"]) -> str:
-    """Sources and targets (uint16, or uint32 above 65,536 nodes), then weights (float32): little-endian, gzip,
-    base64."""
+    """Sources, targets (uint16; uint32 above 65,536 nodes) and weights (float32): little-endian, gzip, base64."""
     index = "<u2" if len(graph) <= 65_536 else "<u4"
     edges = graph._edges[kept]
     parts = [edges.source.numpy().astype(index), edges.target.numpy().astype(index), edges.weight.numpy().astype("<f4")]

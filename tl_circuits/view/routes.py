@@ -87,14 +87,15 @@ def _centre(place: Place) -> float:
 
 
 def _at_top(source: Place, target: Place, end: int) -> bool:
-    """Whether an arrow's end stands on the upper edge: it leaves upwards unless it goes down, and enters from where it
-    comes."""
+    """Whether an arrow's end stands on the upper edge.
+
+    It leaves upwards unless it goes down, and enters from where it comes.
+    """
     return source[1] <= target[1] if end == 0 else source[1] >= target[1]
 
 
 def _port(ends: Sequence[tuple[Place, Place]], i: int, end: int) -> float:
-    """Where one end stands on the edge of its place: beside the other ends there, in the order of where they come
-    from."""
+    """Where one end stands on the edge of its place: beside the other ends, in the order of where they come from."""
     mine = ends[i]
     beside = sorted(
         (_centre(other[1 - side]), j, side)

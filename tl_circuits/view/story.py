@@ -258,8 +258,9 @@ def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain:
 
 
 def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
-    """Follow the inputs of the drawn targets back, each node's inputs by their shares, until a token, an error, or a
-    feature that is not drawn.
+    """Follow the inputs of the drawn targets back, each node's inputs by their shares.
+
+    The way ends at a token, an error, or a feature that is not drawn.
     """
     edges, depth = graph._edges, graph._nodes.depth
     drawn = _membership(graph, units) >= 0

@@ -124,8 +124,7 @@ class Decoder:
             out[:, self._first + begin : self._first + end] += found.T
 
     def _spans(self, first: int, last: int, n: int) -> Iterator[tuple[int, int, int]]:
-        """Positions from ``first`` to ``last`` in spans that fit into memory, each with the largest number of active
-        features."""
+        """Positions from ``first`` to ``last`` in spans that fit into memory; each with its most active features."""
         start, most = first, 0
         for at in range(first, last):
             active = self._bounds[at + 1] - self._bounds[at]
@@ -137,8 +136,7 @@ class Decoder:
             yield start, last, most
 
     def _fit(self, positions: int, most: int, n: int) -> bool:
-        """Whether the products of ``n`` targets at so many positions, each with up to ``most`` features, fit into
-        memory."""
+        """Whether the products of ``n`` targets at so many positions fit into memory, ``most`` features at each."""
         if self._decoder is not None:
             return positions * len(self._decoder) * n <= PRODUCTS_OF_A_GPU
         return positions * most <= self._rows and positions * most * n <= PRODUCTS_OF_A_GPU

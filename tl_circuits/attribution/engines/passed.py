@@ -1,5 +1,4 @@
-"""MLPs that no dictionary replaces, passed with their activation ratios held: in differentiable runs, for both
-engines."""
+"""MLPs that no dictionary replaces, passed with their activation ratios held, for both engines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,8 +52,7 @@ def _passing(mlp: HeldMLP, read: str, written: str, output: Tensor) -> list[tupl
 
 
 class Keeper:
-    """What autoencoders read in a differentiable run, kept before their site's tensor is replaced by what they
-    write."""
+    """What autoencoders read in a differentiable run, kept before what they write replaces it."""
 
     def __init__(self) -> None:
         self.read: dict[int, Tensor] = {}  # by number of the place

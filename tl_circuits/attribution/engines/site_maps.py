@@ -42,8 +42,7 @@ MLP = "MLP"  # where a transcoder or neurons stand in a block
 
 @dataclass(frozen=True)
 class PassedMLP:
-    """A passed MLP as a map of the residual stream: the norm before it, the MLP with held ratios, the norm behind
-    it."""
+    """A passed MLP as a map of the residual stream: norm before it, MLP with held ratios, norm behind it."""
 
     read: ReadMap
     mlp: HeldMLP
@@ -81,8 +80,7 @@ class BlockMaps:
 
     @property
     def at_mlp(self) -> int | None:
-        """The number of the place of what writes in the MLP's stead: a transcoder, neurons or an autoencoder behind
-        it."""
+        """The place of what writes in the MLP's stead: a transcoder, neurons or an autoencoder behind it."""
         return self.places.get(MLP, self.places.get("hook_mlp_out"))
 
     @property
@@ -191,8 +189,7 @@ def _read(model: Any, recording: Recording, sources: Sources, layer: int, place:
 def _behind(
     recording: Recording, sources: Sources, layer: int, read: ReadMap | None, at: dict[str, int]
 ) -> Float[Tensor, "pos d_model"]:
-    """The stream behind a block minus the sum of what was written to it, from the block's input on or from its
-    middle."""
+    """The stream behind a block minus the sum of what was written to it, from the block's input or its middle on."""
     source, written = None if MLP not in at else sources.layers[at[MLP]], recording.mlp_out[layer].float()
     # the sweep takes the site before the post-norm and applies the norm itself
     if source is not None and source.norm is not None:

@@ -46,8 +46,7 @@ class SiteEngine:
         self.joins = self._joins()
 
     def _joins(self) -> Int[Tensor, " place"]:
-        """For each place, and for the logits, when targets that read there join a sweep: those with larger numbers
-        first.
+        """For each place, and for the logits, when targets that read there join a sweep: larger numbers first.
 
         That is the order of places, but in parallel blocks targets at the MLP read the block's input, so they join
         after those that read attention's output.
@@ -62,11 +61,10 @@ class SiteEngine:
         return torch.tensor(order, device=self.sources.home)
 
     def below(self, layer: int) -> "SiteEngine":
-        """The same engine up to what ``layer``'s heads read: targets at its :attr:`end` read the stream that enters the
-        layer.
+        """The same engine up to what ``layer``'s heads read.
 
-        If an autoencoder of the layer's own rebuilds that stream (``hook_resid_pre``), they read its features and
-        errors.
+        Targets at its :attr:`end` read the stream that enters the layer. If an autoencoder of the layer's own rebuilds
+        that stream (``hook_resid_pre``), they read its features and errors.
         """
         cut = copy.copy(self)
         cut.blocks, cut.read_final, cut.end = (
@@ -247,8 +245,7 @@ class _Sweep:
         self._join(vectors, at)
 
     def _attend(self, block: BlockMaps) -> None:
-        """Take gradients through a block's attention, or end them at what rebuilds it; all are held in full after
-        it."""
+        """Take gradients through a block's attention, or end them at what rebuilds it; all are whole after it."""
         attention, at_z, at_out = block.attention, block.places.get("attn.hook_z"), block.places.get("hook_attn_out")
         if at_out is not None:
             self._add_effects(at_out)
@@ -270,8 +267,7 @@ class _Sweep:
                 self._settle(_moved(attention, self._vectors, carried) if len(self._at) else None)
 
     def _read_heads(self, at_out: int, at_z: int, block: BlockMaps) -> None:
-        """Targets of what attention adds, where the heads' outputs are rebuilt too: they read these, and nothing
-        beyond."""
+        """Targets of what attention adds, where the heads' outputs are rebuilt too: they read these alone."""
         vectors, at, rows = self._entering(at_out, self._d_model)
         self._bias[rows] += (vectors * block.own_heads.const[at]).sum(-1)
         positions, counts = at.unique_consecutive(return_counts=True)

@@ -180,9 +180,10 @@ Seen = tuple[list[str], Tensor]
 
 
 def _telling(lab: Lab, layer: int) -> tuple[int, list[Seen]]:
-    """A neuron of a layer that fires most on the first token of every text, if there is one, so that a function that
-    counts the first token is found out; and what the neuron does on the texts. Of several, the one that varies most on
-    other tokens.
+    """A neuron of a layer that fires most on the first token of every text, and what it does on the texts.
+
+    It finds out a function that counts the first token. Of several such neurons, the one that varies most on other
+    tokens is taken; if there is none, one that fires most on the first token of as many texts as possible.
     """
     point, model = f"{lab.ours.site(layer)}.hook_sae_acts_post", lab.ours.model
     with torch.no_grad():

@@ -51,8 +51,10 @@ class _Set:
         return [s for s in sorted(self.settings) if layer in self.targets(s)]
 
     def shares(self, layer: int) -> float:
-        """The factor of what earlier layers write: divided among them if ``divide_cross_layer`` is on, which needs
-        untied files."""
+        """The factor of what earlier layers write.
+
+        It is divided among them if ``divide_cross_layer`` is on, which needs untied files.
+        """
         divided = self.settings[layer].on("divide_cross_layer") and self.kind(layer) == "none"
         return 1 / max(1, len(self.writers(layer)) - 1) if divided else 1.0
 
@@ -71,10 +73,10 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """One layer of ``ŷ_t = (Σ_s used_{s→t} W_{s→t} + b_t + x_t W_skipᵀ) · out_norm_t / √d``, with the encoder of
-    sparsify.
+    """One layer of ``ŷ_t = (Σ_s used_{s→t} W_{s→t} + b_t + x_t W_skipᵀ) · out_norm_t / √d``.
 
-    ``used_{s→t} = (a_s + post_encs.{t-s}) · post_enc_scales.{t-s}`` where the feature is active.
+    The encoder is that of sparsify. ``used_{s→t} = (a_s + post_encs.{t-s}) · post_enc_scales.{t-s}`` where the feature
+    is active.
     """
     whole = _whole(repository)
     layer, settings = entry.layer, whole.settings[entry.layer]
@@ -181,8 +183,11 @@ def _decoder(whole: _Set, source: int, width: int) -> SlotDecoders:
 
 
 def _bias(whole: _Set, layer: int) -> Float[Tensor, " d_out"]:
-    """The decoder bias of a layer, with what earlier layers add to it; also checks that they have no skips to this
-    one."""
+    """The decoder bias of a layer, with what earlier layers add to it.
+
+    Raises:
+        DictionaryError: an earlier layer has a skip connection to this one.
+    """
     path, file = whole.path(layer), whole.file(layer)
     (b_dec,) = need(path, file, _first(file, "b_dec"))
     total = b_dec.float()

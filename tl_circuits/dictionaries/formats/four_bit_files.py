@@ -182,8 +182,7 @@ def _tensors(t: Transcoder, levels: Mapping[str, Float[Tensor, " 16"]]) -> dict[
 
 
 def _short(bias: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """A bias in float16 if no number changes by more than 0.05 % of itself or of their root mean square, else in
-    float32."""
+    """A bias in float16 if no number changes by over 0.05 % of itself or of their root mean square, else in float32."""
     bias = bias.detach().float()
     usual = bias.double().square().mean().sqrt().float()
     near = (bias.half().float() - bias).abs() <= torch.maximum(bias.abs(), usual) * 2**-11

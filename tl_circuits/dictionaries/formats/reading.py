@@ -71,8 +71,7 @@ def require_known_fields(
 
 
 def require_known_tensors(path: Path, tensors: Collection[str], known: re.Pattern[str]) -> None:
-    """Raise DictionaryError if a file holds a tensor whose whole name ``known`` does not match: it would not be
-    used."""
+    """Raise DictionaryError if a file holds a tensor, which would not be used, whose name ``known`` does not match."""
     unknown = sorted(name for name in tensors if not known.fullmatch(name))
     if unknown:
         raise DictionaryError(

@@ -1,5 +1,6 @@
-"""What ``cfg.json`` and the training configuration of EleutherAI's sparsify and clt-training say about a hookpoint's
-file.
+"""What configurations of EleutherAI's sparsify and clt-training say about a hookpoint's file.
+
+These are ``cfg.json`` and the training configuration.
 
 clt-training (github.com/EleutherAI/clt-training) is a fork of sparsify (github.com/EleutherAI/sparsify) that adds
 cross-layer transcoders, an affine step after the encoder, and scaled inputs and outputs. Both write the same files.
@@ -161,8 +162,10 @@ def _read_by_training(repository: Repository, config: str, hookpoint: str, write
 
 
 def scales_of(settings: Settings, file: Mapping[str, Tensor], d_in: int, d_out: int) -> tuple[float, float]:
-    """The factors of what is read and of what is written: ``√d / in_norm`` and ``out_norm / √d`` if ``normalize_io`` is
-    on."""
+    """The factors of what is read and of what is written.
+
+    With ``normalize_io`` they are ``√d / in_norm`` and ``out_norm / √d``, else 1.
+    """
     if not settings.on("normalize_io"):
         return 1.0, 1.0
     norms = []

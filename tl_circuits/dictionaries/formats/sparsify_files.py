@@ -47,8 +47,7 @@ def find(repository: Repository) -> Sequence[Entry]:
 
 
 def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
-    """One layer: ``y = a W_dec + b_dec``, plus ``x W_skipᵀ`` if there is a skip connection, with
-    ``a = topk(ReLU(x Wᵀ + b))``.
+    """One layer: ``y = a W_dec + b_dec`` with ``a = topk(ReLU(x Wᵀ + b))``, plus ``x W_skipᵀ`` if there is a skip.
 
     Older files subtract ``b_dec`` from ``x`` before the encoder, but not before the skip connection. clt-training adds
     ``post_enc`` to active features and multiplies them by ``post_enc_scale``; with ``normalize_io``, ``x`` is first
@@ -84,8 +83,7 @@ def read(repository: Repository, entry: Entry, hints: Hints) -> LayerWeights:
 def encoder_of(
     path: Path, settings: Settings, file: Mapping[str, Tensor], post_enc: Float[Tensor, " feature"] | None
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
-    """A file's encoder as fields of a :class:`Transcoder`, and what computes those that are not stored as they are
-    used.
+    """A file's encoder as fields of a :class:`Transcoder`, and what computes fields that the file does not store.
 
     With ``p = post_enc``, an active feature's ``ReLU(h) + p`` is ``h + p`` where that is above ``p``: the bias holds
     ``p``, and ``p`` is the threshold. So the edges into a feature still add up to its activation.
@@ -123,8 +121,7 @@ def encoder_of(
 def written_factor(
     path: Path, settings: Settings, file: Mapping[str, Tensor], name: str, width: int, factor: float
 ) -> Float[Tensor, " feature"] | None:
-    """What each feature's decoder row is multiplied by: ``factor``, and the tensor ``name`` if the config has it; None
-    for 1."""
+    """What each decoder row is multiplied by: ``factor``, and the tensor ``name`` if the config has it; None for 1."""
     if settings.on("post_encoder_scale"):
         (scale,) = need(path, file, name)
         return shaped(path, name, scale, (width,)).float() * factor

@@ -20,8 +20,7 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class NormalEquations:
-    """Sums over tokens for one layer; ``input`` counts the features, then the MLP's inputs if there is a skip, then
-    1."""
+    """Sums over tokens for one layer; ``input`` counts features, then the MLP's inputs if there is a skip, then 1."""
 
     products: Float[Tensor, "input input"]
     outputs: Float[Tensor, "input d_out"]

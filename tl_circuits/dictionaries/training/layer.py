@@ -13,8 +13,10 @@ from tl_circuits.dictionaries.training.start import Start
 from tl_circuits.dictionaries.training.step import Read, Weights, gradient, read, token_weights
 
 SKIP_EVERY = 4
-"""Steps from one update of the skip connection to the next: it starts at its least-squares fit, and its gradient is
-dear."""
+"""Steps from one update of the skip connection to the next.
+
+It starts at its least-squares fit, and its gradient takes long to compute.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Numbers:
 
 
 class LayerTraining:
-    """One layer's transcoder while it is trained, in units where the usual token's inputs and outputs have mean square
-    1.
+    """One layer's transcoder while it is trained.
+
+    It is in units where the usual token's inputs and outputs have mean square 1.
 
     Args:
         start: weights to begin with, which are changed in place, and the two scales.
@@ -55,8 +58,7 @@ class LayerTraining:
         return 1.0 - squares / tokens / self.start.variance
 
     def output(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
-        """What the transcoder writes for inputs of the model, in the model's units; with rounded weights if it has
-        levels."""
+        """What the transcoder writes for inputs of the model, in its units; with rounded weights if it has levels."""
         skip = self.rounded("W_skip") if "W_skip" in self.tensors else None
         weights = Weights(
             self.rounded("W_enc"), self.tensors["b_enc"], self.rounded("W_dec"), self.tensors["b_dec"], skip

@@ -59,8 +59,7 @@ def products(
 def sums_by_feature(
     ids: Int[Tensor, "token k"], pairs: list[tuple[Float[Tensor, "token k"], Float[Tensor, "token _"]]], width: int
 ) -> list[Float[Tensor, "feature _"]]:
-    """For each pair of weights and rows: for each feature, the sum of the rows of the tokens where it is active,
-    weighted.
+    """For each pair of weights and rows: the weighted sum, for each feature, of the rows of tokens where it is active.
 
     This is ``Aᵀ X`` with the sparse matrix ``A`` of the weights; sorting by feature is shared by all pairs.
     """

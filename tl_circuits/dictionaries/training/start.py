@@ -73,11 +73,10 @@ def add_tokens(moments: Moments, x: Float[Tensor, "token d_in"], y: Float[Tensor
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Weights in units where the usual token's inputs and outputs have mean square 1, the two scales, and the outputs'
-    variance.
+    """What training starts with: weights, the two scales of inputs and outputs, and the outputs' variance.
 
-    ``variance`` is in these units and the sum over coordinates, so ``1 - |error|² / variance`` is the explained
-    variance.
+    Weights are in units where the usual token's inputs and outputs have mean square 1. ``variance`` is in these units
+    and the sum over coordinates, so ``1 - |error|² / variance`` is the explained variance.
     """
 
     weights: Weights

@@ -21,15 +21,16 @@ HEAVIEST = 10.0
 
 
 def token_weights(y: Float[Tensor, "token d_out"], usual: float = 1.0) -> Float[Tensor, " token"]:
-    """How much each token's squared error counts: 1, and less for an output whose mean square is over HEAVIEST times
-    ``usual``."""
+    """How much each token's squared error counts: 1, or less for an output of mean square over HEAVIEST · ``usual``."""
     return (HEAVIEST * usual / y.square().mean(1).clamp_min(torch.finfo(y.dtype).tiny)).clamp_max(1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A TopK transcoder's tensors, or the gradient of each: ``y = a W_dec + b_dec + x W_skipᵀ``,
-    ``a = topk(ReLU(x W_encᵀ + b_enc))``."""
+    """A TopK transcoder's tensors, or the gradient of each.
+
+    ``y = a W_dec + b_dec + x W_skipᵀ`` with ``a = topk(ReLU(x W_encᵀ + b_enc))``.
+    """
 
     W_enc: Float[Tensor, "feature d_in"]
     b_enc: Float[Tensor, " feature"]

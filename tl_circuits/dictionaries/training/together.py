@@ -85,8 +85,7 @@ def _straight_through(leaves: Mapping[str, Tensor], layer: LayerTraining) -> dic
 
 
 def _read(weights: Mapping[str, Tensor], x: Float[Tensor, "token d_in"], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and activations of a token's active features, and what they write; as ``step.read``, but for autograd and
-    dense."""
+    """Ids and activations of active features, and what they write: as ``step.read``, but dense and for autograd."""
     pre = linear(x, weights["W_enc"], weights["b_enc"])
     top = pre.topk(k, dim=-1, sorted=False)
     acts = top.values.relu()

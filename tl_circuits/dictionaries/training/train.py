@@ -132,10 +132,11 @@ def train_transcoders(
         progress: show a progress line on stderr, with the means over layers and the time left.
 
     Returns:
-        A frame with a row for each step and layer: ``step``, ``tokens`` read so far, ``layer``, ``explained_variance``
-        and ``l0`` (active features a token) on the step's text, ``dead`` (features silent for the last 200,000 tokens);
-        and, 25 times in a run, explained variance on ``held_out`` text and ``loss_change``: how much the model's loss
-        there grows if all MLPs that are trained are replaced, in nats. Also kept as ``history.json``.
+        A frame with a row for each step and layer. Its columns are ``step``, ``tokens`` read so far, ``layer``,
+        ``explained_variance`` and ``l0`` (active features a token) on the step's text, ``dead`` (features silent for
+        the last 200,000 tokens); and, 25 times in a run, explained variance on ``held_out`` text and ``loss_change``:
+        how much the model's loss there grows if all MLPs that are trained are replaced, in nats. Also kept as
+        ``history.json``.
 
     Raises:
         ImportError: a dataset is asked for, and the library ``datasets`` is not installed.
@@ -217,8 +218,7 @@ def train_transcoders(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which pieces each step reads, and which are held out; in the first ``alone`` steps each layer is trained for
-    itself."""
+    """Which pieces each step reads, and which are held out; layers are trained apart in the first ``alone`` steps."""
 
     order: np.ndarray
     held: np.ndarray
@@ -288,8 +288,7 @@ def _written(
 def _planned(
     n: int, hold: bool, epochs: int, batch_size: int, context: int, tokens: int | None, together: int, seed: int
 ) -> _Plan:
-    """Hold pieces out, and put the others in another random order in each epoch, and in further ones for the steps
-    together."""
+    """Hold pieces out, and put the others in a new random order for each epoch, and again for the steps together."""
     mixed = np.random.default_rng(seed).permutation(n)
     held = mixed[: min(HELD_OUT, n // 50)] if hold else mixed[:0]
     others = mixed[len(held) :]
@@ -390,8 +389,7 @@ def _opened(
 
 
 def _fit_steps(plan: _Plan, context: int, layers: Mapping[int, LayerTraining]) -> int:
-    """How many steps' text decoders are fitted to; 0 if there is too little, on which they would learn the text by
-    heart."""
+    """How many steps' text decoders are fitted to; 0 if there is so little that they would learn it by heart."""
     unknown = max(n_inputs(layer.start.weights) for layer in layers.values())
     steps = -(-FIT_TOKENS * unknown // (plan.batch_size * context))
     return steps if steps <= plan.alone else 0
@@ -407,8 +405,7 @@ def _fit(
     what: str,
     progress: bool,
 ) -> None:
-    """Give layers the best decoder for their encoder on some steps' text, as many layers at a time as memory is allowed
-    for."""
+    """Give layers the best decoder for their encoder on some steps' text, as many layers at a time as memory allows."""
     if not steps:
         return
     at_once = max(1, FIT_BYTES // max(equations_bytes(layer.start.weights) for layer in layers.values()))
