@@ -157,3 +157,11 @@ def test_what_was_asked_for_is_what_a_graph_is_made_with():
         with tlc.attach(model, dictionary) as replacement:
             graphs.append(tlc.attribute(replacement, prompt(), max_nodes=30, progress=False))
     assert graphs[1] == graphs[2] and graphs[0] != graphs[1]
+
+
+@pytest.mark.parametrize("make", [transcoders, cross_layer])
+def test_a_dictionary_that_is_moved_or_opened_again_keeps_its_rules(make):
+    rule = tlc.PromptRule(skip_first=2)
+    own = make(tiny_bridge("gemma3")).with_prompt_rule(rule).with_mlps("ratio")
+    for made in (own.to(torch.device("cpu")), tlc.load_transcoders(own, name="other")):
+        assert (made.prompt_rule, made.mlps) == (rule, "ratio")

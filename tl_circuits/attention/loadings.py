@@ -25,7 +25,7 @@ from tl_circuits.hooks import Replacement, frozen_norm, in_turn, rounding_within
 from tl_circuits.support.checked import checked
 
 _AT_ONCE = 32  # targets in one sweep when edges are computed again
-_IN_SUPERNODES = 200  # sequences of heads found for each edge between supernodes, before the edges are summed
+_IN_SUPERNODES = 200  # chains of heads found for each edge between supernodes, before the edges are summed
 
 Node = str | int
 

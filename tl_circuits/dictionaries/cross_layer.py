@@ -102,7 +102,7 @@ class CrossLayerTranscoders(TranscoderSet):
         encoders = {layer: moved[layer] for layer in self.layers}
         decoders = {i: _moved(d, device) for i, d in self._decoders.items()}
         made = CrossLayerTranscoders(encoders, decoders, self.name, self.made_for)
-        made.prompt_rule = self.prompt_rule
+        made.prompt_rule, made.mlps = self.prompt_rule, self.mlps
         return made
 
     def placed(self, devices: Mapping[int, torch.device]) -> "CrossLayerTranscoders":

@@ -104,7 +104,7 @@ def _remade(dictionary: TranscoderSet, layers: list[int], options: Options) -> T
     remade = TranscoderSet(made, dictionary.name, dictionary.made_for)
     if decoders:
         remade = CrossLayerTranscoders(made, decoders, dictionary.name, dictionary.made_for)
-    remade.prompt_rule = dictionary.prompt_rule
+    remade.prompt_rule, remade.mlps = dictionary.prompt_rule, dictionary.mlps
     return remade
 
 

@@ -97,7 +97,7 @@ class TranscoderSet(Dictionary):
             A new set.
         """
         moved = TranscoderSet({layer: moved_to(t, device) for layer, t in self._at.items()}, self.name, self.made_for)
-        moved.prompt_rule = self.prompt_rule
+        moved.prompt_rule, moved.mlps = self.prompt_rule, self.mlps
         return moved
 
     def placed(self, devices: Mapping[int, torch.device]) -> "TranscoderSet":
