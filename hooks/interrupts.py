@@ -52,6 +52,6 @@ def interrupts_wait() -> Iterator[None]:
             yield
         finally:
             waiting.put_back()
-    finally:  # said twice, as an exception of another kind may come between any two lines
+    finally:  # once more: an exception of another kind may be raised between any two lines above
         waiting.put_back()
         waiting.pass_on()

@@ -30,7 +30,7 @@ class _Lock:
         self._lock = RLock()
 
     def mine(self) -> bool:
-        """Whether this thread has it, by the question that Python's own threading.Condition asks."""
+        """Whether this thread holds the lock."""
         return self._lock._is_owned()  # type: ignore[attr-defined]  # private, but threading.Condition uses it
 
     def take(self) -> None:
@@ -78,7 +78,7 @@ def turn(model: Model) -> Iterator[None]:
             raise
         finally:
             lock.give_back()
-    finally:  # said twice, as an exception may come between any two lines
+    finally:  # once more: an exception may be raised between any two lines above
         lock.give_back()
 
 

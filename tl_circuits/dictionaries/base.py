@@ -194,7 +194,7 @@ class Dictionary(ABC):
     def silent_vectors(
         self, layer: int, features: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, " n"]]:
-        """As :meth:`read_vectors`, for features that are silent at ``x``: vectors and biases of what kept them so."""
+        """As :meth:`read_vectors`, for features that are silent at ``x``: the linear function that kept them silent."""
         return self.read_vectors(layer, features, x)
 
     @abstractmethod

@@ -50,7 +50,7 @@ def _owned(part: Dictionary) -> list[tuple[int, Dictionary]]:
 
 
 def one_a_layer(found: Iterable[tuple[int, Any]]) -> list[dict[int, Any]]:
-    """Things by their layers, ascending, divided into as few sets as it takes for each layer to stand once in a set."""
+    """Split ``(layer, thing)`` pairs into as few ``{layer: thing}`` as possible, none with a layer twice."""
     sets: list[dict[int, Any]] = []
     for layer, thing in found:
         free = next((one for one in sets if layer not in one), None)

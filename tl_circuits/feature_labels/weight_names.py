@@ -92,11 +92,11 @@ class _Peaks:
         self._std, self._mean = std.clamp_min(1e-30), mean
 
     def largest(self) -> Float[Tensor, " n"]:
-        """Of the token that stands out most."""
+        """Each row's largest value, in standard deviations above the row's mean."""
         return (self._relative.amax(1) - self._mean) / self._std
 
     def smallest(self) -> Float[Tensor, " n"]:
-        """Of the token that stands out most on the other side, as a positive number."""
+        """Each row's smallest value, in standard deviations below the row's mean, as a positive number."""
         return (self._mean - self._relative.amin(1)) / self._std
 
     def tokens(self, rows: Int[Tensor, " row"], largest: bool) -> list[list[int]]:

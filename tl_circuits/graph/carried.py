@@ -42,9 +42,9 @@ def carried(graph: AttributionGraph, members: Sequence[int]) -> Carried:
 
 
 def answer_scale(graph: AttributionGraph, target: int) -> float:
-    """By what effects on a target are divided to make shares of them.
+    """The number that effects on ``target`` are divided by to give shares.
 
-    It is what there is to explain about the target, if that is above zero; else all its absolute inputs.
+    It is what there is to explain about the target if that is positive, else the sum of its absolute inputs.
     """
     whole = to_explain(graph, target)
     return whole if whole > 0 else max(float(input_mass(graph)[target]), 1e-30)

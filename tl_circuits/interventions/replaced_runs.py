@@ -41,7 +41,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which features and errors of each prompt keep what the run makes of them."""
+    """For each prompt, which features and errors are left as the model computes them; all others are replaced."""
 
     acts: dict[int, Bool[Tensor, "prompt pos feature"]]
     errors: dict[int, Bool[Tensor, "prompt pos"]]

@@ -37,7 +37,7 @@ class Unit:
         row: its height: 0 for tokens, 1 for targets, and for boxes between them according to their layers.
         column: where on the prompt it sits, in tokens.
         influence: of its members together.
-        lower: whether it is most of all by being lower than in the baseline that its features count.
+        lower: whether its features, weighted by influence, mostly lie below their baseline (contrast graphs only).
     """
 
     kind: str
@@ -258,7 +258,7 @@ def _sentence(units: tuple[Unit, ...], flows: Float[Tensor, "unit unit"], chain:
 
 
 def meter(graph: AttributionGraph, units: tuple[Unit, ...]) -> Meter:
-    """Follow the inputs of the drawn targets back, each node's inputs by their shares.
+    """Trace the targets' influence back through drawn nodes, splitting it among each node's inputs by their size.
 
     The way ends at a token, an error, or a feature that is not drawn.
     """

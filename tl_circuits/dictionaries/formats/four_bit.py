@@ -143,7 +143,7 @@ def _coded(
 
 
 def _root_mean_square(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 1"]:
-    """Of each row; through its largest number, so that no square leaves the range of float32."""
+    """The root mean square of each row. Rows are divided by their largest entry first, so that no square overflows."""
     matrix = matrix.float()
     largest = _nonzero(matrix.abs().amax(1, keepdim=True))
     return (matrix / largest).square().mean(1, keepdim=True).sqrt() * largest
@@ -154,7 +154,7 @@ def _nonzero(scale: Float[Tensor, "rows 1"]) -> Float[Tensor, "rows 1"]:
 
 
 def _as_halves(scale: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """The nearest number of float16 where that is as near as float16 usually is, in float32."""
+    """Each scale rounded to float16 where that costs at most float16's usual error (2^-11), else as it is; float32."""
     half = scale.half().float()
     return torch.where((half - scale).abs() <= scale.abs() * 2**-11, half, scale)
 
