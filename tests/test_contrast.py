@@ -243,13 +243,13 @@ def test_removing_a_box_sets_its_features_to_the_baseline_and_moves_the_target_a
     silent = graph.nodes[(graph.nodes.kind == "feature") & (graph.nodes.activation == 0)].iloc[0]
     assert tlc.edits_of(graph, [silent.id])[0].value == pytest.approx(silent.baseline)
     assert tlc.edits_of(graph, [silent.id], factor=1.0)[0].value == pytest.approx(0.0, abs=1e-6)
-    with pytest.raises(EditError, match="for features only"):
+    with pytest.raises(EditError, match="baselines of features only"):
         tlc.edits_of(graph, ["token@7"])
 
 
 def test_a_file_that_lost_the_baselines_activations_is_not_edited_to_them(contrast):
     lost = replace(contrast, _nodes=replace(contrast._nodes, baseline=None))
-    with pytest.raises(EditError, match="does not hold what features are"):
+    with pytest.raises(EditError, match="does not hold the features. activations in the baseline"):
         tlc.edits_of(lost, [contrast.node_ids[0]])
 
 

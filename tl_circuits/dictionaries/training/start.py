@@ -94,7 +94,7 @@ def resumed(moments: Moments, weights: Weights) -> Start:
 
 
 def _variance(moments: Moments) -> float:
-    """Of the outputs, in units where the usual token's mean square is 1."""
+    """The outputs' variance, in units where the usual token's mean square is 1."""
     total = moments.all_yy / moments.all_n - float((moments.all_y / moments.all_n).square().sum())
     return max(total / moments.y_usual, 1e-12)
 
