@@ -69,7 +69,8 @@ def _names(graph: AttributionGraph, clerps: Any, known: dict[str, str]) -> dict[
             continue
         layer, feature, position = int(n.layer[i]), int(n.feature[i]), int(n.position[i])
         code = cantor_pair(layer, feature)
-        # circuit-tracer names a feature at all positions. If our own notes gave this name to one position, keep it there.
+        # circuit-tracer names a feature at all positions. If our own notes gave this name to one position, keep it
+        # there.
         elsewhere = (
             any(known.get(other) == pairs.get(str(code)) for other in same_feature[_feature(graph, i)] if other != name)
             and name not in known
