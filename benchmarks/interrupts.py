@@ -94,6 +94,11 @@ def operations() -> Iterator[Operation]:
                 lambda r, e=edit: tlc.generate(r, prompt(), e, max_new_tokens=2),
                 used,
             )
+    hooked = tiny_bridge("gemma3")  # a hook of others on attention, so that it is run once more without it
+    hooked.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
+    yield Operation(
+        "bridge with a user's hook, attribute", hooked, lambda r: _attribute(r, "linear"), transcoders(hooked)
+    )
     carrying = saelens_model()
     yield Operation("SAELens, take over and give back", carrying, lambda m: tlc.attach(m).detach())
 
