@@ -7,7 +7,9 @@ Hooks are of two kinds: *lasting* ones stay from attaching to detaching; the oth
 by the thread that put them there.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from threading import get_ident
 from typing import Any
@@ -21,6 +23,8 @@ from .sites import Model, registry
 
 OWNER = "tl_circuits"
 """The attribute ``owner`` of our hooks and of our HookPoints. A text, so that a reloaded package finds them."""
+
+_ASIDE = "tl_circuits_hooks_aside"  # where a point keeps its hooks while they are set aside
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -141,12 +145,38 @@ def others_hooks(model: Model) -> dict[str, tuple[int, ...]]:
     return found
 
 
+@contextmanager
+def hooks_set_aside(module: torch.nn.Module) -> Iterator[None]:
+    """Let no hook act on the points within a module, whoever put it there, until the block ends.
+
+    A point keeps its hooks beside the empty table, so :func:`take_off` gives them back from the point alone.
+    """
+    points = [point for point in module.modules() if isinstance(point, HookPoint)]
+    try:
+        for point in points:
+            setattr(point, _ASIDE, point._forward_hooks)
+            point._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for point in points:
+            _give_hooks_back(point)
+
+
+def _give_hooks_back(point: torch.nn.Module) -> None:
+    kept = point.__dict__.get(_ASIDE)
+    if kept is not None:
+        point._forward_hooks = kept
+        del point.__dict__[_ASIDE]
+
+
 def take_off(model: Model, lasting: bool) -> None:
     """Remove from a model our hooks for single runs and, if ``lasting``, the lasting ones and our HookPoints as well.
 
+    Hooks that were set aside are given back.
     Doing it again does nothing, and it may begin from any state that an exception left behind.
     """
     for module in list(_modules(model)):
+        _give_hooks_back(module)
         _take_off_hooks(module, lasting)
         if lasting:
             _take_off_points(module._modules)

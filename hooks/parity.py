@@ -9,7 +9,6 @@ TransformerLens has processed weights (``enable_compatibility_mode``), queries, 
 in one matrix were processed beside it; then Hugging Face's version runs with a matrix that is put together from these.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,7 +19,7 @@ from torch.func import functional_call
 from transformer_lens.hook_points import HookPoint
 
 from .errors import ArchitectureError
-from .owned import OwnHook, has_others_hooks, put_module_hook
+from .owned import OwnHook, has_others_hooks, hooks_set_aside, put_module_hook
 from .sites import Model
 from .tolerances import largest_gap
 from .turn import turn
@@ -111,11 +110,7 @@ def _hooked(module: Any) -> bool:
 
 def _without_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The module's output with no hook on it or within it."""
-    with ExitStack() as stack:
-        for point in module.modules():
-            if isinstance(point, HookPoint):
-                stack.callback(setattr, point, "_forward_hooks", point._forward_hooks)
-                point._forward_hooks = OrderedDict()
+    with hooks_set_aside(module):
         return _first(module.forward(*args, **kwargs))
 
 

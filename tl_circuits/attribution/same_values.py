@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_circuits.attribution.sources import Sources
-from tl_circuits.attribution.targets import kept_vector
+from tl_circuits.attribution.targets import kept_vectors
 from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import BelongingError
 from tl_circuits.graph.graph import AttributionGraph
@@ -50,8 +50,9 @@ def _require_same_targets(
 ) -> None:
     unembed = unembed_weights(replacement.model)
     nodes, here = [], []
-    for node in graph.is_kind("logit").nonzero()[:, 0].tolist():
-        vector, token = kept_vector(replacement, graph, node), int(graph._nodes.feature[node])
+    logits = graph.is_kind("logit").nonzero()[:, 0].tolist()
+    for node, vector in zip(logits, kept_vectors(replacement, graph, logits), strict=True):
+        token = int(graph._nodes.feature[node])
         if vector is None or (token < 0 and bool(unembed.b_U.any())):
             continue  # a difference's or direction's own bias is not kept
         bias = 0.0 if token < 0 else float((unembed.b_U[token] - unembed.b_U.float().mean()) * unembed.scale)

@@ -206,14 +206,28 @@ def kept_vector(replacement: Replacement, graph: AttributionGraph, node: int) ->
 
     None if it is no logit, or is a difference or direction of a graph whose file does not say what it reads.
     """
-    if not graph.is_kind("logit")[node]:
-        return None
-    token = int(graph._nodes.feature[node])
-    if token >= 0:
-        vector = unembed_weights(replacement.model).columns(torch.tensor([token]))[:, 0]
-        return vector - replacement.mean_unembedding[0].to(vector.device)
-    first = int(graph.is_kind("logit").nonzero()[0])
-    return None if graph.target_vectors is None else graph.target_vectors[node - first]
+    return kept_vectors(replacement, graph, [node])[0]
+
+
+def kept_vectors(
+    replacement: Replacement, graph: AttributionGraph, nodes: Sequence[int]
+) -> list[Float[Tensor, " d_model"] | None]:
+    """:func:`kept_vector` of several nodes; the mean over the vocabulary is computed once for all."""
+    mean: Tensor | None = None
+    found: list[Tensor | None] = []
+    logits = graph.is_kind("logit")
+    for node in nodes:
+        token = int(graph._nodes.feature[node])
+        if not logits[node]:
+            found.append(None)
+        elif token < 0:
+            first = int(logits.nonzero()[0])
+            found.append(None if graph.target_vectors is None else graph.target_vectors[node - first])
+        else:
+            mean = replacement.mean_unembedding[0] if mean is None else mean
+            vector = unembed_weights(replacement.model).columns(torch.tensor([token]))[:, 0]
+            found.append(vector - mean.to(vector.device))
+    return found
 
 
 def _names(model: Any, tokens: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_circuits.attention.qk import QKAttribution
 from tl_circuits.attribution.same_values import require_same_run
-from tl_circuits.attribution.targets import kept_vector
+from tl_circuits.attribution.targets import kept_vectors
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import ArgumentError, EditError
@@ -293,6 +293,8 @@ def _measure(
 ) -> Iterator[Float[Tensor, "removal node"]]:
     dictionary, at = by_place(replacement.dictionary), node_places(replacement.dictionary, graph)
     sets = [tuple(edits_of(graph, nodes)) for nodes in members]
+    logits = rows[graph.is_kind("logit")[rows]]
+    directions = _directions(replacement, graph, logits)
     with tqdm(total=len(sets), desc=f"measuring ({freeze})", disable=not progress) as bar:
         for finals, seen, part in edited_batches(replacement, tokens, sets, clean, freeze, (), list(dictionary.layers)):
             measured = torch.zeros(len(part), len(graph))
@@ -300,9 +302,9 @@ def _measure(
                 here = rows[graph.is_kind("feature")[rows] & (at[rows] == place)]
                 if len(here):
                     measured[:, here] = _feature_changes(dictionary, graph, place, here, clean, seen, freeze)
-            logits = rows[graph.is_kind("logit")[rows]]
             if len(logits):
-                measured[:, logits] = _logit_changes(replacement, graph, logits, finals - clean.final)
+                moved = (finals - clean.final)[:, graph._nodes.position[logits].to(finals.device)]
+                measured[:, logits] = torch.einsum("bnd,nd->bn", moved, directions.to(moved.device)).cpu()
             measured[growth(finals, clean.final).cpu() > DIVERGED] = torch.nan
             bar.update(len(part))
             yield measured
@@ -344,23 +346,18 @@ def _rows(
     return torch.where(silent[:, None], instead, vectors), torch.where(silent, instead_bias, bias)
 
 
-def _logit_changes(
-    replacement: Replacement,
-    graph: AttributionGraph,
-    nodes: Int[Tensor, " n"],
-    moved: Float[Tensor, "removal pos d_model"],
-) -> Float[Tensor, "removal n"]:
-    directions = []
-    for node in nodes.tolist():
-        vector = kept_vector(replacement, graph, node)
-        if vector is None:
-            raise EditError(
-                "a target of this graph is a difference or direction, and the file does not hold its vector. Trace the "
-                "prompt again."
-            )
-        directions.append(vector.to(moved.device))
-    position = graph._nodes.position[nodes].to(moved.device)
-    return torch.einsum("bnd,nd->bn", moved[:, position], torch.stack(directions)).cpu()
+def _directions(
+    replacement: Replacement, graph: AttributionGraph, nodes: Int[Tensor, " n"]
+) -> Float[Tensor, "n d_model"]:
+    """What targets read of the final norm's output."""
+    found = kept_vectors(replacement, graph, nodes.tolist())
+    known = [vector for vector in found if vector is not None]
+    if len(known) < len(found):
+        raise EditError(
+            "a target of this graph is a difference or direction, and the file does not hold its vector. Trace the "
+            "prompt again."
+        )
+    return torch.stack(known) if known else torch.zeros(0, 0)
 
 
 def _frame(
