@@ -22,6 +22,7 @@ from .expected_warnings import edits_expected
 from .head_edits import head_edit_hooks, held_pattern_edits
 from .held_mlp import HeldMLP, held_mlp
 from .holding import Holds, HookList, hold_hooks, pattern_point, scale_point, why_loose
+from .owned import others_hooks
 from .places import by_place, places
 from .record import (
     Listener,
@@ -34,7 +35,7 @@ from .record import (
     stream_points,
     unembedding_only,
 )
-from .sites import layer_of, with_its_layer
+from .sites import Model, find, layer_of, with_its_layer
 from .turn import added_hooks, in_turn
 
 FREEZE_MODES = ("all", "attention", "none")
@@ -135,6 +136,7 @@ def edit_hooks(
             )
     elif freeze != "none":
         _require_norms_held(clean.holds, layers)
+        _require_own_softmax(model, plan)
         hooks += hold_hooks(model, clean.holds, clean.seen, held_pattern_edits(plan))
     if plan.tokens is not None:
         hooks.append((_STREAM, _scale_rows(plan.tokens)))
@@ -150,6 +152,20 @@ def edit_hooks(
     for place in range(len(places(replacement.dictionary, n_layers))):
         hooks += changes.hooks(place)
     return hooks
+
+
+def _require_own_softmax(model: Model, plan: Plan) -> None:
+    """Raise EditError for edits of scores whose held pattern a user's hook has changed: no softmax made that one."""
+    others = others_hooks(model)
+    for layer in plan.scores:
+        point = find(model, pattern_point(layer))
+        changed = next((name for name in others if find(model, name) is point), None)
+        if changed is not None:
+            raise EditError(
+                f"a hook that is not of this package, on {changed}, changes the pattern of layer {layer}, so an "
+                "added score cannot be worked out from the held pattern. Use freeze='none', set the pattern "
+                "(PatternEdit), or take the hook off."
+            )
 
 
 def _require_norms_held(holds: Holds, held: set[int]) -> None:

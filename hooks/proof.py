@@ -161,6 +161,11 @@ def _another_way(model: Model, holds: Holds, found: _Wrong) -> Holds:
 def _refusal(model: Model, found: _Wrong) -> str:
     on = [option for option in OPTIONS if getattr(model.cfg, option, False)]
     hint = f" The option {on[0]} is on; try without it: model.set_{on[0]}(False)." if on else ""
+    dtype = next(model.parameters()).dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        hint += (
+            f" In {str(dtype).removeprefix('torch.')}, rounding of large numbers may look the same: try torch.float32."
+        )
     return (
         f"{found.what}, with attention patterns and norm denominators held. This architecture has something between "
         "its residual streams that cannot be held (a gate, a second mixer, a norm without hooks), so no exact graph "

@@ -480,6 +480,16 @@ def test_bridges_with_one_matrix_for_attention_are_right_once_their_weights_are_
         assert relative(row[torch.tensor(tokens)], right) < WITHIN
 
 
+@pytest.mark.parametrize("point", ["attn.hook_z", "attn.q.hook_out", "attn.o.hook_in", "attn.v.hook_out"])
+@pytest.mark.parametrize("name", ["llama", "neox", "gptoss", "gpt2"])
+def test_a_linear_hook_within_attention_is_no_fault_of_transformer_lens(name, point):
+    model = bridge(name)
+    model.add_hook(f"blocks.1.{point}", lambda x, hook: 0.5 * x)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        graph = tlc.attribute(replacement, TOKENS, max_nodes=20, progress=False)
+    assert graph.completeness_error() < 1e-4
+
+
 def test_processed_weights_that_hugging_faces_matrix_cannot_hold_are_refused_by_name():
     model = bridge("falcon")
     model.enable_compatibility_mode(disable_warnings=True)

@@ -138,3 +138,14 @@ def test_however_much_is_added_to_a_score_its_row_stays_what_softmax_makes_of_it
         edits = [tlc.PatternEdit(layer, head, query, k, float(row[k])) for k in range(query + 1)]
         right = tlc.intervene(replacement, tokens, edits, freeze="attention")
     assert torch.allclose(moved.logits, right.logits, atol=1e-4)  # the held pattern is float32
+
+
+def test_scores_are_not_added_to_a_held_pattern_that_a_users_hook_has_changed():
+    model = tiny_bridge("llama")
+    model.add_hook("blocks.1.attn.hook_pattern", lambda x, hook: 0.5 * x)
+    with tlc.attach(model, transcoders(model)) as replacement:
+        edit = tlc.ScoreEdit(1, 1, 7, 3, 5.0)
+        with pytest.raises(EditError, match="not of this package, on blocks.1.attn.hook_pattern"):
+            tlc.intervene(replacement, prompt(), edit, freeze="attention")
+        assert tlc.intervene(replacement, prompt(), edit, freeze="none").kl() > 0
+        tlc.intervene(replacement, prompt(), tlc.ScoreEdit(0, 1, 7, 3, 5.0), freeze="attention")

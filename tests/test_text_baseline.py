@@ -95,3 +95,12 @@ def test_a_baseline_that_does_not_fit_is_refused_in_words(facts, baseline, tmp_p
     (tmp_path / "no.safetensors").write_bytes(b"no")
     with pytest.raises(GraphFileError, match="not a baseline"):
         tlc.Baseline.load(tmp_path / "no.safetensors")
+
+
+def test_a_last_piece_of_nothing_but_left_out_positions_is_left_out():
+    model = tiny.tiny_bridge("llama")
+    model.cfg.default_prepend_bos = False
+    text = " ".join(f"w{i}" for i in range(3, 12))  # one word more than a piece holds
+    with tlc.attach(model, tiny.transcoders(model)) as replacement:
+        found = tlc.make_baseline(replacement, text, context=8, progress=False)
+    assert found.n_tokens in (7, 8)

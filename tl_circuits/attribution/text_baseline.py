@@ -235,6 +235,8 @@ class _Sums:
 
     def add(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """Run a batch of pieces and add it up."""
+        if tokens.shape[1] <= self._skip:
+            return  # a last piece of nothing but positions that are left out
         model, dictionary = self._replacement.model, self._dictionary
         names = list(dict.fromkeys([_STREAM, *self._reads.values(), *self._writes.values()]))
         seen = collect_sites(model, tokens.to(model_device(model)), names)

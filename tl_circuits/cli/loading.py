@@ -51,6 +51,12 @@ def open_replacement(model_name: str, features: Features, device: str | None, dt
     with loading():
         import torch
 
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
         import tl_circuits as tlc
     dictionary = None
     if features.transcoders != "neurons":

@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_circuits.attribution.same_values import require_same_run
 from tl_circuits.attribution.targets import token_id
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArgumentError, BaselineError
 from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.graph.kinds import Kind, parse_node_id
-from tl_circuits.hooks import Replacement, in_turn, place_number, read_prompt, shown, token_text
+from tl_circuits.hooks import Replacement, clean_run, in_turn, place_number, read_prompt, shown, token_text
 from tl_circuits.interventions.replaced_runs import (
     Kept,
     Metric,
@@ -315,6 +316,10 @@ def _family(
     if not len(prompts):
         raise BaselineError(f"{what} is empty; give at least two prompts.")
     reads = [read_prompt(replacement.model, replacement.dictionary, prompt) for prompt in prompts]
+    for prompt, read in zip(prompts, reads, strict=True):
+        if isinstance(prompt, AttributionGraph):
+            require_belonging(replacement, prompt)
+            require_same_run(replacement, prompt, clean_run(replacement, read.tokens, read.skipped))
     for prompt, read in zip(prompts, reads, strict=True):
         if len(read.tokens) != len(reads[0].tokens):
             raise BaselineError(

@@ -215,7 +215,9 @@ def faithfulness(
         except EditError as error:
             raise EditError(f"group {name!r}: {error}") from error
     if not members:
-        raise EditError("nothing to remove: the graph has no sources and no groups were given.")
+        what = "feature with an edge (in a contrast graph, features alone are removed)"
+        what = what if graph.info.compared_with else "node with an edge"
+        raise EditError(f"nothing to remove: the graph has no {what}, and no groups were given.")
     rows = (~graph._nodes.value.isnan()).nonzero()[:, 0]
     clean = clean_run(replacement, tokens, prompt.skipped)
     require_same_run(replacement, graph, clean)

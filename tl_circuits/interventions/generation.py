@@ -7,17 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_circuits.attribution.same_values import require_same_run
 from tl_circuits.errors import PromptError
+from tl_circuits.graph.graph import AttributionGraph
 from tl_circuits.hooks import (
     CachedModel,
     Replacement,
     added_hooks,
     as_edits,
+    clean_run,
     context_length,
     edit_hooks,
     in_turn,
     make_plan,
-    to_tokens,
+    read_prompt,
     token_text,
 )
 from tl_circuits.interventions.intervene import require_run_belongs
@@ -75,7 +78,10 @@ def generate(
         raise ValueError(f"temperature must be at least 0, got {temperature}.")
     edits = as_edits(edits)
     require_run_belongs(replacement, prompt, [edits])
-    tokens = to_tokens(model, prompt, dictionary.prompt_rule)
+    read = read_prompt(model, dictionary, prompt)
+    tokens = read.tokens
+    if isinstance(prompt, AttributionGraph):
+        require_same_run(replacement, prompt, clean_run(replacement, tokens, read.skipped))
     n = tokens.numel()
     total = n + max_new_tokens
     if total > context_length(model):

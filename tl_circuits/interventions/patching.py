@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_circuits.attribution.same_values import require_same
+from tl_circuits.attribution.same_values import require_same_run
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.dictionaries.node_places import node_places
 from tl_circuits.errors import ArgumentError, PromptError
@@ -152,11 +152,8 @@ def circuit_curve(
     require_belonging(replacement, graph)
     prompt = read_prompt(replacement.model, replacement.dictionary, graph)
     tokens, skipped = prompt.tokens[None], tuple(prompt.skipped)
+    require_same_run(replacement, graph, clean_run(replacement, prompt.tokens, skipped))
     values = values_of(replacement, tokens)
-    features = graph.is_kind("feature").nonzero()[:, 0].tolist()
-    at, nodes = node_places(replacement.dictionary, graph), graph._nodes
-    here = [float(values.acts[int(at[i])][0][nodes.position[i], nodes.feature[i]]) for i in features]
-    require_same(graph, features, here, nodes.activation)
     instead = {place: _instead(acts, others) for place, acts in values.acts.items()}
     runs = Runs(
         replacement,
