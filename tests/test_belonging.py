@@ -424,7 +424,8 @@ def test_a_graph_is_refused_where_its_model_computes_something_else_now(traced_f
                 accepted.append(name)
             except TargetError as error:  # the edges of head_loadings are computed again, and compared
                 assert "on the attached model it is" in str(error) or "comes out differently" in str(error)
-    assert accepted == []
+    # A layer's scores are read without running what comes after it.
+    assert accepted == (["qk_attribution"] if change == "the unembedding" else [])
 
 
 def test_weights_edited_while_attached_are_seen_also_when_written_to_through_data(own_facts):

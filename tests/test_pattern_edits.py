@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tl_circuits as tlc
-from tests.tiny import hook_state, prompt, tiny_bridge, transcoders
+from tests.tiny import hook_state, own_bridge, prompt, tiny_bridge, transcoders
 from tl_circuits.errors import EditError
 
 HEAD = (1, 2, 7, 5)  # layer, head, query, key
@@ -141,7 +141,7 @@ def test_however_much_is_added_to_a_score_its_row_stays_what_softmax_makes_of_it
 
 
 def test_scores_are_not_added_to_a_held_pattern_that_a_users_hook_has_changed():
-    model = tiny_bridge("llama")
+    model = own_bridge("llama")
     model.add_hook("blocks.1.attn.hook_pattern", lambda x, hook: 0.5 * x)
     with tlc.attach(model, transcoders(model)) as replacement:
         edit = tlc.ScoreEdit(1, 1, 7, 3, 5.0)

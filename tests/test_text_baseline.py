@@ -98,7 +98,7 @@ def test_a_baseline_that_does_not_fit_is_refused_in_words(facts, baseline, tmp_p
 
 
 def test_a_last_piece_of_nothing_but_left_out_positions_is_left_out():
-    model = tiny.tiny_bridge("llama")
+    model = tiny.own_bridge("llama")
     model.cfg.default_prepend_bos = False
     text = " ".join(f"w{i}" for i in range(3, 12))  # one word more than a piece holds
     with tlc.attach(model, tiny.transcoders(model)) as replacement:

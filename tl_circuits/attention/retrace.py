@@ -10,7 +10,7 @@ from torch import Tensor
 from tl_circuits.attribution.contrast import compare_again
 from tl_circuits.attribution.engines.closed_form import ClosedForm, closed_form
 from tl_circuits.attribution.engines.linear import LinearEngine
-from tl_circuits.attribution.same_values import require_same_features, require_same_run
+from tl_circuits.attribution.same_values import require_same_features
 from tl_circuits.attribution.sources import Sources, find_sources, recorded_sites
 from tl_circuits.dictionaries.belonging import require_belonging
 from tl_circuits.errors import ArchitectureError, TargetError
@@ -20,7 +20,6 @@ from tl_circuits.hooks import (
     FrozenScores,
     Recording,
     Replacement,
-    clean_run,
     frozen_scores,
     own_sites,
     read_prompt,
@@ -95,7 +94,6 @@ def retrace(
         if scores_of is None or rebuilt:
             recording = record(model, tokens, tokens.numel() - 1, sites, below)
         else:
-            require_same_run(replacement, graph, clean_run(replacement, tokens, prompt.skipped))
             recording, scores[scores_of] = record_below(model, tokens, scores_of, sites)
         sources = find_sources(model, dictionary, recording, prompt.skipped)
         require_same_features(graph, sources)
