@@ -16,7 +16,8 @@ from tl_circuits.course.assignments import ASSIGNMENTS
 from tl_circuits.course.checks import fact_controls, fact_neurons
 from tl_circuits.course.families import CAPITALS, Family
 from tl_circuits.course.handouts import with_neurons
-from tl_circuits.course.questions import Lab, open_lab
+from tl_circuits.course.neuron_answers import neuron_list
+from tl_circuits.course.questions import Lab, WrongAnswer, open_lab
 from tl_circuits.course.report import check
 from tl_circuits.course.student_code import run_cells
 from tl_circuits.dictionaries.builtin.world import STATES
@@ -322,3 +323,9 @@ def test_wilsons_interval_is_the_published_one():
     }
     for (b, n), want in published.items():
         assert fact_controls.wilson(b, n) == pytest.approx(want, abs=1e-4)  # printed with four digits
+
+
+@pytest.mark.parametrize("neuron", [(1.5, 2, 3), (1, 2.25, 3), (True, 2, 3), (1, 2)])
+def test_a_neuron_is_three_whole_numbers(neuron):
+    with pytest.raises(WrongAnswer, match="three whole numbers|a tuple"):
+        neuron_list([neuron])
