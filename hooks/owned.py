@@ -136,12 +136,12 @@ def has_others_hooks(point: HookPoint) -> bool:
 
 
 def others_hooks(model: Model) -> dict[str, tuple[int, ...]]:
-    """The points that carry hooks of others, by name, with a number for each of these hooks."""
+    """The points that carry hooks of others, by name, with PyTorch's number of each, which no later hook gets again."""
     found = {}
     for name, point in registry(model).items():
-        hooks = [handle.user_hook for handle in point.fwd_hooks if getattr(handle.user_hook, "owner", None) != OWNER]
-        if hooks:
-            found[name] = tuple(map(id, hooks))
+        numbers = [h.hook.id for h in point.fwd_hooks if getattr(h.user_hook, "owner", None) != OWNER]
+        if numbers:
+            found[name] = tuple(numbers)
     return found
 
 

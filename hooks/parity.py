@@ -106,8 +106,8 @@ def _require_same(name: str, bridge: Tensor, original: Tensor, processed: bool) 
 def _hooked(module: Any) -> bool:
     """Whether hooks of others, on the module or on any point within it, may change what it gives."""
     points = (child for child in module.modules() if isinstance(child, HookPoint))
-    own = (hook for hook in module._forward_hooks.values() if not isinstance(hook, OwnHook))
-    return any(has_others_hooks(point) for point in points) or any(True for _ in own) or bool(module._forward_pre_hooks)
+    on_it = any(not isinstance(hook, OwnHook) for hook in module._forward_hooks.values())
+    return on_it or bool(module._forward_pre_hooks) or any(has_others_hooks(point) for point in points)
 
 
 def _processed(module: Any) -> bool:

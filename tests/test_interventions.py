@@ -299,6 +299,22 @@ def test_hooks_that_cannot_be_held_are_named_also_if_they_come_later(own_hooks, 
     tlc.attribute(replacement, text, max_nodes=5, progress=False)
 
 
+def test_a_hook_that_is_put_back_is_proved_anew(own_hooks):
+    replacement, text = own_hooks
+    most = [1e9]
+
+    def clamp(x, hook):
+        return x.clamp(-most[0], most[0])
+
+    replacement.model.add_hook("blocks.1.hook_attn_out", clamp)
+    tlc.attribute(replacement, text, max_nodes=5, progress=False)
+    replacement.model.reset_hooks()
+    most[0] = 0.1
+    replacement.model.add_hook("blocks.1.hook_attn_out", clamp)
+    with pytest.raises(ArchitectureError, match="is not linear"):
+        tlc.attribute(replacement, text, max_nodes=5, progress=False)
+
+
 @pytest.fixture
 def own_hooks():
     model = tlc.load_model("tiny-facts")
